@@ -1,0 +1,104 @@
+"""What every document shares: frozen, versioned, canonical JSON, sha256, atomic write, one-line errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from layerprune.errors import DocumentError
+
+
+class Part(BaseModel):
+    """A frozen piece of a document; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Document(Part):
+    """A file that one step leaves and the next one takes. ``kind`` and ``format`` stand in every file."""
+
+    filename: ClassVar[str]
+
+    def canonical_json(self) -> str:
+        """Return the one spelling of this document that is hashed: sorted keys, no spaces, UTF-8, no NaN."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+
+    def sha256(self) -> str:
+        """Return the hex sha256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def save(self, path: Path) -> Path:
+        """Write the document for people to read and diff (same bytes for the same content); never half a file."""
+        write_atomically(path, (pretty(self.model_dump(mode="json")) + "\n").encode())
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a document; raises ``DocumentError`` naming the file and the first fault."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise DocumentError(f"{path} does not exist; expected a {cls.filename}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DocumentError(f"cannot read {path}: {error}") from error
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DocumentError(f"{path} is not JSON: {error}") from error
+        return cls.parse(data, source=str(path))
+
+    @classmethod
+    def parse(cls, data: Any, source: str) -> Self:
+        """Validate plain data; ``source`` is the name used in errors."""
+        if not isinstance(data, dict):
+            raise DocumentError(f"{source} holds {type(data).__name__} where a {cls.filename} object is expected")
+        expected = cls.model_fields["kind"].default
+        if data.get("kind") != expected:
+            raise DocumentError(f"{source} is a {data.get('kind')!r} document; expected {expected!r}")
+        latest = cls.model_fields["format"].default
+        if data.get("format") != latest:
+            raise DocumentError(f"{source} has format {data.get('format')!r}; this layerprune reads format {latest}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DocumentError(f"{source}: {where or 'document'}: {first['msg']}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file in full or not at all: a temporary sibling, flushed to disk, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; documents are for sharing
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def pretty(value: Any, indent: str = "") -> str:
+    """Return JSON with sorted keys where lists of plain values stay on one line (a thousand items, one line)."""
+    deeper = indent + "  "
+    if isinstance(value, dict) and value:
+        rows = [f"{deeper}{json.dumps(key, ensure_ascii=False)}: {pretty(value[key], deeper)}" for key in sorted(value)]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
+        return "[\n" + ",\n".join(deeper + pretty(entry, deeper) for entry in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,57 @@
+"""receipt.json: what export wrote, file by file, and how it was checked."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from layerprune.documents.base import Document, Part
+from layerprune.documents.common import ModelRef, Units
+
+
+class FileEntry(Part):
+    """One file of the exported folder."""
+
+    sha256: str
+    bytes: int
+
+
+class Change(Part):
+    """One config field that differs from the base."""
+
+    before: Any = None
+    after: Any = None
+
+
+class LogitsProof(Part):
+    """The exported model against the base with the removed units bypassed."""
+
+    method: str = Field(description="'whole models', or how a model larger than memory was compared")
+    windows: int
+    tokens: int
+    dtype: str
+    max_difference: float = Field(description="largest absolute difference of any logit")
+    scale: float = Field(description="largest absolute logit of the bypassed base")
+
+
+class Receipt(Document):
+    """Export's account of itself."""
+
+    filename: ClassVar[str] = "receipt.json"
+    kind: Literal["receipt"] = "receipt"
+    format: Literal[1] = 1
+    base: ModelRef
+    result: ModelRef
+    removal: Units
+    plan_sha256: str
+    files: dict[str, FileEntry]
+    dropped_tensors: int
+    dropped_files: tuple[str, ...] = Field(default=(), description="files of the base that were not carried along, e.g. pickles")
+    bytes_before: int
+    bytes_after: int
+    config_changes: dict[str, Change]
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
+    proof: LogitsProof | None = None
+    versions: dict[str, str]

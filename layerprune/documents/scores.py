@@ -1,0 +1,73 @@
+"""scores.json: what each candidate removal costs, per task, with intervals and per-item outcomes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from layerprune.documents.base import Document, Part
+from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units
+
+
+class TaskScore(Part):
+    """One removal on one task."""
+
+    relevance: float = Field(description="1 - max(acc - chance, 0) / max(base acc - chance, 0); negative: removal helped")
+    interval: Interval = Field(description="95 %, paired over the items")
+    accuracy: float
+    gold_probability: float | None
+    items: int = Field(description="how many items this candidate was judged on")
+    outcomes: Outcomes
+
+
+class Candidate(Part):
+    """One removal and its score; higher means more harm in removing."""
+
+    removal: Units
+    score: float
+    interval: Interval | None = None
+    tie_break: float = Field(default=0.0, description="orders equal scores: loss of mean gold probability")
+    tasks: dict[str, TaskScore] = Field(default_factory=dict)
+
+
+class Round(Part):
+    """All candidates judged while the units in ``removed`` were already gone (a one-shot search has one round)."""
+
+    removed: Units
+    candidates: tuple[Candidate, ...]
+
+
+class BaseTask(Part):
+    """The intact model on one task."""
+
+    accuracy: float
+    gold_probability: float | None
+    p_value: float = Field(description="one-sided exact test of accuracy against the chance level")
+    outcomes: Outcomes
+
+
+class EngineReport(Part):
+    """How the figures were computed."""
+
+    path: str = Field(description="which evaluation path passed the self-test")
+    dtype: str
+    device: str
+    computed: int = Field(description="tokens x layers computed")
+    naive: int = Field(description="tokens x layers a full evaluation per candidate would have computed")
+
+
+class Scores(Document):
+    """Every candidate a search has looked at, round by round."""
+
+    filename: ClassVar[str] = "scores.json"
+    kind: Literal["scores"] = "scores"
+    format: Literal[1] = 1
+    model: ModelRef
+    metric: MetricRef
+    data: tuple[TaskData, ...]
+    base: dict[str, BaseTask] = Field(default_factory=dict)
+    rounds: tuple[Round, ...]
+    engine: EngineReport | None = None
+    seed: int
+    versions: dict[str, str]
