@@ -1,4 +1,4 @@
-"""Names to implementations: built-ins as "module:attribute", third parties through entry points, loaded when asked for."""
+"""Names to implementations: built-ins as "module:attribute", third parties by entry points, loaded when asked for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class Entry:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise RegistryError(f"{self.name!r} of {self.owner} cannot be loaded from {self.target}: {error}") from error
+            raise RegistryError(
+                f"{self.name!r} of {self.owner} cannot be loaded from {self.target}: {error}"
+            ) from error
 
 
 class Registry:
@@ -44,7 +46,8 @@ class Registry:
             other = found.get(point.name)
             if other is not None and (other.target, other.owner) != (entry.target, entry.owner):
                 raise RegistryError(
-                    f"two distributions register the {self.kind} {point.name!r}: {other.owner} and {owner}; uninstall one"
+                    f"two distributions register the {self.kind} {point.name!r}: "
+                    f"{other.owner} and {owner}; uninstall one"
                 )
             found[point.name] = entry
         return dict(sorted(found.items()))

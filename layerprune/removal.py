@@ -19,7 +19,7 @@ def first_sublayer(unit: Unit) -> int:
     """Return the index in A0 M0 A1 M1 ... of the first of the unit's two sublayers."""
     doubled = 2 * unit
     if unit < 0 or doubled != int(doubled):
-        raise UsageError(f"{unit!r} is not a unit: a whole layer is written 3, the half-layer run after its attention 3.5")
+        raise UsageError(f"{unit!r} is not a unit; write 3 for layer 3, 3.5 for the half-layer run after its attention")
     return int(doubled)
 
 

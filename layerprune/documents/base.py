@@ -86,10 +86,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; documents are for sharing
-        os.replace(name, path)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files; documents are for sharing
+        Path(name).replace(path)
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink()
         raise
 
 

@@ -47,7 +47,9 @@ class Receipt(Document):
     plan_sha256: str
     files: dict[str, FileEntry]
     dropped_tensors: int
-    dropped_files: tuple[str, ...] = Field(default=(), description="files of the base that were not carried along, e.g. pickles")
+    dropped_files: tuple[str, ...] = Field(
+        default=(), description="files of the base that were not carried along, e.g. pickles"
+    )
     bytes_before: int
     bytes_after: int
     config_changes: dict[str, Change]

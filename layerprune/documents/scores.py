@@ -13,7 +13,9 @@ from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes,
 class TaskScore(Part):
     """One removal on one task."""
 
-    relevance: float = Field(description="1 - max(acc - chance, 0) / max(base acc - chance, 0); negative: removal helped")
+    relevance: float = Field(
+        description="1 - max(acc - chance, 0) / max(base acc - chance, 0); negative: removal helped"
+    )
     interval: Interval = Field(description="95 %, paired over the items")
     accuracy: float
     gold_probability: float | None

@@ -1,0 +1,34 @@
+"""Searches over removals. They see only a judge and constraints, never a model, and repeat exactly under a seed."""
+
+from layerprune.planners.base import Found, Judge, Search, Watch, by_harm, judged, table_judge
+from layerprune.planners.constraints import Constraints, Move, parse_drop, parse_protect
+from layerprune.planners.stepwise import Greedy, OneShot, greedy, one_shot
+from layerprune.registry import Registry
+
+SEARCHES = Registry(
+    kind="search",
+    group="layerprune.searches",
+    builtin={
+        "one-shot": "layerprune.planners.stepwise:OneShot",
+        "greedy": "layerprune.planners.stepwise:Greedy",
+    },
+)
+
+__all__ = [
+    "SEARCHES",
+    "Constraints",
+    "Found",
+    "Greedy",
+    "Judge",
+    "Move",
+    "OneShot",
+    "Search",
+    "Watch",
+    "by_harm",
+    "greedy",
+    "judged",
+    "one_shot",
+    "parse_drop",
+    "parse_protect",
+    "table_judge",
+]

@@ -1,0 +1,90 @@
+"""What every search shares: it asks a judge about removals and returns what it found. It never sees a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from layerprune.documents import Candidate, Ranked, Round
+from layerprune.planners.constraints import Constraints, Move
+from layerprune.removal import Removal, Unit
+
+Judge = Callable[[Sequence[Removal]], Sequence[Candidate]]
+"""Scores whole removals (what is already gone included), one candidate each, in the order asked."""
+
+Watch = Callable[[Removal, Candidate], None]
+"""Told the best removal so far and its score, after every round."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ends with."""
+
+    order: tuple[Unit, ...]  # in the order of choosing
+    rounds: tuple[Round, ...]  # everything that was judged
+    ranking: tuple[Ranked, ...]  # the first round, least harm first
+    cost: Candidate | None = None  # the judge's word on the whole removal; None where it was never asked
+
+    @property
+    def removal(self) -> Removal:
+        """The units to remove."""
+        return Removal.from_units(self.order)
+
+
+class Search(Protocol):
+    """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer."""
+
+    def __call__(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+    ) -> Found: ...
+
+
+def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
+    """Ask the judge and check that it answered what was asked; a judge that does not is a bug, not a user's fault."""
+    candidates = tuple(judge(removals))
+    asked, answered = [r.units for r in removals], [c.removal for c in candidates]
+    if asked != answered:
+        raise ValueError(f"the judge was asked about {asked} and answered about {answered}")
+    return candidates
+
+
+def by_harm(candidate: Candidate) -> tuple[float, float, tuple[Unit, ...]]:
+    """Sort key, least harm first: the score, then its tie-break, then the lowest units."""
+    return candidate.score, candidate.tie_break, candidate.removal
+
+
+def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_before: float = 0.0) -> list[int]:
+    """Return the positions of ``moves`` ordered by harm, least first.
+
+    Where moves differ in size (layers that go together), harm is counted per layer: a pair that costs 0.3 goes before
+    a single layer that costs 0.2. With equal sizes the scores are compared as they are.
+    """
+    same_size = len({len(move) for move in moves}) <= 1
+
+    def key(position: int) -> tuple[float, float, Move]:
+        move, candidate = moves[position], candidates[position]
+        if same_size:
+            return candidate.score, candidate.tie_break, move
+        return (candidate.score - score_before) / len(move), candidate.tie_break / len(move), move
+
+    return sorted(range(len(moves)), key=key)
+
+
+def ranked(moves: Sequence[Move], candidates: Sequence[Candidate]) -> tuple[Ranked, ...]:
+    """Return the first round as a ranking, unit by unit; layers that go together share one score."""
+    return tuple(
+        Ranked(unit=unit, score=candidates[position].score, interval=candidates[position].interval)
+        for position in order_moves(moves, candidates)
+        for unit in moves[position]
+    )
+
+
+def table_judge(rounds: Iterable[Round]) -> Judge:
+    """Return a judge that answers from recorded rounds; asked beyond them it raises ``KeyError`` with the removal."""
+    table = {candidate.removal: candidate for entry in rounds for candidate in entry.candidates}
+
+    def judge(removals: Sequence[Removal]) -> list[Candidate]:
+        return [table[removal.units] for removal in removals]
+
+    return judge

@@ -1,0 +1,171 @@
+"""What a search may not do, and what "drop 25%" and "protect 0,1,-1" mean for a stack of a given depth."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from layerprune.errors import RefusedError, UsageError
+from layerprune.removal import Removal, Unit, first_sublayer
+
+Move = tuple[Unit, ...]  # what is removed in one stroke: one unit, or all layers that must go together
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """The stack's depth, what the user protects, and what the architecture allows."""
+
+    depth: int
+    protect: frozenset[int] = frozenset()  # the user's: never removed
+    must_keep: frozenset[int] = frozenset()  # the architecture's: never removed
+    together: tuple[frozenset[int], ...] = ()  # layers that are removed together or not at all
+    units: tuple[Unit, ...] | None = None  # what may be removed at all; None: every whole layer
+    check: Callable[[Removal], None] | None = field(default=None, compare=False)  # Anatomy.check: raises RefusedError
+
+    @cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """Every stroke that is allowed on the intact model, ordered by first unit."""
+        kept = self.protect | self.must_keep
+        grouped = frozenset[int]().union(*self.together)
+        units = range(self.depth) if self.units is None else self.units
+        single = [(unit,) for unit in units if not layers_of(unit) & (kept | grouped)]
+        groups = [tuple(sorted(group)) for group in self.together if not group & kept]
+        return tuple(sorted([*single, *groups]))
+
+    @property
+    def removable(self) -> int:
+        """How many layers could go at most."""
+        return len({sublayer for move in self.moves for unit in move for sublayer in sublayers_of(unit)}) // 2
+
+    def open_moves(self, removed: Removal, drop: int) -> tuple[Move, ...]:
+        """Return the moves that can follow ``removed`` and still end at exactly ``drop`` units.
+
+        Raises ``RefusedError`` when there is none, with the architecture's reason where it gave one.
+        """
+        fitting = self._fitting(removed, drop)
+        refusals = {move: self.refusal(removed.add(*move)) for move in fitting}
+        allowed = tuple(move for move in fitting if not refusals[move])
+        if not allowed:
+            raise self._dead_end(removed, drop, refusals)
+        return allowed
+
+    def first_open(self, preference: Sequence[Move], removed: Removal, drop: int) -> Move:
+        """Return the first of ``preference`` that may follow; asks the architecture about no more than needed."""
+        fitting = set(self._fitting(removed, drop))
+        refusals: dict[Move, str] = {}
+        for move in preference:
+            if move in fitting:
+                refusals[move] = self.refusal(removed.add(*move))
+                if not refusals[move]:
+                    return move
+        raise self._dead_end(removed, drop, refusals)
+
+    def _fitting(self, removed: Removal, drop: int) -> list[Move]:
+        """Return moves that overlap nothing removed and leave a rest that the other moves can add up to."""
+        moves = [move for move in self.moves if not _overlaps(move, removed)]
+        missing, counts = drop - len(removed), Counter(len(move) for move in moves)
+        rest = {size: _sums((counts - Counter([size])).elements()) for size in counts}
+        return [move for move in moves if missing - len(move) in rest[len(move)]]
+
+    def _dead_end(self, removed: Removal, drop: int, refusals: Mapping[Move, str]) -> RefusedError:
+        reason = next((text for text in refusals.values() if text), "")
+        return RefusedError(
+            f"cannot remove {drop} layers: after {len(removed)} ({removed}) none of the others may go"
+            + (f"; {reason}" if reason else "")
+        )
+
+    def refusal(self, removal: Removal) -> str:
+        """Return why the architecture refuses ``removal``, or an empty string."""
+        if self.check is None:
+            return ""
+        try:
+            self.check(removal)
+        except RefusedError as error:
+            return str(error)
+        return ""
+
+    def require(self, drop: int) -> None:
+        """Raise ``UsageError`` when no removal of ``drop`` units exists, before anything slow starts."""
+        if drop < 1 or drop >= self.depth:
+            raise UsageError(f"cannot remove {drop} of {self.depth} layers; at least one goes and at least one stays")
+        if drop > self.removable:
+            raise UsageError(
+                f"cannot remove {drop} layers: of {self.depth} layers {self.removable} may go{self._kept_in_words()}"
+            )
+        possible = _sums(len(move) for move in self.moves)
+        if drop not in possible:
+            counts = [count for count in possible if 0 < count < self.depth]
+            near = sorted(counts, key=lambda count: (abs(count - drop), count))[:2]
+            raise UsageError(
+                f"cannot remove exactly {drop} layers: some go only together; "
+                f"possible nearby: {' or '.join(map(str, sorted(near))) or 'none'}"
+            )
+
+    def _kept_in_words(self) -> str:
+        parts = []
+        if self.protect:
+            parts.append(f"protected: {', '.join(map(str, sorted(self.protect)))}")
+        if self.must_keep:
+            parts.append(f"kept by the architecture: {', '.join(map(str, sorted(self.must_keep)))}")
+        return f" ({'; '.join(parts)})" if parts else ""
+
+
+def sublayers_of(unit: Unit) -> tuple[int, int]:
+    """Return the two sublayers of a unit in A0 M0 A1 M1 ... ."""
+    start = first_sublayer(unit)
+    return start, start + 1
+
+
+def layers_of(unit: Unit) -> frozenset[int]:
+    """Return the layers a unit takes something from: ``{3}`` for 3, ``{3, 4}`` for 3.5."""
+    return frozenset(sublayer // 2 for sublayer in sublayers_of(unit))
+
+
+def parse_drop(text: str, depth: int) -> int:
+    """Return how many of ``depth`` layers ``"6"`` or ``"25%"`` means; a share is rounded to the nearest, at least 1."""
+    given = text.strip()
+    try:
+        if given.endswith("%"):
+            share = float(given[:-1])
+            if not math.isfinite(share) or share <= 0:
+                raise ValueError
+            count = max(1, math.floor(depth * share / 100 + 0.5))
+        else:
+            count = int(given)
+    except ValueError:
+        raise UsageError(f"--drop {text!r} is neither a count nor a share; write 6 or 25%") from None
+    if count < 1 or count >= depth:
+        what = f" ({count} layers)" if given.endswith("%") else ""
+        raise UsageError(f"--drop {text}{what}: the model has {depth} layers; between 1 and {depth - 1} can be removed")
+    return count
+
+
+def parse_protect(text: str | None, depth: int) -> frozenset[int]:
+    """Return the layers that ``"0,1,-1"`` names; negative numbers count from the end."""
+    layers = set()
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        try:
+            layer = int(part)
+        except ValueError:
+            raise UsageError(f"--protect {text!r}: {part.strip()!r} is not a layer number; write 0,1,-1") from None
+        if not -depth <= layer < depth:
+            raise UsageError(f"--protect {text!r}: layer {layer} does not exist; the model has layers 0 to {depth - 1}")
+        layers.add(layer % depth)
+    return frozenset(layers)
+
+
+def _overlaps(move: Move, removed: Removal) -> bool:
+    return any(sublayer in removed.sublayers for unit in move for sublayer in sublayers_of(unit))
+
+
+def _sums(sizes: Iterable[int]) -> set[int]:
+    """Return every total that some subset of ``sizes`` has, 0 among them."""
+    totals = {0}
+    for size in sizes:
+        totals |= {total + size for total in totals}
+    return totals
