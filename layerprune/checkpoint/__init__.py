@@ -1,0 +1,21 @@
+"""Weights on disk: where they are, what the safetensors headers say, and how a folder is written whole or not at all.
+
+Nothing here decodes a tensor: a tensor is a name, a dtype, a shape and a byte range of a file.
+"""
+
+from layerprune.checkpoint.header import Tensor, read_header
+from layerprune.checkpoint.locate import Folder, locate
+from layerprune.checkpoint.opened import Checkpoint, contained
+from layerprune.checkpoint.writer import new_folder, plan_shards, write_shards
+
+__all__ = [
+    "Checkpoint",
+    "Folder",
+    "Tensor",
+    "contained",
+    "locate",
+    "new_folder",
+    "plan_shards",
+    "read_header",
+    "write_shards",
+]

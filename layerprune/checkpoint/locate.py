@@ -1,0 +1,82 @@
+"""MODEL as a user types it, a local folder or a Hub id, to a folder on this disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerprune.checkpoint.opened import INDEX, WEIGHTS
+from layerprune.errors import CheckpointError, ModelError, one_line
+
+# Everything a model needs beside its weights. No pickle matches. Python files are fetched, never run without
+# trust_remote_code.
+SMALL_FILES = (
+    "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "tokenizer*", "additional_chat_templates/*",
+    "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
+)  # fmt: skip
+NOT_FETCHED = ("*/*.json", "*/*.txt", "*/*.py", "*/*.model", "onnx/*", "gguf/*", "original/*", "*.bin", "*.onnx*")
+HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder on this disk and the name it is known by."""
+
+    path: Path
+    id: str  # Hub id, or the absolute path
+    revision: str | None  # Hub commit; None for a local folder
+
+
+def locate(model: str, revision: str | None = None) -> Folder:
+    """Return the local folder, or the Hub snapshot (downloaded when it is not in the cache).
+
+    Fetched are safetensors, JSON, tokenizer and licence files; no pickle. ``revision`` is a branch, tag or commit of a
+    Hub model. Raises ``ModelError`` for a path that does not exist or a model the Hub does not give.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ModelError(f"{model} is a local folder; a revision ({revision!r}) is for Hub ids only")
+        return Folder(path.resolve(), str(path.resolve()), None)
+    if path.exists():
+        raise ModelError(f"{model} is a file; expected a folder with config.json and safetensors, or a Hub id")
+    if _reads_as_path(model):
+        raise ModelError(f"{model} does not exist; expected a local folder or a Hub id like 'org/name'")
+    return _from_hub(model, revision)
+
+
+def _reads_as_path(model: str) -> bool:
+    if model.startswith((".", "~")) or os.sep in model.replace("/", "") or not HUB_ID.fullmatch(model):
+        return True
+    return "/" in model and Path(model).parent.is_dir()  # the folder is there, its child is not: a typing mistake
+
+
+def _from_hub(model: str, revision: str | None) -> Folder:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, RevisionResolutionError
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        small = snapshot_download(
+            model, revision=revision, allow_patterns=list(SMALL_FILES), ignore_patterns=list(NOT_FETCHED)
+        )
+        path = snapshot_download(model, revision=Path(small).name, allow_patterns=_weight_files(Path(small)))
+    except (OSError, HFValidationError, RevisionResolutionError, CachedRepoTreeNotFoundError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ModelError(f"no folder {model} here, and the Hub does not give it{at}: {one_line(error)}") from error
+    return Folder(Path(path), model, Path(path).name)
+
+
+def _weight_files(small: Path) -> list[str]:
+    """Return the names of the weight files; the index's entries are checked again, strictly, when it is opened."""
+    index = small / INDEX
+    if not index.exists():
+        return [WEIGHTS]
+    try:
+        return sorted({WEIGHTS, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} has no weight_map of tensor names to file names") from error

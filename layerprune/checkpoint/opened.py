@@ -1,0 +1,154 @@
+"""A checkpoint folder opened: every tensor of every shard by name, validated, with a fingerprint of the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from layerprune.checkpoint.header import Tensor, read_header
+from layerprune.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5", "*.ot")
+
+# A fingerprint must be quick on a 140 GB checkpoint and still see any training step, which moves nearly every weight:
+# up to 64 KiB of each tensor, in 16 pieces.
+SAMPLE_PIECES = 16
+SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one folder, by name in the order of the files; nothing but headers has been read."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Read the headers of all shards; raises ``CheckpointError`` naming file and tensor at the first fault."""
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is not a folder; expected one with config.json and safetensors")
+        listed = _weight_map(path)
+        names = [WEIGHTS] if listed is None else sorted(set(listed.values()))
+        headers = [read_header(contained(path, name, source=path / INDEX)) for name in names]
+        tensors: dict[str, Tensor] = {}
+        metadata: dict[str, str] = {}
+        for header in headers:
+            metadata = {**header.metadata, **metadata}
+            for tensor in header.tensors:
+                if tensor.name in tensors:
+                    other = tensors[tensor.name].file
+                    raise CheckpointError(f"tensor {tensor.name!r} is in both {other} and {header.file}")
+                tensors[tensor.name] = tensor
+        if listed is not None:
+            _check_index(path / INDEX, listed, tensors)
+        if not tensors:
+            raise CheckpointError(f"{path} holds no tensors")
+        return cls(path, tensors, metadata, tuple(header.file for header in headers))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data, headers not counted."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Stored elements; a tied weight counts once, a packed quantised element counts as stored."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    def fingerprint(self) -> str:
+        """Return ``sha256:<hex>`` of the weights, the same however they are sharded and in whatever order.
+
+        Hashed, for each tensor in the order of names: the UTF-8 line ``name dtype shape``, then its bytes when they are
+        at most 64 KiB, else 16 pieces of 4 KiB spread evenly from the first byte to the last. A change that misses
+        every piece is not seen; a file that is damaged in its structure is refused by ``open``.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            digest.update(json.dumps([name, tensor.dtype, list(tensor.shape)]).encode() + b"\n")
+            for piece in _samples(tensor):
+                digest.update(piece)
+        return f"sha256:{digest.hexdigest()}"
+
+
+def contained(folder: Path, name: str, source: Path | None = None) -> Path:
+    """Return ``folder / name`` when that is a file of this folder; raises ``CheckpointError`` when it leads elsewhere.
+
+    Symbolic links are followed within the folder, and from a Hub cache's snapshot into its own ``blobs``; nowhere else.
+    ``source`` is the file that named it, for the message.
+    """
+    said = f"{source} names {name!r}" if source is not None else f"{folder / name}"
+    pure = PurePath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+        raise CheckpointError(f"{said}, which is not a path inside the folder; refused")
+    target, home = (folder / name).resolve(), folder.resolve()
+    roots = [home]
+    if home.parent.name == "snapshots":  # <cache>/models--org--name/snapshots/<commit>, files linked from ../../blobs
+        roots.append(home.parent.parent / "blobs")
+    if not any(target.is_relative_to(root) for root in roots):
+        raise CheckpointError(f"{said}, a symbolic link out of the folder; refused")
+    if not target.is_file():
+        raise CheckpointError(f"{said}, which does not exist in {folder}" if source else f"{said} does not exist")
+    return folder / name
+
+
+def _weight_map(path: Path) -> dict[str, str] | None:
+    """Return the index's map of tensor to file, or None for a single-file checkpoint (which transformers prefers)."""
+    if (path / WEIGHTS).exists():
+        contained(path, WEIGHTS)
+        return None
+    if not (path / INDEX).exists():
+        raise CheckpointError(_why_no_weights(path))
+    index = contained(path, INDEX)
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {index}: {error}") from error
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensor names to file names")
+    return listed
+
+
+def _why_no_weights(path: Path) -> str:
+    if any(path.glob("adapter_model*")):
+        return f"{path} holds an adapter, not a model; merge it into its base model first"
+    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+    if pickles:
+        return f"{path} has no safetensors weights, only {pickles[0]}; pickles are never read, convert it first"
+    return f"{path} has neither {WEIGHTS} nor {INDEX}"
+
+
+def _check_index(index: Path, listed: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    for name, file in listed.items():
+        if name not in tensors:
+            raise CheckpointError(f"{index} names tensor {name!r}, which {file} does not hold")
+        if tensors[name].file.name != PurePath(file).name:
+            raise CheckpointError(f"{index} says tensor {name!r} is in {file}; it is in {tensors[name].file.name}")
+
+
+def _samples(tensor: Tensor) -> Iterator[bytes]:
+    last = tensor.nbytes - SAMPLE_BYTES
+    whole = tensor.nbytes <= SAMPLE_PIECES * SAMPLE_BYTES
+    spread = [(i * last // (SAMPLE_PIECES - 1), SAMPLE_BYTES) for i in range(SAMPLE_PIECES)]
+    ranges = [(0, tensor.nbytes)] if whole else spread
+    try:
+        with tensor.file.open("rb", buffering=0) as handle:
+            for offset, length in ranges:
+                handle.seek(tensor.start + offset)
+                piece = handle.read(length)
+                if len(piece) != length:
+                    raise CheckpointError(f"{tensor.file} ended while tensor {tensor.name!r} was read")
+                yield piece
+    except OSError as error:
+        what = error.strerror or error
+        raise CheckpointError(f"cannot read tensor {tensor.name!r} of {tensor.file}: {what}") from error

@@ -1,0 +1,260 @@
+"""A checkpoint folder written whole or not at all, and tensors copied as byte ranges, never decoded."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from layerprune.checkpoint.header import DTYPE_BITS, LENGTH_BYTES, METADATA, Tensor
+from layerprune.checkpoint.opened import INDEX, WEIGHTS
+from layerprune.errors import ExportError, one_line
+from layerprune.progress import SILENT, Advance, Progress
+
+DEFAULT_SHARD_BYTES = 5 * 10**9  # what the Hub's own library has long split at
+BUFFER_BYTES = 8 * 2**20  # of the portable copy
+KERNEL_COPY_BYTES = 64 * 2**20  # per copy_file_range call, so that progress moves
+NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor to write: the name it gets, its dtype and shape, and the byte ranges that make it up, in order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    ranges: tuple[tuple[Path, int, int], ...]  # (file, start, stop)
+
+    @classmethod
+    def of(cls, tensor: Tensor, name: str) -> Part:
+        return cls(name, tensor.dtype, tensor.shape, ((tensor.file, tensor.start, tensor.stop),))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stop - start for _, start, stop in self.ranges)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write."""
+
+    filename: str
+    parts: tuple[Part, ...]
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a hidden sibling of ``out`` to write into; rename it to ``out`` on success, remove it on any failure.
+
+    Raises ``ExportError`` when ``out`` exists or cannot be made; operating-system errors inside the block (a full disk)
+    become one-line ``ExportError``s. What a killed process left behind is removed by the next export to the same place.
+    """
+    out = Path(out).absolute()
+    if os.path.lexists(out):
+        raise ExportError(f"{out} exists already; choose a new folder or remove it")
+    try:
+        made = _make_parents(out.parent)
+        _remove_abandoned(out)
+        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=_prefix(out)))
+    except OSError as error:
+        raise ExportError(f"cannot write to {out.parent}: {error.strerror or error}") from error
+    lock = _lock(partial)
+    try:
+        yield partial
+        _publish(partial, out)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            folder.rmdir()
+        if isinstance(error, OSError):
+            raise ExportError(f"writing {out} failed, nothing was left behind: {one_line(error)}") from error
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def plan_shards(parts: Sequence[Part], max_bytes: int | None = None) -> list[Shard]:
+    """Return the files to write, each of at most ``max_bytes`` of data (default 5 GB) or a single larger tensor."""
+    limit = DEFAULT_SHARD_BYTES if max_bytes is None else max_bytes
+    groups: list[list[Part]] = [[]]
+    filled = 0
+    for part in parts:
+        if groups[-1] and filled + part.nbytes > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += part.nbytes
+    if len(groups) == 1:
+        return [Shard(WEIGHTS, _aligned(groups[0]))]
+    stem, count = WEIGHTS.removesuffix(".safetensors"), len(groups)
+    return [Shard(f"{stem}-{i:05d}-of-{count:05d}.safetensors", _aligned(group)) for i, group in enumerate(groups, 1)]
+
+
+def write_shards(folder: Path, shards: Sequence[Shard], metadata: dict[str, str], progress: Progress = SILENT) -> None:
+    """Write the shards and, for more than one, their index; each file is flushed to disk."""
+    total = sum(part.nbytes for shard in shards for part in shard.parts)
+    with progress.task("copying weights", total, "B") as advance:
+        for shard in shards:
+            _write_shard(folder / shard.filename, shard, metadata, advance)
+    if len(shards) > 1:
+        names = {part.name: shard.filename for shard in shards for part in shard.parts}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
+        write_file(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file and flush it to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def header_bytes(shard: Shard, metadata: dict[str, str]) -> bytes:
+    """Return the safetensors length prefix and header of a shard, padded so that the data starts at a multiple of 8."""
+    content: dict[str, object] = {METADATA: metadata}
+    position = 0
+    for part in shard.parts:
+        content[part.name] = {
+            "dtype": part.dtype, "shape": list(part.shape), "data_offsets": [position, position + part.nbytes],
+        }  # fmt: skip
+        position += part.nbytes
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def _aligned(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Order wide dtypes first (stable), as the safetensors library does, so that every tensor stays aligned."""
+    return tuple(sorted(parts, key=lambda part: -DTYPE_BITS[part.dtype]))
+
+
+def _write_shard(path: Path, shard: Shard, metadata: dict[str, str], advance: Advance) -> None:
+    sources: dict[Path, IO[bytes]] = {}
+    try:
+        with path.open("wb", buffering=0) as target:
+            target.write(header_bytes(shard, metadata))
+            for file, start, stop in _merged(shard.parts):
+                if file not in sources:
+                    sources[file] = file.open("rb", buffering=0)
+                _copy_range(sources[file], start, stop, target, advance)
+            os.fsync(target.fileno())
+    finally:
+        for source in sources.values():
+            source.close()
+
+
+def _merged(parts: Sequence[Part]) -> list[tuple[Path, int, int]]:
+    """Join neighbouring byte ranges of one file: one long copy in place of many short ones."""
+    runs: list[tuple[Path, int, int]] = []
+    for file, start, stop in (piece for part in parts for piece in part.ranges):
+        if runs and runs[-1][0] == file and runs[-1][2] == start:
+            runs[-1] = (file, runs[-1][1], stop)
+        else:
+            runs.append((file, start, stop))
+    return runs
+
+
+def _copy_range(source: IO[bytes], start: int, stop: int, target: IO[bytes], advance: Advance) -> None:
+    """Append bytes [start, stop) of ``source`` to ``target``; inside the kernel where it can, else through a buffer."""
+    if start == stop:
+        return
+    position = start
+    if hasattr(os, "copy_file_range"):
+        position = _kernel_copy(source, start, stop, target, advance)
+    source.seek(position)
+    buffer = memoryview(bytearray(min(BUFFER_BYTES, max(stop - position, 1))))
+    while position < stop:
+        count = source.readinto(buffer[: min(len(buffer), stop - position)])  # type: ignore[attr-defined]
+        if not count:
+            raise OSError(errno.EIO, f"the file ended at byte {position}, before byte {stop}", source.name)
+        written = 0
+        while written < count:
+            written += target.write(buffer[written:count])
+        position += count
+        advance(count)
+
+
+def _kernel_copy(source: IO[bytes], start: int, stop: int, target: IO[bytes], advance: Advance) -> int:
+    """Copy as much as the kernel can and return how far it came; ``start`` where the file systems do not support it."""
+    position = start
+    while position < stop:
+        try:
+            count = os.copy_file_range(
+                source.fileno(), target.fileno(), min(KERNEL_COPY_BYTES, stop - position), offset_src=position
+            )
+        except OSError as error:
+            if error.errno in NO_KERNEL_COPY:
+                return position
+            raise
+        if count == 0:  # some kernels answer 0 for file systems they cannot copy from; the portable loop decides
+            return position
+        position += count
+        advance(count)
+    return position
+
+
+def _prefix(out: Path) -> str:
+    return f".{out.name}.partial-"
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Make the missing parents; return those made, innermost first, so that a failure can take them away again."""
+    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _lock(folder: Path) -> int | None:
+    """Hold a lock that the kernel drops when this process dies, however it dies; None where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: abandoned folders stay, hidden, until someone removes them
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove partial folders whose writer was killed: nobody holds their lock."""
+    for folder in [entry for entry in out.parent.iterdir() if entry.name.startswith(_prefix(out))]:
+        try:
+            lock = _lock(folder)
+        except BlockingIOError:
+            continue  # its writer is alive
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Give the finished folder its name: data first, then the name, each flushed to disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o777 & ~umask)  # mkdtemp makes private folders; a checkpoint is for sharing
+    _sync_folder(partial)
+    if os.path.lexists(out):
+        raise ExportError(f"{out} appeared while it was being written; nothing was changed")
+    partial.rename(out)
+    _sync_folder(out.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
