@@ -1,5 +1,19 @@
 """The files that steps leave and take. Each is frozen, versioned and hashed; see ``base.Document``."""
 
+from layerprune.documents.audit import (
+    PRUNED,
+    Audit,
+    AuditedTask,
+    Compared,
+    Comparison,
+    Continuation,
+    Flips,
+    Generation,
+    Measured,
+    Overall,
+    Speed,
+    TextLoss,
+)
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units, as_removal
 from layerprune.documents.plan import Limits, Plan, PredictedTask, Prediction, Ranked, Search
@@ -7,18 +21,28 @@ from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Receipt
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
 
 __all__ = [
+    "PRUNED",
+    "Audit",
+    "AuditedTask",
     "BaseTask",
     "Candidate",
     "Change",
+    "Compared",
+    "Comparison",
+    "Continuation",
     "Document",
     "EngineReport",
     "FileEntry",
+    "Flips",
+    "Generation",
     "Interval",
     "Limits",
     "LogitsProof",
+    "Measured",
     "MetricRef",
     "ModelRef",
     "Outcomes",
+    "Overall",
     "Part",
     "Plan",
     "PredictedTask",
@@ -28,8 +52,10 @@ __all__ = [
     "Round",
     "Scores",
     "Search",
+    "Speed",
     "TaskData",
     "TaskScore",
+    "TextLoss",
     "Units",
     "as_removal",
 ]

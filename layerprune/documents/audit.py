@@ -1,0 +1,158 @@
+"""audit.json: base against pruned, item by item, on items no earlier step has seen."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from layerprune.documents.base import Document, Part
+from layerprune.documents.common import Interval, ModelRef, Outcomes, TaskData, Units
+
+PRUNED = "pruned"  # the label of the audited checkpoint itself among the compared models
+
+
+class Flips(Part):
+    """Items whose answer changed, and the exact McNemar test of "both ways alike"."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+    p_value: float
+    p_adjusted: float = Field(description="Holm over the informative tasks of this model; the p-value itself elsewhere")
+
+
+class Comparison(Part):
+    """One smaller model against the base on one task."""
+
+    accuracy: float
+    difference: float = Field(description="accuracy - base accuracy (0.01 = one point)")
+    interval: Interval = Field(description="95 %, of the paired difference: Tango's score interval")
+    flips: Flips
+    gold_probability: float | None
+    gold_probability_change: float | None
+    gold_probability_interval: Interval | None = Field(description="95 %, paired; BCa bootstrap over the items")
+    outcomes: Outcomes
+
+
+class AuditedTask(Part):
+    """One task: its items, the base on them, and each smaller model against the base."""
+
+    data: TaskData
+    excluded: int = Field(description="items left out because a plan or healing had seen them")
+    informative: bool = Field(description="whether the base is above chance at 5 %, one-sided exact")
+    p_above_chance: float
+    base_accuracy: float
+    base_gold_probability: float | None
+    base_outcomes: Outcomes
+    models: dict[str, Comparison] = Field(description="by label; 'pruned' is the audited checkpoint")
+
+
+class Overall(Part):
+    """One smaller model over all informative tasks."""
+
+    items: int
+    base_accuracy: float = Field(description="mean of the tasks")
+    accuracy: float = Field(description="mean of the tasks")
+    difference: float = Field(description="mean of the tasks' paired differences")
+    interval: Interval = Field(description="95 %, stratified by task: the tasks' intervals joined by MOVER")
+    pooled_difference: float = Field(description="each item counts alike, whichever task it is from")
+    pooled_interval: Interval
+    flips: Flips = Field(description="all items pooled")
+
+
+class Compared(Part):
+    """Another plan for the same base, run as removals of the base on the same items."""
+
+    removal: Units
+    plan_sha256: str
+    metric: str = Field(description="spec of the metric it was planned by")
+
+
+class TextLoss(Part):
+    """Both models on running text."""
+
+    source: str
+    windows: int
+    tokens: int
+    base_nats: float = Field(description="mean negative log-likelihood, nats per token")
+    nats: float
+    difference: float = Field(description="nats per token; positive: the pruned model is worse")
+    interval: Interval = Field(description="95 %, paired by window; BCa bootstrap")
+    kl: float = Field(description="mean KL(base || pruned) of the next-token distribution, nats per token")
+    top1_agreement: float = Field(description="share of positions where both models' likeliest token is the same")
+
+
+class Continuation(Part):
+    """What both models wrote after one prompt, greedily."""
+
+    prompt: str
+    base: str
+    pruned: str
+    shared_tokens: int = Field(description="length of the common beginning of both continuations")
+    faults: tuple[str, ...] = Field(description="of the pruned model: repeats, empty, early stop, broken")
+    base_faults: tuple[str, ...]
+
+
+class Generation(Part):
+    """Whether the pruned model still writes: greedy continuations of fixed prompts."""
+
+    prompts: int
+    max_new_tokens: int
+    faulty: int = Field(description="continuations of the pruned model with at least one fault")
+    base_faulty: int
+    agreement: float = Field(description="mean share of the continuation's tokens before the models part")
+    healthy: bool
+    continuations: tuple[Continuation, ...]
+
+
+class Measured(Part):
+    """A figure repeated: the median, and the spread between the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Speed(Part):
+    """Both models timed alternately in one process."""
+
+    device: str
+    dtype: str
+    repeats: int
+    prompt_tokens: int
+    new_tokens: int
+    base: dict[str, Measured] = Field(description="prefill_tokens_per_s, decode_tokens_per_s, first_token_s")
+    pruned: dict[str, Measured]
+    peak_bytes: dict[str, int] | None = Field(description="by model, on an accelerator; None where it cannot be told")
+    layers_kept: float = Field(description="share of layers kept: the ideal for time per token")
+
+
+class Audit(Document):
+    """What a checkpoint lost and gained beside its base."""
+
+    filename: ClassVar[str] = "audit.json"
+    kind: Literal["audit"] = "audit"
+    format: Literal[1] = 1
+    verdict: str = Field(description="one sentence to act on")
+    base: ModelRef
+    pruned: ModelRef
+    removal: Units
+    plan_sha256: str
+    receipt_sha256: str
+    compared: dict[str, Compared] = Field(default_factory=dict)
+    tasks: tuple[AuditedTask, ...]
+    overall: dict[str, Overall] = Field(description="by label; empty when no task is informative")
+    bytes_before: int
+    bytes_after: int
+    cache_bytes_per_token: tuple[int, int] | None = Field(
+        default=None, description="KV cache of base and pruned in the audit's dtype; None where layers keep other state"
+    )
+    text: TextLoss | None = None
+    generation: Generation | None = None
+    speed: Speed | None = None
+    confidence: float = 0.95
+    dtype: str
+    device: str
+    limit: int | None
+    seed: int
+    versions: dict[str, str]
