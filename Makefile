@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python >= 3.11, pip and make; everything they install goes into .venv.
+# PYTHON=python3.12 chooses another interpreter; pip's own settings (PIP_* variables, pip.conf) choose the package index.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test slow bench lint clean
+
+demo: $(STAMP)
+	$(RUN) -m layerprune demo
+
+test: lint
+	$(RUN) -m pytest --cov --cov-report=term
+
+slow: $(STAMP)
+	$(RUN) -m pytest -m slow
+
+bench: $(STAMP)
+	$(RUN) -m pytest -m bench -s
+
+lint: $(STAMP)
+	$(RUN) -m ruff check
+	$(RUN) -m mypy
+
+# Installs again only when what is to be installed has changed. torch comes first and alone, so that pip settles on the
+# pinned build (a CPU build where the index has one: its local version ranks above the plain one) before anything asks for it.
+# A Python without ensurepip (Debian's without python3-venv) gets its pip from the one outside.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("layerprune needs Python >= 3.11, and $(PYTHON) is %d.%d; try PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
+	$(RUN) -m pip install --constraint constraints.txt torch
+	$(RUN) -m pip install --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache
