@@ -1,0 +1,1 @@
+"""What people read: the model card in every exported folder."""

@@ -1,0 +1,174 @@
+"""The model card: README.md of an exported folder, from its plan, receipt and (once there is one) audit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from layerprune.documents import PRUNED, Audit, Plan, Receipt
+from layerprune.documents.base import write_atomically
+from layerprune.errors import DocumentError
+from layerprune.report import words
+
+BEGIN = "<!-- layerprune: generated from here to the end mark; text outside the marks is kept -->"
+END = "<!-- layerprune: end -->"
+FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
+
+# Taken over from the base model's own card: a derived model stays under its licence.
+INHERITED = ("license", "license_name", "license_link", "language")
+FILTERS = ("points", "points_interval", "percent", "percent_change", "accuracy", "p_value", "size", "number", "units")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+
+
+def write_card(folder: Path, base: Path | None = None) -> Path:
+    """Write or renew ``folder/README.md`` and return its path; the file is replaced whole or not at all.
+
+    ``base`` is the base model's folder: its card's licence and language are taken over. Without it, what the folder's
+    present card says of them is kept, as are metadata keys this tool does not set and any text outside its marks.
+    Raises ``DocumentError`` when the plan or receipt is missing or a card's metadata is not YAML.
+    """
+    folder = Path(folder)
+    path = folder / "README.md"
+    present, body = read_card(path)
+    inherited = read_card(base / "README.md")[0] if base is not None else {}
+    kept = {**present, **{key: inherited[key] for key in INHERITED if key in inherited}}
+    metadata, text = render_card(folder, kept)
+    before, after = _around_marks(body)
+    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
+    write_atomically(path, f"---\n{front}---\n{before}{BEGIN}\n{text}\n{END}\n{after}".encode())
+    return path
+
+
+def render_card(folder: Path, kept: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the card's metadata (``kept`` keys joined in) and its generated text."""
+    plan = Plan.load(folder / "layerprune" / Plan.filename)
+    receipt = Receipt.load(folder / "layerprune" / Receipt.filename)
+    audited = folder / "layerprune" / Audit.filename
+    audit = Audit.load(audited) if audited.exists() else None
+    metadata = {**kept, **card_metadata(plan, receipt, audit)}
+    metadata["tags"] = list(dict.fromkeys([*_as_list(kept.get("tags")), *metadata["tags"]]))
+    if audit is None:
+        metadata.pop("model-index", None)
+    return metadata, _text(folder, plan, receipt, audit, metadata)
+
+
+def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str, Any]:
+    """Return the metadata the Hub reads: kind of model, base, tags, and the audit's figures as model-index."""
+    metadata: dict[str, Any] = {}
+    if base_on_hub(receipt.base.id):
+        metadata["base_model"] = receipt.base.id
+        # The Hub knows adapter, merge, quantized and finetune. No weight was retrained, yet finetune is the honest
+        # one of the four: it is what the Hub calls any full model made from one base. Merge would claim several
+        # models, quantized a lower precision.
+        metadata["base_model_relation"] = "finetune"
+    metadata |= {
+        "pipeline_tag": "text-generation",
+        "library_name": "transformers",
+        "tags": ["layerprune", "layer-pruning", "pruned"],
+    }
+    if audit is not None:
+        metadata["model-index"] = [{"name": title(receipt), "results": [_result(task) for task in audit.tasks]}]
+    return metadata
+
+
+def title(receipt: Receipt) -> str:
+    """Return the model's name in words; an exported folder may be renamed, so its name is not used."""
+    count, depth = len(receipt.removal), receipt.base.layers
+    return f"{base_name(receipt.base.id)}, {count} of {depth} layers removed"
+
+
+def base_on_hub(model_id: str) -> bool:
+    """Return whether the id can be a Hub id; a local folder is named in no metadata."""
+    return HUB_ID.fullmatch(model_id) is not None
+
+
+def base_name(model_id: str) -> str:
+    """Return the last part of a Hub id or folder: a card does not publish where someone keeps their files."""
+    return Path(model_id).name or model_id
+
+
+def read_card(path: Path) -> tuple[dict[str, Any], str]:
+    """Return a card's metadata and text; ``({}, "")`` when there is none. Metadata that is not YAML is an error."""
+    if not path.exists():
+        return {}, ""
+    text = path.read_text(encoding="utf-8")
+    match = FRONT_MATTER.match(text)
+    if match is None:
+        return {}, text
+    try:
+        metadata = yaml.safe_load(match.group(1)) or {}
+    except yaml.YAMLError as error:
+        raise DocumentError(f"{path}: the metadata between the --- lines is not YAML: {_one_line(error)}") from error
+    if not isinstance(metadata, dict):
+        raise DocumentError(f"{path}: the metadata between the --- lines is a {type(metadata).__name__}, not a mapping")
+    return metadata, text[match.end() :]
+
+
+def _result(task: Any) -> dict[str, Any]:
+    """Return one task as an entry of the Hub's model-index."""
+    pruned = task.models[PRUNED]
+    shots = task.data.num_fewshot
+    return {
+        "task": {"type": "text-generation", "name": "Text generation"},
+        "dataset": {"type": task.data.task, "name": f"{task.data.task} ({shots}-shot)", "split": task.data.split},
+        "metrics": [
+            {"type": task.data.metric, "name": task.data.metric, "value": round(pruned.accuracy, 4)},
+            {
+                "type": task.data.metric,
+                "name": f"{task.data.metric} of the base",
+                "value": round(task.base_accuracy, 4),
+            },
+        ],
+    }
+
+
+def _text(folder: Path, plan: Plan, receipt: Receipt, audit: Audit | None, metadata: dict[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("layerprune.report", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown, not HTML; table cells go through the filter "cell"
+    )
+    environment.filters |= {name: getattr(words, name) for name in FILTERS}
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    licences = sorted(entry.name for pattern in ("LICENSE*", "LICENCE*", "NOTICE*") for entry in folder.glob(pattern))
+    return (
+        environment.get_template("card.md.jinja")
+        .render(
+            title=title(receipt),
+            base=base_name(receipt.base.id),
+            plan=plan,
+            receipt=receipt,
+            audit=audit,
+            pruned=PRUNED,
+            licence=metadata.get("license"),
+            licence_files=licences,
+            plan_sha256=plan.sha256(),
+            receipt_sha256=receipt.sha256(),
+        )
+        .strip()
+    )
+
+
+def _around_marks(body: str) -> tuple[str, str]:
+    """Return the text before and after the generated part; a card without marks is kept below it."""
+    start, stop = body.find(BEGIN), body.find(END)
+    if start == -1 or stop < start:
+        return "\n", f"\n{body.strip()}\n" if body.strip() else ""
+    return body[:start], body[stop + len(END) :].removeprefix("\n")
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
