@@ -1,0 +1,10 @@
+"""Where the decoder stack of a model is, what each config field means per layer, and what can be removed together.
+
+Read from the config and a model on the meta device; no table of architectures stands between a new type and its export.
+"""
+
+from layerprune.anatomy.read import Anatomy, read_anatomy
+from layerprune.anatomy.sources import Sources
+from layerprune.anatomy.stack import build_on_meta, find_stack, load_config
+
+__all__ = ["Anatomy", "Sources", "build_on_meta", "find_stack", "load_config", "read_anatomy"]

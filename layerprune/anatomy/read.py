@@ -1,0 +1,114 @@
+"""``read_anatomy``: what can be removed from a model, read off its config."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from layerprune.anatomy import special
+from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, SUPERSEDED, edits
+from layerprune.anatomy.sources import Sources
+from layerprune.anatomy.stack import build_on_meta, find_stack, text_config
+from layerprune.errors import RefusedError
+from layerprune.removal import Removal
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The decoder stack of one model, and what removing layers from it takes."""
+
+    model_type: str
+    depth: int
+    stack: str  # module path in memory, e.g. "model.layers"
+    must_keep: frozenset[int] = frozenset()
+    together: tuple[frozenset[int], ...] = ()  # layers that can only be removed as a group
+    keep_one: tuple[frozenset[int], ...] = ()  # of each group at least one layer has to stay
+    halves: bool = False  # whether half-layer units can be exported
+    remarks: tuple[str, ...] = ()  # the constraints and warnings in words
+    config: PretrainedConfig | None = field(default=None, repr=False, compare=False)
+    path: tuple[str, ...] = field(default=(), repr=False)  # where the decoder's fields stand in config.json
+
+    def check(self, removal: Removal) -> None:
+        """Raise ``RefusedError``, naming field or module, for a removal that cannot be exported; builds no model."""
+        sources, name = Sources.after(removal, self.depth), self.model_type
+        if not len(sources):
+            raise RefusedError(f"removing all {self.depth} layers leaves no model; keep at least one")
+        if not sources.whole and not self.halves:
+            raise RefusedError(f"{name} layers cannot be taken apart into attention and MLP; remove whole layers")
+        gone = set(range(self.depth)) - (set(sources.attention) & set(sources.mlp))
+        stuck = sorted(gone & self.must_keep)
+        if stuck:
+            raise RefusedError(f"layer {stuck[0]} of a {name} model has to stay: {self._why()}")
+        for group in self.together:
+            if gone & group and not group <= gone:
+                raise RefusedError(f"layers {sorted(group)} of a {name} model go together: {self._why()}")
+        for group in self.keep_one:
+            if group <= gone:
+                raise RefusedError(f"one of layers {sorted(group)} of a {name} model has to stay: {self._why()}")
+        self._edits(sources)
+
+    def prune_config(self, config: dict[str, Any], removal: Removal) -> dict[str, Any]:
+        """Return the content of config.json for the pruned model; ``config`` is the base's, and is not changed.
+
+        Only fields that have to change differ. Raises ``RefusedError`` for a removal that ``check`` refuses.
+        """
+        self.check(removal)
+        new = copy.deepcopy(config)
+        if not removal:
+            return new
+        target = new
+        for key in self.path:
+            target = target.setdefault(key, {})
+        known = self._fields()
+        for key in SUPERSEDED - known.keys():
+            target.pop(key, None)
+        target.update(self._edits(Sources.after(removal, self.depth)))
+        for alias, key in (self.config.attribute_map if self.config is not None else {}).items():
+            if alias in target and key in target and not self.path:
+                del target[alias]
+        return new
+
+    def _fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = self.config.to_dict() if self.config is not None else {}
+        for key in self.path:
+            fields = fields[key]
+        return fields
+
+    def _edits(self, sources: Sources) -> dict[str, Any]:
+        fields = self._fields()
+        changed = {**edits(fields, sources), **special.edits(self.model_type, fields, sources)}
+        key = next((key for key in DEPTH_KEYS if key in fields), None)
+        if key is not None:
+            changed[key] = len(sources)
+        changed.update({key: len(sources) for key in ALSO_DEPTH if fields.get(key) == self.depth})
+        return changed
+
+    def _why(self) -> str:
+        return "; ".join(self.remarks) or "its architecture needs it"
+
+
+def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Anatomy:
+    """Read the anatomy off a config, building the model on the meta device (no weights, no memory).
+
+    Raises ``ModelError`` when transformers cannot build the model or it has no decoder stack, ``RefusedError`` when no
+    layer of this type can be removed exactly.
+    """
+    model = build_on_meta(config, trust_remote_code=trust_remote_code)
+    stack = find_stack(model, config)
+    depth = len(list(model.get_submodule(stack).children()))
+    limits = special.limits(config.model_type, text_config(config), depth)
+    return Anatomy(config.model_type, depth, stack, config=config, path=_decoder_path(config), **limits)
+
+
+def _decoder_path(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the keys that lead to the decoder's own config inside a composite one; empty for an ordinary one."""
+    target = text_config(config)
+    for key in getattr(config, "sub_configs", {}):
+        part = getattr(config, key, None)
+        if part is target:
+            return (key,)
+    return ()
