@@ -1,0 +1,162 @@
+"""Where commands print: results on stdout, progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from layerprune.progress import SILENT, Advance, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe: nothing is cut off
+PLAIN_EVERY = 10.0  # seconds between two lines of progress in a log file
+
+
+class Console:
+    """One command's output; ``verbosity`` is -1 for -q, 1 for -v, 2 for -vv."""
+
+    def __init__(self, verbosity: int = 0) -> None:
+        self.verbosity = verbosity
+        self._progress: Progress | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """Bars on a terminal, a line now and then in a log, nothing with -q."""
+        if self._progress is None:
+            if self.verbosity < 0:
+                self._progress = SILENT
+            else:
+                self._progress = BarProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
+        return self._progress
+
+    def print(self, *what: Any) -> None:
+        """Print results: text as it is, rich tables without cutting them off."""
+        from rich.console import Console as Screen
+
+        width = None if sys.stdout.isatty() else PLAIN_WIDTH
+        Screen(width=width, highlight=False, markup=False, soft_wrap=True).print(*what)
+
+
+class PlainProgress:
+    """Progress for log files and pipes: one line every ten seconds, and one when a long or outermost task ends."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, every: float = PLAIN_EVERY) -> None:
+        self.stream, self.clock, self.every = stream, clock, every
+        self._open = 0
+        self._spoken = clock()
+
+    @contextmanager
+    def task(self, description: str, total: float | None, unit: str = "") -> Iterator[Advance]:
+        start, done = self.clock(), 0.0
+
+        def advance(amount: float = 1) -> None:
+            nonlocal done
+            done += amount
+            if self.clock() - self._spoken >= self.every:
+                self._say(f"{description}: {state(done, total, self.clock() - start, unit)}")
+
+        self._open += 1
+        try:
+            yield advance
+        finally:
+            self._open -= 1
+        took = self.clock() - start
+        if self._open == 0 or took >= self.every:
+            self._say(f"{description}: {amount_done(done, total, unit)} in {duration(took)}")
+
+    def note(self, message: str) -> None:
+        self._say(message)
+
+    def _say(self, line: str) -> None:
+        self._spoken = self.clock()
+        print(line, file=self.stream, flush=True)
+
+
+class BarProgress:
+    """Progress bars on a terminal; bars of inner tasks go away when they end."""
+
+    def __init__(self) -> None:
+        self._bars: Bars | None = None
+
+    @contextmanager
+    def task(self, description: str, total: float | None, unit: str = "") -> Iterator[Advance]:
+        outermost = self._bars is None
+        bars = self._bars or _bars()
+        if outermost:
+            self._bars = bars
+            bars.start()
+        shown = bars.add_task(description, total=total, unit=unit)
+        try:
+            yield lambda amount=1: bars.advance(shown, amount)
+        finally:
+            if outermost:
+                bars.stop()
+                self._bars = None
+            else:
+                bars.remove_task(shown)
+
+    def note(self, message: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(message, markup=False, highlight=False)
+        else:
+            print(message, file=sys.stderr, flush=True)
+
+
+def _bars() -> Bars:
+    from rich import progress
+    from rich.console import Console as Screen
+    from rich.text import Text
+
+    class State(progress.ProgressColumn):
+        """Done, rate and time left in the words that logs have too."""
+
+        def render(self, task: progress.Task) -> Text:
+            return Text(state(task.completed, task.total, task.elapsed or 0.0, task.fields["unit"]))
+
+    described = progress.TextColumn("{task.description}", markup=False)
+    return progress.Progress(described, progress.BarColumn(bar_width=24), State(), console=Screen(stderr=True))
+
+
+def state(done: float, total: float | None, seconds: float, unit: str) -> str:
+    """Return ``12/30 layers, 40 %, 1.3 layers/s, 14 s left``; the time left assumes the mean rate so far."""
+    parts = [amount_done(done, total, unit)]
+    if total:
+        parts.append(f"{100 * done / total:.0f} %")
+    if done > 0 and seconds > 0:
+        rate = done / seconds
+        parts.append(f"{number(rate)} {unit}/s".replace(" /", "/") if rate >= 0.1 else f"{duration(1 / rate)} each")
+        if total and done < total:
+            parts.append(f"{duration((total - done) / rate)} left")
+    return ", ".join(parts)
+
+
+def amount_done(done: float, total: float | None, unit: str) -> str:
+    """Return ``12/30 layers``."""
+    return f"{number(done)}{'' if total is None else '/' + number(total)} {unit}".rstrip()
+
+
+def number(value: float) -> str:
+    """Return a short figure: ``0.25``, ``12``, ``31,400``, ``4.2 M``."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.1f} {letter}"
+    if value >= 10 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """Return ``0.4 s``, ``14 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

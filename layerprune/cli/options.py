@@ -1,0 +1,90 @@
+"""Options that several commands take, each declared once. Defaults are those of the request they fill in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Names(click.ParamType):
+    """A list of names, separated by commas."""
+
+    name = "NAME,NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip() for part in value.split(",") if part.strip())
+        if not names:
+            self.fail("no name given", param, ctx)
+        return names
+
+
+class BatchSize(click.ParamType):
+    """A number of rows, or ``auto``."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not value.isdigit() or int(value) == 0:
+            self.fail(f"{value!r} is neither auto nor a number of at least 1", param, ctx)
+        return int(value)
+
+
+FOLDER, FILE = click.Path(path_type=Path, file_okay=False), click.Path(path_type=Path, dir_okay=False)
+POSITIVE = click.IntRange(min=1)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Return one decorator that adds ``options`` in the order given."""
+    return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(options), function)
+
+
+revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+trust_remote_code = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python files that come with the model. Default: refuse."
+)
+
+items = together(
+    click.option(
+        "--include-path", type=FOLDER, multiple=True, help="Folder of lm-eval task YAMLs to add; may be repeated."
+    ),
+    click.option(
+        "--data-dir", type=FOLDER, help="Folder that mirrors Hub dataset ids (owner/name), for machines without the Hub."
+    ),
+    click.option("--limit", type=POSITIVE, help="Use at most this many items of each task. Default: all."),
+    click.option("--num-fewshot", type=click.IntRange(min=0), help="Worked examples before each item. Default: the task's."),
+)
+machine = together(
+    click.option("--batch-size", type=BatchSize(), help="Rows computed at once. Default: auto."),
+    click.option("--dtype", metavar="NAME", help="float32, bfloat16, float16 or auto. Default: auto."),
+    click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or auto. Default: auto."),
+    click.option("--seed", type=int, help="Seed of everything that is drawn. Default: 0."),
+    trust_remote_code,
+)
+scoring = together(
+    revision,
+    click.option("--metric", metavar="SPEC", help="What a layer is judged by, see `layerprune metrics`. Default: ablation."),
+    click.option("--tasks", type=Names(), help="lm-eval tasks and groups that supply the items."),
+    items,
+    machine,
+    click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0,1,-1 (negative: from the end)."),
+)
+
+
+def output(what: str) -> Decorator:
+    """Return the ``-o`` option; ``what`` says what is written there."""
+    return click.option("-o", "--output", type=FOLDER, required=True, metavar="DIR", help=what)
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, so that what was not keeps its one default, in the request."""
+    return {name: value for name, value in options.items() if value not in (None, (), False)}

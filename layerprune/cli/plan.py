@@ -1,0 +1,81 @@
+"""``layerprune score`` and ``layerprune plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from layerprune.cli import options as opt
+from layerprune.cli.console import Console
+from layerprune.cli.verb import Verb, pass_console
+from layerprune.errors import UsageError
+
+CONTINUE = "run the same command again: what was finished is kept"
+
+
+@click.command(
+    cls=Verb,
+    after_interrupt=CONTINUE,
+    examples=[
+        "layerprune score MODEL --metric ablation --tasks arc_easy,hellaswag -o run/",
+        "layerprune score MODEL --metric cosine:tokens=last --tasks arc_easy -o cosine/",
+    ],
+)
+@click.argument("model")
+@opt.scoring
+@opt.output("Folder that gets scores.json.")
+@click.option("--force", is_flag=True, help="Replace a scores.json that is already there.")
+@pass_console
+def score(console: Console, model: str, output: Path, force: bool, **options: Any) -> None:
+    """Measure what each layer's removal costs MODEL (a folder or a Hub id), and write scores.json."""
+    from layerprune.cli import tables
+    from layerprune.planning import ScoreRequest, score_model
+
+    refuse_to_replace(output / "scores.json", force)
+    scores = score_model(ScoreRequest(model=model, **opt.given(options)), run_folder=output, progress=console.progress)
+    path = scores.save(output / "scores.json")
+    console.print(tables.ranking(scores))
+    console.print(f"written: {path}")
+
+
+@click.command(
+    cls=Verb,
+    after_interrupt=CONTINUE,
+    examples=[
+        "layerprune plan MODEL --metric ablation --tasks arc_easy,hellaswag --drop 6 -o run/",
+        "layerprune plan MODEL --metric cosine --tasks arc_easy --drop 25% --protect 0,1,-1 -o run/",
+        "layerprune plan --scores run/scores.json --drop 4 -o run2/",
+    ],
+)
+@click.argument("model", required=False)
+@opt.scoring
+@click.option("--drop", required=True, metavar="N|N%", help="How many layers to remove, or which share of them.")
+@click.option("--search", metavar="SPEC", help="one-shot or greedy. Default: greedy for ablation, else one-shot.")
+@click.option("--scores", type=opt.FILE, help="Plan from this scores.json instead of a model.")
+@opt.output("Folder that gets scores.json and plan.json.")
+@click.option("--force", is_flag=True, help="Replace documents that are already there.")
+@pass_console
+def plan(console: Console, output: Path, force: bool, drop: str, **options: Any) -> None:
+    """Choose which layers of MODEL (a folder or a Hub id) to remove; write scores.json and plan.json."""
+    from layerprune.cli import tables
+    from layerprune.cli.planned import plan_anew, plan_from_scores
+
+    refuse_to_replace(output / "plan.json", force)
+    make = plan_anew if options["scores"] is None else plan_from_scores
+    scores, planned = make(output=output, drop=drop, force=force, progress=console.progress, **options)
+    console.print(tables.ranking(scores, planned))
+    if len(scores.rounds) > 1:
+        console.print(tables.rounds(scores, planned))
+    for warning in planned.warnings:
+        console.print(f"warning: {warning}")
+    console.print(f"to remove: layers {tables.names(planned.removal)} of {planned.model.layers}")
+    console.print(f"written: {output / 'scores.json'}, {output / 'plan.json'}")
+    console.print(f"next: layerprune export {output / 'plan.json'} -o smaller/")
+
+
+def refuse_to_replace(path: Path, force: bool) -> None:
+    """Raise ``UsageError`` when a document would be overwritten without ``--force``."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; give another folder with -o, or --force to replace it")

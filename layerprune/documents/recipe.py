@@ -1,0 +1,140 @@
+"""A recipe: the YAML file that a user copies and owns, with everything ``layerprune run`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from layerprune.documents.base import Document, Part
+from layerprune.documents.faults import Fault, faults_of
+from layerprune.documents.marked import Marked, read_marked
+from layerprune.errors import DocumentError, UsageError
+
+
+def _as_text(value: Any) -> Any:
+    """Let people write ``drop: 6`` and ``protect: [0, 1, -1]`` as YAML has it."""
+    if isinstance(value, list) and all(isinstance(entry, int) for entry in value):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_list(value: Any) -> Any:
+    """Let people write tasks as on the command line: ``arc_easy,hellaswag``."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_list)]
+
+
+class ScoreStep(Part):
+    """What the layers are judged by. An option left out has the command line's default, here and below."""
+
+    metric: str | None = None
+    tasks: Names
+    limit: PositiveInt | None = Field(default=None, description="items of each task")
+    num_fewshot: NonNegativeInt | None = None
+
+
+class PlanStep(Part):
+    """How many layers go, and how they are looked for."""
+
+    drop: Text = Field(description="a count, 6, or a share, 25%")
+    protect: Text | None = Field(default=None, description="layers never to remove: 0,1,-1")
+    search: str | None = None
+
+
+class ExportStep(Part):
+    """How the checkpoint is written."""
+
+    max_shard_size: Text | None = Field(default=None, description="5GB")
+
+
+class AuditStep(Part):
+    """What the smaller model is examined on; items that had a say in the plan are left out."""
+
+    tasks: Names | None = Field(default=None, description="default: the tasks that scored")
+    limit: PositiveInt | None = None
+    num_fewshot: NonNegativeInt | None = None
+
+
+class Recipe(Document):
+    """Score, plan, export and audit of one model in one run folder."""
+
+    filename: ClassVar[str] = "recipe.json"
+    kind: Literal["recipe"] = "recipe"
+    format: Literal[1] = 1
+    model: str = Field(min_length=1, description="local folder or Hub id")
+    revision: str | None = None
+    include_path: tuple[str, ...] = Field(default=(), description="folders of task YAMLs, relative to the recipe")
+    data_dir: str | None = Field(default=None, description="mirror of Hub dataset ids, relative to the recipe")
+    batch_size: Literal["auto"] | PositiveInt | None = None
+    dtype: str | None = None
+    device: str | None = None
+    seed: int | None = None
+    trust_remote_code: bool = False
+    score: ScoreStep
+    plan: PlanStep
+    export: ExportStep = ExportStep()
+    audit: AuditStep = AuditStep()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a recipe as a user wrote it (YAML) or as a run folder keeps it (JSON, which is YAML too)."""
+        recipe, faults = cls.examine(path)
+        if recipe is None or faults:
+            raise recipe_error(path, faults)
+        return recipe
+
+    @classmethod
+    def examine(cls, path: Path, changes: tuple[str, ...] = ()) -> tuple[Self | None, list[Fault]]:
+        """Return the recipe, or None with every fault of its form; ``changes`` are ``key=value`` on top of the file."""
+        marked = read_marked(path)
+        faults = [*marked.faults]
+        for change in changes:
+            faults += _apply(marked, change)
+        try:
+            return cls.model_validate(marked.data), faults
+        except ValidationError as error:
+            return None, [*faults, *faults_of(error, cls, marked)]
+
+
+def recipe_error(path: Path, faults: list[Fault]) -> DocumentError:
+    """Return one error that lists all faults, each with its line."""
+    ordered = sorted(faults, key=lambda fault: (fault.line or 0, fault.key))
+    count = f"{len(ordered)} fault{'s' if len(ordered) != 1 else ''}"
+    return DocumentError("\n".join([f"{path} has {count}", *(f"{path}{fault}" for fault in ordered)]))
+
+
+def difference(before: Recipe, after: Recipe) -> list[str]:
+    """Return what differs between two recipes, one ``key: old -> new`` each."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _apply(marked: Marked, change: str) -> list[Fault]:
+    import yaml
+
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {change!r} is not a change; write --set score.limit=100")
+    *parents, last = key.strip().split(".")
+    target = marked.data
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            return [Fault(None, key, f"{parent!r} has no keys below it (from --set {change})")]
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return [Fault(None, key, f"{text!r} is not a YAML value (from --set)")]
+    return []
