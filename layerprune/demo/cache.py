@@ -48,7 +48,9 @@ def finished_folder(target: Path) -> Iterator[Path]:
         if not target.is_dir():
             partial.rename(target)
     except OSError as error:
-        raise FetchError(f"cannot write {target}: {error}; nothing was kept") from error
+        if error.errno is None:  # not the disk: the Hub client's errors are OSErrors too
+            raise
+        raise FetchError(f"cannot write {target}: {' '.join(str(error).split())}; nothing was kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already after the rename
 

@@ -38,8 +38,8 @@ def probe_hub(repo: str = "HuggingFaceTB/SmolLM2-135M-Instruct", seconds: float 
 
 
 def _ask(url: str, seconds: float) -> HubAnswer:
-    request = urllib.request.Request(url, headers={"User-Agent": "layerprune"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "layerprune"})
         with urllib.request.urlopen(request, timeout=seconds) as response:
             response.read()
     except urllib.error.HTTPError as error:

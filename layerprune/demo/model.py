@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from layerprune.demo import gguf, wheels
-from layerprune.demo.cache import cache_dir, finished_folder
+from layerprune.demo.cache import FetchError, cache_dir, finished_folder
 from layerprune.demo.hub import Probe, probe_hub
 from layerprune.progress import SILENT, Progress
 
@@ -55,7 +55,6 @@ def fetch_model(cache: Path | None = None, progress: Progress = SILENT, probe: P
 def _from_hub(target: Path, progress: Progress) -> str | None:
     """Download the model; returns what went wrong on the way, None when all is there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     progress.note(f"model: {MODEL_ID} from the Hub")
     try:
@@ -64,8 +63,11 @@ def _from_hub(target: Path, progress: Progress) -> str | None:
             snapshot_download(MODEL_ID, local_dir=partial, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
             shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own bookkeeping
             advance()
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        return f"the Hub answered, but the download failed: {str(error).splitlines()[0]}"
+    except FetchError:
+        raise
+    except Exception as error:  # noqa: BLE001  the client raises its own errors, its HTTP library's and the system's
+        lines = str(error).splitlines() or [type(error).__name__]
+        return f"the Hub answered, but the download failed: {lines[0]}"
     return None
 
 

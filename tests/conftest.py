@@ -1,0 +1,19 @@
+"""What every test stands on: no network, and none of the user's caches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Set before anything imports datasets or huggingface_hub, which read them once. `datasets` keys its cache of a local
+# folder by file names alone: a test that found yesterday's items there would test nothing.
+_CACHE = Path(tempfile.mkdtemp(prefix="layerprune-tests-"))
+os.environ["HF_DATASETS_CACHE"] = str(_CACHE / "datasets")
+os.environ["LAYERPRUNE_CACHE"] = str(_CACHE / "layerprune")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)
