@@ -1,0 +1,71 @@
+"""An exported folder's documents, and what else has to fit together before an audit begins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerprune.documents import PRUNED, Plan, Receipt
+from layerprune.errors import DocumentError, TaskError, UsageError
+from layerprune.tasks import Questions
+
+RESERVED = ("base", PRUNED)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The plan and receipt of an exported folder, found to belong together."""
+
+    folder: Path
+    plan: Plan
+    receipt: Receipt
+
+    @classmethod
+    def read(cls, folder: Path) -> Exported:
+        """Read plan and receipt; raises ``DocumentError`` for a folder export did not write, or a foreign plan."""
+        folder = Path(folder)
+        inside = folder / "layerprune"
+        if not (inside / Receipt.filename).is_file():
+            what = "has no layerprune/receipt.json" if folder.is_dir() else "does not exist"
+            raise DocumentError(
+                f"{folder} is not an exported checkpoint: it {what}; make one with layerprune export PLAN -o FOLDER"
+            )
+        plan, receipt = Plan.load(inside / Plan.filename), Receipt.load(inside / Receipt.filename)
+        if receipt.plan_sha256 != plan.sha256():
+            raise DocumentError(
+                f"{inside / Plan.filename} is not the plan that was carried out: its sha256 is {short(plan.sha256())}, "
+                f"the receipt says {short(receipt.plan_sha256)}; export the plan again"
+            )
+        return cls(folder, plan, receipt)
+
+
+def seen_items(*plans: Plan) -> frozenset[str]:
+    """Return the fingerprints of every item that had a say in any of the plans."""
+    return frozenset(mark for plan in plans for data in plan.data for mark in data.fingerprints)
+
+
+def check_unseen(questions: Questions, seen: Collection[str]) -> None:
+    """Raise ``TaskError`` when an item had a say in a plan: an audit of such items would be no audit."""
+    for task in questions.tasks.values():
+        shared = [item.fingerprint for item in task.items if item.fingerprint in seen]
+        if shared:
+            raise TaskError(f"task {task.name!r}: {len(shared)} items have been seen by a plan, {shared[0]} for one")
+
+
+def check_compared(compare: Mapping[str, Plan], receipt: Receipt) -> Mapping[str, Plan]:
+    """Return the plans to compare with when each is for the same base; raises ``DocumentError`` or ``UsageError``."""
+    for label, plan in compare.items():
+        if label in RESERVED:
+            raise UsageError(f"a compared plan cannot be called {label!r}; choose another label")
+        if plan.model.fingerprint != receipt.base.fingerprint:
+            raise DocumentError(
+                f"the compared plan {label!r} is for another model: {plan.model.id} with weights "
+                f"{short(plan.model.fingerprint)}, not {receipt.base.id} with {short(receipt.base.fingerprint)}"
+            )
+    return compare
+
+
+def short(digest: str) -> str:
+    """Return the first 12 hex digits of a sha256 for a message."""
+    return f"{digest.removeprefix('sha256:')[:12]}..."
