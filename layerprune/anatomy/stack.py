@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Points for a module list that may be the decoder stack; measured over all causal-LM types of transformers 5.23, where
 # the highest sum is the stack of every type but xlm (which has none) and hrm_text (which has two).
 CHECKPOINTED, RIGHT_DEPTH, NO_SPLIT, UNDER_DECODER, OTHER_MODALITY = 4, 3, 2, 1, -5
-MODALITY = re.compile(r"vision|visual|image|audio|speech|patch|encoder(?!_decoder)|mtp")
+MODALITY = re.compile(r"vision|visual|image|audio|speech|patch|mtp")
 
 
 def load_config(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:

@@ -1,0 +1,169 @@
+"""Tiny random models of every causal-LM type, to try an architecture without its weights.
+
+What a type needs beyond the common sizes stands in ``HINTS``, as data; a type that needs nothing is not named.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+DEPTH = 6
+VOCABULARY = 96
+
+# Applied wherever a config, or a config inside it, has the field.
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
+    "d_model": 32, "n_embd": 32, "n_layer": DEPTH, "n_head": 4, "n_heads": 4, "n_layers": DEPTH, "num_heads": 4,
+    "num_layers": DEPTH, "decoder_layers": DEPTH, "decoder_ffn_dim": 48, "decoder_attention_heads": 4,
+    "encoder_layers": 2, "encoder_ffn_dim": 48, "encoder_attention_heads": 4, "ffn_dim": 48, "d_inner": 48,
+    "num_decoder_layers": DEPTH, "num_encoder_layers": 2, "num_decoder_attention_heads": 4,
+    "num_encoder_attention_heads": 4, "n_positions": 128, "n_ctx": 128, "n_inner": 48,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "num_experts_per_token": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "n_group": 1,
+    "topk_group": 1, "num_expert_group": 1, "n_shared_experts": 1,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "index_topk": 8, "index_head_dim": 8, "index_n_heads": 2,
+    "linear_head_dim": 8, "linear_num_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8, "mamba_dt_rank": 4,
+    "mamba_d_ssm": 64, "state_size": 8, "time_step_rank": 4, "sliding_window": 8, "attention_window_size": 8,
+    "lru_width": 32, "rotary_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "is_decoder": True,
+    "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+}  # fmt: skip
+
+_SQUARE_MLA = {"num_key_value_heads": 4}  # latent attention has as many key heads as query heads
+_THIRD = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
+
+_DOTS3 = {
+    "num_key_value_heads": 4,
+    "head_dim": 16,  # of the sliding layers: qk_nope_head_dim + qk_rope_head_dim
+    "per_layer_config": {str(layer): {"num_attention_heads": 2, "num_key_value_heads": 2} for layer in (2, 3, 4)},
+}
+_GEMMA3N = {
+    **_THIRD, "num_kv_shared_layers": 3, "intermediate_size": [48] * 6, "laurel_rank": 4,
+    "activation_sparsity_pattern": [0.5] * 3 + [0.0] * 3,
+}  # fmt: skip
+_QWEN4 = {
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+    "layer_types": ["linear_attention", "linear_attention", "indexed_attention"] * 2, "hc_count": 2, "hc_lowrank": 8,
+}  # fmt: skip
+
+HINTS: dict[str, dict[str, Any]] = {
+    "axk1": _SQUARE_MLA,
+    "axk2": _SQUARE_MLA,
+    "bailing_hybrid": {**_SQUARE_MLA, "layer_group_size": 3},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "bamba": {"attn_layer_indices": [2, 4]},
+    "beam": {**_THIRD, "num_experts": 8},
+    "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "cpmant": {"dim_head": 8, "dim_ff": 48, "prompt_types": 4, "prompt_length": 8, "segment_types": 4},
+    "ctrl": {"dff": 48},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48},
+    },
+    "deepseek_v2": {**_SQUARE_MLA, "first_k_dense_replace": 2},
+    "deepseek_v3": _SQUARE_MLA,
+    "deepseek_v32": _SQUARE_MLA,
+    "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 2, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "dots3_note": {"text_config": _DOTS3, "vision_config": {"num_hidden_layers": 42}},
+    "dots3_note_text": _DOTS3,
+    "ernie4_5_moe": {"moe_k": 2, "moe_layer_end_index": 4},
+    "falcon_h1": {"mamba_expand": 2},
+    "gemma3n_text": _GEMMA3N,
+    "gemma4_unified": {"vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 16, "patch_size": 4}},
+    "glm4_moe_lite": _SQUARE_MLA,
+    "glm_moe_dsa": _SQUARE_MLA,
+    "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
+    "gptj": {"rotary_dim": 4},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 3},
+    "kimi_linear": _SQUARE_MLA,
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"] * 2},
+    "longcat_flash": {
+        "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "moe_topk": 2, **_SQUARE_MLA,
+    },
+    "mamba2": {"num_heads": 8, "n_groups": 1, "chunk_size": 8},
+    "minicpm3": _SQUARE_MLA,
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention"],
+        "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8,
+        "moe_shared_expert_intermediate_size": 32,
+    },
+    "qwen4_exp": {"text_config": _QWEN4},
+    "qwen4_exp_text": _QWEN4,
+    "reformer": {
+        "axial_pos_embds_dim": [8, 24], "axial_pos_shape": [8, 16], "attention_head_size": 8, "feed_forward_size": 48,
+        "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "attn_layers": ["local"] * 6,
+    },
+    "roc_bert": {
+        "pronunciation_vocab_size": 16, "shape_vocab_size": 16, "pronunciation_embed_dim": 8, "shape_embed_dim": 8,
+    },
+    "xlm": {"emb_dim": 32},
+    "xlnet": {"d_head": 8},
+    "xmod": {"default_language": "en_XX"},
+    "youtu": _SQUARE_MLA,
+    "zamba": {
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2, "attention_hidden_size": 64,
+        "attention_head_dim": 16, "num_key_value_heads": 4,
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2, "mamba_ngroups": 1,
+        "attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4, "chunk_size": 8,
+        "mamba_headdim": 8,
+    },
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 8},
+}  # fmt: skip
+
+
+def types() -> tuple[str, ...]:
+    """Return every model type in transformers' causal-LM mapping."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
+    """Return a config of this type with a few hundred thousand parameters at most; ``changes`` win over the hints."""
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[model_type]
+    hints = {**HINTS.get(model_type, {}), **changes}
+    return kind(**_sizes(kind, hints))
+
+
+def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> nn.Module:
+    """Return a randomly initialised causal LM of this type in float32, in evaluation mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(tiny_config(model_type, **changes), dtype=torch.float32).eval()
+
+
+def _sizes(kind: type[PretrainedConfig], hints: dict[str, Any]) -> dict[str, Any]:
+    """Return the common sizes that the config class ``kind`` and its parts have, the hints over them."""
+    own = {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
+    wanted = {key: value for key, value in SIZES.items() if key in own}
+    for key in kind.sub_configs:
+        given = hints.get(key, {})
+        if isinstance(given, dict):
+            wanted[key] = _part_sizes(kind, key, given)
+    return {**wanted, **{key: value for key, value in hints.items() if key not in kind.sub_configs}}
+
+
+def _part_sizes(kind: type[PretrainedConfig], key: str, hints: dict[str, Any]) -> dict[str, Any]:
+    """Return the sizes of one config inside another; some name their class only by a model type."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    part = kind.sub_configs[key]
+    if part is not AutoConfig:
+        return _sizes(part, hints)
+    named = hints.get("model_type") or kind.sub_configs_defaults[key].model_type
+    return {"model_type": named, **_sizes(CONFIG_MAPPING[named], hints)}

@@ -1,0 +1,70 @@
+"""Running a model as if some of its decoder layers were not there, without changing a weight.
+
+A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerprune.removal import Removal
+
+
+@contextmanager
+def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) -> Iterator[None]:
+    """Bypass the whole layers of ``removal`` (indices into ``layers``, the decoder stack of ``model``) in the block.
+
+    ``forward`` is replaced on the instance, so hooks and the module list stay as they are; it is restored on exit,
+    after an exception too. Blocks nest. Run the model with ``use_cache=False``: the cache of a bypassed layer stays
+    empty. Raises ``UsageError`` for a layer that does not exist and for half-layer units.
+    """
+    removal.kept(len(layers))
+    before: list[tuple[nn.Module, Any]] = []
+    try:
+        for index in removal.layers:
+            layer = layers[index]
+            before.append((layer, layer.__dict__.get("forward")))
+            layer.forward = _Identity(layer.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer, forward in reversed(before):
+            if forward is None:
+                del layer.forward  # the class's own shows again
+            else:
+                layer.forward = forward
+
+
+class _Identity:
+    """What stands in for a layer's ``forward``.
+
+    The layer is run once, to see whether it answers with a tensor or a tuple, and again each time when the tuple
+    carries more tensors than the hidden states (a state or bias that later layers read).
+    """
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+        self.first = _first_parameter(original)
+        self.wrap: Callable[[torch.Tensor], Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs[self.first]
+        if self.wrap is not None:
+            return self.wrap(hidden)
+        answer = self.original(*args, **kwargs)
+        if isinstance(answer, torch.Tensor):
+            self.wrap = lambda states: states
+            return hidden
+        rest = answer[1:]
+        if all(entry is None for entry in rest):
+            self.wrap = lambda states: (states, *rest)
+        return type(answer)((hidden, *rest))
+
+
+def _first_parameter(forward: Callable[..., Any]) -> str:
+    return next(iter(inspect.signature(forward).parameters))
