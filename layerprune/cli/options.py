@@ -39,6 +39,20 @@ class BatchSize(click.ParamType):
         return int(value)
 
 
+class Labelled(click.ParamType):
+    """A label and a file: ``cosine=cosine/plan.json``."""
+
+    name = "LABEL=PLAN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        label, equals, path = value.partition("=")
+        if not (label and equals and path):
+            self.fail(f"{value!r} is not a label and a plan; write cosine=cosine/plan.json", param, ctx)
+        return label, Path(path)
+
+
 FOLDER, FILE = click.Path(path_type=Path, file_okay=False), click.Path(path_type=Path, dir_okay=False)
 POSITIVE = click.IntRange(min=1)
 
@@ -58,10 +72,10 @@ items = together(
         "--include-path", type=FOLDER, multiple=True, help="Folder of lm-eval task YAMLs to add; may be repeated."
     ),
     click.option(
-        "--data-dir", type=FOLDER, help="Folder that mirrors Hub dataset ids (owner/name), for machines without the Hub."
+        "--data-dir", type=FOLDER, help="Folder that mirrors Hub dataset ids (owner/name): data without the Hub."
     ),
     click.option("--limit", type=POSITIVE, help="Use at most this many items of each task. Default: all."),
-    click.option("--num-fewshot", type=click.IntRange(min=0), help="Worked examples before each item. Default: the task's."),
+    click.option("--num-fewshot", type=click.IntRange(min=0), help="Worked examples shown before each item. Default: task's."),
 )
 machine = together(
     click.option("--batch-size", type=BatchSize(), help="Rows computed at once. Default: auto."),
@@ -72,7 +86,7 @@ machine = together(
 )
 scoring = together(
     revision,
-    click.option("--metric", metavar="SPEC", help="What a layer is judged by, see `layerprune metrics`. Default: ablation."),
+    click.option("--metric", metavar="SPEC", help="What judges a layer, see `layerprune metrics`. Default: ablation."),
     click.option("--tasks", type=Names(), help="lm-eval tasks and groups that supply the items."),
     items,
     machine,

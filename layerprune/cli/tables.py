@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from layerprune.documents.audit import PRUNED
+from layerprune.sizes import in_words
+from layerprune.specs import declared_options
+
 if TYPE_CHECKING:
-    from layerprune.documents import Candidate, Plan, Scores, Units
+    from layerprune.documents import Audit, Candidate, Plan, Scores, Units
+    from layerprune.inspection import Inspection
+    from layerprune.registry import Entry, Registry
 
 
 def table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
@@ -58,6 +65,97 @@ def chosen(candidates: Iterable[Candidate], order: Units) -> Candidate | None:
     """Return the candidate that is a beginning of ``order``, the longest one where several are."""
     found = [c for c in candidates if sorted(order[: len(c.removal)]) == list(c.removal)]
     return max(found, key=lambda candidate: len(candidate.removal), default=None)
+
+
+def inspected(found: Inspection) -> Table:
+    """Return a model's facts."""
+    made = table(found.model, "what", "value")
+    anatomy = found.anatomy
+    stays = [layer.index for layer in found.layers if layer.refusal]
+    facts = {
+        "type": anatomy.model_type,
+        "decoder layers": f"{anatomy.depth} (numbered 0 to {anatomy.depth - 1})",
+        "stack": anatomy.stack,
+        "parameters": f"{found.parameters:,}",
+        "weights on disk": in_words(found.nbytes) if found.nbytes is not None else "not fetched",
+        "can be removed": f"{found.removable} of {anatomy.depth} layers",
+        "have to stay": names(tuple(stays)) or "none",
+        "go together": "; ".join(names(tuple(sorted(group))) for group in anatomy.together) or "none",
+        "half layers": "can be removed" if anatomy.halves else "cannot be removed",
+        "config fields that change": ", ".join(found.changes) or "none",
+        "can be exported": "yes" if found.removable else "no",
+    }
+    for name, value in facts.items():
+        made.add_row(name, value)
+    return made
+
+
+def layers(found: Inspection) -> Table:
+    """Return one row for each run of layers that are alike."""
+    columns = ["layers", "kind", "parameters each", "share each", "can be removed"]
+    made = table("layers", *columns, numbers=("parameters each", "share each"))
+    start = 0
+    alike = [(layer.kind, layer.parameters, layer.goes_with and "together", layer.refusal) for layer in found.layers]
+    for index, layer in enumerate(found.layers):
+        if index + 1 < len(alike) and alike[index + 1] == alike[index] and not layer.goes_with:
+            continue
+        which = str(index) if start == index else f"{start} to {index}"
+        share = f"{100 * layer.parameters / found.parameters:.1f} %"
+        removable = f"with {names(layer.goes_with)}" if layer.goes_with else "yes"
+        removable = f"no: {layer.refusal}" if layer.refusal else removable
+        made.add_row(which, layer.kind, f"{layer.parameters:,}", share, removable)
+        start = index + 1
+    return made
+
+
+def metrics(registry: Registry) -> Table:
+    """Return every metric: what it measures, for which removals, from which data, at what cost."""
+    made = table("metrics", "name", "what", "unit", "scope", "needs", "cost", "source", "from")
+    for name, entry in registry.entries().items():
+        cls = entry.load()
+        made.add_row(name, summary(cls), cls.unit, cls.scope, cls.needs, cls.cost, cls.source, entry.owner)
+    return made
+
+
+def metric(entry: Entry) -> Table:
+    """Return one metric's facts."""
+    cls = entry.load()
+    made = table(entry.name, "what", "value")
+    for name, value in (
+        ("measures", summary(cls)), ("unit", cls.unit), ("scope", cls.scope), ("needs", cls.needs),
+        ("cost", cls.cost), ("source", cls.source), ("from", entry.owner),
+    ):  # fmt: skip
+        made.add_row(name, value)
+    return made
+
+
+def options(entry: Entry) -> Table:
+    """Return the options of a registered thing, as its spec takes them."""
+    made = table(f"options of {entry.name}, written {entry.name}:option=value", "option", "values", "default", "what")
+    for option in declared_options(entry):
+        made.add_row(option.name, option.type, option.default, option.help)
+    return made
+
+
+def audited(audit: Audit) -> Table:
+    """Return each task's accuracies and their paired difference in points."""
+    columns = ["items", "base", "pruned", "points", "95 % interval", "right to wrong", "wrong to right", "p"]
+    made = table("base against pruned, same items", "task", *columns, numbers=columns)
+    for task in audit.tasks:
+        pruned = task.models[PRUNED]
+        low, high = pruned.interval
+        made.add_row(
+            task.data.task + ("" if task.informative else " (base at chance)"), str(task.data.items),
+            f"{task.base_accuracy:.3f}", f"{pruned.accuracy:.3f}", f"{100 * pruned.difference:+.1f}",
+            f"{100 * low:+.1f} … {100 * high:+.1f}", str(pruned.flips.right_to_wrong), str(pruned.flips.wrong_to_right),
+            f"{pruned.flips.p_value:.2g}",
+        )  # fmt: skip
+    return made
+
+
+def summary(thing: object) -> str:
+    """Return the first line of a docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
 def names(units: Units) -> str:

@@ -18,6 +18,7 @@ from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units, as_removal
 from layerprune.documents.plan import Limits, Plan, PredictedTask, Prediction, Ranked, Search
 from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Receipt
+from layerprune.documents.recipe import Recipe
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Prediction",
     "Ranked",
     "Receipt",
+    "Recipe",
     "Round",
     "Scores",
     "Search",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from layerprune.documents.base import Document, Part
-from layerprune.documents.faults import Fault, faults_of
+from layerprune.documents.faults import Fault, Place, faults_of
 from layerprune.documents.marked import Marked, read_marked
-from layerprune.errors import DocumentError, UsageError
+from layerprune.errors import DocumentError, LayerpruneError, UsageError
 
 
 def _as_text(value: Any) -> Any:
@@ -25,6 +26,7 @@ def _as_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+Check = Callable[[Any], object]  # raises LayerpruneError
 Text = Annotated[str, BeforeValidator(_as_text)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_list)]
 
@@ -61,15 +63,15 @@ class AuditStep(Part):
 
 
 class Recipe(Document):
-    """Score, plan, export and audit of one model in one run folder."""
+    """Score, plan, export and audit of one model in one run folder; paths are as on the command line."""
 
     filename: ClassVar[str] = "recipe.json"
     kind: Literal["recipe"] = "recipe"
     format: Literal[1] = 1
     model: str = Field(min_length=1, description="local folder or Hub id")
     revision: str | None = None
-    include_path: tuple[str, ...] = Field(default=(), description="folders of task YAMLs, relative to the recipe")
-    data_dir: str | None = Field(default=None, description="mirror of Hub dataset ids, relative to the recipe")
+    include_path: tuple[str, ...] = Field(default=(), description="folders of task YAMLs")
+    data_dir: str | None = Field(default=None, description="mirror of Hub dataset ids")
     batch_size: Literal["auto"] | PositiveInt | None = None
     dtype: str | None = None
     device: str | None = None
@@ -89,12 +91,20 @@ class Recipe(Document):
         return recipe
 
     @classmethod
-    def examine(cls, path: Path, changes: tuple[str, ...] = ()) -> tuple[Self | None, list[Fault]]:
-        """Return the recipe, or None with every fault of its form; ``changes`` are ``key=value`` on top of the file."""
+    def examine(
+        cls, path: Path, changes: Sequence[str] = (), checks: Mapping[Place, Check] | None = None
+    ) -> tuple[Self | None, list[Fault]]:
+        """Return the recipe (None when its form is wrong) and every fault in it.
+
+        ``changes`` are ``key=value`` on top of the file. ``checks`` look at single values and raise
+        ``LayerpruneError``: what this row cannot know, such as which metrics exist.
+        """
         marked = read_marked(path)
         faults = [*marked.faults]
         for change in changes:
             faults += _apply(marked, change)
+        for place, check in (checks or {}).items():
+            faults += _checked(marked, place, check)
         try:
             return cls.model_validate(marked.data), faults
         except ValidationError as error:
@@ -119,6 +129,19 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in data.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
+
+
+def _checked(marked: Marked, place: Place, check: Check) -> list[Fault]:
+    value: Any = marked.data
+    for key in place:
+        value = value.get(key) if isinstance(value, dict) else None
+    if value is None:
+        return []
+    try:
+        check(value)
+    except LayerpruneError as error:
+        return [Fault(marked.line(place), ".".join(map(str, place)), str(error))]
+    return []
 
 
 def _apply(marked: Marked, change: str) -> list[Fault]:

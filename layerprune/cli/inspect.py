@@ -1,0 +1,32 @@
+"""``layerprune inspect``."""
+
+from __future__ import annotations
+
+import click
+
+from layerprune.cli import options as opt
+from layerprune.cli.console import Console
+from layerprune.cli.verb import Verb, pass_console
+
+
+@click.command(
+    cls=Verb,
+    examples=[
+        "layerprune inspect HuggingFaceTB/SmolLM2-135M-Instruct",
+        "layerprune inspect /models/my-llama --quiet",
+    ],
+)
+@click.argument("model")
+@opt.revision
+@opt.trust_remote_code
+@pass_console
+def inspect(console: Console, model: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Show the decoder stack of MODEL (a folder or a Hub id) and what can be removed from it; loads no weights."""
+    from layerprune.cli import tables
+    from layerprune.inspection import inspect_model
+
+    found = inspect_model(model, revision=revision, trust_remote_code=trust_remote_code)
+    console.print(tables.inspected(found))
+    console.print(tables.layers(found))
+    for remark in found.anatomy.remarks:
+        console.print(f"remark: {remark}")

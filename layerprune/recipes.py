@@ -1,0 +1,141 @@
+"""Running a recipe: score, plan, export, audit in one run folder; what is finished is not done again.
+
+A run folder holds ``recipe.json`` (what was asked), ``scores.json``, ``plan.json`` and ``checkpoint/``. Each document
+names the hash of the one it was made from, so a finished step is known by its document alone, whenever the run was cut
+off: no other record could be out of step with the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerprune.documents import Audit, Plan, Receipt, Recipe, Scores
+from layerprune.documents.faults import Place
+from layerprune.documents.recipe import Check, difference, recipe_error
+from layerprune.errors import DocumentError, UsageError
+from layerprune.planners import SEARCHES, parse_drop, parse_protect
+from layerprune.progress import SILENT, Progress
+from layerprune.sizes import parse_size
+from layerprune.specs import build
+
+ANY_DEPTH = 10**6  # a recipe is checked before its model is known; the real depth is checked when it is
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run folder holds at the end."""
+
+    folder: Path
+    scores: Scores
+    plan: Plan
+    receipt: Receipt
+    audit: Audit
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; raises one ``DocumentError`` with every fault of its form and of its values, line by line."""
+    recipe, faults = Recipe.examine(path, changes, _checks())
+    if recipe is None or faults:
+        raise recipe_error(path, faults)
+    return recipe
+
+
+def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> Finished:
+    """Do what is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
+    folder = Path(folder)
+    _claim(folder, recipe)
+    scores, plan = _planned(recipe, folder, progress)
+    receipt = _exported(recipe, plan, folder, progress)
+    audit = _audited(recipe, receipt, folder, progress)
+    return Finished(folder, scores, plan, receipt, audit)
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe into a new run folder, or find the same one there."""
+    record = folder / Recipe.filename
+    if record.exists():
+        changed = difference(Recipe.load(record), recipe)
+        if changed:
+            raise UsageError(
+                f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o"
+            )
+        return
+    for name in (Scores.filename, Plan.filename, CHECKPOINT):
+        if (folder / name).exists():
+            raise UsageError(f"{folder / name} exists and is of no recipe; give another folder with -o")
+    recipe.save(record)
+
+
+def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, Plan]:
+    from layerprune.planning import PlanRequest, ScoreRequest, plan_model
+
+    if (folder / Plan.filename).exists():
+        progress.note("score, plan: done before")
+        return Scores.load(folder / Scores.filename), Plan.load(folder / Plan.filename)
+    score = ScoreRequest(model=recipe.model, **_told(recipe, *recipe.score.model_dump().items()), **_protect(recipe))
+    request = PlanRequest(score=score, drop=recipe.plan.drop, search=recipe.plan.search)
+    return plan_model(request, run_folder=folder, progress=progress)
+
+
+def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> Receipt:
+    from layerprune.export import export
+
+    out = folder / CHECKPOINT
+    if out.exists():
+        receipt = Receipt.load(out / "layerprune" / Receipt.filename)
+        if receipt.plan_sha256 != plan.sha256():
+            raise DocumentError(f"{out} was not exported from {folder / Plan.filename}; remove it to export again")
+        progress.note("export: done before")
+        return receipt
+    limit = recipe.export.max_shard_size
+    size = None if limit is None else parse_size(limit, "export.max_shard_size")
+    return export(plan, out, max_shard_size=size, progress=progress)
+
+
+def _audited(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) -> Audit:
+    from layerprune.audit import audit
+
+    out = folder / CHECKPOINT
+    path = out / "layerprune" / Audit.filename
+    if path.exists():
+        found = Audit.load(path)
+        if found.receipt_sha256 != receipt.sha256():
+            raise DocumentError(f"{path} is not of this checkpoint; remove it to audit again")
+        progress.note("audit: done before")
+        return found
+    own = recipe.audit.model_dump() | {"tasks": recipe.audit.tasks or recipe.score.tasks}
+    return audit(out, progress=progress, **_told(recipe, *own.items()))
+
+
+def _told(recipe: Recipe, *more: tuple[str, Any]) -> dict[str, Any]:
+    """Return the options that the recipe sets; what it leaves out keeps its default, where that is declared."""
+    names = ("revision", "include_path", "data_dir", "batch_size", "dtype", "device", "seed", "trust_remote_code")
+    options = {name: getattr(recipe, name) for name in names} | dict(more)
+    return {name: value for name, value in options.items() if value not in (None, (), False)}
+
+
+def _protect(recipe: Recipe) -> dict[str, str]:
+    return {} if recipe.plan.protect is None else {"protect": recipe.plan.protect}
+
+
+def _checks() -> Mapping[Place, Check]:
+    from layerprune.metrics import METRICS
+
+    def folders(value: Any) -> None:
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, str) and not Path(path).is_dir():
+                raise UsageError(f"the folder {path} does not exist")
+
+    return {
+        ("score", "metric"): lambda value: build(METRICS, str(value)),
+        ("plan", "search"): lambda value: build(SEARCHES, str(value)),
+        ("plan", "drop"): lambda value: parse_drop(str(value), ANY_DEPTH),
+        ("plan", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
+        ("export", "max_shard_size"): lambda value: parse_size(str(value), "max_shard_size"),
+        ("include_path",): folders,
+        ("data_dir",): folders,
+    }

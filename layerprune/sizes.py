@@ -1,0 +1,29 @@
+"""Sizes as people write them: ``5GB``, ``500 MB``, decimal as the Hub and disks count."""
+
+from __future__ import annotations
+
+import re
+
+from layerprune.errors import UsageError
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str, option: str) -> int:
+    """Return the bytes that ``text`` means; ``option`` is named in the error."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise UsageError(f"{option} {text!r} is not a size; write 5GB or 500MB")
+    size = int(float(match[1]) * UNITS[match[2].upper()])
+    if size < 1:
+        raise UsageError(f"{option} {text!r} is less than one byte")
+    return size
+
+
+def in_words(size: float) -> str:
+    """Return ``269 MB``."""
+    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}" if size < 1000 * unit else f"{size / unit:.0f} {name}"
+    return f"{size:.0f} B"
