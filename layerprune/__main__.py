@@ -1,0 +1,5 @@
+"""``python -m layerprune``."""
+
+from layerprune.cli import main
+
+main()
