@@ -116,11 +116,6 @@ def _result(task: Any) -> dict[str, Any]:
         "dataset": {"type": task.data.task, "name": f"{task.data.task} ({shots}-shot)", "split": task.data.split},
         "metrics": [
             {"type": task.data.metric, "name": task.data.metric, "value": round(pruned.accuracy, 4)},
-            {
-                "type": task.data.metric,
-                "name": f"{task.data.metric} of the base",
-                "value": round(task.base_accuracy, 4),
-            },
         ],
     }
 

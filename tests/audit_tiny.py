@@ -1,0 +1,134 @@
+"""A random tiny llama with a byte tokenizer, questions it answers well by construction, and a folder pruned from it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import audit_samples as samples
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from layerprune.checkpoint import Checkpoint
+from layerprune.documents import ModelRef, TaskData
+
+DEPTH = 6
+WORDS = ("red fox", "old oak", "blue sky", "tin can", "wet dog", "big map", "ice cap", "sun hat")
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    train: {folder}/{name}-train.jsonl
+    test: {folder}/{name}-test.jsonl
+output_type: multiple_choice
+training_split: train
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{gold}}}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+
+
+def base_model(folder: Path) -> Path:
+    """A six-layer llama of 32 dimensions whose layers matter: their weights are large for a random model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.25,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=257,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: index for index, letter in enumerate(letters)} | {"<s>": 256, "</s>": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    fast.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def questions(
+    base: Path, folder: Path, name: str = "toy", test: int = 60, train: int = 20, known: float = 0.85
+) -> Path:
+    """Write a task whose gold answer is the base model's own favourite in a share ``known`` of the items."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), PreTrainedTokenizerFast.from_pretrained(base)
+    rng = random.Random(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("test", test)):
+        lines = []
+        for number in range(count):
+            question, choices = f"{split} {name} {number}:", rng.sample(WORDS, 4)
+            scores = []
+            for choice in choices:
+                prompt = tokenizer(question, return_tensors="pt").input_ids
+                answer = tokenizer(" " + choice, return_tensors="pt").input_ids
+                logs = model(torch.cat([prompt, answer], 1)).logits[0, prompt.shape[1] - 1 : -1].log_softmax(-1)
+                scores.append(float(logs.gather(1, answer[0][:, None]).sum()))
+            best = scores.index(max(scores))
+            gold = best if rng.random() < known else (best + 1) % 4
+            lines.append(json.dumps({"question": question, "choices": choices, "gold": gold}))
+        (folder / f"{name}-{split}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / f"{name}.yaml").write_text(TASK.format(name=name, folder=folder))
+    return folder
+
+
+def pruned_by_hand(base: Path, out: Path, layer: int) -> Path:
+    """The obvious way to remove one layer of a llama, independent of layerprune's export."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    state = {}
+    for key, tensor in model.state_dict().items():
+        parts = key.split(".")
+        if parts[:2] == ["model", "layers"]:
+            if int(parts[2]) == layer:
+                continue
+            parts[2] = str(int(parts[2]) - (int(parts[2]) > layer))
+        state[".".join(parts)] = tensor
+    config = LlamaConfig.from_pretrained(base)
+    config.num_hidden_layers = DEPTH - 1
+    smaller = LlamaForCausalLM(config)
+    smaller.load_state_dict(state)
+    smaller.save_pretrained(out)
+    PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(out)
+    return out
+
+
+def reference(folder: Path) -> ModelRef:
+    checkpoint = Checkpoint.open(folder)
+    return ModelRef(
+        id=str(folder),
+        revision=None,
+        fingerprint=checkpoint.fingerprint(),
+        model_type="llama",
+        layers=json.loads((folder / "config.json").read_text())["num_hidden_layers"],
+        parameters=checkpoint.parameters,
+    )
+
+
+def exported(base: Path, out: Path, layer: int = 3, seen: tuple[TaskData, ...] = ()) -> Path:
+    """A folder as export leaves it: pruned weights, plan and receipt."""
+    pruned_by_hand(base, out, layer)
+    plan = samples.plan(model=reference(base), removal=(layer,), order=(layer,), ranking=(), data=seen)
+    plan.save(out / "layerprune" / "plan.json")
+    before, after = Checkpoint.open(base).nbytes, Checkpoint.open(out).nbytes
+    receipt = samples.receipt(plan, result=reference(out), bytes_before=before, bytes_after=after)
+    receipt.save(out / "layerprune" / "receipt.json")
+    return out
