@@ -13,6 +13,7 @@ _CACHE = Path(tempfile.mkdtemp(prefix="layerprune-tests-"))
 os.environ["HF_DATASETS_CACHE"] = str(_CACHE / "datasets")
 os.environ["LAYERPRUNE_CACHE"] = str(_CACHE / "layerprune")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TQDM_DISABLE"] = "1"  # or a failing test prints pages of other libraries' progress bars
 
 
 def pytest_unconfigure() -> None:
