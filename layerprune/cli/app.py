@@ -52,7 +52,7 @@ class App(click.Group):
             return super().parse_args(ctx, args)
 
 
-@click.command(cls=App, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.command("layerprune", cls=App, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
 @click.version_option(__version__, message="layerprune %(version)s")
 def app() -> None:
     """Remove decoder layers from Hugging Face language models and prove what that cost.

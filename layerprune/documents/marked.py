@@ -14,10 +14,10 @@ from layerprune.errors import DocumentError
 
 @dataclass
 class Marked:
-    """Plain data, and the 1-based line on which each of its keys and entries stands."""
+    """Plain data, and the 1-based line of each of its keys and entries."""
 
     data: dict[str, Any]
-    lines: dict[Place, int] = field(default_factory=dict)
+    lines: dict[Place, int | None] = field(default_factory=dict)  # None: set from outside the file
     faults: list[Fault] = field(default_factory=list)
 
     def line(self, place: Place) -> int | None:

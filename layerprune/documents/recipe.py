@@ -158,6 +158,7 @@ def _apply(marked: Marked, change: str) -> list[Fault]:
             return [Fault(None, key, f"{parent!r} has no keys below it (from --set {change})")]
     try:
         target[last] = yaml.safe_load(text)
+        marked.lines[(*parents, last)] = None
     except yaml.YAMLError:
         return [Fault(None, key, f"{text!r} is not a YAML value (from --set)")]
     return []

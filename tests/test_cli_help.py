@@ -1,0 +1,111 @@
+"""Help pages: quick, complete, with examples that parse, and the same as the reference page."""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from layerprune.cli.app import COMMANDS, app
+from layerprune.cli.reference import reference
+from layerprune.cli.verb import Verb
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "lm_eval", "datasets", "pydantic", "rich", "scipy", "yaml")
+
+
+def command(name):
+    found = app.get_command(click.Context(app), name)
+    assert isinstance(found, Verb)
+    return found
+
+
+def test_help_answers_within_three_tenths_of_a_second():
+    script = Path(sys.executable).parent / "layerprune"
+    assert script.exists(), "the tests need layerprune installed (pip install -e .)"
+
+    def seconds():
+        start = time.perf_counter()
+        subprocess.run([script, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(7)) <= 0.3
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom layerprune.cli import main\nsys.argv = ['layerprune', '--help']\n"
+        f"try:\n    main()\nexcept SystemExit:\n    print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "Commands:" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_examples_that_parse(name):
+    examples = command(name).examples
+    assert examples
+    for example in examples:
+        words = shlex.split(example)
+        assert words[:2] == ["layerprune", name]
+        with click.Context(app, info_name="layerprune") as parent:
+            command(name).make_context(name, words[2:], parent=parent)  # raises where an option does not exist
+    shown = CliRunner().invoke(app, [name, "--help"])
+    assert shown.exit_code == 0
+    assert all(example in shown.stdout for example in examples)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained_and_loudness_can_be_set(name):
+    options = [param for param in command(name).params if isinstance(param, click.Option)]
+    assert all(option.help for option in options)
+    assert {"-v", "-q"} <= {spelling for option in options for spelling in option.opts}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_one_line_help_of_the_list_ends_in_a_full_stop_and_fits(name):
+    text = COMMANDS[name][0]
+    assert text.endswith(".")
+    assert len(text) <= 65
+
+
+def test_the_reference_page_is_up_to_date():
+    page = (ROOT / "docs" / "CLI.md").read_text(encoding="utf-8")
+    assert page == reference(), "run: python -m layerprune.cli.reference"
+
+
+def test_version():
+    from layerprune import __version__
+
+    shown = CliRunner().invoke(app, ["--version"])
+    assert shown.stdout == f"layerprune {__version__}\n"
+    by_module = [sys.executable, "-m", "layerprune", "--version"]
+    assert subprocess.run(by_module, capture_output=True, text=True, check=True).stdout == shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["plna"], "layerprune: no command 'plna'. Did you mean 'plan'?"),
+        (["plan", "m", "--tsks", "a"], "Did you mean '--tasks'? (see layerprune plan --help)"),
+        (["plan", "m", "-o", "x"], "Missing option '--drop'. (see layerprune plan --help)"),
+        (["plan", "m", "--drop", "1", "-o", "x", "--limit", "0"], "Invalid value for '--limit'"),
+        (["plan", "m", "--drop", "1", "-o", "x", "--batch-size", "many"], "neither auto nor a number"),
+        (["plan", "m", "--drop", "1", "-o", "x", "--tasks", " , "], "no name given"),
+        (["audit", "x", "--compare", "cosine"], "write cosine=cosine/plan.json"),
+        (["--vrbose"], "No such option '--vrbose'"),
+        (["inspect"], "Missing argument 'MODEL'"),
+    ],
+)
+def test_faults_of_the_command_line_take_one_line_and_exit_code_2(words, answer):
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 2
+    assert answer in shown.stderr
+    assert shown.stderr.startswith("layerprune: ")
+    assert shown.stderr.count("\n") == 1
+    assert shown.stdout == ""

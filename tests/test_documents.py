@@ -1,0 +1,136 @@
+"""Documents: same content, same bytes, same hash; what does not fit is refused in one line; never half a file."""
+
+import json
+import os
+
+import audit_samples as samples
+import pytest
+from pydantic import ValidationError
+
+from layerprune.documents import Candidate, Outcomes, Plan, Round, Scores, as_removal
+from layerprune.documents.base import pretty, write_atomically
+from layerprune.errors import DocumentError
+
+
+def scores(**changes):
+    fields = {
+        "model": samples.model_ref(),
+        "metric": samples.plan().metric,
+        "data": samples.plan().data,
+        "rounds": (Round(removed=(), candidates=(Candidate(removal=(3,), score=0.5, interval=(0.1, 0.9)),)),),
+        "seed": 0,
+        "versions": {"layerprune": "0.1.0"},
+    }
+    return Scores(**(fields | changes))
+
+
+def test_a_document_reads_back_as_it_was_written(tmp_path):
+    for document in (samples.plan(), scores(), samples.receipt()):
+        path = document.save(tmp_path / document.filename)
+        assert type(document).load(path) == document
+
+
+def test_the_same_content_gives_the_same_bytes_and_hash(tmp_path):
+    first, second = samples.plan(), samples.plan(versions={"transformers": "5.23.0", "layerprune": "0.1.0"})
+    assert first.save(tmp_path / "a").read_bytes() == second.save(tmp_path / "b").read_bytes()
+    assert first.sha256() == second.sha256()
+    assert first.sha256() != samples.plan(seed=1).sha256()
+
+
+def test_canonical_json_is_golden():
+    # a change of this hash breaks the link between plans, scores and receipts that users have on disk
+    assert scores().sha256() == "0d32d556a420d8d23274566b02817eb823aa17c459dfbba014ff30338361390b"
+
+
+def test_written_json_is_made_for_reading_and_is_json():
+    value = {"b": [1, 2, 3], "a": {"deep": [{"x": 1}, {"y": []}]}, "empty": {}, "text": "ü"}
+    text = pretty(value)
+    assert json.loads(text) == value
+    assert '"b": [1, 2, 3]' in text
+    assert text.index('"a"') < text.index('"b"')
+    assert "ü" in text
+
+
+def test_a_document_is_frozen_and_takes_no_unknown_key():
+    with pytest.raises(ValidationError):
+        samples.plan().seed = 3
+    with pytest.raises(ValidationError, match="extra"):
+        samples.plan(sedd=3)
+    with pytest.raises(ValidationError, match="finite"):
+        Candidate(removal=(1,), score=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(kind="scores"), "is a 'scores' document; expected 'plan'"),
+        (lambda data: data.update(format=2), "has format 2; this layerprune reads format 1"),
+        (lambda data: data.update(seed="many"), "seed: Input should be a valid integer"),
+        (lambda data: data["model"].pop("layers"), "model.layers: Field required"),
+        (lambda data: data.update(extra=1), "extra: Extra inputs are not permitted"),
+    ],
+)
+def test_a_faulty_document_is_refused_by_file_and_field(tmp_path, change, message):
+    path = samples.plan().save(tmp_path / "plan.json")
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(DocumentError) as raised:
+        Plan.load(path)
+    assert str(raised.value).startswith(str(path))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "is not JSON"), (b"[]", "holds list where a plan.json object"), (b"\xff\xfe", "cannot read")],
+)
+def test_what_is_no_document_is_refused(tmp_path, content, message):
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(DocumentError, match=message):
+        Plan.load(path)
+
+
+def test_a_missing_document_is_refused(tmp_path):
+    with pytest.raises(DocumentError, match=r"plan.json does not exist; expected a plan.json"):
+        Plan.load(tmp_path / "plan.json")
+    with pytest.raises(DocumentError, match="cannot read"):
+        Plan.load(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "plan.json"
+    write_atomically(path, b"old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_written_document_has_the_modes_of_an_ordinary_file(tmp_path):
+    ordinary = tmp_path / "ordinary"
+    ordinary.write_bytes(b"")
+    assert write_mode(samples.plan().save(tmp_path / "plan.json")) == write_mode(ordinary)
+
+
+def write_mode(path):
+    return path.stat().st_mode & 0o777
+
+
+def test_outcomes_know_their_means():
+    outcomes = Outcomes(correct="1101", gold_probability=(0.5, 0.5, 1.0, 0.0))
+    assert outcomes.accuracy == 0.75
+    assert outcomes.mean_gold_probability == 0.5
+    assert Outcomes(correct="10").mean_gold_probability is None
+
+
+def test_units_of_a_document_become_a_removal():
+    assert as_removal((5, 2.5)).units == (2.5, 5)
+    assert samples.plan(removal=(1, 2.5), order=(2.5, 1)).removal == (1, 2.5)
