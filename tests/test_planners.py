@@ -4,27 +4,12 @@ import itertools
 import random
 
 import pytest
+from table_judge import TableJudge
 
 from layerprune.documents import Candidate
 from layerprune.errors import RefusedError, UsageError
 from layerprune.planners import Constraints, greedy, one_shot, parse_drop, parse_protect, table_judge
 from layerprune.removal import Removal
-
-
-class TableJudge:
-    """A judge that draws one score for every set of units and counts how often it is asked."""
-
-    def __init__(self, seed=0, score=None):
-        self.seed, self.score, self.asked = seed, score, []
-
-    def value(self, units):
-        if self.score is not None:
-            return self.score(units)
-        return random.Random(f"{self.seed}{units}").random() * len(units)
-
-    def __call__(self, removals):
-        self.asked.append([removal.units for removal in removals])
-        return [Candidate(removal=removal.units, score=self.value(removal.units)) for removal in removals]
 
 
 def greedy_by_hand(judge, depth, drop, banned=frozenset()):

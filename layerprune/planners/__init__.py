@@ -11,6 +11,9 @@ SEARCHES = Registry(
     builtin={
         "one-shot": "layerprune.planners.stepwise:OneShot",
         "greedy": "layerprune.planners.stepwise:Greedy",
+        "beam": "layerprune.planners.beam:Beam",
+        "evolution": "layerprune.planners.evolution:Evolution",
+        "blocks": "layerprune.planners.blocks:Blocks",
     },
 )
 

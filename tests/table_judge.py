@@ -1,0 +1,21 @@
+"""A judge for tests of searches: one score for every set of units, drawn or given."""
+
+import random
+
+from layerprune.documents import Candidate
+
+
+class TableJudge:
+    """A judge that draws one score for every set of units and counts how often it is asked."""
+
+    def __init__(self, seed=0, score=None):
+        self.seed, self.score, self.asked = seed, score, []
+
+    def value(self, units):
+        if self.score is not None:
+            return self.score(units)
+        return random.Random(f"{self.seed}{units}").random() * len(units)
+
+    def __call__(self, removals):
+        self.asked.append([removal.units for removal in removals])
+        return [Candidate(removal=removal.units, score=self.value(removal.units)) for removal in removals]
