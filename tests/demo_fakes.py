@@ -66,13 +66,13 @@ def byte_symbols() -> list[str]:
 
 
 def tiny_llama():
-    """A random two-layer llama with tied embeddings, whose vocabulary is bytes, special tokens and '12'."""
+    """A random two-layer llama with tied embeddings, whose vocabulary is bytes, special tokens, '12' and 'qz'."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(SPECIALS) + 256 + 1, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=len(SPECIALS) + 256 + 2, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True,
         rms_norm_eps=1e-5, rope_theta=100000.0, bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
@@ -98,11 +98,11 @@ def write_gguf(model, path: Path) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    tokens = [*SPECIALS, *byte_symbols(), "12"]
+    tokens = [*SPECIALS, *byte_symbols(), "12", "qz"]
     kinds = [TokenType.CONTROL] * len(SPECIALS) + [TokenType.NORMAL] * (len(tokens) - len(SPECIALS))
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(["1 2"])  # a merge that only digit splitting prevents
+    writer.add_token_merges(["1 2", "q z"])  # the first is a merge that only digit splitting prevents
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

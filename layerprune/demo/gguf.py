@@ -84,6 +84,7 @@ def save_tokenizer(loaded: PreTrainedTokenizerBase, folder: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    backend.post_processor = None  # SmolLM adds no token; transformers 5.0's loader puts <|im_start|> in front
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=loaded.bos_token,
