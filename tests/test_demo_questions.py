@@ -77,6 +77,13 @@ def test_no_item_and_no_group_is_in_both_halves_and_none_is_lost(tasks):
     assert list(tasks["arc_easy"].test_docs()) == list(tasks["arc_easy"].validation_docs())
 
 
+def test_the_first_items_are_a_fair_sample_in_an_order_of_their_own(tasks):
+    original = [f"What is {row}?" for row in range(40)]
+    for docs in (tasks["arc_easy"].training_docs(), tasks["arc_easy"].validation_docs()):
+        asked = [doc["question"] for doc in docs]
+        assert asked != sorted(asked, key=original.index)
+
+
 def test_the_halves_are_the_same_everywhere_and_ignore_case_and_spacing():
     assert [questions.in_selection_half(f"What is {row}?") for row in range(8)] == [
         questions.in_selection_half(f" what  IS {row}?\n") for row in range(8)

