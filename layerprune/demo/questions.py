@@ -101,7 +101,7 @@ def _sha256(text: str) -> str:
 def _write(table: pyarrow.Table, folder: Path, name: str) -> str:
     """Write a parquet file and return its name, which carries its content.
 
-    `datasets` keys its own cache of a local folder by the file names alone (seen in 5.2): under plain names, two folders
+    `datasets` keys its own cache of a local folder by file names alone (seen in 5.2): under plain names, two folders
     of one layout would share their items.
     """
     import pyarrow.parquet as pq
