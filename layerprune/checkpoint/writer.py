@@ -99,16 +99,20 @@ def plan_shards(parts: Sequence[Part], max_bytes: int | None = None) -> list[Sha
     return [Shard(f"{stem}-{i:05d}-of-{count:05d}.safetensors", _aligned(group)) for i, group in enumerate(groups, 1)]
 
 
-def write_shards(folder: Path, shards: Sequence[Shard], metadata: dict[str, str], progress: Progress = SILENT) -> None:
-    """Write the shards and, for more than one, their index; each file is flushed to disk."""
+def write_shards(
+    folder: Path, shards: Sequence[Shard], metadata: dict[str, str], progress: Progress = SILENT
+) -> Iterator[str]:
+    """Write the shards and, for more than one, their index; yield each file's name once it is flushed to disk."""
     total = sum(part.nbytes for shard in shards for part in shard.parts)
     with progress.task("copying weights", total, "B") as advance:
         for shard in shards:
             _write_shard(folder / shard.filename, shard, metadata, advance)
+            yield shard.filename
     if len(shards) > 1:
         names = {part.name: shard.filename for shard in shards for part in shard.parts}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
         write_file(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+        yield INDEX
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -1,0 +1,5 @@
+"""A plan carried out: the pruned checkpoint streamed from disk to disk, checked, proven, and renamed into place."""
+
+from layerprune.export.exporting import export
+
+__all__ = ["export"]

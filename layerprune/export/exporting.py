@@ -1,0 +1,222 @@
+"""``export``: list the jobs, validate them all, write, check, prove, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerprune import __version__
+from layerprune.anatomy import Anatomy, Sources, build_on_meta, load_config, read_anatomy
+from layerprune.checkpoint import Checkpoint, Folder, contained, locate, new_folder, plan_shards, write_shards
+from layerprune.checkpoint.writer import Shard, write_file
+from layerprune.documents import Change, FileEntry, ModelRef, Plan, Receipt, as_removal
+from layerprune.errors import CheckpointError, DocumentError, ExportError
+from layerprune.export import proof
+from layerprune.export.extras import Extras, layer_renumberer, plan_extras
+from layerprune.export.signature import check_signature
+from layerprune.export.weights import WeightPlan, find_disk_stack, plan_weights
+from layerprune.progress import SILENT, Progress
+from layerprune.removal import Removal
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SPARE_BYTES = 64 * 2**20  # left free on the disk beside the weights: tokenizer, documents, file-system overhead
+FOLDER = "layerprune"  # of the documents, inside the exported folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is going to happen, decided and validated before the first byte is written."""
+
+    plan: Plan
+    base: Folder
+    checkpoint: Checkpoint
+    anatomy: Anatomy
+    removal: Removal
+    sources: Sources
+    old_config: dict[str, Any]
+    new_config: dict[str, Any]
+    weights: WeightPlan
+    shards: tuple[Shard, ...]
+    extras: Extras
+    trust_remote_code: bool
+
+
+def export(
+    plan: Plan,
+    out: Path,
+    *,
+    base: str | None = None,
+    max_shard_size: int | None = None,
+    progress: Progress = SILENT,
+    trust_remote_code: bool = False,
+) -> Receipt:
+    """Write the pruned checkpoint to the new folder ``out`` and return its receipt.
+
+    ``base`` is where the base model is, when not where the plan says. ``max_shard_size`` is in bytes of tensor data
+    (default 5 GB). The model is never built to write it: tensors are copied as byte ranges. Afterwards the folder is
+    loaded, compared with the base with the removed layers bypassed, and only then given its name; on any failure
+    nothing is left. Raises ``DocumentError`` when the base is not the plan's model, ``RefusedError`` when the removal
+    cannot be represented exactly, ``CheckpointError`` for a damaged base and ``ExportError`` when writing fails.
+    """
+    out = Path(out).absolute()
+    if out.exists():
+        raise ExportError(f"{out} exists already; choose a new folder or remove it")
+    job = _plan_job(plan, base, max_shard_size, trust_remote_code)
+    _check_space(job, out)
+    with new_folder(out) as partial:
+        hashes = _write(job, partial, progress)
+        return _finish(job, partial, out, hashes, progress)
+
+
+def _plan_job(plan: Plan, base: str | None, max_shard_size: int | None, trust_remote_code: bool) -> Job:
+    folder = locate(base) if base is not None else locate(plan.model.id, plan.model.revision)
+    checkpoint = Checkpoint.open(folder.path)
+    fingerprint = checkpoint.fingerprint()
+    if fingerprint != plan.model.fingerprint:
+        raise DocumentError(
+            f"the plan is for {plan.model.id} with weights {plan.model.fingerprint[:19]}…, but {folder.path} holds "
+            f"{fingerprint[:19]}…; make a plan for this model or name its base"
+        )
+    config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
+    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+    removal = as_removal(plan.removal)
+    sources = Sources.after(removal, anatomy.depth)
+    old = read_json(contained(folder.path, "config.json"))
+    new = anatomy.prune_config(old, removal)
+    renumber = layer_renumberer(anatomy.stack, sources)
+    if "quantization_config" in new:
+        new["quantization_config"] = renumber(new["quantization_config"])
+    check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
+    weights = _plan_weights(checkpoint, anatomy, config, sources, trust_remote_code)
+    shards = plan_shards(weights.parts, max_shard_size)
+    names = {file.relative_to(folder.path).as_posix() for file in checkpoint.files}
+    extras = plan_extras(folder.path, names, renumber)
+    return Job(
+        plan, folder, checkpoint, anatomy, removal, sources, old, new, weights, tuple(shards), extras, trust_remote_code
+    )
+
+
+def _plan_weights(
+    checkpoint: Checkpoint, anatomy: Anatomy, config: PretrainedConfig, sources: Sources, trust_remote_code: bool
+) -> WeightPlan:
+    layers = build_on_meta(config, trust_remote_code=trust_remote_code).get_submodule(anatomy.stack).children()
+    sizes = [sum(value.numel() for value in layer.state_dict().values()) for layer in layers]
+    stack = find_disk_stack(checkpoint, anatomy.stack, sizes)
+    return plan_weights(checkpoint, stack, sources, half_of=lambda rest: "attention")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises ``CheckpointError`` naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def rebuilt(config: PretrainedConfig, content: dict[str, Any]) -> PretrainedConfig:
+    """Return a config of the same class from new content of config.json; raises ``ExportError`` when it refuses."""
+    try:
+        return type(config).from_dict(dict(content))
+    except Exception as error:  # strict config classes raise their own errors
+        raise ExportError(f"the pruned config is not one that {type(config).__name__} accepts: {error}") from error
+
+
+def _check_space(job: Job, out: Path) -> None:
+    needed = sum(part.nbytes for part in job.weights.parts) + SPARE_BYTES
+    place = next(folder for folder in out.parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ExportError(f"{place} has {free / 1e9:.1f} GB free, and the pruned model takes {needed / 1e9:.1f} GB")
+
+
+def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
+    """Write weights, config and the files carried along; return the hash of each."""
+    metadata = {"format": "pt", **job.checkpoint.metadata}
+    with ThreadPoolExecutor(1) as hasher:  # reads each finished shard from the page cache while the next is written
+        hashes = {}
+        for shard in write_shards(folder, job.shards, metadata, progress):
+            hashes[shard] = hasher.submit(_entry, folder / shard)
+        for name in job.extras.copied:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_file(folder / name, (job.base.path / name).read_bytes())
+        for name, content in job.extras.rewritten.items():
+            write_file(folder / name, content)
+        write_file(folder / "config.json", (json.dumps(job.new_config, indent=2, ensure_ascii=False) + "\n").encode())
+        small = [name for name in _files(folder) if name not in hashes]
+        entries = {name: _entry(folder / name) for name in small}
+        entries.update({name: future.result() for name, future in hashes.items()})
+    return dict(sorted(entries.items()))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
+
+
+def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], progress: Progress) -> Receipt:
+    """Check and prove what was written, and add the documents and the card."""
+    from layerprune.report.card import write_card
+
+    written = Checkpoint.open(folder)
+    with progress.task("comparing logits with the base", None):
+        logits, loaded = proof.prove(
+            job.base.path, folder, job.anatomy, proof.bypasser(job.anatomy, job.removal),
+            trust_remote_code=job.trust_remote_code,
+        )  # fmt: skip
+    receipt = Receipt(
+        base=job.plan.model,
+        result=ModelRef(
+            id=out.name, revision=None, fingerprint=written.fingerprint(), model_type=job.anatomy.model_type,
+            layers=len(job.sources), parameters=written.parameters,
+        ),
+        removal=job.plan.removal,
+        plan_sha256=job.plan.sha256(),
+        files=hashes,
+        dropped_tensors=len(job.weights.dropped),
+        dropped_files=job.extras.dropped,
+        bytes_before=job.checkpoint.nbytes,
+        bytes_after=written.nbytes,
+        config_changes=config_changes(job.old_config, job.new_config),
+        missing_keys=loaded.missing,
+        unexpected_keys=loaded.unexpected,
+        proof=logits,
+        versions=_versions(),
+    )  # fmt: skip
+    job.plan.save(folder / FOLDER / Plan.filename)
+    receipt.save(folder / FOLDER / Receipt.filename)
+    write_card(folder, job.base.path)
+    return receipt
+
+
+def config_changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> dict[str, Change]:
+    """Return the fields that differ, nested ones by dotted path."""
+    changes: dict[str, Change] = {}
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes.update(config_changes(old, new, f"{path}{key}."))
+        elif old != new:
+            changes[f"{path}{key}"] = Change(before=old, after=new)
+    return changes
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"layerprune": __version__, **{name: version(name) for name in ("torch", "transformers", "safetensors")}}
