@@ -76,7 +76,8 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
     if (folder / Plan.filename).exists():
         progress.note("score, plan: done before")
         return Scores.load(folder / Scores.filename), Plan.load(folder / Plan.filename)
-    score = ScoreRequest(model=recipe.model, **_told(recipe, *recipe.score.model_dump().items()), **_protect(recipe))
+    options = _told(recipe, {"revision": recipe.revision, "protect": recipe.plan.protect, **recipe.score.model_dump()})
+    score = ScoreRequest(model=recipe.model, **options)
     request = PlanRequest(score=score, drop=recipe.plan.drop, search=recipe.plan.search)
     return plan_model(request, run_folder=folder, progress=progress)
 
@@ -93,7 +94,7 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> R
         return receipt
     limit = recipe.export.max_shard_size
     size = None if limit is None else parse_size(limit, "export.max_shard_size")
-    return export(plan, out, max_shard_size=size, progress=progress)
+    return export(plan, out, max_shard_size=size, trust_remote_code=recipe.trust_remote_code, progress=progress)
 
 
 def _audited(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) -> Audit:
@@ -108,18 +109,16 @@ def _audited(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress)
         progress.note("audit: done before")
         return found
     own = recipe.audit.model_dump() | {"tasks": recipe.audit.tasks or recipe.score.tasks}
-    return audit(out, progress=progress, **_told(recipe, *own.items()))
+    return audit(out, progress=progress, **_told(recipe, own))
 
 
-def _told(recipe: Recipe, *more: tuple[str, Any]) -> dict[str, Any]:
+def _told(recipe: Recipe, more: dict[str, Any]) -> dict[str, Any]:
     """Return the options that the recipe sets; what it leaves out keeps its default, where that is declared."""
-    names = ("revision", "include_path", "data_dir", "batch_size", "dtype", "device", "seed", "trust_remote_code")
-    options = {name: getattr(recipe, name) for name in names} | dict(more)
-    return {name: value for name, value in options.items() if value not in (None, (), False)}
-
-
-def _protect(recipe: Recipe) -> dict[str, str]:
-    return {} if recipe.plan.protect is None else {"protect": recipe.plan.protect}
+    names = ("batch_size", "dtype", "device", "seed", "trust_remote_code")
+    options = {name: getattr(recipe, name) for name in names} | more
+    options["include_path"] = tuple(Path(path) for path in recipe.include_path)
+    options["data_dir"] = None if recipe.data_dir is None else Path(recipe.data_dir)
+    return {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
 
 
 def _checks() -> Mapping[Place, Check]:

@@ -53,6 +53,7 @@ def audit(
     dtype: str = "auto",
     device: str = "auto",
     tokens: int | None = None,
+    batch_size: int | str = "auto",
     trust_remote_code: bool = False,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -61,10 +62,12 @@ def audit(
 
     ``tasks``: lm-eval names, by default those of the plan. ``base``: where the base model is now, by default where it
     was exported from. ``compare``: other plans for the same base by label, run on the same items as removals.
-    ``limit`` is items per task, ``tokens`` the batch's token budget. No item that any of the plans has seen is used.
+    ``limit`` is items per task, ``tokens`` the batch's token budget, unless ``batch_size`` fixes its rows. No item that
+    any of the plans has seen is used.
     Raises ``DocumentError`` when folder, plans and base do not belong together, ``TaskError`` and ``ModelError``.
     """
     exported = Exported.read(folder)
+    rows = batch_size if isinstance(batch_size, int) else None
     job = Job(
         exported=exported,
         base=base,
@@ -74,7 +77,7 @@ def audit(
         data_dir=data_dir,
         limit=limit,
         num_fewshot=num_fewshot,
-        loading=Loading(dtype, device, tokens, trust_remote_code),
+        loading=Loading(dtype, device, tokens, trust_remote_code, rows),
         seed=seed,
     )
     result = _measure(job, progress)

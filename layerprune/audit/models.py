@@ -22,6 +22,7 @@ class Loading:
     device: str = "auto"
     tokens: int | None = None  # token budget of a batch; None: the engine's own
     trust_remote_code: bool = False
+    rows: int | None = None  # a fixed number of rows in a batch instead of a token budget
 
     def subject(self, model: str, revision: str | None = None) -> Subject:
         return Subject.load(
@@ -33,7 +34,7 @@ class Loading:
         )
 
     def engine(self, subject: Subject) -> Engine:
-        return Engine(subject, tokens=self.tokens)
+        return Engine(subject, tokens=self.tokens, rows=self.rows)
 
     def base(self, receipt: Receipt, where: str | None) -> Subject:
         """Load the base model from ``where``, or where it was exported from; any other model is a ``DocumentError``."""

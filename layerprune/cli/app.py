@@ -17,6 +17,7 @@ COMMANDS = {  # name: (what it does, as `layerprune --help` says it; where it is
     "export": ("Write the smaller model that a plan describes.", "layerprune.cli.export:export"),
     "audit": ("Compare an exported model with its base, item by item.", "layerprune.cli.audit:audit"),
     "run": ("Score, plan, export and audit as a recipe says; resumable.", "layerprune.cli.run:run"),
+    "compare": ("Show how far two scores.json agree.", "layerprune.cli.compare:compare"),
     "metrics": ("List the metrics that can score layers, with their options.", "layerprune.cli.metrics:metrics"),
     "demo": ("Do the whole job on a small real model.", "layerprune.cli.demo:demo"),
 }

@@ -22,6 +22,7 @@ from layerprune.cli.verb import Verb, pass_console
 )
 @click.argument("folder", type=opt.FOLDER)
 @click.option("--tasks", type=opt.Names(), help="lm-eval tasks and groups. Default: those the plan was made with.")
+@opt.limit("all")
 @opt.items
 @opt.machine
 @click.option("--base", metavar="MODEL", help="Where the base model is now. Default: where export found it.")

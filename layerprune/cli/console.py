@@ -67,7 +67,8 @@ class PlainProgress:
             self._open -= 1
         took = self.clock() - start
         if self._open == 0 or took >= self.every:
-            self._say(f"{description}: {amount_done(done, total, unit)} in {duration(took)}")
+            what = amount_done(done, total, unit) if done or total else "done"
+            self._say(f"{description}: {what} in {duration(took)}")
 
     def note(self, message: str) -> None:
         self._say(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,17 +23,18 @@ from layerprune.sizes import in_words, parse_size
 )
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--base", metavar="MODEL", help="Where the base model is now. Default: where the plan found it.")
-@click.option("--max-shard-size", metavar="SIZE", help="Largest weight file, 5GB or 500MB. Default: as the base.")
+@click.option("--max-shard-size", metavar="SIZE", help="Largest weight file, such as 500MB. Default: 5GB.")
+@opt.trust_remote_code
 @opt.output("Folder to make; it must not exist yet.")
 @pass_console
-def export(console: Console, plan: Path, base: str | None, max_shard_size: str | None, output: Path) -> None:
+def export(console: Console, plan: Path, output: Path, max_shard_size: str | None, **options: Any) -> None:
     """Write the smaller model that PLAN (a plan.json, or the folder with it) describes, ready to be loaded."""
     from layerprune.documents import Plan
     from layerprune.export import export as write
 
     read = Plan.load(plan / Plan.filename if plan.is_dir() else plan)
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
-    receipt = write(read, output, base=base, max_shard_size=limit, progress=console.progress)
+    receipt = write(read, output, max_shard_size=limit, progress=console.progress, **opt.given(options))
     console.print(
         f"{receipt.base.layers} layers, {in_words(receipt.bytes_before)} -> "
         f"{receipt.result.layers} layers, {in_words(receipt.bytes_after)}"

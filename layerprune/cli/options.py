@@ -74,8 +74,7 @@ items = together(
     click.option(
         "--data-dir", type=FOLDER, help="Folder that mirrors Hub dataset ids (owner/name): data without the Hub."
     ),
-    click.option("--limit", type=POSITIVE, help="Use at most this many items of each task. Default: all."),
-    click.option("--num-fewshot", type=click.IntRange(min=0), help="Worked examples shown before each item. Default: task's."),
+    click.option("--num-fewshot", type=click.IntRange(min=0), help="Worked examples before an item. Default: task's."),
 )
 machine = together(
     click.option("--batch-size", type=BatchSize(), help="Rows computed at once. Default: auto."),
@@ -84,10 +83,18 @@ machine = together(
     click.option("--seed", type=int, help="Seed of everything that is drawn. Default: 0."),
     trust_remote_code,
 )
+
+
+def limit(default: str) -> Decorator:
+    """Return the ``--limit`` option; scoring and auditing have different defaults."""
+    return click.option("--limit", type=POSITIVE, help=f"Use at most so many items of each task. Default: {default}.")
+
+
 scoring = together(
     revision,
     click.option("--metric", metavar="SPEC", help="What judges a layer, see `layerprune metrics`. Default: ablation."),
     click.option("--tasks", type=Names(), help="lm-eval tasks and groups that supply the items."),
+    limit("1000"),
     items,
     machine,
     click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0,1,-1 (negative: from the end)."),
@@ -101,4 +108,4 @@ def output(what: str) -> Decorator:
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given, so that what was not keeps its one default, in the request."""
-    return {name: value for name, value in options.items() if value not in (None, (), False)}
+    return {name: value for name, value in options.items() if value is not None and value is not False and value != ()}

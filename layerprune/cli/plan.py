@@ -65,12 +65,8 @@ def plan(console: Console, output: Path, force: bool, drop: str, **options: Any)
     refuse_to_replace(output / "plan.json", force)
     make = plan_anew if options["scores"] is None else plan_from_scores
     scores, planned = make(output=output, drop=drop, force=force, progress=console.progress, **options)
-    console.print(tables.ranking(scores, planned))
-    if len(scores.rounds) > 1:
-        console.print(tables.rounds(scores, planned))
-    for warning in planned.warnings:
-        console.print(f"warning: {warning}")
-    console.print(f"to remove: layers {tables.names(planned.removal)} of {planned.model.layers}")
+    for part in tables.planned(scores, planned):
+        console.print(part)
     console.print(f"written: {output / 'scores.json'}, {output / 'plan.json'}")
     console.print(f"next: layerprune export {output / 'plan.json'} -o smaller/")
 

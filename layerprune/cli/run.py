@@ -29,7 +29,8 @@ def run(console: Console, recipe: Path, output: Path, changes: tuple[str, ...]) 
     from layerprune.recipes import read_recipe, run_recipe
 
     finished = run_recipe(read_recipe(recipe, changes), output, progress=console.progress)
-    console.print(tables.ranking(finished.scores, finished.plan))
+    for part in tables.planned(finished.scores, finished.plan):
+        console.print(part)
     console.print(tables.audited(finished.audit))
     console.print(finished.audit.verdict)
     console.print(f"written: {', '.join(str(output / name) for name in ('scores.json', 'plan.json', 'checkpoint'))}")

@@ -14,16 +14,18 @@ from layerprune.sizes import in_words
 from layerprune.specs import declared_options
 
 if TYPE_CHECKING:
+    from layerprune.comparison import Comparison
     from layerprune.documents import Audit, Candidate, Plan, Scores, Units
     from layerprune.inspection import Inspection
     from layerprune.registry import Entry, Registry
 
 
-def table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
-    """Return an empty table; the columns named in ``numbers`` are set flush right."""
+def table(title: str, *columns: str, numbers: Iterable[str] = (), wrapped: Iterable[str] = ()) -> Table:
+    """Return an empty table; columns in ``numbers`` are flush right, those in ``wrapped`` may take several lines."""
+    flush, long = set(numbers), set(wrapped)
     made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in set(numbers) else "left", no_wrap=True)
+        made.add_column(column, justify="right" if column in flush else "left", no_wrap=column not in long)
     return made
 
 
@@ -34,18 +36,34 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     tasks = [data.task for data in scores.data if data.task in scores.base]
     unit = scores.metric.unit
     columns = ["layer", unit, "95 % interval", *tasks]
-    made = table(
-        f"{scores.metric.spec}: what removing one layer costs, least first (layers are 0-based)",
-        *columns, *(["removed"] if plan else []), numbers=columns,
-    )  # fmt: skip
+    title = f"{scores.metric.spec}: what each removal costs, least first (layers are 0-based)"
+    made = table(title, *columns, *(["removed"] if plan else []), numbers=columns)
     turn = {each: number for number, each in enumerate(plan.order, 1)} if plan else {}
     for candidate in sorted(scores.rounds[0].candidates, key=by_harm):
         row = [names(candidate.removal), figure(candidate.score), span(candidate.interval)]
         row += [figure(candidate.tasks[task].relevance) if task in candidate.tasks else "" for task in tasks]
         if plan:
-            row.append(", ".join(ordinal(turn[each]) for each in candidate.removal if each in turn))
+            whole = all(each in turn for each in candidate.removal)
+            row.append(", ".join(ordinal(turn[each]) for each in candidate.removal) if whole else "")
         made.add_row(*row)
     return made
+
+
+def planned(scores: Scores, plan: Plan) -> list[Table | str]:
+    """Return everything there is to say about a plan: ranking, rounds, warnings, what goes and what it should cost."""
+    parts: list[Table | str] = [ranking(scores, plan)]
+    if len(scores.rounds) > 1 and plan.search.name != "one-shot":
+        parts.append(rounds(scores, plan))
+    parts += [f"warning: {warning}" for warning in plan.warnings]
+    parts.append(f"to remove, by {plan.search.name}: layers {names(plan.removal)} of {plan.model.layers}")
+    if plan.predicted is not None:
+        cost = plan.predicted
+        low, high = cost.interval
+        parts.append(
+            f"predicted: accuracy {100 * cost.accuracy_difference:+.1f} points "
+            f"(95 % CI {100 * low:+.1f} … {100 * high:+.1f}) on {cost.source}"
+        )
+    return parts
 
 
 def rounds(scores: Scores, plan: Plan) -> Table:
@@ -69,7 +87,7 @@ def chosen(candidates: Iterable[Candidate], order: Units) -> Candidate | None:
 
 def inspected(found: Inspection) -> Table:
     """Return a model's facts."""
-    made = table(found.model, "what", "value")
+    made = table(found.model, "what", "value", wrapped=["value"])
     anatomy = found.anatomy
     stays = [layer.index for layer in found.layers if layer.refusal]
     facts = {
@@ -110,7 +128,8 @@ def layers(found: Inspection) -> Table:
 
 def metrics(registry: Registry) -> Table:
     """Return every metric: what it measures, for which removals, from which data, at what cost."""
-    made = table("metrics", "name", "what", "unit", "scope", "needs", "cost", "source", "from")
+    columns = ["name", "what", "unit", "scope", "needs", "cost", "source", "from"]
+    made = table("metrics", *columns, wrapped=set(columns) - {"name"})
     for name, entry in registry.entries().items():
         cls = entry.load()
         made.add_row(name, summary(cls), cls.unit, cls.scope, cls.needs, cls.cost, cls.source, entry.owner)
@@ -120,7 +139,7 @@ def metrics(registry: Registry) -> Table:
 def metric(entry: Entry) -> Table:
     """Return one metric's facts."""
     cls = entry.load()
-    made = table(entry.name, "what", "value")
+    made = table(entry.name, "what", "value", wrapped=["value"])
     for name, value in (
         ("measures", summary(cls)), ("unit", cls.unit), ("scope", cls.scope), ("needs", cls.needs),
         ("cost", cls.cost), ("source", cls.source), ("from", entry.owner),
@@ -131,7 +150,8 @@ def metric(entry: Entry) -> Table:
 
 def options(entry: Entry) -> Table:
     """Return the options of a registered thing, as its spec takes them."""
-    made = table(f"options of {entry.name}, written {entry.name}:option=value", "option", "values", "default", "what")
+    title = f"options of {entry.name}, written {entry.name}:option=value"
+    made = table(title, "option", "values", "default", "what", wrapped=["what"])
     for option in declared_options(entry):
         made.add_row(option.name, option.type, option.default, option.help)
     return made
@@ -150,6 +170,33 @@ def audited(audit: Audit) -> Table:
             f"{100 * low:+.1f} … {100 * high:+.1f}", str(pruned.flips.right_to_wrong), str(pruned.flips.wrong_to_right),
             f"{pruned.flips.p_value:.2g}",
         )  # fmt: skip
+    return made
+
+
+def compared(found: Comparison, specs: tuple[str, str]) -> Table:
+    """Return every layer with its score and rank in two documents."""
+    left, right = specs if specs[0] != specs[1] else (f"{specs[0]} (1)", f"{specs[1]} (2)")
+    columns = ["layer", left, f"rank by {left}", right, f"rank by {right}"]
+    made = table("layers in both rankings (rank 1 is removed first)", *columns, numbers=columns)
+    for pair in found.pairs:
+        scores, ranks = pair.scores, pair.ranks
+        made.add_row(str(pair.unit), figure(scores[0]), str(ranks[0]), figure(scores[1]), str(ranks[1]))
+    return made
+
+
+def agreement(found: Comparison) -> Table:
+    """Return how far two rankings agree, beside what two unrelated rankings would show."""
+    made = table("agreement", "measure", "seen", "by chance", numbers=("seen", "by chance"))
+    seen = found.agreement
+    for name, value in (("Spearman", seen.spearman), ("Kendall", seen.kendall), ("Pearson", seen.pearson)):
+        chance = f"0 ± {seen.spearman_spread:.2f}" if name == "Spearman" else "0"
+        made.add_row(name, "one is constant" if value is None else f"{value:.2f}", chance)
+    made.add_row("rank positions misplaced", f"{seen.misplaced_share:.0%}", f"{seen.misplaced_by_chance:.0%}")
+    for overlap in found.overlaps:
+        name = f"of the first {overlap.count} to remove, in both"
+        made.add_row(name, str(overlap.shared), f"{overlap.by_chance:.1f}")
+    if found.only_in_one:
+        made.add_row("judged in one of the two only", names(found.only_in_one), "")
     return made
 
 

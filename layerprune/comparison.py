@@ -1,0 +1,83 @@
+"""Two scores.json side by side: do they call the same layers removable?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from layerprune.documents import Candidate, Scores
+from layerprune.errors import UsageError
+from layerprune.removal import Unit
+from layerprune.stats import Agreement, rank_agreement
+
+SHARES = (8, 4, 2)  # the lowest eighth, quarter and half of the layers: what a plan would remove
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One unit in both rankings; rank 1 is the first to remove."""
+
+    unit: Unit
+    scores: tuple[float, float]
+    ranks: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many of the ``count`` first to remove both name, and how many two unrelated rankings would share."""
+
+    count: int
+    shared: int
+    by_chance: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two rankings of the same units."""
+
+    pairs: tuple[Pair, ...]  # ordered by unit
+    agreement: Agreement
+    overlaps: tuple[Overlap, ...]
+    only_in_one: tuple[Unit, ...]  # judged in one of the two, and left out
+
+
+def compare_scores(first: Scores, second: Scores) -> Comparison:
+    """Compare the first rounds of two documents; raises ``UsageError`` where there is nothing to compare."""
+    if first.model.layers != second.model.layers:
+        raise UsageError(
+            f"cannot compare scores of {first.model.layers} layers ({first.model.id}) "
+            f"with scores of {second.model.layers} ({second.model.id})"
+        )
+    ours, theirs = _single(first), _single(second)
+    shared = sorted(ours.keys() & theirs.keys())
+    if len(shared) < 2:
+        raise UsageError(f"the two documents judge {len(shared)} layers in common; at least 2 are needed")
+    ranks = [_ranks({unit: side[unit] for unit in shared}) for side in (ours, theirs)]
+    pairs = tuple(
+        Pair(unit, (ours[unit].score, theirs[unit].score), (ranks[0][unit], ranks[1][unit])) for unit in shared
+    )
+    agreement = rank_agreement([pair.scores[0] for pair in pairs], [pair.scores[1] for pair in pairs])
+    counts = sorted({max(1, len(pairs) // share) for share in SHARES})
+    return Comparison(
+        pairs, agreement, tuple(_overlap(pairs, count) for count in counts), tuple(sorted(ours.keys() ^ theirs.keys()))
+    )
+
+
+def _single(scores: Scores) -> dict[Unit, Candidate]:
+    """Return the judgements of single units of the intact model."""
+    return {
+        candidate.removal[0]: candidate
+        for entry in scores.rounds
+        if not entry.removed
+        for candidate in entry.candidates
+        if len(candidate.removal) == 1
+    }
+
+
+def _ranks(candidates: dict[Unit, Candidate]) -> dict[Unit, int]:
+    order = sorted(candidates, key=lambda unit: (candidates[unit].score, candidates[unit].tie_break, unit))
+    return {unit: rank for rank, unit in enumerate(order, 1)}
+
+
+def _overlap(pairs: tuple[Pair, ...], count: int) -> Overlap:
+    shared = sum(all(rank <= count for rank in pair.ranks) for pair in pairs)
+    return Overlap(count, shared, count * count / len(pairs))

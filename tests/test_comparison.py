@@ -1,0 +1,60 @@
+"""Two rankings side by side, against counts made by hand."""
+
+import pytest
+from click.testing import CliRunner
+from test_documents import scores
+
+from layerprune.cli.app import app
+from layerprune.comparison import compare_scores
+from layerprune.documents import Candidate, Round
+from layerprune.errors import UsageError
+
+
+def ranking(values, ties=None, **changes):
+    candidates = tuple(
+        Candidate(removal=(unit,), score=score, tie_break=(ties or {}).get(unit, 0.0)) for unit, score in values.items()
+    )
+    return scores(rounds=(Round(removed=(), candidates=candidates),), **changes)
+
+
+def test_ranks_overlaps_and_agreement():
+    ours = ranking({0: 0.9, 1: 0.1, 2: 0.2, 3: 0.4, 5: 0.0})
+    theirs = ranking({0: 9.0, 1: 2.0, 2: 1.0, 3: 4.0, 4: 0.0})
+    found = compare_scores(ours, theirs)
+    assert [(pair.unit, pair.ranks) for pair in found.pairs] == [(0, (4, 4)), (1, (1, 2)), (2, (2, 1)), (3, (3, 3))]
+    assert [(o.count, o.shared, o.by_chance) for o in found.overlaps] == [(1, 0, 0.25), (2, 2, 1.0)]
+    assert found.agreement.spearman == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert found.agreement.misplaced_share == 0.5
+    assert found.only_in_one == (4, 5)
+
+
+def test_equal_scores_are_ranked_as_a_plan_ranks_them():
+    found = compare_scores(ranking({0: 1.0, 1: 1.0}, ties={0: 0.5}), ranking({0: 1.0, 1: 1.0}))
+    assert [pair.ranks for pair in found.pairs] == [(2, 1), (1, 2)]
+
+
+def test_later_rounds_and_groups_have_no_say():
+    first = ranking({0: 0.0, 1: 1.0})
+    extra = Round(removed=(0,), candidates=(Candidate(removal=(0, 1), score=-5.0),))
+    assert compare_scores(first.model_copy(update={"rounds": (*first.rounds, extra)}), first).agreement.n == 2
+
+
+def test_models_of_other_depth_are_refused():
+    deeper = scores().model.model_copy(update={"layers": 40})
+    with pytest.raises(UsageError, match=r"cannot compare scores of 30 layers .* with scores of 40"):
+        compare_scores(ranking({0: 0, 1: 1}), ranking({0: 0, 1: 1}, model=deeper))
+
+
+def test_rankings_with_nothing_in_common_are_refused():
+    with pytest.raises(UsageError, match="judge 1 layers in common"):
+        compare_scores(ranking({0: 0, 1: 1}), ranking({1: 0, 2: 1}))
+
+
+def test_the_command_prints_both_tables(tmp_path):
+    ranking({0: 0.9, 1: 0.1, 2: 0.2}).save(tmp_path / "a.json")
+    ranking({0: 0.0, 1: 0.0, 2: 0.0}).save(tmp_path / "b.json")
+    shown = CliRunner().invoke(app, ["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert shown.exit_code == 0, shown.stderr
+    assert "Spearman" in shown.stdout
+    assert "one is constant" in shown.stdout
+    assert "0.9000" in shown.stdout
