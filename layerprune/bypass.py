@@ -49,7 +49,8 @@ class _Identity:
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self.original = original
-        self.first = _first_parameter(original)
+        self.signature = inspect.signature(original)
+        self.first = next(iter(self.signature.parameters))
         self.wrap: Callable[[torch.Tensor], Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,11 +61,14 @@ class _Identity:
         if isinstance(answer, torch.Tensor):
             self.wrap = lambda states: states
             return hidden
-        rest = answer[1:]
-        if all(entry is None for entry in rest):
+        rest = self._carried(answer[1:], args, kwargs)
+        if all(entry is None for entry in answer[1:]):
             self.wrap = lambda states: (states, *rest)
         return type(answer)((hidden, *rest))
 
-
-def _first_parameter(forward: Callable[..., Any]) -> str:
-    return next(iter(inspect.signature(forward).parameters))
+    def _carried(self, rest: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Replace what a layer hands to the next one (``prev_topk_indices`` and such) by what it was handed itself."""
+        previous = [name for name in self.signature.parameters if name.startswith("prev_")]
+        if len(previous) != 1 or len(rest) != 1:
+            return rest
+        return (self.signature.bind(*args, **kwargs).arguments.get(previous[0]),)

@@ -29,7 +29,6 @@ FIELDS = {
     "layer_types": Field("list"),
     "attention_layers": Field("list"),
     "attn_layers": Field("list"),
-    "block_types": Field("list"),
     "layers_block_type": Field("list"),
     "indexer_types": Field("list"),
     "layer_rope_theta": Field("list"),
@@ -57,6 +56,7 @@ FIELDS = {
 
 # Lists that can be as long as a shallow stack is deep and have nothing to do with layers.
 NOT_PER_LAYER = {
+    "block_types",  # RecurrentGemma's repeats: special.edits
     "architectures", "axial_pos_embds_dim", "axial_pos_shape", "begin_suppress_tokens", "suppress_tokens",
     "eos_token_id", "encoder_hash_byte_group_size", "H_cycles", "L_bp_cycles", "languages", "mlp_multipliers",
     "mtp_layers_block_type", "ssm_multipliers", "time_step_limit", "attention_types", "bad_words_ids",
@@ -66,6 +66,9 @@ NOT_PER_LAYER = {
 # What config files said before transformers had the fields above; the config class translates them when it reads the
 # file, and the translation is what is written.
 SUPERSEDED = {"hybrid_override_pattern", "linear_attn_config", "attn_layer_indices", "attention_types"}
+
+# Weights outside the stack that hold one slice per layer along an axis (Gemma 3n, Gemma 4): last names, axis.
+PACKED = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}
 
 # Names of the field that says how deep the decoder is, first match wins; the decoder's before the ambiguous ones.
 DEPTH_KEYS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from layerprune.anatomy import special
@@ -27,6 +28,7 @@ class Anatomy:
     must_keep: frozenset[int] = frozenset()
     together: tuple[frozenset[int], ...] = ()  # layers that can only be removed as a group
     keep_one: tuple[frozenset[int], ...] = ()  # of each group at least one layer has to stay
+    tail_only: bool = False  # layers cannot move: only the last ones can be removed
     halves: bool = False  # whether half-layer units can be exported
     remarks: tuple[str, ...] = ()  # the constraints and warnings in words
     config: PretrainedConfig | None = field(default=None, repr=False, compare=False)
@@ -43,6 +45,8 @@ class Anatomy:
         stuck = sorted(gone & self.must_keep)
         if stuck:
             raise RefusedError(f"layer {stuck[0]} of a {name} model has to stay: {self._why()}")
+        if self.tail_only and sources.attention != tuple(range(len(sources))):
+            raise RefusedError(f"only the last layers of a {name} model can be removed: {self._why()}")
         for group in self.together:
             if gone & group and not group <= gone:
                 raise RefusedError(f"layers {sorted(group)} of a {name} model go together: {self._why()}")
@@ -63,7 +67,7 @@ class Anatomy:
         target = new
         for key in self.path:
             target = target.setdefault(key, {})
-        known = self._fields()
+        known = self._known
         for key in SUPERSEDED - known.keys():
             target.pop(key, None)
         target.update(self._edits(Sources.after(removal, self.depth)))
@@ -72,14 +76,12 @@ class Anatomy:
                 del target[alias]
         return new
 
-    def _fields(self) -> dict[str, Any]:
-        fields: dict[str, Any] = self.config.to_dict() if self.config is not None else {}
-        for key in self.path:
-            fields = fields[key]
-        return fields
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        return {} if self.config is None else _fields(self.config, self.path)
 
     def _edits(self, sources: Sources) -> dict[str, Any]:
-        fields = self._fields()
+        fields = self._known
         changed = {**edits(fields, sources), **special.edits(self.model_type, fields, sources)}
         key = next((key for key in DEPTH_KEYS if key in fields), None)
         if key is not None:
@@ -100,8 +102,21 @@ def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -
     model = build_on_meta(config, trust_remote_code=trust_remote_code)
     stack = find_stack(model, config)
     depth = len(list(model.get_submodule(stack).children()))
-    limits = special.limits(config.model_type, text_config(config), depth)
-    return Anatomy(config.model_type, depth, stack, config=config, path=_decoder_path(config), **limits)
+    path = _decoder_path(config)
+    limits = special.limits(config.model_type, _fields(config, path), depth)
+    return Anatomy(
+        model_type=config.model_type, depth=depth, stack=stack, must_keep=frozenset(limits.must_keep),
+        together=tuple(limits.together), keep_one=tuple(limits.keep_one), tail_only=limits.tail_only,
+        remarks=tuple(limits.remarks), config=config, path=path,
+    )  # fmt: skip
+
+
+def _fields(config: PretrainedConfig, path: tuple[str, ...]) -> dict[str, Any]:
+    """Return the decoder's fields with their defaults filled in and per-layer lists written out."""
+    fields: dict[str, Any] = config.to_dict()
+    for key in path:
+        fields = fields[key]
+    return fields
 
 
 def _decoder_path(config: PretrainedConfig) -> tuple[str, ...]:

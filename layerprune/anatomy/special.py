@@ -1,17 +1,176 @@
-"""The few model types whose config says more about layers than fields alone can: rules as small functions."""
+"""The few model types whose layers are bound to their place by more than a config field: data and small rules."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from layerprune.anatomy.sources import Sources
+from layerprune.errors import RefusedError
+
+# No removal from these can be written down in their config.
+REFUSED = {
+    "blt": "it has three transformers (local encoder, global, local decoder) that count on each other",
+    "hrm_text": "its two stacks share one depth and run in cycles",
+    "inkling2_text": "its layers attend to the states of earlier blocks of layers (n_layers_per_attn_res_block)",
+    "reformer": "its layers are reversible: each needs the two streams of the one before",
+    "xlm": "its layers are spread over parallel lists (attentions, layer_norm1, ffns, layer_norm2)",
+}
+
+KEEP_FIRST = {
+    "modernbert-decoder": "layer 0 alone has no attention norm",
+    "rwkv": "layer 0 alone has pre_ln, the norm of the embeddings",
+    "zaya": "layer 0 alone has a router without router_states_scale",
+}
+KEEP_LAST = {
+    "gemma4": "the config makes the last layer full attention",
+    "gemma4_text": "the config makes the last layer full attention",
+    "gemma4_unified": "the config makes the last layer full attention",
+    "gemma4_unified_text": "the config makes the last layer full attention",
+    "gpt_neox_japanese": "the last layer alone has attention.dense_bias",
+}
+# A constant of each layer is computed from its index, so a layer cannot move; the last ones can still go.
+TAIL_ONLY = {
+    "beam": "depth_scaled_residual_add scales by the layer's index",
+    "big_bird": "the random blocks of its sparse attention are seeded by the layer's index",
+    "diffllama": "lambda_init is computed from the layer's index",
+}
+# Mixing layers over time without attention; generation asks a cache of attention layers for the length.
+RECURRENT = {"linear_attention", "mamba", "recurrent", "conv"}
+
+
+@dataclass
+class Limits:
+    """Constraints of one model, to become fields of ``Anatomy``."""
+
+    must_keep: set[int] = field(default_factory=set)
+    together: list[frozenset[int]] = field(default_factory=list)
+    keep_one: list[frozenset[int]] = field(default_factory=list)
+    tail_only: bool = False
+    remarks: list[str] = field(default_factory=list)
+
+
+def limits(model_type: str, fields: dict[str, Any], depth: int) -> Limits:
+    """Return the constraints of a model from its decoder's config fields.
+
+    Raises ``RefusedError`` with the reason when no layer of this type can be removed.
+    """
+    if model_type in REFUSED:
+        raise RefusedError(f"layers of a {model_type} model cannot be removed: {REFUSED[model_type]}")
+    found = Limits()
+    for table, layer in ((KEEP_FIRST, 0), (KEEP_LAST, depth - 1)):
+        if model_type in table:
+            found.must_keep.add(layer)
+            found.remarks.append(table[model_type])
+    _tail(found, model_type, fields)
+    _periods(found, fields, depth)
+    _hybrids(found, fields, depth)
+    _shared(found, model_type, fields, depth)
+    return found
+
+
+def _tail(found: Limits, model_type: str, fields: dict[str, Any]) -> None:
+    if model_type in TAIL_ONLY:
+        found.tail_only = True
+        found.remarks.append(f"{TAIL_ONLY[model_type]}, so only the last layers can go")
+    if fields.get("scale_attn_by_inverse_layer_idx"):
+        found.tail_only = True
+        found.remarks.append("scale_attn_by_inverse_layer_idx divides by the index: only the last layers can go")
+
+
+def _periods(found: Limits, fields: dict[str, Any], depth: int) -> None:
+    """Jamba's kinds of layers follow from the index modulo two periods: whole periods go, counted from the start."""
+    if "expert_layer_period" not in fields or "attn_layer_period" not in fields:
+        return
+    period = math.lcm(fields["attn_layer_period"], fields["expert_layer_period"])
+    if period > 1:
+        found.together += [frozenset(range(start, min(start + period, depth))) for start in range(0, depth, period)]
+        found.remarks.append(f"attn_layer_period and expert_layer_period: {period} layers go together")
+
+
+def _hybrids(found: Limits, fields: dict[str, Any], depth: int) -> None:
+    kinds = _kinds(fields, depth)
+    if kinds is None:
+        return
+    attention = frozenset(layer for layer, kind in enumerate(kinds) if kind not in RECURRENT | {"moe", "mlp"})
+    if attention and len(attention) < depth and RECURRENT & set(kinds):
+        found.keep_one.append(attention)
+        found.remarks.append("a hybrid keeps at least one attention layer")
+
+
+def _kinds(fields: dict[str, Any], depth: int) -> list[str] | None:
+    for key in ("layer_types", "layers_block_type"):
+        kinds = fields.get(key)
+        if isinstance(kinds, list) and len(kinds) == depth:
+            return kinds
+    return _expanded(fields, depth) if "block_types" in fields else None
+
+
+def _expanded(fields: dict[str, Any], depth: int) -> list[str]:
+    """RecurrentGemma repeats ``block_types`` up to the depth."""
+    pattern = fields["block_types"]
+    return [pattern[layer % len(pattern)] for layer in range(depth)]
+
+
+def _shared(found: Limits, model_type: str, fields: dict[str, Any], depth: int) -> None:
+    """Layers that hold what other layers use."""
+    if model_type in ("zamba", "zamba2"):
+        hybrid = {layer for layer, kind in enumerate(fields["layers_block_type"]) if kind == "hybrid"}
+        found.must_keep |= hybrid
+        found.remarks.append("the hybrid layers share one transformer block between them and stay")
+    count = fields.get("num_kv_shared_layers") or 0
+    if count:
+        for kind in sorted(set(fields["layer_types"])):
+            own = [layer for layer in range(depth - count) if fields["layer_types"][layer] == kind]
+            found.must_keep.add(own[-1])
+        found.remarks.append(f"num_kv_shared_layers={count}: the layers whose keys and values the last ones reuse stay")
 
 
 def edits(model_type: str, fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
-    """Return further config changes that a type needs."""
-    return {}
+    """Return further config changes that a type needs; raises ``RefusedError`` where there are none that would do."""
+    changed: dict[str, Any] = {}
+    if model_type == "minicpm3":  # residuals are scaled by scale_depth / sqrt(depth)
+        changed["scale_depth"] = fields["scale_depth"] * math.sqrt(len(sources) / sources.depth)
+    if model_type == "recurrent_gemma":
+        kinds = _expanded(fields, sources.depth)
+        changed["block_types"] = [kinds[layer] for layer in sources.attention]
+    if model_type == "gpt_neo":
+        kinds = [fields["attention_layers"][layer] for layer in sources.attention]
+        changed["attention_types"] = [[[kind], 1] for kind in kinds]
+    changed.update(_sparse_step(fields, sources))
+    changed.update(_moe_interval(fields, sources))
+    _check_indexers(fields, sources)
+    return changed
 
 
-def limits(model_type: str, config: Any, depth: int) -> dict[str, Any]:
-    """Return the constraints of a type as arguments of ``Anatomy``."""
-    return {}
+def _sparse_step(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
+    """Every decoder_sparse_step-th layer has experts: write the dense ones down instead."""
+    step = fields.get("decoder_sparse_step")
+    if not step or step == 1:
+        return {}
+    listed = fields.get("mlp_only_layers") or []
+    dense = [new for new, layer in enumerate(sources.mlp) if layer in listed or (layer + 1) % step]
+    return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+
+
+def _moe_interval(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
+    """ERNIE 4.5: every moe_layer_interval-th layer between two bounds has experts; what is left must be one run."""
+    step = fields.get("moe_layer_interval")
+    if not step or step == 1:
+        return {}
+    start, end = fields["moe_layer_start_index"], fields["moe_layer_end_index"]
+    end = sources.depth - 1 if end < 0 else end
+    sparse = [new for new, layer in enumerate(sources.mlp) if (layer + 1) % step == 0 and start <= layer <= end]
+    for every in range(1, len(sources) + 1):
+        for first in sparse[:1]:
+            if sparse == [n for n in range(first, sparse[-1] + 1) if (n + 1) % every == 0]:
+                return {"moe_layer_interval": every, "moe_layer_start_index": first, "moe_layer_end_index": sparse[-1]}
+    raise RefusedError(f"moe_layer_interval={step} cannot say which of the remaining layers have experts ({sparse})")
+
+
+def _check_indexers(fields: dict[str, Any], sources: Sources) -> None:
+    kinds = fields.get("indexer_types")
+    if kinds and kinds[sources.attention[0]] == "shared":
+        first = sources.attention[0]
+        raise RefusedError(f"indexer_types: layer {first} reuses tokens that an earlier layer selects, but is first")

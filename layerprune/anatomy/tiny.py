@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
     from transformers import PretrainedConfig
 
 DEPTH = 6
 VOCABULARY = 96
+NOISE = 0.05  # standard deviation added to every parameter
 
 # Applied wherever a config, or a config inside it, has the field.
 SIZES = {
@@ -84,6 +87,7 @@ HINTS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 3},
+    "jamba": {"num_hidden_layers": 12, "attn_layer_period": 4, "attn_layer_offset": 2},
     "kimi_linear": _SQUARE_MLA,
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"] * 2},
     "longcat_flash": {
@@ -139,12 +143,28 @@ def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
 
 
 def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> nn.Module:
-    """Return a randomly initialised causal LM of this type in float32, in evaluation mode."""
+    """Return a randomly initialised causal LM of this type in float32, in evaluation mode.
+
+    Noise on every parameter makes layers differ where initialisation would not: norms, biases, gates.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(tiny_config(model_type, **changes), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=NOISE)
+    return model
+
+
+def save_tiny(model_type: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save a tiny model as the type is published, with the composite config where it has one; return ``folder``."""
+    tiny_model(model_type, seed=seed, **changes).save_pretrained(folder)
+    config = tiny_config(model_type, **changes)
+    if config.get_text_config() is not config:
+        config.save_pretrained(folder)
+    return folder
 
 
 def _sizes(kind: type[PretrainedConfig], hints: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ from typing import IO
 
 from layerprune.checkpoint.header import DTYPE_BITS, LENGTH_BYTES, METADATA, Tensor
 from layerprune.checkpoint.opened import INDEX, WEIGHTS
-from layerprune.errors import ExportError, one_line
+from layerprune.errors import CheckpointError, ExportError, one_line
 from layerprune.progress import SILENT, Advance, Progress
 
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what the Hub's own library has long split at
 BUFFER_BYTES = 8 * 2**20  # of the portable copy
 KERNEL_COPY_BYTES = 64 * 2**20  # per copy_file_range call, so that progress moves
+SMALL_RANGE_BYTES = 64 * 2**10  # shorter ones are gathered in memory, a system call each would cost more
 NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
+
+
+Range = tuple[Path, int, int]  # file, start, stop
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,44 @@ class Part:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    ranges: tuple[tuple[Path, int, int], ...]  # (file, start, stop)
+    ranges: Iterable[Range]
+    nbytes: int
 
     @classmethod
     def of(cls, tensor: Tensor, name: str) -> Part:
-        return cls(name, tensor.dtype, tensor.shape, ((tensor.file, tensor.start, tensor.stop),))
+        return cls(name, tensor.dtype, tensor.shape, ((tensor.file, tensor.start, tensor.stop),), tensor.nbytes)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(stop - start for _, start, stop in self.ranges)
+    @classmethod
+    def slices(cls, tensor: Tensor, name: str, axis: int, slices: int, kept: Sequence[int]) -> Part:
+        """Keep some of the ``slices`` equal slices along an axis of a tensor, in the order of ``kept``.
+
+        Raises ``CheckpointError`` when the axis does not divide into that many.
+        """
+        side, bits = tensor.shape[axis], DTYPE_BITS[tensor.dtype]
+        width = math.prod(tensor.shape[axis:]) // slices * bits // 8  # bytes of one slice of one row
+        if side % slices or math.prod(tensor.shape[axis:]) // slices * bits % 8:
+            raise CheckpointError(f"{tensor.file}: axis {axis} of tensor {tensor.name!r} is not {slices} equal slices")
+        shape = (*tensor.shape[:axis], side // slices * len(kept), *tensor.shape[axis + 1 :])
+        rows = math.prod(tensor.shape[:axis])
+        ranges = _Slices(tensor, rows, width, slices, tuple(kept))
+        return cls(name, tensor.dtype, shape, ranges, rows * width * len(kept))
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """Byte ranges of slices of every row, made as they are needed: a quarter million rows are common."""
+
+    tensor: Tensor
+    rows: int
+    width: int
+    slices: int
+    kept: tuple[int, ...]
+
+    def __iter__(self) -> Iterator[Range]:
+        for row in range(self.rows):
+            start = self.tensor.start + row * self.slices * self.width
+            for index in self.kept:
+                yield self.tensor.file, start + index * self.width, start + (index + 1) * self.width
 
 
 @dataclass(frozen=True)
@@ -148,45 +182,69 @@ def _write_shard(path: Path, shard: Shard, metadata: dict[str, str], advance: Ad
     try:
         with path.open("wb", buffering=0) as target:
             target.write(header_bytes(shard, metadata))
+            gathered = bytearray()
             for file, start, stop in _merged(shard.parts):
                 if file not in sources:
                     sources[file] = file.open("rb", buffering=0)
+                small = stop - start < SMALL_RANGE_BYTES
+                while small and start < stop:
+                    data = _read(sources[file], start, stop - start)
+                    gathered += data
+                    start += len(data)
+                if gathered and (not small or len(gathered) >= BUFFER_BYTES):
+                    _flush(gathered, target, advance)
                 _copy_range(sources[file], start, stop, target, advance)
+            _flush(gathered, target, advance)
             os.fsync(target.fileno())
     finally:
         for source in sources.values():
             source.close()
 
 
-def _merged(parts: Sequence[Part]) -> list[tuple[Path, int, int]]:
+def _flush(gathered: bytearray, target: IO[bytes], advance: Advance) -> None:
+    _write_all(target, gathered)
+    advance(len(gathered))
+    gathered.clear()
+
+
+def _merged(parts: Sequence[Part]) -> Iterator[Range]:
     """Join neighbouring byte ranges of one file: one long copy in place of many short ones."""
-    runs: list[tuple[Path, int, int]] = []
-    for file, start, stop in (piece for part in parts for piece in part.ranges):
-        if runs and runs[-1][0] == file and runs[-1][2] == start:
-            runs[-1] = (file, runs[-1][1], stop)
-        else:
-            runs.append((file, start, stop))
-    return runs
+    run: Range | None = None
+    for piece in (piece for part in parts for piece in part.ranges):
+        if run is not None and run[0] == piece[0] and run[2] == piece[1]:
+            run = (run[0], run[1], piece[2])
+            continue
+        if run is not None:
+            yield run
+        run = piece
+    if run is not None:
+        yield run
 
 
 def _copy_range(source: IO[bytes], start: int, stop: int, target: IO[bytes], advance: Advance) -> None:
     """Append bytes [start, stop) of ``source`` to ``target``; inside the kernel where it can, else through a buffer."""
-    if start == stop:
-        return
     position = start
     if hasattr(os, "copy_file_range"):
         position = _kernel_copy(source, start, stop, target, advance)
-    source.seek(position)
-    buffer = memoryview(bytearray(min(BUFFER_BYTES, max(stop - position, 1))))
     while position < stop:
-        count = source.readinto(buffer[: min(len(buffer), stop - position)])  # type: ignore[attr-defined]
-        if not count:
-            raise OSError(errno.EIO, f"the file ended at byte {position}, before byte {stop}", source.name)
-        written = 0
-        while written < count:
-            written += target.write(buffer[written:count])
-        position += count
-        advance(count)
+        data = _read(source, position, min(BUFFER_BYTES, stop - position))
+        _write_all(target, data)
+        position += len(data)
+        advance(len(data))
+
+
+def _read(source: IO[bytes], start: int, length: int) -> bytes:
+    source.seek(start)
+    data = source.read(length)
+    if not data:
+        raise OSError(errno.EIO, f"the file ended at byte {start}", source.name)
+    return data
+
+
+def _write_all(target: IO[bytes], data: bytes | bytearray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[target.write(view) :]
 
 
 def _kernel_copy(source: IO[bytes], start: int, stop: int, target: IO[bytes], advance: Advance) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from layerprune import __version__
@@ -16,7 +17,7 @@ from layerprune.anatomy import Anatomy, Sources, build_on_meta, load_config, rea
 from layerprune.checkpoint import Checkpoint, Folder, contained, locate, new_folder, plan_shards, write_shards
 from layerprune.checkpoint.writer import Shard, write_file
 from layerprune.documents import Change, FileEntry, ModelRef, Plan, Receipt, as_removal
-from layerprune.errors import CheckpointError, DocumentError, ExportError
+from layerprune.errors import CheckpointError, DocumentError, ExportError, RefusedError, one_line
 from layerprune.export import proof
 from layerprune.export.extras import Extras, layer_renumberer, plan_extras
 from layerprune.export.signature import check_signature
@@ -125,11 +126,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def rebuilt(config: PretrainedConfig, content: dict[str, Any]) -> PretrainedConfig:
-    """Return a config of the same class from new content of config.json; raises ``ExportError`` when it refuses."""
+    """Return a config of the same class from new content of config.json; ``RefusedError`` when it is not accepted."""
     try:
-        return type(config).from_dict(dict(content))
+        with TemporaryDirectory() as folder:  # read as a file, as everyone will: JSON has no infinity, config.json does
+            (Path(folder) / "config.json").write_text(json.dumps(content), encoding="utf-8")
+            return type(config).from_pretrained(folder)
     except Exception as error:  # strict config classes raise their own errors
-        raise ExportError(f"the pruned config is not one that {type(config).__name__} accepts: {error}") from error
+        name = type(config).__name__
+        raise RefusedError(f"the pruned config is not one that {name} accepts: {one_line(error)}") from error
 
 
 def _check_space(job: Job, out: Path) -> None:

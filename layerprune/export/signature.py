@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from layerprune.anatomy import Anatomy, Sources, build_on_meta
+from layerprune.anatomy.fields import PACKED
 from layerprune.anatomy.stack import find_stack
 from layerprune.errors import RefusedError
 
@@ -35,7 +37,8 @@ def check_signature(
     for index, (attention, mlp) in enumerate(zip(sources.attention, sources.mlp, strict=True)):
         if attention == mlp:
             _compare(signature(old[attention]), signature(new[index]), f"layer {attention} as the new layer {index}")
-    _compare(_outside(before, anatomy.stack), _outside(after, anatomy.stack), "what stands outside the stack")
+    outside = _outside(before, anatomy.stack, sources.depth, len(sources))
+    _compare(outside, _outside(after, anatomy.stack, 1, 1), "what stands outside the stack")
 
 
 def _layers(model: nn.Module, stack: str) -> list[nn.Module]:
@@ -55,15 +58,24 @@ def signature(layer: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _outside(model: nn.Module, stack: str) -> dict[str, Any]:
-    weights = model.state_dict().items()
-    return {f"{name}:shape": tuple(value.shape) for name, value in weights if not name.startswith(f"{stack}.")}
+def _outside(model: nn.Module, stack: str, layers: int, left: int) -> dict[str, Any]:
+    """Return the shapes outside the stack; those packed with a slice per layer as they are with ``left`` layers."""
+    found: dict[str, Any] = {}
+    for name, value in model.state_dict().items():
+        if not name.startswith(f"{stack}."):
+            shape = list(value.shape)
+            for end, axis in PACKED.items():
+                if name.endswith(end):
+                    shape[axis] = shape[axis] // layers * left
+            found[f"{name}:shape"] = tuple(shape)
+    return found
 
 
 def _compare(before: dict[str, Any], after: dict[str, Any], where: str) -> None:
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key, "nothing"), after.get(key, "nothing")
-        if old != new:
+        both_floats = isinstance(old, float) and isinstance(new, float)
+        if not (math.isclose(old, new, rel_tol=1e-9) if both_floats else old == new):
             path, _, what = key.partition(":")
             raise RefusedError(
                 f"{where} would change: {what} of {path or 'the layer'} is {old!r} in the base and {new!r} in the "

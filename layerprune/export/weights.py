@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from layerprune.anatomy import Sources
+from layerprune.anatomy.fields import PACKED
 from layerprune.checkpoint import Checkpoint, Tensor
 from layerprune.checkpoint.writer import Part
 from layerprune.errors import RefusedError
@@ -88,8 +89,12 @@ def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: Sources, hal
     origin: dict[str, str] = {}
     for tensor in checkpoint.tensors.values():
         name = _new_name(tensor, stack, sources, half_of)
+        axis = next((axis for end, axis in PACKED.items() if tensor.name.endswith(end)), None)
         if name is None:
             dropped.append(tensor.name)
+        elif axis is not None:
+            parts.append(Part.slices(tensor, name, axis, sources.depth, sources.mlp))
+            origin[name] = tensor.name
         else:
             parts.append(Part.of(tensor, name))
             origin[name] = tensor.name

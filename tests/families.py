@@ -1,0 +1,47 @@
+"""Tiny random models of many types, and plans to prune them, for every test that needs one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from layerprune.anatomy import load_config, read_anatomy
+from layerprune.anatomy.tiny import save_tiny, tiny_config, tiny_model, types
+from layerprune.checkpoint import Checkpoint
+from layerprune.documents import Limits, MetricRef, ModelRef, Plan, Search
+from layerprune.removal import Removal
+
+__all__ = ["FAMILIES", "make_plan", "save_tiny", "tiny_config", "tiny_model", "types"]
+
+# The types every change is tried on; the zoo (slow) has all of them.
+FAMILIES = (
+    "llama", "qwen3", "gemma2", "gemma3_text", "smollm3", "olmo2", "phi3", "gpt2", "gpt_neox", "qwen2_moe", "mixtral",
+    "deepseek_v3",
+)  # fmt: skip
+
+
+def make_plan(folder: Path, removal: Removal) -> Plan:
+    """Return a plan to remove ``removal`` from the model in ``folder``, as if a metric had chosen it."""
+    checkpoint, anatomy = Checkpoint.open(folder), read_anatomy(load_config(str(folder)))
+    model = ModelRef(
+        id=str(folder),
+        revision=None,
+        fingerprint=checkpoint.fingerprint(),
+        model_type=anatomy.model_type,
+        layers=anatomy.depth,
+        parameters=checkpoint.parameters,
+    )
+    metric = MetricRef(name="cosine", spec="cosine", options={}, unit="1-cos", scope="any set", owner="layerprune")
+    return Plan(
+        model=model,
+        metric=metric,
+        search=Search(name="one-shot"),
+        limits=Limits(),
+        requested=str(len(removal)),
+        removal=removal.units,
+        order=removal.units,
+        ranking=(),
+        scores_sha256="0" * 64,
+        data=(),
+        seed=0,
+        versions={},
+    )
