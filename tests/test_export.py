@@ -1,0 +1,253 @@
+"""Export's promises: what is carried along, what is refused, and that a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from families import make_plan, save_tiny
+from safetensors.torch import load_file
+
+from layerprune.checkpoint import Checkpoint, writer
+from layerprune.documents import Plan, Receipt
+from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError
+from layerprune.export import export, exporting, proof
+from layerprune.removal import Removal
+
+DROP = Removal.of(1, 4)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_tiny("llama", tmp_path / "base")
+
+
+def fails(plan: Plan, out: Path, kind: type[LayerpruneError]) -> str:
+    """Export, expect one line of error of this kind and nothing left beside what was there."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(kind) as error:
+        export(plan, out)
+    assert sorted(out.parent.iterdir()) == before
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_folder_is_complete(base: Path, tmp_path: Path) -> None:
+    carried = {
+        "tokenizer_config.json": "{}", "chat_template.jinja": "{{ messages }}", "LICENSE": "Apache",
+        "merges.txt": "a b", "special_tokens_map.json": "{}", "additional_chat_templates/tools.jinja": "{{ tools }}",
+    }  # fmt: skip
+    left = {
+        "pytorch_model.bin": "pickle", "training_args.bin": "pickle", "optimizer.pt": "pickle", "model.gguf": "x",
+        "onnx/model.onnx": "x", "trainer_state.json": "{}", "consolidated.safetensors": "x", ".gitattributes": "x",
+        "layerprune/plan.json": "{}",
+    }  # fmt: skip
+    for name, text in {**carried, **left}.items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(text)
+    plan = make_plan(base, DROP)
+    receipt = export(plan, tmp_path / "out")
+    out = tmp_path / "out"
+    for name, text in carried.items():
+        assert (out / name).read_text() == text
+    assert (out / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
+    assert receipt.dropped_files == tuple(sorted(left))
+    assert Plan.load(out / "layerprune" / "plan.json") == plan
+    assert Receipt.load(out / "layerprune" / "receipt.json") == receipt
+    assert "not audited" in (out / "README.md").read_text().lower()
+    written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert written == {
+        *carried, "config.json", "generation_config.json", "model.safetensors", "README.md", "layerprune/plan.json",
+        "layerprune/receipt.json",
+    }  # fmt: skip
+    assert receipt.files.keys() == written - {"README.md", "layerprune/plan.json", "layerprune/receipt.json"}
+
+
+def test_receipt_tells_what_happened(base: Path, tmp_path: Path) -> None:
+    plan = make_plan(base, DROP)
+    receipt = export(plan, tmp_path / "out")
+    before, after = Checkpoint.open(base), Checkpoint.open(tmp_path / "out")
+    assert receipt.plan_sha256 == plan.sha256()
+    assert receipt.base == plan.model
+    assert (receipt.bytes_before, receipt.bytes_after) == (before.nbytes, after.nbytes)
+    assert receipt.result.fingerprint == after.fingerprint()
+    assert receipt.result.parameters == after.parameters
+    assert receipt.result.layers == 4
+    assert receipt.dropped_tensors == len(before.tensors) - len(after.tensors) == 18
+    changes = {key: (change.before, change.after) for key, change in receipt.config_changes.items()}
+    assert changes == {"num_hidden_layers": (6, 4)}
+    assert receipt.proof is not None
+    assert receipt.proof.max_difference == 0
+    assert receipt.proof.scale > 0.1
+    assert receipt.proof.method == "whole models"
+
+
+def test_bytes_are_the_base_s(base: Path, tmp_path: Path) -> None:
+    export(make_plan(base, DROP), tmp_path / "out", max_shard_size=20_000)
+    old = load_file(base / "model.safetensors")
+    new = {}
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 3
+    for file in shards:
+        new.update(load_file(file))
+    for layer, source in enumerate((0, 2, 3, 5)):
+        for name in [name for name in old if name.startswith(f"model.layers.{source}.")]:
+            assert new[name.replace(f".{source}.", f".{layer}.", 1)].equal(old[name])
+    assert {name for name in new if ".layers." not in name} == {name for name in old if ".layers." not in name}
+
+
+def test_an_empty_removal_is_a_copy(base: Path, tmp_path: Path) -> None:
+    receipt = export(make_plan(base, Removal.of()), tmp_path / "out")
+    assert receipt.result.fingerprint == receipt.base.fingerprint
+    assert receipt.config_changes == {}
+
+
+def test_plan_for_another_model(base: Path, tmp_path: Path) -> None:
+    other = save_tiny("llama", tmp_path / "other", seed=1)
+    plan = make_plan(base, DROP)
+    shutil.rmtree(base)
+    other.rename(base)
+    assert "make a plan for this model or name its base" in fails(plan, tmp_path / "out", DocumentError)
+
+
+def test_base_can_be_named(base: Path, tmp_path: Path) -> None:
+    plan = make_plan(base, DROP)
+    base.rename(tmp_path / "moved")
+    fails(plan, tmp_path / "out", LayerpruneError)
+    export(plan, tmp_path / "out", base=str(tmp_path / "moved"))
+
+
+def test_truncated_weights(base: Path, tmp_path: Path) -> None:
+    plan = make_plan(base, DROP)
+    os.truncate(base / "model.safetensors", (base / "model.safetensors").stat().st_size - 5)
+    assert "model.safetensors is truncated: tensor" in fails(plan, tmp_path / "out", CheckpointError)
+
+
+def test_link_out_of_the_folder(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (base / "tokenizer.json").symlink_to(tmp_path / "secret")
+    assert "a symbolic link out of the folder" in fails(make_plan(base, DROP), tmp_path / "out", CheckpointError)
+
+
+def test_existing_folder_is_not_touched(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    assert "exists already" in fails(make_plan(base, DROP), tmp_path / "out", ExportError)
+    assert (tmp_path / "out" / "mine").read_text() == "mine"
+
+
+def test_too_little_space_is_seen_before_writing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type(shutil.disk_usage(tmp_path))(total=10**9, used=10**9, free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(exporting, "_write", lambda *args: pytest.fail("nothing must be written"))
+    assert "GB free, and the pruned model takes" in fails(make_plan(base, DROP), tmp_path / "out", ExportError)
+
+
+@pytest.mark.parametrize("call", ["copy_file_range", "fsync"])
+def test_disk_that_fills_up(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    plan = make_plan(base, DROP)
+
+    def full(*args: object, **kwargs: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer, "SMALL_RANGE_BYTES", 0)  # tiny models go through the kernel too
+    monkeypatch.setattr(os, call, full)
+    said = fails(plan, tmp_path / "out", ExportError)
+    assert "nothing was left behind: [Errno 28] No space left on device" in said
+
+
+def test_read_error(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(base, DROP)
+
+    def broken(*args: object, **kwargs: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(writer, "SMALL_RANGE_BYTES", 0)
+    monkeypatch.setattr(os, "copy_file_range", broken)
+    assert "Input/output error" in fails(plan, tmp_path / "out", ExportError)
+
+
+def test_shard_that_disappears(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(base, DROP)
+    check = exporting._check_space
+
+    def unlinked(job: exporting.Job, out: Path) -> None:
+        check(job, out)
+        (base / "model.safetensors").unlink()
+
+    monkeypatch.setattr(exporting, "_check_space", unlinked)
+    assert "No such file or directory" in fails(plan, tmp_path / "out", ExportError)
+
+
+def test_interrupt(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "_finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(make_plan(base, DROP), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_wrong_weights_do_not_pass_the_proof(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two kept layers swapped on the way: loads without a complaint, and is another model."""
+    write = exporting.plan_weights
+
+    def swapped(*args: object, **kwargs: object) -> object:
+        plan = write(*args, **kwargs)  # type: ignore[arg-type]
+        names = {part.name: part for part in plan.parts}
+        first, second = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
+        exchange = {first: second, second: first}
+        parts = tuple(
+            type(part)(exchange.get(part.name, part.name), part.dtype, part.shape, part.ranges, part.nbytes)
+            for part in names.values()
+        )
+        return type(plan)(parts, plan.dropped, plan.origin)
+
+    monkeypatch.setattr(exporting, "plan_weights", swapped)
+    said = fails(make_plan(base, DROP), tmp_path / "out", ExportError)
+    assert "is not the base without those layers: a logit differs by" in said
+
+
+def test_missing_tensor_does_not_pass(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers fills a missing tensor at random and says nothing; layerprune does not."""
+    write = exporting.plan_weights
+
+    def without_one(*args: object, **kwargs: object) -> object:
+        plan = write(*args, **kwargs)  # type: ignore[arg-type]
+        return type(plan)(plan.parts[:-1], plan.dropped, plan.origin)
+
+    monkeypatch.setattr(exporting, "plan_weights", without_one)
+    assert "1 missing keys" in fails(make_plan(base, DROP), tmp_path / "out", ExportError)
+
+
+def test_unknown_per_layer_list(base: Path, tmp_path: Path) -> None:
+    content = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**content, "layer_moods": ["calm"] * 6}))
+    said = fails(make_plan(base, DROP), tmp_path / "out", RefusedError)
+    assert "'layer_moods' has 6 entries, one per layer" in said
+
+
+def test_config_that_does_not_parse(base: Path, tmp_path: Path) -> None:
+    plan = make_plan(base, DROP)
+    (base / "config.json").write_text("{")
+    fails(plan, tmp_path / "out", LayerpruneError)
+
+
+def test_proof_refuses_nonsense() -> None:
+    import torch
+
+    logits = torch.ones(1, 2, 3)
+    tokens = torch.zeros(1, 2, dtype=torch.long)
+    assert proof.compare(logits, logits.clone(), "whole models", tokens).max_difference == 0
+    with pytest.raises(ExportError, match=r"a logit differs by 0\.5"):
+        proof.compare(logits, logits + 0.5, "whole models", tokens)
+    with pytest.raises(ExportError, match="differs by nan"):
+        proof.compare(logits, logits * float("nan"), "whole models", tokens)
+    with pytest.raises(ExportError, match="not finite"):
+        proof.compare(logits * float("inf"), logits, "whole models", tokens)
+
