@@ -1,0 +1,181 @@
+"""Bad input is answered in one line with exit code 2, and nothing is written."""
+
+import errno
+import json
+import os
+import shutil
+
+import cli_tiny
+import pytest
+from cli_tiny import done, refused
+
+from layerprune.documents import Plan
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = cli_tiny.make(tmp_path_factory.mktemp("faults"))
+    done("plan", folder / "base", "--metric", "reverse-order", "--drop", 2, "-o", folder / "run")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder that a refused command must not have made; checked when the test is over."""
+    folder = tmp_path / "out"
+    yield folder
+    assert not folder.exists()
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def plan(home, out, *words, model=None, tasks="toy", drop=2):
+    given = ["--tasks", tasks, "--include-path", home / "tasks"] if tasks else []
+    return refused("plan", model or home / "base", *given, "--drop", drop, "-o", out, *words)
+
+
+def test_an_unknown_task(home, out):
+    assert "unknown task 'tyo'. Did you mean 'toy'?" in plan(home, out, tasks="tyo")
+
+
+def test_a_task_folder_that_does_not_exist(home, out):
+    assert "elsewhere does not exist" in plan(home, out, "--data-dir", "elsewhere")
+
+
+def test_an_unknown_metric(home, out):
+    assert plan(home, out, "--metric", "ablatoin").startswith("unknown metric 'ablatoin'. Did you mean 'ablation'?")
+
+
+def test_an_unknown_option_of_a_metric(home, out):
+    assert "cosine has no option 'token'. Did you mean 'tokens'?" in plan(home, out, "--metric", "cosine:token=last")
+
+
+def test_an_unknown_search(home, out):
+    assert "unknown search 'gredy'. Did you mean 'greedy'?" in plan(home, out, "--search", "gredy")
+
+
+def test_a_metric_that_needs_items_without_tasks(home, out):
+    assert "needs items: give tasks, such as --tasks" in plan(home, out, tasks=None)
+
+
+def test_a_search_beyond_the_metric(home, out):
+    assert "scores single layers" in plan(home, out, "--metric", "cosine", "--search", "greedy")
+
+
+@pytest.mark.parametrize("model", ["nowhere", "./nowhere", "base/config.json"])
+def test_a_model_path_that_does_not_exist(home, out, model, monkeypatch):
+    monkeypatch.chdir(home)
+    place = home / model if model == "nowhere" else model
+    assert ("does not exist" if "nowhere" in model else "is a file") in plan(home, out, model=place)
+
+
+@pytest.mark.parametrize("drop", ["6", "7", "100%", "0", "many"])
+def test_dropping_every_layer_or_none(home, out, drop):
+    assert f"{drop}" in plan(home, out, drop=drop)
+
+
+def test_dropping_more_than_is_not_protected(home, out):
+    said = plan(home, out, "--protect", "0,1,-1", drop=4)
+    assert said == "cannot remove 4 layers: of 6 layers 3 may go (protected: 0, 1, 5)"
+
+
+def test_protecting_a_layer_that_is_not_there(home, out):
+    assert "layer 6 does not exist; the model has layers 0 to 5" in plan(home, out, "--protect", "6")
+
+
+def test_a_task_the_model_is_at_chance_on(home, out):
+    assert plan(home, out, tasks="odd").startswith("task 'odd': the intact model is at chance")
+
+
+def test_an_unknown_dtype_and_device(home, out):
+    assert "unknown dtype 'float8'" in plan(home, out, "--dtype", "float8")
+    assert "unknown device 'gpu'" in plan(home, out, "--device", "gpu")
+
+
+def test_neither_model_nor_scores(out):
+    assert "name the MODEL to plan for, or give --scores" in refused("plan", "--drop", 1, "-o", out)
+
+
+def test_scores_together_with_what_only_a_model_can_answer(home, out):
+    scores = home / "run" / "scores.json"
+    words = ["plan", "--scores", scores, "--drop", 1, "-o", out]
+    assert "a MODEL cannot be given with it" in refused(*words, home / "base")
+    assert "--limit cannot be given with it" in refused(*words, "--limit", 3)
+
+
+def test_scores_that_do_not_reach_as_far_as_the_search(home, out):
+    scores = home / "run" / "scores.json"
+    said = refused("plan", "--scores", scores, "--drop", 3, "--search", "greedy", "-o", out)
+    assert "scores.json has no score for (0, 4)" in said
+
+
+def test_scores_that_are_a_plan(home, out):
+    said = refused("plan", "--scores", home / "run" / "plan.json", "--drop", 3, "-o", out)
+    assert "is a 'plan' document; expected 'scores'" in said
+
+
+def test_a_plan_for_another_model(home, out, tmp_path):
+    other = shutil.copytree(home / "base", tmp_path / "other")
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-100] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    said = refused("export", home / "run" / "plan.json", "--base", other, "-o", out)
+    assert said.startswith(f"the plan is for {home / 'base'}")
+
+
+def test_a_plan_edited_into_nonsense(home, out, tmp_path):
+    data = json.loads((home / "run" / "plan.json").read_text())
+    edited = tmp_path / "plan.json"
+    for removal, message in (([9], "9"), ([1, 1], "named twice"), ([0, 1, 2, 3, 4, 5], "6 layers")):
+        edited.write_text(json.dumps(data | {"removal": removal}))
+        assert message in refused("export", edited, "-o", out)
+
+
+def test_a_truncated_safetensors_file(home, out, tmp_path):
+    broken = shutil.copytree(home / "base", tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1000)
+    for said in (
+        refused("inspect", broken),
+        plan(home, out, model=broken),
+        refused("export", home / "run" / "plan.json", "--base", broken, "-o", out),
+    ):
+        assert str(weights) in said
+
+
+def test_a_full_disk_while_exporting_leaves_no_folder(home, out, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)  # where a full disk shows at the latest
+    said = refused("export", home / "run" / "plan.json", "-o", out)
+    assert "No space left on device" in said
+    assert "nothing was left behind" in said
+
+
+def test_an_export_folder_that_exists_is_left_alone(home, tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    assert "exists already" in refused("export", home / "run" / "plan.json", "-o", taken)
+    assert [path.name for path in taken.iterdir()] == ["mine.txt"]
+
+
+def test_a_size_that_is_none(home, out):
+    said = refused("export", home / "run" / "plan.json", "--max-shard-size", "5 apples", "-o", out)
+    assert said == "--max-shard-size '5 apples' is not a size; write 5GB or 500MB"
+
+
+def test_a_plan_that_does_not_exist(home, out, tmp_path):
+    assert "plan.json does not exist" in refused("export", tmp_path / "plan.json", "-o", out)
+
+
+def test_auditing_what_was_not_exported(home):
+    assert "is not an exported checkpoint" in refused("audit", home / "base", "--tasks", "toy")
+
+
+def test_a_folder_that_cannot_be_written(home, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    said = refused("plan", home / "base", "--metric", "random", "--drop", 1, "-o", file / "run")
+    assert str(file) in said
+    assert Plan.load(home / "run" / "plan.json").metric.name == "reverse-order"

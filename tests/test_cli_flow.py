@@ -1,0 +1,171 @@
+"""The sentences of the README through click's runner, on a tiny model: every command, real from end to end."""
+
+import json
+import shutil
+
+import cli_tiny
+import pytest
+from cli_tiny import done, layerprune, refused
+
+from layerprune.documents import Audit, Plan, Receipt, Scores
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The tiny model, and the main sentence carried out once: plan, export, audit."""
+    folder = cli_tiny.make(tmp_path_factory.mktemp("cli"))
+    said = [
+        done("plan", folder / "base", "--metric", "ablation", *tasks(folder), "--drop", 2, "-o", folder / "run"),
+        done("export", folder / "run" / "plan.json", "-o", folder / "smaller"),
+        done("audit", folder / "smaller", *tasks(folder)),
+    ]
+    (folder / "said.json").write_text(json.dumps([result.stdout for result in said]))
+    return folder
+
+
+def tasks(home):
+    return ["--tasks", "toy", "--include-path", home / "tasks"]
+
+
+def test_plan_writes_both_documents_and_no_weights(home):
+    scores, plan = Scores.load(home / "run" / "scores.json"), Plan.load(home / "run" / "plan.json")
+    assert plan.scores_sha256 == scores.sha256()
+    assert plan.search.name == "greedy"  # the default for ablation
+    assert len(plan.removal) == 2
+    assert [len(entry.candidates) for entry in scores.rounds] == [6, 5]
+    assert not list((home / "run").rglob("*.safetensors"))
+
+
+def test_plan_prints_the_ranking_with_intervals_and_relevance_per_task(home):
+    said = json.loads((home / "said.json").read_text())[0]
+    scores, plan = Scores.load(home / "run" / "scores.json"), Plan.load(home / "run" / "plan.json")
+    rows = {line.split()[0]: line for line in said.splitlines() if line.strip()[:1].isdigit()}
+    first = scores.rounds[0].candidates
+    assert [candidate.removal for candidate in first] == [(layer,) for layer in range(6)]
+    for candidate in first:
+        assert f"{candidate.score:.4f}" in said
+        assert f"{candidate.interval[0]:.4f} … {candidate.interval[1]:.4f}" in said
+    assert "1st" in rows[str(plan.order[0])]
+    assert f"to remove, by greedy: layers {', '.join(map(str, plan.removal))} of 6" in said
+
+
+def test_export_and_audit_leave_a_whole_folder(home):
+    folder = home / "smaller"
+    receipt, audit = (kind.load(folder / "layerprune" / kind.filename) for kind in (Receipt, Audit))
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 4
+    assert audit.receipt_sha256 == receipt.sha256()
+    assert audit.verdict in json.loads((home / "said.json").read_text())[2]
+    assert "toy" in (folder / "README.md").read_text()
+    seen = {mark for data in Plan.load(home / "run" / "plan.json").data for mark in data.fingerprints}
+    assert not seen & {mark for task in audit.tasks for mark in task.data.fingerprints}
+
+
+def test_planning_again_from_scores_needs_no_model(home, tmp_path, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("layerprune.subject.Subject.load", forbidden)
+    done("plan", "--scores", home / "run" / "scores.json", "--drop", 2, "-o", tmp_path / "same")
+    done("plan", "--scores", home / "run" / "scores.json", "--drop", 4, "--protect", "-1", "-o", tmp_path / "more")
+    first, same, more = (Plan.load(path / "plan.json") for path in (home / "run", tmp_path / "same", tmp_path / "more"))
+    assert same.order == first.order
+    assert len(more.removal) == 4
+    assert 5 not in more.removal
+    assert (tmp_path / "more" / "scores.json").read_bytes() == (home / "run" / "scores.json").read_bytes()
+
+
+def test_the_same_plan_is_byte_identical(home, tmp_path):
+    done("plan", home / "base", *tasks(home), "--drop", 2, "-o", tmp_path / "again")
+    for name in ("scores.json", "plan.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (home / "run" / name).read_bytes()
+
+
+def test_score_then_plan_from_it_is_what_one_shot_plans(home, tmp_path):
+    done("score", home / "base", "--metric", "cosine:tokens=last", *tasks(home), "-o", tmp_path / "cosine")
+    done("plan", "--scores", tmp_path / "cosine" / "scores.json", "--drop", "33%", "-o", tmp_path / "cosine")
+    plan = Plan.load(tmp_path / "cosine" / "plan.json")
+    assert plan.metric.spec == "cosine:tokens=last"
+    assert plan.search.name == "one-shot"
+    scores = Scores.load(tmp_path / "cosine" / "scores.json")
+    ordered = sorted(scores.rounds[0].candidates, key=lambda candidate: candidate.score)
+    assert plan.order == tuple(candidate.removal[0] for candidate in ordered[:2])
+    compared = done("compare", home / "run" / "scores.json", tmp_path / "cosine" / "scores.json")
+    assert "Spearman" in compared.stdout
+
+
+def test_a_compared_plan_is_audited_beside_the_checkpoint(home, tmp_path):
+    done("plan", home / "base", "--metric", "reverse-order", "--drop", 2, "-o", tmp_path / "last")
+    shutil.copytree(home / "smaller", tmp_path / "smaller")
+    done("audit", tmp_path / "smaller", *tasks(home), "--compare", f"last={tmp_path / 'last' / 'plan.json'}")
+    audit = Audit.load(tmp_path / "smaller" / "layerprune" / "audit.json")
+    assert set(audit.tasks[0].models) == {"pruned", "last"}
+
+
+@pytest.mark.parametrize("search", ["one-shot", "beam:width=2", "evolution:generations=2,offspring=4", "blocks"])
+def test_every_search_plans_from_a_model(home, tmp_path, search):
+    done("plan", home / "base", *tasks(home), "--drop", 2, "--search", search, "--protect", "0", "-o", tmp_path / "run")
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    assert plan.search.name == search.partition(":")[0]
+    assert len(plan.removal) == 2
+    assert 0 not in plan.removal
+
+
+def test_inspect_shows_the_stack(home):
+    said = done("inspect", home / "base").stdout
+    for fact in ("llama", "model.layers", "6 (numbered 0 to 5)", "num_hidden_layers", "0 to 5", "LlamaDecoderLayer"):
+        assert fact in said
+
+
+def test_metrics_lists_every_metric_with_its_options():
+    from layerprune.metrics import METRICS
+
+    said = done("metrics").stdout
+    for name, entry in METRICS.entries().items():
+        assert name in said
+        assert entry.owner in said
+    assert "'all' | 'last'" in done("metrics", "cosine").stdout
+
+
+def test_quiet_prints_results_only(home, tmp_path):
+    loud = layerprune("plan", home / "base", "--metric", "random", "--drop", 1, "-o", tmp_path / "a")
+    quiet = layerprune("plan", home / "base", "--metric", "random", "--drop", 1, "-o", tmp_path / "b", "-q")
+    assert "loading" in loud.stderr
+    assert quiet.stderr == ""
+    assert quiet.stdout.replace(str(tmp_path / "b"), "") == loud.stdout.replace(str(tmp_path / "a"), "")
+
+
+def test_documents_are_not_replaced_unless_told(home, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(home / "run", folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    again = ["plan", home / "base", "--metric", "random", "--drop", 1, "-o", folder]
+    assert "plan.json exists; give another folder with -o, or --force" in refused(*again)
+    (folder / "plan.json").unlink()
+    assert "scores.json exists; plan from it with --scores" in refused(*again)
+    other = ["plan", "--scores", home / "run" / "scores.json", "--drop", 1, "-o", folder]
+    assert "scores.json exists" in refused(*other)
+    score = ["score", home / "base", "--metric", "random", "-o", folder]
+    assert "scores.json exists" in refused(*score)
+    assert before["scores.json"] == (folder / "scores.json").read_bytes()
+    done(*score, "--force")
+    assert before["scores.json"] != (folder / "scores.json").read_bytes()
+    done(*again, "--force")
+    assert Plan.load(folder / "plan.json").metric.name == "random"
+
+
+def test_a_traceback_is_shown_to_those_who_ask_twice(home, tmp_path):
+    words = ["plan", home / "nowhere", "--drop", 1, "--metric", "random", "-o", tmp_path / "run"]
+    assert "Traceback" not in layerprune(*words, "-v").stderr
+    loud = layerprune(*words, "-vv")
+    assert "Traceback" in loud.stderr
+    assert loud.exit_code == 2
+
+
+def test_ctrl_c_is_answered_with_how_to_go_on(home, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("layerprune.planning.plan_model", interrupted)
+    result = layerprune("plan", home / "base", *tasks(home), "--drop", 1, "-o", tmp_path / "run")
+    assert result.exit_code == 130
+    assert result.stderr == "layerprune: interrupted; run the same command again: what was finished is kept\n"
