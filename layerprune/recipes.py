@@ -15,7 +15,7 @@ from typing import Any
 from layerprune.documents import Audit, Plan, Receipt, Recipe, Scores
 from layerprune.documents.faults import Place
 from layerprune.documents.recipe import Check, difference, recipe_error
-from layerprune.errors import DocumentError, UsageError
+from layerprune.errors import DocumentError, LayerpruneError, UsageError
 from layerprune.planners import SEARCHES, parse_drop, parse_protect
 from layerprune.progress import SILENT, Progress
 from layerprune.sizes import parse_size
@@ -47,15 +47,19 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> Finished:
     """Do what is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
     folder = Path(folder)
-    _claim(folder, recipe)
-    scores, plan = _planned(recipe, folder, progress)
+    made = _claim(folder, recipe)
+    try:
+        scores, plan = _planned(recipe, folder, progress)
+    except LayerpruneError:
+        _give_up(made)
+        raise
     receipt = _exported(recipe, plan, folder, progress)
     audit = _audited(recipe, receipt, folder, progress)
     return Finished(folder, scores, plan, receipt, audit)
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe into a new run folder, or find the same one there."""
+def _claim(folder: Path, recipe: Recipe) -> list[Path]:
+    """Write the recipe into a new run folder, or find the same one there; return what was made, innermost first."""
     record = folder / Recipe.filename
     if record.exists():
         changed = difference(Recipe.load(record), recipe)
@@ -63,11 +67,21 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             raise UsageError(
                 f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o"
             )
-        return
+        return []
     for name in (Scores.filename, Plan.filename, CHECKPOINT):
         if (folder / name).exists():
             raise UsageError(f"{folder / name} exists and is of no recipe; give another folder with -o")
+    made = [path for path in (record, folder, *folder.parents) if not path.exists()]
     recipe.save(record)
+    return made
+
+
+def _give_up(made: Sequence[Path]) -> None:
+    """Take back a claim whose recipe was refused before anything was measured, so that it can be put right."""
+    if made and not any(entry.name != Recipe.filename for entry in made[0].parent.iterdir()):
+        made[0].unlink()
+        for folder in made[1:]:
+            folder.rmdir()
 
 
 def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, Plan]:

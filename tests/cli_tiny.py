@@ -39,3 +39,10 @@ def refused(*words: object) -> str:
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     return last.removeprefix("layerprune: ")
+
+
+def last_line(*words: object) -> str:
+    """Run a command that fails after it has shown progress; return its last line without the prefix."""
+    result = layerprune(*words)
+    assert result.exit_code == 2, (result.exit_code, result.stderr, result.exception)
+    return result.stderr.splitlines()[-1].removeprefix("layerprune: ")

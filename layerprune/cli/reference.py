@@ -18,12 +18,13 @@ WIDTH = 100
 
 def reference() -> str:
     """Return the page as Markdown."""
-    top = click.Context(app, info_name="layerprune", terminal_width=WIDTH, max_content_width=WIDTH)
+    sizes = {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    top = click.Context(app, info_name="layerprune", **sizes, **app.context_settings)
     parts = [HEAD, _section("layerprune", app, top)]
     for name in COMMANDS:
         command = app.get_command(top, name)
         assert command is not None
-        inner = click.Context(command, info_name=name, parent=top, terminal_width=WIDTH, max_content_width=WIDTH)
+        inner = click.Context(command, info_name=name, parent=top, **sizes)
         parts.append(_section(f"layerprune {name}", command, inner))
     return "\n".join(parts)
 

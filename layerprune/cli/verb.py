@@ -11,7 +11,7 @@ import click
 from layerprune.cli.console import Console
 from layerprune.cli.faults import INTERRUPTED, Fault, in_one_line
 from layerprune.cli.quiet import quiet_libraries
-from layerprune.errors import LayerpruneError
+from layerprune.errors import LayerpruneError, one_line
 
 VERBOSITY = "layerprune.verbosity"
 
@@ -61,6 +61,6 @@ class Verb(click.Command):
         except (LayerpruneError, OSError) as error:  # an OSError is the machine's fault or the path's: no traceback
             if verbosity > 1:
                 traceback.print_exc()
-            raise Fault(" ".join(str(error).split())) from error
+            raise Fault(str(error) if isinstance(error, LayerpruneError) else one_line(error)) from error
         except KeyboardInterrupt:
             raise Fault(f"interrupted; {self.after_interrupt}", INTERRUPTED) from None
