@@ -19,7 +19,7 @@ HEAVY = ("torch", "transformers", "lm_eval", "datasets", "pydantic", "rich", "sc
 
 
 def command(name):
-    found = app.get_command(click.Context(app), name)
+    found = app.get_command(click.Context(app, **app.context_settings), name)
     assert isinstance(found, Verb)
     return found
 
@@ -53,7 +53,7 @@ def test_every_command_has_examples_that_parse(name):
     for example in examples:
         words = shlex.split(example)
         assert words[:2] == ["layerprune", name]
-        with click.Context(app, info_name="layerprune") as parent:
+        with click.Context(app, info_name="layerprune", **app.context_settings) as parent:
             command(name).make_context(name, words[2:], parent=parent)  # raises where an option does not exist
     shown = CliRunner().invoke(app, [name, "--help"])
     assert shown.exit_code == 0
