@@ -1,0 +1,114 @@
+"""Examines removals block by block: each (removal, block of items) is measured once, remembered, and written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from layerprune import __version__
+from layerprune.documents import Outcomes
+from layerprune.engine.engine import Account, Engine
+from layerprune.engine.exam import answer_items, joined, judged
+from layerprune.engine.journal import Journal
+from layerprune.progress import SILENT, Progress
+from layerprune.removal import Removal
+from layerprune.tasks.items import Questions
+
+# Items of each task in a block. A block is what a killed run loses at most, and after which racing may stop a
+# candidate; smaller blocks leave less choice of rows of equal length to batch together.
+BLOCK_ITEMS = 50
+
+JOURNAL = "journal.jsonl"
+
+Piece = dict[str, Outcomes]  # one removal on one block, by task
+
+
+@dataclass
+class Examiner:
+    """One model and its questions. Ask for the outcomes of removals; what was measured before is not measured again."""
+
+    engine: Engine
+    questions: Questions
+    progress: Progress = SILENT
+    folder: Path | None = None  # the run folder; None: nothing is written down
+
+    def __post_init__(self) -> None:
+        most = max(len(task.items) for task in self.questions.tasks.values())
+        self.blocks = [self._block(start) for start in range(0, most, BLOCK_ITEMS)]
+        self.known: dict[tuple[int, Removal], Piece] = {}
+        self.account = Account()
+        self.journal = Journal(self.folder / JOURNAL, self._key()) if self.folder else None
+        for entry in self.journal.entries if self.journal else []:
+            self._take(entry)
+
+    def outcomes(self, removals: Sequence[Removal], label: str = "scoring") -> dict[Removal, dict[str, Outcomes]]:
+        """Return the outcomes of every item, by removal and task."""
+        wanted = list(dict.fromkeys(removals))
+        missing = {b: [r for r in wanted if (b, r) not in self.known] for b in range(len(self.blocks))}
+        total = sum(len(self.blocks[b]) * len(removals) for b, removals in missing.items())
+        if total:
+            with self.progress.task(label, total, "items") as advance:
+                for block, pending in missing.items():
+                    if pending:
+                        self.measure(block, pending)
+                        advance(len(self.blocks[block]) * len(pending))
+        return {removal: self._joined(removal) for removal in wanted}
+
+    def measure(self, block: int, removals: Sequence[Removal]) -> None:
+        """Measure removals on one block, remember it and write it down."""
+        questions = self.blocks[block]
+        items = [item for task in questions.tasks.values() for item in task.items]
+        before = replace(self.engine.account)
+        answers = answer_items(self.engine, items, removals)
+        pieces = [judged(questions, own) for own in answers]
+        entry = {
+            "block": block,
+            "removals": [list(removal.units) for removal in removals],
+            "pieces": [{name: o.model_dump(mode="json") for name, o in piece.items()} for piece in pieces],
+            "computed": self.engine.account.computed - before.computed,
+            "naive": self.engine.account.naive - before.naive,
+        }
+        if self.journal:
+            self.journal.append(entry)
+        self._take(entry)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        for units, piece in zip(entry["removals"], entry["pieces"], strict=True):
+            found = {name: Outcomes.model_validate(value) for name, value in piece.items()}
+            self.known[entry["block"], Removal.from_units(units)] = found
+        self.account.computed += entry["computed"]
+        self.account.naive += entry["naive"]
+
+    def _block(self, start: int) -> Questions:
+        parts = {
+            name: replace(task, items=task.items[start : start + BLOCK_ITEMS])
+            for name, task in self.questions.tasks.items()
+        }
+        return Questions({name: task for name, task in parts.items() if task.items})
+
+    def _joined(self, removal: Removal) -> dict[str, Outcomes]:
+        found = {}
+        for name in self.questions.tasks:
+            found[name] = joined(
+                [self.known[b, removal][name] for b in range(len(self.blocks)) if name in self.blocks[b].tasks]
+            )
+        return found
+
+    def _key(self) -> str:
+        """Return a hash of everything that a measurement depends on."""
+        subject = self.engine.subject
+        settings = {
+            "layerprune": __version__,
+            "model": subject.ref.fingerprint,
+            "dtype": str(subject.dtype),
+            "device": subject.device.type,
+            "tokens": self.engine.tokens,
+            "rows": self.engine.rows,
+            "block": BLOCK_ITEMS,
+            "data": [data.model_dump(mode="json") for data in self.questions.data()],
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

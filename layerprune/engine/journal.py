@@ -1,0 +1,43 @@
+"""What has been measured so far, appended to a file as it comes, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from layerprune.errors import DocumentError
+
+
+class Journal:
+    """An append-only file of JSON lines. Lines of a run with other settings (another ``key``) are left alone."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.entries = self._read()
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Return this key's entries; a last line that a kill cut short is removed from the file."""
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise DocumentError(f"{self.path} is damaged ({error}); remove it to measure again") from error
+        return [line for line in lines if line.get("key") == self.key]
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add one entry and have it on the disk before returning."""
+        line = json.dumps({"key": self.key, **entry}, separators=(",", ":"), allow_nan=False) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.append(entry)

@@ -1,0 +1,63 @@
+"""Log-likelihoods of answers from last-layer states: the head is computed at answer positions only, in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from layerprune.engine.trees import Row
+from layerprune.engine.walk import Tensor, Walk
+
+# Logits are computed for at most this many bytes (float32) at a time; measured: larger pieces are no faster.
+LOGIT_BYTES = 64 * 1024**2
+
+
+class Places:
+    """The distinct places of a batch whose next token is graded, and which answer tokens are graded there."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        index: dict[tuple[int, int], int] = {}
+        self.requests: list[int] = []
+        place: list[int] = []
+        tokens: list[int] = []
+        owner: list[int] = []
+        for number, row in enumerate(rows):
+            for target in row.targets:
+                for node, token in zip(target.nodes.tolist(), target.tokens.tolist(), strict=True):
+                    place.append(index.setdefault((number, node), len(index)))
+                    tokens.append(token)
+                    owner.append(len(self.requests))
+                self.requests.append(target.request)
+        self.rows = torch.tensor([row for row, _ in index])
+        self.nodes = torch.tensor([node for _, node in index])
+        self.place = np.array(place)  # (graded,) which place each answer token is read at
+        self.tokens = np.array(tokens)  # (graded,)
+        self.owner = np.array(owner)  # (graded,) which of ``requests`` it belongs to
+
+
+def grade(walk: Walk, hidden: Tensor, places: Places, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (sums of log-probabilities in nats, all tokens greedy) for the batch's requests, both (requests,).
+
+    ``hidden`` is (places, hidden), the last layer's output. Log-probabilities are taken in float32 whatever the model's
+    dtype.
+    """
+    order = np.argsort(places.place, kind="stable")
+    logs = np.empty(len(order), dtype=np.float64)
+    greedy = np.empty(len(order), dtype=bool)
+    piece = max(1, LOGIT_BYTES // (4 * vocabulary))
+    sorted_places = places.place[order]
+    for start in range(0, len(hidden), piece):
+        inside = slice(*np.searchsorted(sorted_places, [start, start + piece]))
+        logits = walk.logits(hidden[start : start + piece]).float()  # (piece, vocabulary)
+        which = torch.as_tensor(sorted_places[inside] - start, device=logits.device)
+        asked = torch.as_tensor(places.tokens[order[inside]], device=logits.device)
+        chosen = logits[which, asked]
+        logs[order[inside]] = (chosen - torch.logsumexp(logits, dim=-1)[which]).double().cpu().numpy()
+        greedy[order[inside]] = (logits.argmax(dim=-1)[which] == asked).cpu().numpy()
+    sums = np.zeros(len(places.requests))
+    np.add.at(sums, places.owner, logs)
+    wrong = np.zeros(len(places.requests), dtype=bool)
+    np.logical_or.at(wrong, places.owner, ~greedy)
+    return sums, ~wrong

@@ -1,0 +1,124 @@
+"""The ways to get log-likelihoods out of a model, fastest first. All return the same numbers, or the self-test says so.
+
+trees   a row per prefix tree, with a 4-D mask and explicit positions; one walk for all removals
+chains  a row per distinct input, plain causal attention; one walk for all removals
+plain   a row per distinct input, one ordinary forward per removal with its layers bypassed: the slow, obvious way
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from layerprune.engine.likelihood import Places, grade
+from layerprune.engine.trees import Row, chains, trees
+from layerprune.engine.walk import Tensor, Walk
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks.items import Request
+
+Grades = tuple[np.ndarray, np.ndarray]  # (removals, requests) sums in nats; (removals, requests) all tokens greedy
+
+
+class Path(Protocol):
+    """One way to measure."""
+
+    name: str
+
+    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
+        """Turn requests into rows; ``groups`` are indices of requests that share a question."""
+        ...
+
+    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        """Measure one batch: (indices of the requests in it, their grades in that order)."""
+        ...
+
+
+class TreePath:
+    """Every shared token once: prefix trees within a batch, one walk over the layers for all removals."""
+
+    name = "trees"
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.walk = Walk(subject.model, subject.layers)
+        self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=subject.device)})
+
+    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
+        return trees(requests, groups)
+
+    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        places = Places(rows)
+        drops = [frozenset(removal.layers) for removal in removals]
+        found = self.walk.hidden(self._inputs(rows), drops, places.rows, places.nodes)
+        graded = [grade(self.walk, hidden, places, self.subject.vocabulary) for hidden in found]
+        return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))
+
+    def _inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        device, dtype = self.subject.device, self.subject.dtype
+        width = max(row.length for row in rows)
+        blocked = torch.finfo(dtype).min
+        mask = torch.full((len(rows), 1, width, width), blocked, dtype=dtype)
+        positions = torch.zeros(len(rows), width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            mask[number, 0, : row.length, : row.length].masked_fill_(torch.from_numpy(row.visible()), 0.0)
+            positions[number, : row.length] = torch.from_numpy(row.positions)
+        # A padding token sees itself, or its softmax would divide nothing by nothing.
+        mask.diagonal(dim1=-2, dim2=-1).zero_()
+        inputs = {"input_ids": _ids(rows, width), "attention_mask": mask, "position_ids": positions}
+        return {name: value.to(device) for name, value in inputs.items()}
+
+
+class ChainPath(TreePath):
+    """One row per distinct input; padding stands to the right, where causal attention never looks."""
+
+    name = "chains"
+
+    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
+        return chains(requests)
+
+    def _inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        return {"input_ids": _ids(rows, max(row.length for row in rows)).to(self.subject.device)}
+
+
+class PlainPath:
+    """Ordinary forwards of the bypassed model: what the other paths are checked against, and the last resort."""
+
+    name = "plain"
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.computed = 0
+
+    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
+        return chains(requests)
+
+    @torch.no_grad()
+    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        requests = [target.request for row in rows for target in row.targets]
+        sums = np.zeros((len(removals), len(requests)))
+        greedy = np.zeros((len(removals), len(requests)), dtype=bool)
+        for number, removal in enumerate(removals):
+            with self.subject.without(removal) as model:
+                column = 0
+                for row in rows:  # one at a time: no padding, no batch, nothing to get wrong
+                    ids = torch.from_numpy(row.tokens)[None].to(self.subject.device)
+                    logs = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+                    self.computed += row.length * (len(self.subject.layers) - len(removal))
+                    for target in row.targets:
+                        asked = torch.from_numpy(target.tokens).to(logs.device)
+                        lines = logs[torch.from_numpy(target.nodes).to(logs.device)]
+                        sums[number, column] = float(lines.gather(1, asked[:, None]).double().sum())
+                        greedy[number, column] = bool((lines.argmax(-1) == asked).all())
+                        column += 1
+        return requests, (sums, greedy)
+
+
+def _ids(rows: Sequence[Row], width: int) -> Tensor:
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : row.length] = torch.from_numpy(row.tokens)
+    return ids

@@ -1,0 +1,180 @@
+"""One walk through the stack that serves many removals: nothing two of them have in common is computed twice.
+
+At layer j the removals that have lost the same layers below j share one state (hidden states of the batch). A state is
+carried through layer j once if any of them keeps j, and handed on as it is to those that drop j. The model's own
+forward makes masks, rotary embeddings, the final norm and the head's scaling; only its layers' ``forward`` is replaced
+while the walk lasts, on the instances, so that no table of architectures is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class State:
+    """What a set of removals has in common after the layers so far."""
+
+    hidden: Tensor  # (rows, tokens, hidden)
+    shared: dict[str, dict[Any, Any]] = field(default_factory=dict)  # mappings layers write to, by keyword (shared KV)
+
+
+@dataclass
+class Work:
+    """Tokens x layers, counted as they are computed (padding included)."""
+
+    computed: int = 0
+
+
+@contextmanager
+def replaced_forwards(layers: Sequence[nn.Module], make: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Give each layer instance the forward ``make(index, original)`` for a while."""
+    originals = [layer.forward for layer in layers]
+    own = ["forward" in vars(layer) for layer in layers]  # e.g. wrapped by accelerate's device hooks
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = make(index, originals[index])  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer, original, keep in zip(layers, originals, own, strict=True):
+            if keep:
+                layer.forward = original  # type: ignore[method-assign]
+            else:
+                vars(layer).pop("forward", None)
+
+
+class Walk:
+    """Runs batches through a model for many removals at once."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        self.model, self.layers = model, layers
+        self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
+        self.work = Work()
+
+    def learn_outputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Run the intact model once on a small input to see in what form each layer returns its result."""
+        wraps: dict[int, Callable[[Tensor], Any]] = {}
+
+        def make(index: int, original: Any) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                output = original(*args, **kwargs)
+                wraps[index] = _wrapper(output)
+                return output
+
+            return forward
+
+        with torch.no_grad(), replaced_forwards(self.layers, make):
+            self.model(**inputs, use_cache=False)
+        self.wraps = [wraps[index] for index in range(len(self.layers))]
+
+    @torch.no_grad()
+    def hidden(
+        self, inputs: Mapping[str, Tensor], drops: Sequence[frozenset[int]], rows: Tensor, nodes: Tensor
+    ) -> list[Tensor]:
+        """Return for each set of dropped layers the last layer's output at the given places.
+
+        ``inputs`` go to the model's forward; ``rows`` and ``nodes`` (both (places,)) say which row and which token.
+        Each result is (places, hidden), before the final norm.
+        """
+        states: dict[frozenset[int], State] = {}
+        last = len(self.layers) - 1
+
+        def make(index: int, original: Any) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                incoming, args, kwargs = split_hidden(args, kwargs)
+                if index == 0:
+                    states[frozenset()] = State(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
+                self._step(index, original, states, drops, args, kwargs)
+                return self.wraps[index](incoming if index < last else next(iter(states.values())).hidden)
+
+            return forward
+
+        with replaced_forwards(self.layers, make):
+            self._call_body(inputs)
+        return [states[drop].hidden[rows, nodes] for drop in drops]
+
+    def _call_body(self, inputs: Mapping[str, Tensor]) -> None:
+        """Run the model's forward for the sake of its layers, with as little of the head as it allows."""
+        body = getattr(self.model, "base_model", None)
+        if body is None or body is self.model:
+            self.model(**inputs, use_cache=False)
+        else:
+            body(**inputs, use_cache=False)  # without the head: its logits would not be used
+
+    def _step(
+        self,
+        index: int,
+        original: Any,
+        states: dict[frozenset[int], State],
+        drops: Sequence[frozenset[int]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Carry every state that is still needed through (or past) one layer."""
+        wanted = {frozenset(layer for layer in drop if layer <= index) for drop in drops}
+        fresh: dict[frozenset[int], State] = {}
+        for key, state in states.items():
+            if key | {index} in wanted:
+                fresh[key | {index}] = state
+            if key in wanted:
+                fresh[key] = self._through(original, state, args, kwargs)
+        states.clear()
+        states.update(fresh)
+
+    def _through(self, original: Any, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
+        for name, content in state.shared.items():
+            kwargs[name].clear()
+            kwargs[name].update(content)
+        output = original(state.hidden, *args, **kwargs)
+        hidden = output[0] if isinstance(output, tuple | list) else output
+        self.work.computed += hidden.shape[0] * hidden.shape[1]
+        return State(hidden, {name: dict(kwargs[name]) for name in state.shared})
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return what the model's own final norm, head and scaling make of last-layer states.
+
+        ``hidden`` is (places, hidden); the result (places, vocabulary).
+        """
+        last = len(self.layers) - 1
+        rows = hidden.unsqueeze(1)  # (places, 1, hidden): every place a row of one token
+
+        def make(index: int, original: Any) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                incoming, _, _ = split_hidden(args, kwargs)
+                return self.wraps[index](rows if index == last else incoming)
+
+            return forward
+
+        ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.model.device)  # type: ignore[arg-type]
+        with replaced_forwards(self.layers, make):
+            return self.model(input_ids=ids, use_cache=False).logits[:, 0]
+
+
+def _wrapper(output: Any) -> Callable[[Tensor], Any]:
+    if isinstance(output, tuple):
+        rest = output[1:]
+        return lambda hidden: (hidden, *rest)
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(f"a layer returns {type(output).__name__}")
+    return lambda hidden: hidden
+
+
+def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Separate the hidden states, first argument of every decoder layer, from the rest."""
+    if args:
+        return args[0], args[1:], kwargs
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest
+
+
+def _is_shared(value: Any) -> bool:
+    return isinstance(value, dict)

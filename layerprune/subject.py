@@ -1,0 +1,145 @@
+"""A model under examination: weights, tokenizer and anatomy on a device, and the same model with layers bypassed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from layerprune.anatomy import Anatomy, find_stack, read_anatomy
+from layerprune.bypass import bypassed
+from layerprune.checkpoint import Checkpoint, locate
+from layerprune.documents import ModelRef
+from layerprune.errors import ModelError, UsageError, one_line
+from layerprune.removal import Removal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Subject:
+    """One loaded causal language model."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    ref: ModelRef
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> Subject:
+        """Load a local folder or a Hub model for evaluation.
+
+        ``dtype``: auto (the checkpoint's own, except that a CPU without fast bfloat16 gets float32), float32, bfloat16
+        or float16. ``device``: auto (all CUDA devices, else the CPU) or a torch device name. Raises ``ModelError``
+        when weights are missing or the type has no decoder stack.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        folder = locate(model, revision)
+        checkpoint = Checkpoint.open(folder.path)
+        try:
+            config = AutoConfig.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{model} cannot be read by transformers: {one_line(error)}") from error
+        anatomy = read_anatomy(config)
+        place, wanted = _device(device), _dtype(dtype, config, device)
+        try:
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                folder.path,
+                dtype=wanted,
+                device_map=place,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{model} cannot be loaded: {one_line(error)}") from error
+        if info["missing_keys"]:  # transformers fills these at random and says nothing
+            first = sorted(info["missing_keys"])[0]
+            raise ModelError(f"{model} lacks {len(info['missing_keys'])} of its weights, {first} for one")
+        loaded.eval()
+        ref = ModelRef(
+            id=folder.id,
+            revision=folder.revision,
+            fingerprint=checkpoint.fingerprint(),
+            model_type=config.model_type,
+            layers=anatomy.depth,
+            parameters=checkpoint.parameters,
+        )
+        return cls(loaded, tokenizer, anatomy, ref)
+
+    @cached_property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, in order."""
+        return list(self.model.get_submodule(find_stack(self.model, self.model.config)))  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @cached_property
+    def encoder(self) -> Any:
+        """lm-eval's own wrapper of this model: tokenises and generates as its published numbers were made."""
+        from layerprune.generation import wrapped
+
+        return wrapped(self.model, self.tokenizer)
+
+    @contextmanager
+    def without(self, removal: Removal) -> Iterator[PreTrainedModel]:
+        """The model with the removed layers bypassed, in place, while the context is open."""
+        with bypassed(self.model, self.layers, removal):
+            yield self.model
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (measured with AMX: 7 to 8 times float32's rate)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "auto" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:0") from None
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} was asked for but torch sees no CUDA device; use --device cpu")
+    return device
+
+
+def _dtype(dtype: str, config: Any, device: str) -> torch.dtype:
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise UsageError(f"unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}")
+    own = getattr(config, "dtype", None) or torch.float32
+    if own == torch.float32 or (torch.cuda.is_available() and device != "cpu"):
+        return own  # type: ignore[no-any-return]
+    return torch.bfloat16 if fast_bfloat16() else torch.float32

@@ -1,0 +1,128 @@
+"""Benchmark items as data: what to ask a model, and how its answers are judged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from layerprune.documents import TaskData
+
+
+@dataclass(frozen=True)
+class Request:
+    """One log-likelihood to measure: the model reads ``tokens[:-1]`` and the last ``scored`` tokens are graded."""
+
+    tokens: tuple[int, ...]
+    scored: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One text to generate: an lm-eval generate_until instance."""
+
+    instance: Any
+
+
+@dataclass(frozen=True)
+class Query:
+    """One lm-eval instance. The log-likelihoods of a rolling query's parts (its windows) add up."""
+
+    parts: tuple[Request, ...] = ()
+    rolling: bool = False
+    generation: Generation | None = None
+
+
+# What lm-eval expects back for one query: (sum of log-probabilities in nats, all tokens greedy), or generated text.
+Answer = tuple[float, bool] | float | str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one item's answers were worth."""
+
+    correct: bool
+    gold_probability: float | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of one task."""
+
+    fingerprint: str
+    chance: float
+    queries: tuple[Query, ...]
+    key: Any = field(compare=False, default=None)  # the judge's own handle for the item
+
+
+class Judge(Protocol):
+    """Turns a task's answers into verdicts; lm-eval's own processing behind it."""
+
+    def __call__(self, item: Item, answers: Sequence[Answer]) -> Verdict: ...
+
+
+@dataclass(frozen=True)
+class TaskQuestions:
+    """The items of one task that a step may use."""
+
+    name: str
+    split: str  # "train", or "half of test": what a reader needs to know about where the items come from
+    metric: str
+    num_fewshot: int
+    items: tuple[Item, ...]
+    judge: Judge
+    excluded: int = 0  # items left out because an earlier step has seen them
+
+    def data(self) -> TaskData:
+        """Describe these items for a document."""
+        return TaskData(
+            task=self.name,
+            split=self.split,
+            items=len(self.items),
+            fingerprints=tuple(item.fingerprint for item in self.items),
+            num_fewshot=self.num_fewshot,
+            metric=self.metric,
+            chance=round(sum(item.chance for item in self.items) / len(self.items), 6),
+        )
+
+
+@dataclass(frozen=True)
+class Questions:
+    """All tasks' items, by task name."""
+
+    tasks: dict[str, TaskQuestions]
+
+    def __len__(self) -> int:
+        return sum(len(task.items) for task in self.tasks.values())
+
+    def data(self) -> tuple[TaskData, ...]:
+        return tuple(task.data() for task in self.tasks.values())
+
+    def followed_by(self, other: Questions) -> Questions:
+        """Return these items with the other's after them, task by task."""
+        return Questions(
+            {name: replace(task, items=(*task.items, *other.tasks[name].items)) for name, task in self.tasks.items()}
+        )
+
+    def held_back(self, share: float) -> tuple[Questions, Questions]:
+        """Split every task by item fingerprint into (the rest, about ``share`` of the items)."""
+        parts: tuple[dict[str, TaskQuestions], ...] = ({}, {})
+        for name, task in self.tasks.items():
+            ordered = sorted(task.items, key=lambda item: hash_share(item.fingerprint, "held back"))
+            chosen = {item.fingerprint for item in ordered[: round(share * len(ordered))]}
+            for part, wanted in zip(parts, (False, True), strict=True):
+                part[name] = replace(task, items=tuple(i for i in task.items if (i.fingerprint in chosen) is wanted))
+        return Questions(parts[0]), Questions(parts[1])
+
+
+def fingerprint(content: Any) -> str:
+    """Return 16 hex digits that stand for an item's rendered text, wherever its task got it from."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_share(mark: str, purpose: str) -> float:
+    """Return a number in [0, 1) that depends only on the item and the purpose it is hashed for."""
+    return int(hashlib.sha256(f"{purpose}:{mark}".encode()).hexdigest()[:13], 16) / 16**13

@@ -1,0 +1,96 @@
+"""lm-eval's own filters and metrics, one item at a time, plus the gold answer's probability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from layerprune.errors import TaskError
+from layerprune.tasks.items import Answer, Item, Verdict
+
+# The accuracy of a task, in order of preference (the paper and the leaderboards use the length-normalised one).
+ACCURACIES = ("acc_norm", "acc", "exact_match")
+
+
+class LmEvalJudge:
+    """Judges the items of one lm-eval task with the task's own ``process_results``."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        self.filter = task._filters[0]
+        self.metric = accuracy_of(task)
+        _remember(task, "doc_to_choice")  # both are jinja templates, rendered anew for each removal otherwise
+        _remember(task, "doc_to_target")
+
+    def __call__(self, item: Item, answers: Sequence[Answer]) -> Verdict:
+        """Return the verdict on one item; raises ``TaskError`` when the metric is neither 0 nor 1."""
+        instances = item.key
+        for instance, answer in zip(instances, answers, strict=True):
+            instance.resps = [answer]
+        self.filter.apply(instances)
+        results = [instance.filtered_resps[self.filter.name] for instance in instances]
+        value = self.task.process_results(instances[0].doc, results)[self.metric]
+        if value not in (0, 1):
+            raise TaskError(f"task {self.task.config.task!r}: {self.metric} of one item is {value!r}; needed is 0 or 1")
+        return Verdict(bool(value), self._gold_probability(instances[0].doc, answers))
+
+    def _gold_probability(self, doc: Any, answers: Sequence[Answer]) -> float | None:
+        kind = self.task.OUTPUT_TYPE
+        if kind == "loglikelihood":
+            return math.exp(answers[0][0])  # type: ignore[index]
+        if kind != "multiple_choice":
+            return None
+        count = len(choices_of(self.task, doc))
+        logs = [answer[0] for answer in answers[:count]]  # type: ignore[index]
+        top = max(logs)
+        weights = [math.exp(value - top) for value in logs]
+        return sum(weights[g] for g in gold_of(self.task, doc) if g < count) / sum(weights)
+
+
+def accuracy_of(task: Any) -> str:
+    """Return the name of the task's accuracy; raises ``TaskError`` when it has none."""
+    known = list(task.higher_is_better())
+    for name in ACCURACIES:
+        if name in known:
+            return name
+    raise TaskError(
+        f"task {task.config.task!r} has no accuracy to lose (its metrics: {', '.join(known) or 'none'}); "
+        f"ablation needs one of {', '.join(ACCURACIES)}"
+    )
+
+
+def choices_of(task: Any, doc: Any) -> list[str]:
+    """Return the answers a multiple-choice item offers."""
+    return list(task.doc_to_choice(doc))
+
+
+def gold_of(task: Any, doc: Any) -> list[int]:
+    """Return the indices of the right answers of a multiple-choice item."""
+    gold = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
+    if isinstance(gold, str):
+        return [choices_of(task, doc).index(gold)]
+    return [int(g) for g in gold] if isinstance(gold, list | tuple) else [int(gold)]
+
+
+def chance_of(task: Any, doc: Any) -> float:
+    """Return the accuracy of guessing on one item: right answers over answers offered; 0 where nothing is offered."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return 0.0
+    return len(gold_of(task, doc)) / len(choices_of(task, doc))
+
+
+def _remember(task: Any, name: str) -> None:
+    """Wrap a task's template method on the instance so that each document is rendered once."""
+    original = getattr(task, name)
+    seen: dict[int, tuple[Any, Any]] = {}
+
+    def rendered(doc: Any, template: Any = None) -> Any:
+        if template is not None:
+            return original(doc, template)
+        entry = seen.get(id(doc))
+        if entry is None or entry[0] is not doc:  # an id may be reused once its document is gone
+            entry = seen[id(doc)] = (doc, original(doc))
+        return entry[1]
+
+    setattr(task, name, rendered)
