@@ -1,5 +1,8 @@
 """Help pages: quick, complete, with examples that parse, and the same as the reference page."""
 
+import dataclasses
+import inspect
+import re
 import shlex
 import subprocess
 import sys
@@ -77,6 +80,49 @@ def test_the_one_line_help_of_the_list_ends_in_a_full_stop_and_fits(name):
 def test_the_reference_page_is_up_to_date():
     page = (ROOT / "docs" / "CLI.md").read_text(encoding="utf-8")
     assert page == reference(), "run: python -m layerprune.cli.reference"
+
+
+def told_defaults(name):
+    """Return the default that each option's help speaks of."""
+    texts = {param.name: param.help for param in command(name).params if isinstance(param, click.Option)}
+    return {key: text.partition("Default: ")[2].rstrip(".") for key, text in texts.items() if "Default: " in text}
+
+
+def in_words(value, none="as each task says"):
+    return none if value is None else "refuse" if value is False else str(value)
+
+
+def test_the_defaults_that_help_speaks_of_are_the_defaults():
+    from layerprune.planning import ScoreRequest
+
+    actual = {field.name: in_words(field.default) for field in dataclasses.fields(ScoreRequest)}
+    told = told_defaults("score")
+    assert told.keys() >= {"metric", "limit", "num_fewshot", "batch_size", "dtype", "device", "seed"}
+    assert told == {name: actual[name] for name in told}
+
+
+def test_the_defaults_that_help_of_audit_speaks_of_are_the_defaults():
+    from layerprune.audit import audit
+
+    actual = {name: parameter.default for name, parameter in inspect.signature(audit).parameters.items()}
+    told = told_defaults("audit")
+    for name in ("limit", "batch_size", "dtype", "device", "seed", "trust_remote_code"):
+        assert told[name] == in_words(actual[name], none="all"), name
+
+
+def test_the_size_of_a_shard_is_told_as_it_is():
+    from layerprune.checkpoint.writer import DEFAULT_SHARD_BYTES
+    from layerprune.sizes import parse_size
+
+    assert parse_size(told_defaults("export")["max_shard_size"], "") == DEFAULT_SHARD_BYTES
+
+
+def test_every_search_is_named_in_the_help_of_plan():
+    from layerprune.planners import SEARCHES
+
+    text = next(param.help for param in command("plan").params if param.name == "search")
+    listed = re.sub(r"\[.*?\]", "", text.partition(". Default")[0]).replace(" or ", ", ").split(", ")
+    assert set(listed) == set(SEARCHES.entries())
 
 
 def test_version():

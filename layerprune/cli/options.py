@@ -29,7 +29,7 @@ class Names(click.ParamType):
 class BatchSize(click.ParamType):
     """A number of rows, or ``auto``."""
 
-    name = "auto|N"
+    name = "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
         if value == "auto" or isinstance(value, int):
@@ -69,25 +69,33 @@ trust_remote_code = click.option(
 
 items = together(
     click.option(
-        "--include-path", type=FOLDER, multiple=True, help="Folder of lm-eval task YAMLs to add; may be repeated."
+        "--include-path",
+        type=FOLDER,
+        metavar="DIR",
+        multiple=True,
+        help="Folder of lm-eval task YAMLs to add; may be repeated.",
     ),
+    click.option("--data-dir", type=FOLDER, metavar="DIR", help="Folder that mirrors Hub dataset ids (owner/name)."),
     click.option(
-        "--data-dir", type=FOLDER, help="Folder that mirrors Hub dataset ids (owner/name): data without the Hub."
+        "--num-fewshot",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Worked examples before each item. Default: as each task says.",
     ),
-    click.option("--num-fewshot", type=click.IntRange(min=0), help="Worked examples before an item. Default: task's."),
 )
 machine = together(
     click.option("--batch-size", type=BatchSize(), help="Rows computed at once. Default: auto."),
     click.option("--dtype", metavar="NAME", help="float32, bfloat16, float16 or auto. Default: auto."),
     click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or auto. Default: auto."),
-    click.option("--seed", type=int, help="Seed of everything that is drawn. Default: 0."),
+    click.option("--seed", type=int, metavar="N", help="Seed of everything that is drawn. Default: 0."),
     trust_remote_code,
 )
 
 
 def limit(default: str) -> Decorator:
     """Return the ``--limit`` option; scoring and auditing have different defaults."""
-    return click.option("--limit", type=POSITIVE, help=f"Use at most so many items of each task. Default: {default}.")
+    text = f"Use at most so many items of each task. Default: {default}."
+    return click.option("--limit", type=POSITIVE, metavar="N", help=text)
 
 
 scoring = together(

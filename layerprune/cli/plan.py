@@ -12,6 +12,7 @@ from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
 from layerprune.errors import UsageError
 
+SEARCHES = "one-shot, greedy, beam[:width=4], evolution or blocks"
 CONTINUE = "run the same command again: what was finished is kept"
 
 
@@ -50,10 +51,10 @@ def score(console: Console, model: str, output: Path, force: bool, **options: An
     ],
 )
 @click.argument("model", required=False)
-@opt.scoring
 @click.option("--drop", required=True, metavar="N|N%", help="How many layers to remove, or which share of them.")
-@click.option("--search", metavar="SPEC", help="one-shot or greedy. Default: greedy for ablation, else one-shot.")
-@click.option("--scores", type=opt.FILE, help="Plan from this scores.json instead of a model.")
+@click.option("--search", metavar="SPEC", help=f"{SEARCHES}. Default: the metric's own, greedy for ablation.")
+@click.option("--scores", type=opt.FILE, metavar="FILE", help="Plan from this scores.json instead of a model.")
+@opt.scoring
 @opt.output("Folder that gets scores.json and plan.json.")
 @click.option("--force", is_flag=True, help="Replace documents that are already there.")
 @pass_console
