@@ -34,6 +34,11 @@ class Anatomy:
     config: PretrainedConfig | None = field(default=None, repr=False, compare=False)
     path: tuple[str, ...] = field(default=(), repr=False)  # where the decoder's fields stand in config.json
 
+    @property
+    def constrained(self) -> bool:
+        """Whether some removals are refused."""
+        return bool(self.must_keep or self.together or self.keep_one or self.tail_only)
+
     def check(self, removal: Removal) -> None:
         """Raise ``RefusedError``, naming field or module, for a removal that cannot be exported; builds no model."""
         sources, name = Sources.after(removal, self.depth), self.model_type

@@ -76,7 +76,7 @@ HINTS: dict[str, dict[str, Any]] = {
     "deepseek_v3": _SQUARE_MLA,
     "deepseek_v32": _SQUARE_MLA,
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 2, "n_routed_experts": 4, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": _DOTS3, "vision_config": {"num_hidden_layers": 42}},
+    "dots3_note": {"text_config": _DOTS3, "vision_config": {"num_hidden_layers": 42}, "audio_config": {"adapter_in_dim": 32}},
     "dots3_note_text": _DOTS3,
     "ernie4_5_moe": {"moe_k": 2, "moe_layer_end_index": 4},
     "falcon_h1": {"mamba_expand": 2},
@@ -165,6 +165,27 @@ def save_tiny(model_type: str, folder: Path, *, seed: int = 0, **changes: Any) -
     if config.get_text_config() is not config:
         config.save_pretrained(folder)
     return folder
+
+
+def twin_config(config: PretrainedConfig, path: tuple[str, ...] = ()) -> PretrainedConfig:
+    """Return a config with the layers of ``config``, every kind and pattern of them, and the sizes of a tiny model.
+
+    ``path`` leads to the decoder's config inside a composite one. Weights are not quantised. Raises whatever the
+    config class raises when these sizes do not suit it.
+    """
+    from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS
+
+    content = config.to_dict()
+    content.pop("quantization_config", None)
+    decoder = content
+    for key in path:
+        decoder = decoder[key]
+    hints = {key: value for key, value in HINTS.get(config.model_type, {}).items() if not isinstance(value, dict)}
+    layered = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS} - {"intermediate_size"}
+    for key, value in {**SIZES, **hints}.items():
+        if decoder.get(key) is not None and key not in layered:
+            decoder[key] = [value] * len(decoder[key]) if isinstance(decoder[key], list) else value
+    return type(config).from_dict(content)
 
 
 def _sizes(kind: type[PretrainedConfig], hints: dict[str, Any]) -> dict[str, Any]:

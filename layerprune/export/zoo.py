@@ -1,0 +1,171 @@
+"""Every causal-LM type of the installed transformers, tried: tiny random weights, exported, reloaded, compared.
+
+The verdicts are measured, never listed by hand; ``docs/ZOO.md`` is this module's table.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from layerprune.anatomy import Anatomy, load_config, read_anatomy
+from layerprune.anatomy.tiny import save_tiny, types
+from layerprune.checkpoint import Checkpoint
+from layerprune.documents import Limits, MetricRef, ModelRef, Plan, Search
+from layerprune.errors import LayerpruneError, RefusedError, one_line
+from layerprune.export.exporting import export
+from layerprune.export.proof import load
+from layerprune.removal import Removal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Kind = Literal["exact", "constrained", "refused", "unavailable", "wrong"]
+WORDS = {
+    "exact": "exact",
+    "constrained": "exact, with a constraint",
+    "refused": "refused",
+    "unavailable": "cannot be built here",
+    "wrong": "WRONG",
+}
+
+
+PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one model type."""
+
+    model_type: str
+    kind: Kind
+    reason: str = ""  # the constraint, the refusal, or what went wrong
+    exported: tuple[Removal, ...] = ()
+    max_difference: float = 0.0  # largest difference of a logit, over all removals
+
+
+def zoo(names: Iterable[str] | None = None) -> Iterator[Verdict]:
+    """Yield the verdict on each type (all of transformers' causal LMs by default), as it is reached; a second each."""
+    for name in types() if names is None else names:
+        with tempfile.TemporaryDirectory(prefix="layerprune-zoo-") as folder:
+            yield judge(name, Path(folder))
+
+
+def judge(model_type: str, folder: Path) -> Verdict:
+    """Try one type in an empty folder: remove one, several, the first and the last layer, wherever that is allowed.
+
+    Exact means: no missing or unexpected keys, the logits of the base with those layers bypassed, and generation with
+    a cache that agrees with generation without one as the base's does.
+    """
+    try:
+        base = save_tiny(model_type, folder / "base")
+    except Exception as error:  # noqa: BLE001  whatever keeps transformers from building it
+        return Verdict(model_type, "unavailable", one_line(error))
+    try:
+        anatomy = read_anatomy(load_config(str(base)))
+    except RefusedError as error:
+        return Verdict(model_type, "refused", str(error))
+    allowed = [removal for removal in trials(anatomy) if not refusal(anatomy, removal)]
+    worst = 0.0
+    generates = agreements(base)
+    for number, removal in enumerate(allowed):
+        out = folder / str(number)
+        try:
+            receipt = export(tiny_plan(base, anatomy, removal), out)
+        except LayerpruneError as error:
+            return Verdict(model_type, "wrong", f"{removal}: {error}")
+        assert receipt.proof is not None
+        worst = max(worst, receipt.proof.max_difference)
+        agreed = agreements(out) if generates else 0
+        if agreed < generates / 2:
+            said = f"with a cache it generates the tokens it does without for {agreed} of {PROMPTS} prompts"
+            return Verdict(model_type, "wrong", f"{removal}: {said}, the base for {generates}")
+    if not allowed:
+        return Verdict(model_type, "refused", "; ".join(anatomy.remarks))
+    kind: Kind = "constrained" if anatomy.constrained else "exact"
+    return Verdict(model_type, kind, "; ".join(anatomy.remarks), tuple(allowed), worst)
+
+
+def trials(anatomy: Anatomy) -> list[Removal]:
+    """Return the removals to try: one, several, first, last, and each group that goes together."""
+    depth = anatomy.depth
+    units = [(depth // 3,), (1, depth // 2), (0,), (depth - 1,), *(tuple(sorted(group)) for group in anatomy.together)]
+    return [Removal.from_units(entry) for entry in dict.fromkeys(units)]
+
+
+def refusal(anatomy: Anatomy, removal: Removal) -> str:
+    """Return why a removal is refused, empty when it is not."""
+    try:
+        anatomy.check(removal)
+    except RefusedError as error:
+        return str(error)
+    return ""
+
+
+def agreements(folder: Path) -> int:
+    """Return for how many of the prompts a checkpoint generates the same tokens with a cache as without.
+
+    Types that select tokens or experts sharply do not always agree with themselves on random weights; a type that
+    cannot generate from tokens alone agrees for none.
+    """
+    import torch
+
+    model, _ = load(folder, trust_remote_code=False)
+    prompts = torch.randint(3, 90, (PROMPTS, 16), generator=torch.Generator().manual_seed(0))
+    try:
+        cached, plain = (_generated(model, prompts, cache=cache) for cache in (True, False))
+    except Exception:  # noqa: BLE001  asked of the base first: zero there means that nothing is asked of the result
+        return 0
+    return int((cached == plain).all(dim=-1).sum())
+
+
+def _generated(model: nn.Module, tokens: torch.Tensor, *, cache: bool) -> torch.Tensor:
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    return model.generate(tokens, use_cache=cache, **settings)
+
+
+def tiny_plan(base: Path, anatomy: Anatomy, removal: Removal) -> Plan:
+    """Return a plan that nobody chose, to try an export."""
+    checkpoint = Checkpoint.open(base)
+    model = ModelRef(
+        id=str(base), revision=None, fingerprint=checkpoint.fingerprint(), model_type=anatomy.model_type,
+        layers=anatomy.depth, parameters=checkpoint.parameters,
+    )  # fmt: skip
+    metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
+    return Plan(
+        model=model, metric=metric, search=Search(name="none"), limits=Limits(), requested=str(len(removal)),
+        removal=removal.units, order=removal.units, ranking=(), scores_sha256="", data=(), seed=0, versions={},
+    )  # fmt: skip
+
+
+def render(verdicts: Iterable[Verdict]) -> str:
+    """Return the verdicts as a Markdown page."""
+    from importlib.metadata import version
+
+    rows = sorted(verdicts, key=lambda verdict: verdict.model_type)
+    counts = Counter(verdict.kind for verdict in rows)
+    total = len(rows) - counts["unavailable"]
+    lines = [
+        "# Which model types can be pruned",
+        "",
+        "Measured, not listed by hand: each type is built tiny with random weights, layers are removed (one, several,",
+        "the first, the last, wherever the type allows it), the checkpoint is reloaded by stock transformers, and its",
+        "logits are compared with those of the base with the same layers bypassed. Generated by `layerprune inspect",
+        f"--zoo` with transformers {version('transformers')}, torch {version('torch').partition('+')[0]}.",
+        "",
+        f"Of {total} types that can be built, {counts['exact'] + counts['constrained']} are exact "
+        f"({counts['constrained']} with a constraint), {counts['refused']} are refused, {counts['wrong']} are wrong.",
+        "",
+        "| type | verdict | constraint or reason | largest difference of a logit |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        difference = f"{row.max_difference:.0e}" if row.max_difference else "0"
+        shown = difference if row.kind in ("exact", "constrained") else ""
+        lines.append(f"| `{row.model_type}` | {WORDS[row.kind]} | {row.reason.replace('|', '/')} | {shown} |")
+    return "\n".join(lines) + "\n"
