@@ -29,7 +29,8 @@ from layerprune.errors import TaskError, UsageError
 from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import INTACT, examine_base
 from layerprune.metrics.base import Data, Metric
-from layerprune.planners import SEARCHES, Constraints, Found, parse_drop, parse_protect, table_judge
+from layerprune.planners import SEARCHES, Constraints, Found, Judge, parse_drop, parse_protect, table_judge
+from layerprune.planners.cascade import Cascade
 from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
 from layerprune.removal import Removal
@@ -93,7 +94,8 @@ def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = S
     def watch(removal: Removal, best: Candidate) -> None:
         progress.note(f"{len(removal)} of {drop} chosen: {removal}, {metric.unit} {best.score:.4f}")
 
-    found = search(desk.judge, desk.constraints, drop, seed=request.score.seed, watch=watch)
+    look = search.proposed_by(desk.judge_by(search.by)) if isinstance(search, Cascade) else search
+    found = look(desk.judge, desk.constraints, drop, seed=request.score.seed, watch=watch)
     scores = desk.scores(found.rounds)
     plan = _plan(
         scores,
@@ -113,6 +115,8 @@ def replan(scores: Scores, drop: str, protect: str | None = None, *, search: str
     depth = scores.model.layers
     wanted = parse_drop(drop, depth)
     moves = [candidate.removal for candidate in scores.rounds[0].candidates]
+    if len({unit for move in moves for unit in move}) < sum(map(len, moves)):
+        raise UsageError("scores.json holds whole sets of layers, as its search judged them; plan from the model")
     constraints = Constraints(
         depth,
         protect=parse_protect(protect, depth),
@@ -217,6 +221,11 @@ class Desk:
     def judge(self, removals: Sequence[Removal]) -> list[Candidate]:
         """Score removals with the metric."""
         return self.metric.score(self.subject, removals, self.data)
+
+    def judge_by(self, spec: str) -> Judge:
+        """Return the judgements of another metric on the same model and items."""
+        _, metric = build(METRICS, spec)
+        return lambda removals: metric.score(self.subject, removals, self.data)
 
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""

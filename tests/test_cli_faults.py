@@ -108,6 +108,12 @@ def test_scores_that_do_not_reach_as_far_as_the_search(home, out):
     assert "scores.json has no score for (0, 4)" in said
 
 
+def test_scores_of_whole_sets(home, out, tmp_path):
+    done("plan", home / "base", "--metric", "random", "--drop", 2, "--search", "blocks", "-o", tmp_path / "blocks")
+    said = refused("plan", "--scores", tmp_path / "blocks" / "scores.json", "--drop", 2, "-o", out)
+    assert said == "scores.json holds whole sets of layers, as its search judged them; plan from the model"
+
+
 def test_scores_that_are_a_plan(home, out):
     said = refused("plan", "--scores", home / "run" / "plan.json", "--drop", 3, "-o", out)
     assert "is a 'plan' document; expected 'scores'" in said

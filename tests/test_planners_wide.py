@@ -7,9 +7,10 @@ import pytest
 from table_judge import TableJudge
 
 from layerprune.errors import RefusedError, UsageError
-from layerprune.planners import SEARCHES, Constraints, greedy
+from layerprune.planners import SEARCHES, Constraints, greedy, one_shot
 from layerprune.planners.beam import Beam
 from layerprune.planners.blocks import Blocks
+from layerprune.planners.cascade import Cascade
 from layerprune.planners.evolution import Evolution
 from layerprune.specs import build, spec_of
 
@@ -131,13 +132,42 @@ def test_an_impossible_count_is_refused_before_the_judge_is_asked(search):
 
 
 def test_searches_are_known_by_name_and_take_options():
-    assert set(SEARCHES.entries()) == {"one-shot", "greedy", "beam", "evolution", "blocks"}
+    assert set(SEARCHES.entries()) == {"one-shot", "greedy", "beam", "evolution", "blocks", "cascade"}
     _, search = build(SEARCHES, "beam:width=8")
     assert search == Beam(8)
     assert spec_of("beam", search) == "beam:width=8"
     for spec in ("beam:width=0", "evolution:generations=0", "evolution:offspring=-1"):
         with pytest.raises(UsageError, match="must be at least 1"):
             build(SEARCHES, spec)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_cascade_that_keeps_everything_is_greedy(seed):
+    search = Cascade(keep=7).proposed_by(TableJudge(seed + 100))
+    ours, theirs = (each(TableJudge(seed), Constraints(7), 4) for each in (search, greedy))
+    assert ours == theirs
+
+
+def test_a_cascade_of_one_is_what_the_cheap_metric_would_remove():
+    cheap, judge = TableJudge(5), TableJudge(6)
+    found = Cascade(keep=1).proposed_by(cheap)(judge, Constraints(8, protect=frozenset({3})), 3)
+    assert found.order == one_shot(TableJudge(5), Constraints(8, protect=frozenset({3})), 3).order
+    assert [len(batch) for batch in judge.asked] == [1, 1, 1]
+    assert len(cheap.asked) == 1
+
+
+def test_a_cascade_asks_the_judge_about_the_proposed_only_and_takes_its_word():
+    cheap = TableJudge(score=lambda units: float(units[0]))  # proposes 0, 1, 2 ...
+    judge = TableJudge(score=lambda units: -float(sum(units)))  # prefers the last
+    found = Cascade(keep=3).proposed_by(cheap)(judge, Constraints(9), 2)
+    assert judge.asked == [[(0,), (1,), (2,)], [(0, 2), (1, 2), (2, 3)]]
+    assert found.order == (2, 3)
+    assert found.cost.score == -5.0
+
+
+def test_a_cascade_without_its_cheap_metric_is_refused():
+    with pytest.raises(UsageError, match="asks the metric 'cosine' for proposals: plan from the model"):
+        Cascade()(TableJudge(), Constraints(5), 2)
 
 
 def test_evolution_beats_chance_where_the_table_is_too_large_to_list():

@@ -14,6 +14,7 @@ SEARCHES = Registry(
         "beam": "layerprune.planners.beam:Beam",
         "evolution": "layerprune.planners.evolution:Evolution",
         "blocks": "layerprune.planners.blocks:Blocks",
+        "cascade": "layerprune.planners.cascade:Cascade",
     },
 )
 
