@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test slow bench lint clean
 
 demo: $(STAMP)
-	$(RUN) -m layerprune demo
+	$(VENV)/bin/layerprune demo
 
 test: lint
 	$(RUN) -m pytest --cov --cov-report=term

@@ -1,0 +1,154 @@
+"""The main job from end to end on a small real model: what ``layerprune demo`` does, result by result."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerprune.comparison import Comparison, compare_scores
+from layerprune.demo.cache import cache_dir
+from layerprune.demo.hub import Probe, probe_hub
+from layerprune.demo.model import fetch_model
+from layerprune.demo.questions import TASKS, fetch_questions
+from layerprune.demo.steps import Steps
+from layerprune.documents import Audit, Plan, Receipt, Scores
+from layerprune.errors import UsageError
+from layerprune.progress import SILENT, Progress
+
+DROP = "4"
+COSINE, ABLATION = "cosine", "ablation"
+PROMPT = "The most important thing to know about the Moon is that"
+NEW_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is asked. The defaults keep the whole demonstration within six minutes on two CPU cores."""
+
+    select: int = 100  # items of each task that choose; measured: docs/notes/2026-11-demo.md
+    audit: int = 250  # items of each task that judge: cheap, three models against one for each of thirty layers
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Both rankings and what each would remove."""
+
+    comparison: Comparison
+    scores: dict[str, Scores]
+    plans: dict[str, Plan]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One sentence, continued greedily by both models."""
+
+    prompt: str
+    base: str
+    pruned: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where everything is, and how long it took."""
+
+    paths: tuple[Path, ...]
+    seconds: float
+
+
+Result = Chosen | Receipt | Audit | Spoken | Finished
+
+
+def run_demo(
+    out: Path,
+    *,
+    cache: Path | None = None,
+    amounts: Amounts | None = None,
+    probe: Probe = probe_hub,
+    progress: Progress = SILENT,
+) -> Iterator[Result]:
+    """Do the main job and yield each result as it is there; everything is written below ``out``, which must be new.
+
+    Raises ``UsageError`` when ``out`` is in use, ``FetchError`` when model or questions cannot be had.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty; give the demonstration a new folder with -o, or remove this one")
+    start, amounts, probe = time.monotonic(), amounts or Amounts(), functools.cache(probe)
+    # Weights: shares of the time they take on two CPU cores, for the estimate of the whole.
+    steps = Steps(progress, {"fetch": 8, COSINE: 3, ABLATION: 60, "export": 4, "audit": 20, "speak": 5})
+    with steps:
+        with steps.take("fetch", tasks=4) as inner:
+            model = fetch_model(cache or cache_dir(), inner, probe)
+            data = fetch_questions(cache or cache_dir(), inner, probe)
+        chosen = _choose(model, data, out, amounts, steps)
+        yield chosen
+        smaller = out / "smaller"
+        with steps.take("export", tasks=1) as inner:
+            yield _export(chosen.plans[ABLATION], smaller, inner)
+        with steps.take("audit", tasks=2) as inner:
+            yield _audit(chosen.plans[COSINE], smaller, data, amounts, inner)
+        with steps.take("speak", tasks=1) as inner:
+            yield _speak(model, smaller, inner)
+    documents = [out / name / file for name in (ABLATION, COSINE) for file in (Scores.filename, Plan.filename)]
+    audited = smaller / "layerprune" / Audit.filename
+    yield Finished((*documents, smaller, audited, smaller / "README.md"), time.monotonic() - start)
+
+
+def _choose(model: Path, data: Path | None, out: Path, amounts: Amounts, steps: Steps) -> Chosen:
+    """Score every layer by both metrics on the same items and plan from each."""
+    from layerprune.planning import ScoreRequest, replan, score_model
+
+    scores, plans = {}, {}
+    for metric in (COSINE, ABLATION):
+        with steps.take(metric, tasks=1) as inner:
+            request = ScoreRequest(model=str(model), metric=metric, limit=amounts.select, **_reading(data))
+            scores[metric] = score_model(request, run_folder=out / metric, progress=inner)
+            plans[metric] = replan(scores[metric], DROP, search="one-shot")
+        scores[metric].save(out / metric / Scores.filename)
+        plans[metric].save(out / metric / Plan.filename)
+    return Chosen(compare_scores(scores[COSINE], scores[ABLATION]), scores, plans)
+
+
+def _export(plan: Plan, smaller: Path, progress: Progress) -> Receipt:
+    from layerprune.export import export
+
+    return export(plan, smaller, progress=progress)
+
+
+def _audit(cosine: Plan, smaller: Path, data: Path | None, amounts: Amounts, progress: Progress) -> Audit:
+    from layerprune.audit import audit
+
+    return audit(smaller, compare={COSINE: cosine}, limit=amounts.audit, progress=progress, **_reading(data))
+
+
+def _reading(data: Path | None) -> dict[str, Any]:
+    """Return which tasks, from where: lm-eval's own definitions, without indexing thousands of others for seconds."""
+    import lm_eval.tasks
+
+    shipped = Path(lm_eval.tasks.__file__).parent
+    folders = tuple(shipped / name for name in ("arc", "hellaswag", "piqa"))
+    return {"tasks": TASKS, "include_path": folders, "data_dir": data}
+
+
+def _speak(model: Path, smaller: Path, progress: Progress) -> Spoken:
+    """Load both folders as any user would and let them go on with one sentence."""
+    with progress.task("writing a sentence", 2, "models") as advance:
+        said = []
+        for folder in (model, smaller):
+            said.append(_continue(folder))
+            advance()
+    return Spoken(PROMPT, *said)
+
+
+def _continue(folder: Path) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer(PROMPT, return_tensors="pt")
+    written = AutoModelForCausalLM.from_pretrained(folder).generate(
+        **asked, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
+    )
+    return tokenizer.decode(written[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
