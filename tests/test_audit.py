@@ -31,8 +31,8 @@ def out(base, tmp_path):
     return tiny.exported(base, tmp_path / "smaller")
 
 
-def run(folder, tasks, names=("toy",), **options):
-    return audit(folder, list(names), include_path=[tasks], **options)
+def run(folder, tasks, names=("toy",), generation=False, **options):
+    return audit(folder, list(names), include_path=[tasks], generation=generation, **options)
 
 
 def seen(marks, task="toy"):
@@ -135,7 +135,7 @@ def test_a_task_at_chance_is_marked_and_left_out(out, tasks):
 
 def test_the_plans_tasks_are_the_default_and_a_limit_holds(base, tasks, tmp_path):
     folder = tiny.exported(base, tmp_path / "smaller", seen=seen(["0123456789abcdef"]))
-    result = audit(folder, include_path=[tasks], limit=10)
+    result = audit(folder, include_path=[tasks], limit=10, generation=False)
     assert [(task.data.task, task.data.items) for task in result.tasks] == [("toy", 10)]
 
 
@@ -212,3 +212,19 @@ def test_labels_of_the_audits_own_models_are_taken(base, out, tasks, label):
 def test_a_compared_plan_for_another_model_is_refused(out, tasks):
     with pytest.raises(DocumentError, match="is for another model"):
         run(out, tasks, compare={"foreign": samples.plan()})
+
+
+def test_text_speed_and_writing_reach_the_document_and_the_card(out, tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr("layerprune.audit.auditing.PROMPTS", ("Say something.", "Say more."))
+    text = tmp_path / "held-out.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    result = run(out, tasks, limit=8, generation=True, text=text, speed=True)
+    assert result.generation.prompts == len(result.generation.continuations) == 2
+    assert result.text.source.startswith("held-out.txt (sha256 ")
+    assert result.speed.layers_kept == pytest.approx(5 / 6)
+    assert result.cache_bytes_per_token == (6 * 2 * 2 * 8 * 4, 5 * 2 * 2 * 8 * 4)  # layers, k and v, heads, size, bytes
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "nats per token before" in card
+    assert "greedy continuations" in card
+    assert "decode tokens/s" in card
+    assert "KV cache per token" in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,29 @@ from pathlib import Path
 from layerprune import __version__
 from layerprune.audit.compare import adjusted, compare_task, overall
 from layerprune.audit.exported import Exported, check_compared, check_unseen, seen_items
-from layerprune.audit.models import Loading, check_same_tokens
+from layerprune.audit.models import Loading, base_source, check_same_tokens, check_weights
+from layerprune.audit.prompts import PROMPTS
+from layerprune.audit.running_text import read_text, text_loss, windows_of
+from layerprune.audit.speed import cache_bytes_per_token, time_both
 from layerprune.audit.verdict import verdict
-from layerprune.documents import PRUNED, Audit, AuditedTask, Compared, Outcomes, Plan
+from layerprune.audit.writing import Text, health, write
+from layerprune.documents import (
+    PRUNED,
+    Audit,
+    AuditedTask,
+    Compared,
+    Generation,
+    Outcomes,
+    Plan,
+    Speed,
+    TextLoss,
+)
 from layerprune.engine import examine
 from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.report.card import write_card
+from layerprune.subject import Subject
 from layerprune.tasks import Questions, load_questions
 
 INTACT = Removal(())
@@ -37,6 +53,9 @@ class Job:
     limit: int | None
     num_fewshot: int | None
     loading: Loading
+    text: Path | None
+    generation: bool
+    speed: bool
     seed: int
 
 
@@ -52,9 +71,11 @@ def audit(
     num_fewshot: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    tokens: int | None = None,
     batch_size: int | str = "auto",
     trust_remote_code: bool = False,
+    text: Path | None = None,
+    generation: bool = True,
+    speed: bool = False,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Audit:
@@ -62,12 +83,12 @@ def audit(
 
     ``tasks``: lm-eval names, by default those of the plan. ``base``: where the base model is now, by default where it
     was exported from. ``compare``: other plans for the same base by label, run on the same items as removals.
-    ``limit`` is items per task, ``tokens`` the batch's token budget, unless ``batch_size`` fixes its rows. No item that
-    any of the plans has seen is used.
+    ``limit`` is items per task, ``batch_size`` a number of rows or "auto". ``text``: a .txt or .jsonl file for
+    perplexity and KL; ``generation``: look at greedy continuations of fixed prompts; ``speed``: time both models
+    (``text`` and ``speed`` hold both in memory). No item that any of the plans has seen is used.
     Raises ``DocumentError`` when folder, plans and base do not belong together, ``TaskError`` and ``ModelError``.
     """
     exported = Exported.read(folder)
-    rows = batch_size if isinstance(batch_size, int) else None
     job = Job(
         exported=exported,
         base=base,
@@ -77,7 +98,10 @@ def audit(
         data_dir=data_dir,
         limit=limit,
         num_fewshot=num_fewshot,
-        loading=Loading(dtype, device, tokens, trust_remote_code, rows),
+        loading=Loading(dtype, device, batch_size if isinstance(batch_size, int) else None, trust_remote_code),
+        text=text,
+        generation=generation,
+        speed=speed,
         seed=seed,
     )
     result = _measure(job, progress)
@@ -94,22 +118,53 @@ def _tasks(tasks: Sequence[str] | None, plan: Plan) -> tuple[str, ...]:
 
 
 def _measure(job: Job, progress: Progress) -> Audit:
-    """Ask the base (and compared removals) first, then the pruned model: they need not fit into memory together."""
-    receipt, loading = job.exported.receipt, job.loading
-    progress.note(f"loading the base model {job.base or receipt.base.id}")
-    subject = loading.base(receipt, job.base)
-    questions = _questions(job, subject.encoder)
+    """Ask the pruned model, then the base: side by side in memory only for what needs both at once (text, speed)."""
+    exported, loading = job.exported, job.loading
+    check_weights(exported.receipt, exported.folder, job.base)
+    text = read_text(job.text) if job.text else None
+    progress.note(f"loading the pruned model {exported.folder}")
+    pruned = loading.subject(str(exported.folder))
+    questions = _questions(job, pruned.encoder)
+    own = examine(loading.engine(pruned), questions, [INTACT], progress, "asking the pruned model")
+    written = write(pruned, PROMPTS, progress, "pruned model writes") if job.generation else []
+    cache = cache_bytes_per_token(pruned)
+    dtype, device = str(pruned.dtype).removeprefix("torch."), str(pruned.device)
+    kept = pruned if text or job.speed else None
+    del pruned
+    model, revision = base_source(exported.receipt, job.base)
+    progress.note(f"loading the base model {model}")
+    base = loading.subject(model, revision)
+    check_same_tokens(questions, base.encoder)
     removals = {label: Removal.from_units(plan.removal) for label, plan in job.compare.items()}
     wanted = list(dict.fromkeys([INTACT, *removals.values()]))
-    found = examine(loading.engine(subject), questions, wanted, progress, "asking the base model")
-    del subject
-    progress.note(f"loading the pruned model {job.exported.folder}")
-    pruned = loading.pruned(receipt, job.exported.folder)
-    check_same_tokens(questions, pruned)
-    own = examine(loading.engine(pruned), questions, [INTACT], progress, "asking the pruned model")
+    found = examine(loading.engine(base), questions, wanted, progress, "asking the base model")
     outcomes = {PRUNED: own[INTACT], **{label: found[removal] for label, removal in removals.items()}}
-    tasks = _compare(questions, found[INTACT], outcomes, job.seed)
-    return _document(job, tasks, dtype=str(pruned.dtype).removeprefix("torch."), device=str(pruned.device))
+    return _document(
+        job,
+        _compare(questions, found[INTACT], outcomes, job.seed),
+        dtype=dtype,
+        device=device,
+        cache=_both(cache_bytes_per_token(base), cache),
+        text=_text(job, text, base, kept, progress),
+        generation=_health(base, written, progress) if job.generation else None,
+        speed=time_both(base, kept, progress=progress) if job.speed and kept else None,
+    )
+
+
+def _both(base: int | None, pruned: int | None) -> tuple[int, int] | None:
+    return None if base is None or pruned is None else (base, pruned)
+
+
+def _text(job: Job, text: str | None, base: Subject, pruned: Subject | None, progress: Progress) -> TextLoss | None:
+    if text is None or job.text is None or pruned is None:
+        return None
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    source = f"{Path(job.text).name} (sha256 {digest})"
+    return text_loss(base, pruned, windows_of(text, base), source, seed=job.seed, progress=progress)
+
+
+def _health(base: Subject, written: Sequence[Text], progress: Progress) -> Generation:
+    return health(base, PROMPTS, write(base, PROMPTS, progress, "base model writes"), written)
 
 
 def _questions(job: Job, encoder: object) -> Questions:
@@ -140,11 +195,21 @@ def _compare(
     return adjusted(compared)
 
 
-def _document(job: Job, tasks: tuple[AuditedTask, ...], *, dtype: str, device: str) -> Audit:
+def _document(
+    job: Job,
+    tasks: tuple[AuditedTask, ...],
+    *,
+    dtype: str,
+    device: str,
+    cache: tuple[int, int] | None,
+    text: TextLoss | None,
+    generation: Generation | None,
+    speed: Speed | None,
+) -> Audit:
     plan, receipt = job.exported.plan, job.exported.receipt
     everything = overall(tasks)
     return Audit(
-        verdict=verdict(receipt.removal, receipt.base.layers, tasks, everything),
+        verdict=verdict(receipt.removal, receipt.base.layers, tasks, everything, generation),
         base=receipt.base,
         pruned=receipt.result,
         removal=receipt.removal,
@@ -158,6 +223,10 @@ def _document(job: Job, tasks: tuple[AuditedTask, ...], *, dtype: str, device: s
         overall=everything,
         bytes_before=receipt.bytes_before,
         bytes_after=receipt.bytes_after,
+        cache_bytes_per_token=cache,
+        text=text,
+        generation=generation,
+        speed=speed,
         dtype=dtype,
         device=device,
         limit=job.limit,

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerprune.audit.exported import short
+from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import Receipt
 from layerprune.engine import Engine
 from layerprune.errors import DocumentError
 from layerprune.subject import Subject
 from layerprune.tasks import Questions
-from layerprune.tasks.encoding import encode
+from layerprune.tasks.encoding import Encoder, encode
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,8 @@ class Loading:
 
     dtype: str = "auto"
     device: str = "auto"
-    tokens: int | None = None  # token budget of a batch; None: the engine's own
+    rows: int | None = None  # a fixed number of rows in a batch; None: the engine's own token budget
     trust_remote_code: bool = False
-    rows: int | None = None  # a fixed number of rows in a batch instead of a token budget
 
     def subject(self, model: str, revision: str | None = None) -> Subject:
         return Subject.load(
@@ -34,35 +34,36 @@ class Loading:
         )
 
     def engine(self, subject: Subject) -> Engine:
-        return Engine(subject, tokens=self.tokens, rows=self.rows)
-
-    def base(self, receipt: Receipt, where: str | None) -> Subject:
-        """Load the base model from ``where``, or where it was exported from; any other model is a ``DocumentError``."""
-        model, revision = (where, None) if where else (receipt.base.id, receipt.base.revision)
-        subject = self.subject(model, revision)
-        if subject.ref.fingerprint != receipt.base.fingerprint:
-            raise DocumentError(
-                f"{model} is not the model this checkpoint was made from: its weights' fingerprint is "
-                f"{short(subject.ref.fingerprint)}, the receipt says {short(receipt.base.fingerprint)}"
-            )
-        return subject
-
-    def pruned(self, receipt: Receipt, folder: Path) -> Subject:
-        """Load the exported folder itself; weights other than those export wrote are a ``DocumentError``."""
-        subject = self.subject(str(folder))
-        if subject.ref.fingerprint != receipt.result.fingerprint:
-            raise DocumentError(
-                f"the weights in {folder} are not those export wrote: their fingerprint is "
-                f"{short(subject.ref.fingerprint)}, the receipt says {short(receipt.result.fingerprint)}"
-            )
-        return subject
+        return Engine(subject, rows=self.rows)
 
 
-def check_same_tokens(questions: Questions, pruned: Subject) -> None:
-    """Raise ``DocumentError`` when the folder's own tokenizer words a question in other tokens than the base's."""
+def base_source(receipt: Receipt, where: str | None) -> tuple[str, str | None]:
+    """Return the base as (model, revision): ``where``, or the place it was exported from."""
+    return (where, None) if where else (receipt.base.id, receipt.base.revision)
+
+
+def check_weights(receipt: Receipt, folder: Path, where: str | None) -> None:
+    """Raise ``DocumentError`` unless base and exported folder hold the weights the receipt names; loads neither."""
+    model, revision = base_source(receipt, where)
+    found = Checkpoint.open(locate(model, revision).path).fingerprint()
+    if found != receipt.base.fingerprint:
+        raise DocumentError(
+            f"{model} is not the model this checkpoint was made from: its weights' fingerprint is {short(found)}, "
+            f"the receipt says {short(receipt.base.fingerprint)}"
+        )
+    found = Checkpoint.open(folder).fingerprint()
+    if found != receipt.result.fingerprint:
+        raise DocumentError(
+            f"the weights in {folder} are not those export wrote: their fingerprint is {short(found)}, "
+            f"the receipt says {short(receipt.result.fingerprint)}"
+        )
+
+
+def check_same_tokens(questions: Questions, encoder: Encoder) -> None:
+    """Raise ``DocumentError`` when another tokenizer would put the questions into other tokens."""
     for task in questions.tasks.values():
         for item in task.items:
-            own = tuple(encode(instance, pruned.encoder) for instance in item.key)
+            own = tuple(encode(instance, encoder) for instance in item.key)
             if any(mine.parts != asked.parts for mine, asked in zip(own, item.queries, strict=True)):
                 raise DocumentError(
                     f"the tokenizers of the base and the pruned folder differ on an item of {task.name!r}; "

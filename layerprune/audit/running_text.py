@@ -1,0 +1,88 @@
+"""Both models on running text: perplexity, and how far their next-token distributions are apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from layerprune.documents import TextLoss
+from layerprune.errors import UsageError
+from layerprune.progress import SILENT, Progress
+from layerprune.stats import bootstrap_interval
+from layerprune.subject import Subject
+
+WINDOW = 512  # tokens; each window starts anew, so a token has 255 tokens before it on average
+WINDOWS = 64  # 32,768 tokens
+
+
+def read_text(path: Path) -> str:
+    """Read a text file, or the ``text`` fields of a JSONL file, one after the other; raises ``UsageError``."""
+    path = Path(path)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the text {path}: {error}") from error
+    if path.suffix != ".jsonl":
+        return content
+    try:
+        return "\n\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: each line of a .jsonl text is an object with a field 'text': {error}") from error
+
+
+def windows_of(text: str, subject: Subject, window: int = WINDOW, most: int = WINDOWS) -> list[list[int]]:
+    """Cut a text into windows of ``window`` tokens, evenly spread ones where there are more than ``most``.
+
+    Each window is headed by the token that lm-eval puts before a text (the model's beginning-of-text token).
+    """
+    ids = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
+    cut = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
+    if len(cut) < 2:
+        raise UsageError(f"the text has {len(ids)} tokens; at least {2 * window} are needed to measure on it")
+    chosen = np.unique(np.linspace(0, len(cut) - 1, min(most, len(cut))).round().astype(int))
+    return [[subject.encoder.prefix_token_id, *cut[index]] for index in chosen]
+
+
+@torch.no_grad()
+def text_loss(
+    base: Subject,
+    pruned: Subject,
+    windows: Sequence[Sequence[int]],
+    source: str,
+    *,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> TextLoss:
+    """Measure both models on the windows; log-probabilities are taken in float32 whatever the models' dtype."""
+    before, after, kl, same = [], [], [], []
+    with progress.task("reading text with both models", len(windows), "windows") as advance:
+        for window in windows:
+            ids = torch.tensor([list(window)])
+            p, q = _logs(base, ids), _logs(pruned, ids)  # (tokens - 1, vocabulary)
+            asked = ids[0, 1:, None].to(p.device)
+            before.append(-float(p.gather(1, asked).mean()))
+            after.append(-float(q.gather(1, asked).mean()))
+            kl.append(float((p.exp() * (p - q)).sum(-1).mean()))
+            same.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+            advance(1)
+    differences = np.subtract(after, before)
+    return TextLoss(
+        source=source,
+        windows=len(windows),
+        tokens=sum(len(window) - 1 for window in windows),
+        base_nats=float(np.mean(before)),
+        nats=float(np.mean(after)),
+        difference=float(differences.mean()),
+        interval=bootstrap_interval([differences], seed=seed),
+        kl=float(np.mean(kl)),
+        top1_agreement=float(np.mean(same)),
+    )
+
+
+def _logs(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = subject.model(input_ids=ids.to(subject.device), use_cache=False).logits[0, :-1]
+    return logits.float().log_softmax(-1)

@@ -1,0 +1,153 @@
+"""Does the pruned model still write? Greedy continuations of fixed prompts, looked at for what breaks first.
+
+Choice accuracy can survive a removal that text generation does not (arXiv:2602.01997).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from layerprune.documents import Continuation, Generation
+from layerprune.progress import SILENT, Progress
+from layerprune.subject import Subject
+
+NEW_TOKENS = 48
+# A text is faulty from these values on; see docs/notes on how sound and broken texts are spread over them.
+REPEATED = 0.5  # share of 4-token windows that the text has had before
+AT_ONCE = 4  # an ending before this many tokens answers none of the prompts
+UNLIKELY = 5.0  # nats per token the base model gives it; its own greedy texts have under 1, a random word list above 8
+WORSE = 0.25  # share of prompts, beyond the base's own faults, from which on the model is called unhealthy
+
+
+@dataclass(frozen=True)
+class Text:
+    """One greedy continuation."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]  # without the end mark
+    text: str
+    ended: bool  # the model ended it itself
+
+
+def write(subject: Subject, prompts: Sequence[str], progress: Progress = SILENT, label: str = "writing") -> list[Text]:
+    """Continue each prompt greedily by up to ``NEW_TOKENS`` tokens, through the chat template where there is one."""
+    texts = []
+    with progress.task(label, len(prompts), "texts") as advance:
+        for prompt in prompts:
+            texts.append(_continue(subject, _encoded(subject.tokenizer, prompt)))
+            advance(1)
+    return texts
+
+
+def _encoded(tokenizer: Any, prompt: str) -> list[int]:
+    if getattr(tokenizer, "chat_template", None):
+        turn = [{"role": "user", "content": prompt}]
+        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return list(tokenizer(prompt + "\n")["input_ids"])
+
+
+@torch.no_grad()
+def _continue(subject: Subject, prompt: list[int]) -> Text:
+    from transformers import GenerationConfig
+
+    ends = _end_tokens(subject)
+    ids = torch.tensor([prompt], device=subject.device)
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0)
+    )
+    found = subject.model.generate(  # type: ignore[operator]
+        ids, attention_mask=torch.ones_like(ids), generation_config=settings
+    )
+    fresh = found[0, len(prompt) :].tolist()
+    stop = next((place for place, token in enumerate(fresh) if token in ends), len(fresh))
+    text = str(subject.tokenizer.decode(fresh[:stop], skip_special_tokens=False))
+    return Text(tuple(prompt), tuple(fresh[:stop]), text, ended=stop < len(fresh))
+
+
+def _end_tokens(subject: Subject) -> set[int]:
+    own = subject.model.generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    return {int(token) for token in (*listed, subject.tokenizer.eos_token_id) if token is not None}
+
+
+@torch.no_grad()
+def surprise(judge: Subject, text: Text) -> float | None:
+    """Return the nats per token that ``judge`` needs for a text after its prompt; None for an empty text."""
+    if not text.ids:
+        return None
+    ids = torch.tensor([[*text.prompt_ids, *text.ids]], device=judge.device)
+    logs = judge.model(input_ids=ids, use_cache=False).logits[0, len(text.prompt_ids) - 1 : -1].float().log_softmax(-1)
+    asked = torch.tensor(text.ids, device=logs.device)
+    return -float(logs.gather(1, asked[:, None]).mean())
+
+
+def faults(text: Text, nats: float | None) -> tuple[str, ...]:
+    """Return what is wrong with a text: empty, early stop, repeats, broken characters, unlikely; nothing if sound."""
+    if not text.text.strip():
+        return ("empty",)
+    found = []
+    if text.ended and len(text.ids) < AT_ONCE:
+        found.append("early stop")
+    if repeated_share(text.ids) >= REPEATED:
+        found.append("repeats")
+    if _has_broken_characters(text.text):
+        found.append("broken")
+    if nats is not None and nats >= UNLIKELY:
+        found.append("unlikely")
+    return tuple(found)
+
+
+def repeated_share(ids: Sequence[int], width: int = 4) -> float:
+    """Return the share of windows of ``width`` tokens that occurred before in the same text."""
+    windows = [tuple(ids[start : start + width]) for start in range(len(ids) - width + 1)]
+    return 1 - len(set(windows)) / len(windows) if windows else 0.0
+
+
+def _has_broken_characters(text: str) -> bool:
+    """Whether bytes do not make up characters; the last ones may have been cut in the middle."""
+    inside = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    return any(
+        c == "\N{REPLACEMENT CHARACTER}" or (unicodedata.category(c) == "Cc" and c not in "\n\t\r") for c in inside
+    )
+
+
+def health(judge: Subject, prompts: Sequence[str], base: Sequence[Text], pruned: Sequence[Text]) -> Generation:
+    """Compare both models' texts; ``judge`` is the base model, which tells likely words from unlikely ones."""
+    continuations = tuple(
+        Continuation(
+            prompt=prompt,
+            base=ours.text,
+            pruned=theirs.text,
+            shared_tokens=_shared(ours.ids, theirs.ids),
+            faults=faults(theirs, surprise(judge, theirs)),
+            base_faults=faults(ours, surprise(judge, ours)),
+        )
+        for prompt, ours, theirs in zip(prompts, base, pruned, strict=True)
+    )
+    faulty = sum(bool(one.faults) for one in continuations)
+    base_faulty = sum(bool(one.base_faults) for one in continuations)
+    longest = [max(len(ours.ids), len(theirs.ids), 1) for ours, theirs in zip(base, pruned, strict=True)]
+    agreed = [_agreement(one.shared_tokens, length, ours, theirs) for one, length, ours, theirs in
+              zip(continuations, longest, base, pruned, strict=True)]  # fmt: skip
+    return Generation(
+        prompts=len(prompts),
+        max_new_tokens=NEW_TOKENS,
+        faulty=faulty,
+        base_faulty=base_faulty,
+        agreement=sum(agreed) / len(agreed),
+        healthy=faulty - base_faulty < WORSE * len(prompts),
+        continuations=continuations,
+    )
+
+
+def _agreement(shared: int, length: int, base: Text, pruned: Text) -> float:
+    return 1.0 if base.ids == pruned.ids else shared / length
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
