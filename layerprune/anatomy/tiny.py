@@ -76,7 +76,10 @@ HINTS: dict[str, dict[str, Any]] = {
     "deepseek_v3": _SQUARE_MLA,
     "deepseek_v32": _SQUARE_MLA,
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 2, "n_routed_experts": 4, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": _DOTS3, "vision_config": {"num_hidden_layers": 42}, "audio_config": {"adapter_in_dim": 32}},
+    "dots3_note": {
+        "text_config": _DOTS3,
+        "vision_config": {"num_hidden_layers": 42, "adapter_in_dim": 32, "adapter_out_dim": 32},
+    },
     "dots3_note_text": _DOTS3,
     "ernie4_5_moe": {"moe_k": 2, "moe_layer_end_index": 4},
     "falcon_h1": {"mamba_expand": 2},

@@ -56,4 +56,5 @@ class Receipt(Document):
     missing_keys: tuple[str, ...] = ()
     unexpected_keys: tuple[str, ...] = ()
     proof: LogitsProof | None = None
+    notes: tuple[str, ...] = Field(default=(), description="what could not be checked in full, and why")
     versions: dict[str, str]

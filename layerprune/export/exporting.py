@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from layerprune import __version__
 from layerprune.anatomy import Anatomy, Sources, build_on_meta, load_config, read_anatomy
 from layerprune.checkpoint import Checkpoint, Folder, contained, locate, new_folder, plan_shards, write_shards
 from layerprune.checkpoint.writer import Shard, write_file
-from layerprune.documents import Change, FileEntry, ModelRef, Plan, Receipt, as_removal
-from layerprune.errors import CheckpointError, DocumentError, ExportError, RefusedError, one_line
+from layerprune.documents import FileEntry, LogitsProof, ModelRef, Plan, Receipt, as_removal
+from layerprune.errors import DocumentError, ExportError
 from layerprune.export import proof
+from layerprune.export.configs import config_changes, read_json, rebuilt
 from layerprune.export.extras import Extras, layer_renumberer, plan_extras
 from layerprune.export.signature import check_signature
+from layerprune.export.twin import prove_on_twin
 from layerprune.export.weights import WeightPlan, find_disk_stack, plan_weights
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beside the weights: tokenizer, documents, file-system overhead
+MEMORY_FACTOR = 1.2  # of a model's bytes on disk: what loading and running it on short windows takes
 FOLDER = "layerprune"  # of the documents, inside the exported folder
+
+
+@dataclass(frozen=True)
+class Proven:
+    """The outcome of the checks after writing."""
+
+    logits: LogitsProof
+    loaded: proof.Loaded
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Job:
     plan: Plan
     base: Folder
     checkpoint: Checkpoint
+    config: PretrainedConfig
     anatomy: Anatomy
     removal: Removal
     sources: Sources
@@ -101,8 +113,10 @@ def _plan_job(plan: Plan, base: str | None, max_shard_size: int | None, trust_re
     names = {file.relative_to(folder.path).as_posix() for file in checkpoint.files}
     extras = plan_extras(folder.path, names, renumber)
     return Job(
-        plan, folder, checkpoint, anatomy, removal, sources, old, new, weights, tuple(shards), extras, trust_remote_code
-    )
+        plan=plan, base=folder, checkpoint=checkpoint, config=config, anatomy=anatomy, removal=removal,
+        sources=sources, old_config=old, new_config=new, weights=weights, shards=tuple(shards), extras=extras,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
 
 
 def _plan_weights(
@@ -112,28 +126,6 @@ def _plan_weights(
     sizes = [sum(value.numel() for value in layer.state_dict().values()) for layer in layers]
     stack = find_disk_stack(checkpoint, anatomy.stack, sizes)
     return plan_weights(checkpoint, stack, sources, half_of=lambda rest: "attention")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises ``CheckpointError`` naming the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
-
-
-def rebuilt(config: PretrainedConfig, content: dict[str, Any]) -> PretrainedConfig:
-    """Return a config of the same class from new content of config.json; ``RefusedError`` when it is not accepted."""
-    try:
-        with TemporaryDirectory() as folder:  # read as a file, as everyone will: JSON has no infinity, config.json does
-            (Path(folder) / "config.json").write_text(json.dumps(content), encoding="utf-8")
-            return type(config).from_pretrained(folder)
-    except Exception as error:  # strict config classes raise their own errors
-        name = type(config).__name__
-        raise RefusedError(f"the pruned config is not one that {name} accepts: {one_line(error)}") from error
 
 
 def _check_space(job: Job, out: Path) -> None:
@@ -179,10 +171,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
 
     written = Checkpoint.open(folder)
     with progress.task("comparing logits with the base", None):
-        logits, loaded = proof.prove(
-            job.base.path, folder, job.anatomy, proof.bypasser(job.anatomy, job.removal),
-            trust_remote_code=job.trust_remote_code,
-        )  # fmt: skip
+        proven = prove(job, folder)
     receipt = Receipt(
         base=job.plan.model,
         result=ModelRef(
@@ -197,9 +186,10 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         bytes_before=job.checkpoint.nbytes,
         bytes_after=written.nbytes,
         config_changes=config_changes(job.old_config, job.new_config),
-        missing_keys=loaded.missing,
-        unexpected_keys=loaded.unexpected,
-        proof=logits,
+        missing_keys=proven.loaded.missing,
+        unexpected_keys=proven.loaded.unexpected,
+        proof=proven.logits,
+        notes=proven.notes,
         versions=_versions(),
     )  # fmt: skip
     job.plan.save(folder / FOLDER / Plan.filename)
@@ -208,16 +198,35 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
     return receipt
 
 
-def config_changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> dict[str, Change]:
-    """Return the fields that differ, nested ones by dotted path."""
-    changes: dict[str, Change] = {}
-    for key in sorted(before.keys() | after.keys()):
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes.update(config_changes(old, new, f"{path}{key}."))
-        elif old != new:
-            changes[f"{path}{key}"] = Change(before=old, after=new)
-    return changes
+def prove(job: Job, folder: Path) -> Proven:
+    """Compare whole models where they fit and run, else tiny ones with the same layers; the notes say why."""
+    import psutil
+
+    quantised = "quantization_config" in job.new_config
+    needed, free = job.checkpoint.nbytes * MEMORY_FACTOR, psutil.virtual_memory().available
+    if needed > free:
+        reason = f"the model takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    else:
+        try:
+            logits, loaded = proof.prove(
+                job.base.path, folder, job.anatomy, proof.bypasser(job.anatomy, job.removal),
+                trust_remote_code=job.trust_remote_code,
+            )  # fmt: skip
+        except proof.CannotLoadError as error:
+            if not quantised:
+                raise
+            reason = f"this machine cannot run the quantised model: {error}"
+        else:
+            return Proven(logits, loaded, ())
+    notes = (f"whole models were not compared: {reason}",)
+    if not quantised:
+        _, loaded = proof.load(folder, trust_remote_code=job.trust_remote_code, device="meta")
+        proof.check_keys(loaded, proof.load(job.base.path, trust_remote_code=job.trust_remote_code, device="meta")[1])
+    else:
+        loaded = proof.Loaded()
+        notes += ("keys were not checked by loading: only the names on disk were",)
+    twin = prove_on_twin(job.config, job.anatomy, job.removal, trust_remote_code=job.trust_remote_code)
+    return Proven(twin, loaded, notes)
 
 
 def _versions() -> dict[str, str]:

@@ -91,7 +91,7 @@ def layer_renumberer(stack: str, sources: Sources) -> Callable[[Any], Any]:
     """
     last = re.escape(stack.rpartition(".")[2])
     one = re.compile(rf"(?P<head>(?:^|.*?[.:^(*])?{last}\\?\.)(?P<layer>\d+)(?P<tail>(?:\\?\.|$|\$).*)", re.DOTALL)
-    many = re.compile(rf"(?:^|[.:^(*]){last}\\?\.(?:[\[(]|\\d|\d+[-|])")
+    many = re.compile(rf"(?:^|[.:^(*]){last}\\?\.(?:[\[(]|\\d|\d+[-|\[\\(?*+](?!\.))")
 
     def text(value: str) -> str | None:
         if many.search(value):

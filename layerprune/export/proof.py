@@ -33,13 +33,17 @@ TEXT = (
 class Loaded:
     """What transformers said about a checkpoint it loaded."""
 
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+
+
+class CannotLoadError(ModelError):
+    """transformers cannot load the checkpoint on this machine: a quantisation kernel is missing, memory ends."""
 
 
 def load(folder: Path, *, trust_remote_code: bool, device: str | None = None) -> tuple[nn.Module, Loaded]:
-    """Load a checkpoint in its own dtype; raises ``ModelError`` when transformers cannot."""
+    """Load a checkpoint in its own dtype; raises ``CannotLoadError`` when transformers cannot."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -48,7 +52,7 @@ def load(folder: Path, *, trust_remote_code: bool, device: str | None = None) ->
             **({} if device is None else {"device_map": device}),
         )  # fmt: skip
     except Exception as error:  # the loaders of 190 types raise what they like
-        raise ModelError(f"transformers cannot load {folder}: {one_line(error)}") from error
+        raise CannotLoadError(f"transformers cannot load {folder}: {one_line(error)}") from error
     keys = (tuple(sorted(map(str, info[key]))) for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval(), Loaded(*keys)
 
@@ -71,11 +75,12 @@ def prove(
     del model
     gc.collect()
     model, info = load(result, trust_remote_code=trust_remote_code)
-    _check_keys(info, base_info)
+    check_keys(info, base_info)
     return compare(expected, logits(model, tokens), "whole models", tokens), info
 
 
-def _check_keys(info: Loaded, base: Loaded) -> None:
+def check_keys(info: Loaded, base: Loaded) -> None:
+    """Raise ``ExportError`` for keys that the result misses, or has and the model does not know."""
     stray = tuple(key for key in info.unexpected if key not in base.unexpected)
     for what, keys in (("missing", info.missing), ("unexpected", stray), ("mismatched", info.mismatched)):
         if keys:
