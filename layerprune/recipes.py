@@ -108,7 +108,7 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> R
         return receipt
     limit = recipe.export.max_shard_size
     size = None if limit is None else parse_size(limit, "export.max_shard_size")
-    return export(plan, out, max_shard_size=size, trust_remote_code=recipe.trust_remote_code, progress=progress)
+    return export(plan, out, max_shard_size=size, trust_remote_code=bool(recipe.trust_remote_code), progress=progress)
 
 
 def _audited(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) -> Audit:
@@ -123,6 +123,7 @@ def _audited(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress)
         progress.note("audit: done before")
         return found
     own = recipe.audit.model_dump() | {"tasks": recipe.audit.tasks or recipe.score.tasks}
+    own["text"] = None if recipe.audit.text is None else Path(recipe.audit.text)
     return audit(out, progress=progress, **_told(recipe, own))
 
 
@@ -132,7 +133,7 @@ def _told(recipe: Recipe, more: dict[str, Any]) -> dict[str, Any]:
     options = {name: getattr(recipe, name) for name in names} | more
     options["include_path"] = tuple(Path(path) for path in recipe.include_path)
     options["data_dir"] = None if recipe.data_dir is None else Path(recipe.data_dir)
-    return {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 def _checks() -> Mapping[Place, Check]:

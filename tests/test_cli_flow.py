@@ -112,6 +112,22 @@ def test_every_search_plans_from_a_model(home, tmp_path, search):
     assert 0 not in plan.removal
 
 
+def test_text_and_speed_are_measured_when_asked_for_and_generation_can_be_left_out(home, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("A line of running text for two small models to read. " * 60)
+    words = [*tasks(home), "--limit", 20]
+    for name in ("all", "none"):
+        shutil.copytree(home / "smaller", tmp_path / name)
+    said = done("audit", tmp_path / "all", *words, "--text", text, "--speed").stdout
+    audit = Audit.load(tmp_path / "all" / "layerprune" / "audit.json")
+    assert f"{audit.text.base_nats:.3f} -> {audit.text.nats:.3f} nats per token" in said
+    assert f"{audit.generation.faulty} of {audit.generation.prompts} texts faulty" in said
+    assert f"speed on {audit.speed.device}" in said
+    done("audit", tmp_path / "none", *words, "--no-generation")
+    bare = Audit.load(tmp_path / "none" / "layerprune" / "audit.json")
+    assert (bare.text, bare.generation, bare.speed) == (None, None, None)
+
+
 def test_inspect_shows_the_stack(home):
     said = done("inspect", home / "base").stdout
     for fact in ("llama", "model.layers", "6 (numbered 0 to 5)", "num_hidden_layers", "0 to 5", "LlamaDecoderLayer"):

@@ -29,15 +29,18 @@ from layerprune.cli.verb import Verb, pass_console
 @click.option(
     "--compare", type=opt.Labelled(), multiple=True, help="Another plan for the same base, run on the same items too."
 )
+@click.option("--text", type=opt.FILE, metavar="FILE", help="A .txt or .jsonl text for perplexity and KL, too.")
+@click.option("--generation/--no-generation", default=None, help="Look at greedy continuations, too. Default: yes.")
+@click.option("--speed/--no-speed", default=None, help="Time both models, too. Default: no.")
 @pass_console
 def audit(console: Console, folder: Path, compare: tuple[tuple[str, Path], ...], **options: Any) -> None:
     """Compare the exported model in FOLDER with its base on items that no earlier step has seen."""
     from layerprune.audit import audit as examine
-    from layerprune.cli import tables
+    from layerprune.cli.audited import audited
     from layerprune.documents import Plan
 
     others = {label: Plan.load(path) for label, path in compare}
     found = examine(folder, **opt.given(options), compare=others, progress=console.progress)
-    console.print(tables.audited(found))
-    console.print(found.verdict)
+    for part in audited(found):
+        console.print(part)
     console.print(f"written: {folder / 'layerprune' / 'audit.json'}, {folder / 'README.md'}")

@@ -64,7 +64,7 @@ def together(*options: Decorator) -> Decorator:
 
 revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 trust_remote_code = click.option(
-    "--trust-remote-code", is_flag=True, help="Run Python files that come with the model. Default: refuse."
+    "--trust-remote-code", is_flag=True, default=None, help="Run the Python files of the model. Default: refuse."
 )
 
 items = together(
@@ -116,4 +116,4 @@ def output(what: str) -> Decorator:
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given, so that what was not keeps its one default, in the request."""
-    return {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    return {name: value for name, value in options.items() if value is not None and value != ()}

@@ -26,11 +26,10 @@ from layerprune.cli.verb import Verb, pass_console
 def run(console: Console, recipe: Path, output: Path, changes: tuple[str, ...]) -> None:
     """Score, plan, export and audit as RECIPE (a YAML file) says; again after an interruption, it goes on."""
     from layerprune.cli import tables
+    from layerprune.cli.audited import audited
     from layerprune.recipes import read_recipe, run_recipe
 
     finished = run_recipe(read_recipe(recipe, changes), output, progress=console.progress)
-    for part in tables.planned(finished.scores, finished.plan):
+    for part in [*tables.planned(finished.scores, finished.plan), *audited(finished.audit)]:
         console.print(part)
-    console.print(tables.audited(finished.audit))
-    console.print(finished.audit.verdict)
     console.print(f"written: {', '.join(str(output / name) for name in ('scores.json', 'plan.json', 'checkpoint'))}")

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from layerprune.documents.audit import PRUNED
 from layerprune.sizes import in_words
 from layerprune.specs import declared_options
 
 if TYPE_CHECKING:
     from layerprune.comparison import Comparison
-    from layerprune.documents import Audit, Candidate, Plan, Scores, Units
+    from layerprune.documents import Candidate, Plan, Scores, Units
     from layerprune.inspection import Inspection
     from layerprune.registry import Entry, Registry
 
@@ -154,22 +153,6 @@ def options(entry: Entry) -> Table:
     made = table(title, "option", "values", "default", "what", wrapped=["what"])
     for option in declared_options(entry):
         made.add_row(option.name, option.type, option.default, option.help)
-    return made
-
-
-def audited(audit: Audit) -> Table:
-    """Return each task's accuracies and their paired difference in points."""
-    columns = ["items", "base", "pruned", "points", "95 % interval", "right to wrong", "wrong to right", "p"]
-    made = table("base against pruned, same items", "task", *columns, numbers=columns)
-    for task in audit.tasks:
-        pruned = task.models[PRUNED]
-        low, high = pruned.interval
-        made.add_row(
-            task.data.task + ("" if task.informative else " (base at chance)"), str(task.data.items),
-            f"{task.base_accuracy:.3f}", f"{pruned.accuracy:.3f}", f"{100 * pruned.difference:+.1f}",
-            f"{100 * low:+.1f} … {100 * high:+.1f}", str(pruned.flips.right_to_wrong), str(pruned.flips.wrong_to_right),
-            f"{pruned.flips.p_value:.2g}",
-        )  # fmt: skip
     return made
 
 

@@ -60,6 +60,9 @@ class AuditStep(Part):
     tasks: Names | None = Field(default=None, description="default: the tasks that scored")
     limit: PositiveInt | None = None
     num_fewshot: NonNegativeInt | None = None
+    text: str | None = Field(default=None, description="a .txt or .jsonl file for perplexity and KL")
+    generation: bool | None = Field(default=None, description="whether to look at greedy continuations of prompts")
+    speed: bool | None = Field(default=None, description="whether to time both models")
 
 
 class Recipe(Document):
@@ -76,7 +79,7 @@ class Recipe(Document):
     dtype: str | None = None
     device: str | None = None
     seed: int | None = None
-    trust_remote_code: bool = False
+    trust_remote_code: bool | None = None
     score: ScoreStep
     plan: PlanStep
     export: ExportStep = ExportStep()

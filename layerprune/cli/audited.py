@@ -1,0 +1,65 @@
+"""What ``layerprune audit`` and ``run`` show of an audit."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from layerprune.cli.tables import table
+from layerprune.documents import PRUNED, Audit
+from layerprune.documents.audit import Measured
+from layerprune.report.words import percent_change, points, points_interval
+
+
+def audited(audit: Audit) -> list[Table | str]:
+    """Return the table of tasks, the verdict, and a line for everything else that was measured."""
+    parts: list[Table | str] = [tasks(audit), audit.verdict]
+    for label, overall in audit.overall.items():
+        if label != PRUNED:
+            change = f"{points(overall.difference)} points ({points_interval(overall.interval)})"
+            parts.append(f"{label}, on the same items: accuracy {change}")
+    return [*parts, *_text(audit), *_generation(audit), *_speed(audit)]
+
+
+def tasks(audit: Audit) -> Table:
+    """Return the accuracies of every task and model, and their paired differences in points."""
+    columns = ["items", "base", "accuracy", "points", "95 % interval", "right to wrong", "wrong to right", "p"]
+    made = table("against the base, on the same items", "task", "model", *columns, numbers=columns)
+    for task in audit.tasks:
+        for label, own in task.models.items():
+            made.add_row(
+                task.data.task + ("" if task.informative else " (base at chance)"), label, str(task.data.items),
+                f"{task.base_accuracy:.3f}", f"{own.accuracy:.3f}", points(own.difference),
+                points_interval(own.interval), str(own.flips.right_to_wrong), str(own.flips.wrong_to_right),
+                f"{own.flips.p_value:.2g}",
+            )  # fmt: skip
+    return made
+
+
+def _text(audit: Audit) -> list[str]:
+    if audit.text is None:
+        return []
+    text = audit.text
+    return [
+        f"text: {text.base_nats:.3f} -> {text.nats:.3f} nats per token over {text.tokens} tokens of {text.source}; "
+        f"KL {text.kl:.3f}, same likeliest token at {text.top1_agreement:.0%} of positions"
+    ]
+
+
+def _generation(audit: Audit) -> list[str]:
+    if audit.generation is None:
+        return []
+    found = audit.generation
+    health = "as healthy as the base's" if found.healthy else "LESS HEALTHY than the base's"
+    return [f"generation: {health}, {found.faulty} of {found.prompts} texts faulty (base: {found.base_faulty})"]
+
+
+def _speed(audit: Audit) -> list[str]:
+    if audit.speed is None:
+        return []
+    base, pruned = audit.speed.base, audit.speed.pruned
+    changes = (f"{name.replace('_', ' ')} {_change(base[name], pruned[name])}" for name in base if name in pruned)
+    return [f"speed on {audit.speed.device}, {audit.speed.dtype}: {', '.join(changes)}"]
+
+
+def _change(before: Measured, after: Measured) -> str:
+    return f"{before.median:.4g} -> {after.median:.4g} ({percent_change(after.median / before.median - 1)})"
