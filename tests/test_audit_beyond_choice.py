@@ -114,6 +114,13 @@ def test_each_fault_is_found_and_sound_texts_have_none(given, nats, expected):
     assert faults(given, nats) == expected
 
 
+def test_a_text_that_ends_long_before_the_bases_is_cut_short():
+    short = text(ids=range(12), ended=True)
+    assert faults(short, 1.0, expected=48) == ("early stop",)
+    assert faults(short, 1.0, expected=30) == ()
+    assert faults(text(ids=range(12), ended=False), 1.0, expected=48) == ()
+
+
 def test_repeated_share_counts_windows_seen_before():
     assert repeated_share((1, 2, 3, 4, 5)) == 0
     assert repeated_share((1,) * 8) == pytest.approx(4 / 5)  # five windows, one of its own

@@ -104,7 +104,9 @@ def test_the_verdict_says_when_nothing_is_known():
 
 
 def generation(faulty, healthy):
-    piece = Continuation(prompt="p", base="b", pruned="x", shared_tokens=1, faults=("repeats",), base_faults=())
+    piece = Continuation(
+        prompt="p", base="b", pruned="x", shared_tokens=1, faults=("repeats",), base_faults=(), nats=1.0, base_nats=None
+    )
     return Generation(
         prompts=8,
         max_new_tokens=48,

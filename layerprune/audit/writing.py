@@ -20,7 +20,8 @@ NEW_TOKENS = 48
 # A text is faulty from these values on; see docs/notes on how sound and broken texts are spread over them.
 REPEATED = 0.5  # share of 4-token windows that the text has had before
 AT_ONCE = 4  # an ending before this many tokens answers none of the prompts
-UNLIKELY = 5.0  # nats per token the base model gives it; its own greedy texts have under 1, a random word list above 8
+SHORT = 1 / 3  # of the base's length: a text the model ends before that is cut short (measured: "The sky is blue.")
+UNLIKELY = 5.0  # nats per token the base model gives it
 WORSE = 0.25  # share of prompts, beyond the base's own faults, from which on the model is called unhealthy
 
 
@@ -86,12 +87,15 @@ def surprise(judge: Subject, text: Text) -> float | None:
     return -float(logs.gather(1, asked[:, None]).mean())
 
 
-def faults(text: Text, nats: float | None) -> tuple[str, ...]:
-    """Return what is wrong with a text: empty, early stop, repeats, broken characters, unlikely; nothing if sound."""
+def faults(text: Text, nats: float | None, expected: int = 0) -> tuple[str, ...]:
+    """Return what is wrong with a text: empty, early stop, repeats, broken characters, unlikely; nothing if sound.
+
+    ``nats`` is its ``surprise``, ``expected`` the length in tokens of the base model's text for the same prompt.
+    """
     if not text.text.strip():
         return ("empty",)
     found = []
-    if text.ended and len(text.ids) < AT_ONCE:
+    if text.ended and len(text.ids) < max(AT_ONCE, SHORT * expected):
         found.append("early stop")
     if repeated_share(text.ids) >= REPEATED:
         found.append("repeats")
@@ -119,21 +123,11 @@ def _has_broken_characters(text: str) -> bool:
 def health(judge: Subject, prompts: Sequence[str], base: Sequence[Text], pruned: Sequence[Text]) -> Generation:
     """Compare both models' texts; ``judge`` is the base model, which tells likely words from unlikely ones."""
     continuations = tuple(
-        Continuation(
-            prompt=prompt,
-            base=ours.text,
-            pruned=theirs.text,
-            shared_tokens=_shared(ours.ids, theirs.ids),
-            faults=faults(theirs, surprise(judge, theirs)),
-            base_faults=faults(ours, surprise(judge, ours)),
-        )
-        for prompt, ours, theirs in zip(prompts, base, pruned, strict=True)
+        _beside(judge, prompt, ours, theirs) for prompt, ours, theirs in zip(prompts, base, pruned, strict=True)
     )
     faulty = sum(bool(one.faults) for one in continuations)
     base_faulty = sum(bool(one.base_faults) for one in continuations)
-    longest = [max(len(ours.ids), len(theirs.ids), 1) for ours, theirs in zip(base, pruned, strict=True)]
-    agreed = [_agreement(one.shared_tokens, length, ours, theirs) for one, length, ours, theirs in
-              zip(continuations, longest, base, pruned, strict=True)]  # fmt: skip
+    agreed = [_agreement(ours.ids, theirs.ids) for ours, theirs in zip(base, pruned, strict=True)]
     return Generation(
         prompts=len(prompts),
         max_new_tokens=NEW_TOKENS,
@@ -145,8 +139,23 @@ def health(judge: Subject, prompts: Sequence[str], base: Sequence[Text], pruned:
     )
 
 
-def _agreement(shared: int, length: int, base: Text, pruned: Text) -> float:
-    return 1.0 if base.ids == pruned.ids else shared / length
+def _beside(judge: Subject, prompt: str, base: Text, pruned: Text) -> Continuation:
+    nats, base_nats = surprise(judge, pruned), surprise(judge, base)
+    return Continuation(
+        prompt=prompt,
+        base=base.text,
+        pruned=pruned.text,
+        shared_tokens=_shared(base.ids, pruned.ids),
+        faults=faults(pruned, nats, len(base.ids)),
+        base_faults=faults(base, base_nats),
+        nats=nats,
+        base_nats=base_nats,
+    )
+
+
+def _agreement(a: Sequence[int], b: Sequence[int]) -> float:
+    """Return the share of the longer text that both have in common from the start; 1 for equal texts."""
+    return 1.0 if a == b else _shared(a, b) / max(len(a), len(b))
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

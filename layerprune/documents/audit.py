@@ -89,8 +89,10 @@ class Continuation(Part):
     base: str
     pruned: str
     shared_tokens: int = Field(description="length of the common beginning of both continuations")
-    faults: tuple[str, ...] = Field(description="of the pruned model: repeats, empty, early stop, broken")
+    faults: tuple[str, ...] = Field(description="of the pruned model: empty, early stop, repeats, broken, unlikely")
     base_faults: tuple[str, ...]
+    nats: float | None = Field(description="nats per token the base gives the pruned model's text; None: no text")
+    base_nats: float | None
 
 
 class Generation(Part):
