@@ -1,10 +1,13 @@
 """Progress in logs and on terminals, and how figures are spelled."""
 
 import io
+import re
+import sys
 
 import pytest
 
 from layerprune.cli.console import Console, PlainProgress, duration, number, state
+from layerprune.cli.tables import table
 
 
 class Clock:
@@ -61,8 +64,6 @@ def test_remarks_go_to_the_log_as_they_are(plain):
 
 
 def test_bars_show_and_nest(monkeypatch, capsys):
-    import sys
-
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
@@ -91,6 +92,28 @@ def test_quiet_shows_nothing(capsys):
 def test_results_are_not_cut_off_in_a_pipe(capsys):
     Console().print("x" * 300, "[not markup]")
     assert capsys.readouterr().out == "x" * 300 + " [not markup]\n"
+
+
+def test_figures_are_not_cut_off_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    tasks = [f"task_{number}" for number in range(12)]
+    made = table("many tasks", *tasks)
+    made.add_row(*(f"-0.{number:04d} … 0.9999" for number in range(12)))
+    Console().print(made)
+    shown = capsys.readouterr().out
+    assert all(f"-0.{number:04d} … 0.9999" in shown for number in range(12))
+
+
+def test_words_wrap_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    made = table("words", "name", "what", wrapped=["what"])
+    made.add_row("cosine", "how much a layer turns the hidden states that go through it")
+    Console().print(made)
+    lines = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "through it" in " ".join(" ".join(lines).split())
 
 
 @pytest.mark.parametrize(

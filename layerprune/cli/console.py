@@ -35,11 +35,24 @@ class Console:
         return self._progress
 
     def print(self, *what: Any) -> None:
-        """Print results: text as it is, rich tables without cutting them off."""
+        """Print results: text as it is, tables without cutting figures off, on however narrow a terminal."""
         from rich.console import Console as Screen
 
-        width = None if sys.stdout.isatty() else PLAIN_WIDTH
-        Screen(width=width, highlight=False, markup=False, soft_wrap=True).print(*what)
+        screen = Screen(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
+        screen.width = max([screen.width, *map(_needed_width, what)])
+        screen.print(*what, soft_wrap=True)
+
+
+def _needed_width(what: Any) -> int:
+    """Return the columns a table needs whose cells may not wrap; 0 for everything that can adapt."""
+    from rich.console import Console as Screen
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    if not isinstance(what, Table) or not all(column.no_wrap for column in what.columns):
+        return 0
+    wide = Screen(width=10_000)
+    return Measurement.get(wide, wide.options, what).maximum
 
 
 class PlainProgress:
