@@ -1,6 +1,7 @@
-"""Running a model as if some of its decoder layers were not there, without changing a weight.
+"""Running a model as if some of its decoder layers, or halves of them, were not there, without changing a weight.
 
-A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered.
+A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered. A bypassed
+half adds nothing to the residual stream.
 """
 
 from __future__ import annotations
@@ -13,31 +14,44 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerprune.anatomy import halves
+from layerprune.errors import UsageError
 from layerprune.removal import Removal
 
 
 @contextmanager
 def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) -> Iterator[None]:
-    """Bypass the whole layers of ``removal`` (indices into ``layers``, the decoder stack of ``model``) in the block.
+    """Bypass the units of ``removal`` (indices into ``layers``, the decoder stack of ``model``) in the block.
 
     ``forward`` is replaced on the instance, so hooks and the module list stay as they are; it is restored on exit,
     after an exception too. Blocks nest. Run the model with ``use_cache=False``: the cache of a bypassed layer stays
-    empty. Raises ``UsageError`` for a layer that does not exist and for half-layer units.
+    empty. Raises ``UsageError`` for a layer that does not exist, ``RefusedError`` for half a layer that has no halves.
     """
-    removal.kept(len(layers))
+    replacements = [pair for index in range(len(layers)) for pair in _replacements(layers[index], index, removal)]
+    if removal.sublayers and max(removal.sublayers) >= 2 * len(layers):
+        raise UsageError(f"{removal} names a layer that does not exist: the model has layers 0 to {len(layers) - 1}")
     before: list[tuple[nn.Module, Any]] = []
     try:
-        for index in removal.layers:
-            layer = layers[index]
-            before.append((layer, layer.__dict__.get("forward")))
-            layer.forward = _Identity(layer.forward)  # type: ignore[method-assign]
+        for module, stand_in in replacements:
+            before.append((module, module.__dict__.get("forward")))
+            module.forward = stand_in(module.forward)  # type: ignore[method-assign]
         yield
     finally:
-        for layer, forward in reversed(before):
+        for module, forward in reversed(before):
             if forward is None:
-                del layer.forward  # the class's own shows again
+                del module.forward  # the class's own shows again
             else:
-                layer.forward = forward
+                module.forward = forward
+
+
+def _replacements(layer: nn.Module, index: int, removal: Removal) -> list[tuple[nn.Module, Callable[..., Any]]]:
+    gone = [half for offset, half in enumerate(("attention", "mlp")) if 2 * index + offset in removal.sublayers]
+    if len(gone) == 2:
+        return [(layer, _Identity)]
+    if not gone:
+        return []
+    found = halves.split(halves.weighted(layer))
+    return [(layer.get_submodule(name), _Silence) for name in found.outputs[gone[0]]]
 
 
 class _Identity:
@@ -72,3 +86,16 @@ class _Identity:
         if len(previous) != 1 or len(rest) != 1:
             return rest
         return (self.signature.bind(*args, **kwargs).arguments.get(previous[0]),)
+
+
+class _Silence:
+    """What stands in for the ``forward`` of an attention, an MLP or the norm behind it: the same answer, but zeros."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self.original(*args, **kwargs)
+        if isinstance(answer, torch.Tensor):
+            return torch.zeros_like(answer)
+        return type(answer)((torch.zeros_like(answer[0]), *answer[1:]))

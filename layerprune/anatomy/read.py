@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import special
+from layerprune.anatomy import halves, special
 from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, SUPERSEDED, edits
 from layerprune.anatomy.sources import Sources
 from layerprune.anatomy.stack import build_on_meta, find_stack, text_config
@@ -29,10 +29,15 @@ class Anatomy:
     together: tuple[frozenset[int], ...] = ()  # layers that can only be removed as a group
     keep_one: tuple[frozenset[int], ...] = ()  # of each group at least one layer has to stay
     tail_only: bool = False  # layers cannot move: only the last ones can be removed
-    halves: bool = False  # whether half-layer units can be exported
+    half_refusal: str = "not looked at"  # why half-layer units cannot be removed; empty when they can
     remarks: tuple[str, ...] = ()  # the constraints and warnings in words
     config: PretrainedConfig | None = field(default=None, repr=False, compare=False)
     path: tuple[str, ...] = field(default=(), repr=False)  # where the decoder's fields stand in config.json
+
+    @property
+    def halves(self) -> bool:
+        """Whether half-layer units can be removed."""
+        return not self.half_refusal
 
     @property
     def constrained(self) -> bool:
@@ -44,8 +49,8 @@ class Anatomy:
         sources, name = Sources.after(removal, self.depth), self.model_type
         if not len(sources):
             raise RefusedError(f"removing all {self.depth} layers leaves no model; keep at least one")
-        if not sources.whole and not self.halves:
-            raise RefusedError(f"{name} layers cannot be taken apart into attention and MLP; remove whole layers")
+        if not sources.whole and self.half_refusal:
+            raise RefusedError(f"half-layers of a {name} model cannot be removed: {self.half_refusal}")
         gone = set(range(self.depth)) - (set(sources.attention) & set(sources.mlp))
         stuck = sorted(gone & self.must_keep)
         if stuck:
@@ -56,7 +61,7 @@ class Anatomy:
             if gone & group and not group <= gone:
                 raise RefusedError(f"layers {sorted(group)} of a {name} model go together: {self._why()}")
         for group in self.keep_one:
-            if group <= gone:
+            if group.isdisjoint(sources.attention):
                 raise RefusedError(f"one of layers {sorted(group)} of a {name} model has to stay: {self._why()}")
         self._edits(sources)
 
@@ -106,13 +111,15 @@ def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -
     """
     model = build_on_meta(config, trust_remote_code=trust_remote_code)
     stack = find_stack(model, config)
-    depth = len(list(model.get_submodule(stack).children()))
-    path = _decoder_path(config)
-    limits = special.limits(config.model_type, _fields(config, path), depth)
+    layers = list(model.get_submodule(stack).children())
+    depth, path = len(layers), _decoder_path(config)
+    fields = _fields(config, path)
+    limits = special.limits(config.model_type, fields, depth)
+    halving = "; ".join(limits.remarks) if limits.tail_only else halves.refusal(map(halves.weighted, layers), fields)
     return Anatomy(
         model_type=config.model_type, depth=depth, stack=stack, must_keep=frozenset(limits.must_keep),
         together=tuple(limits.together), keep_one=tuple(limits.keep_one), tail_only=limits.tail_only,
-        remarks=tuple(limits.remarks), config=config, path=path,
+        half_refusal=halving, remarks=tuple(limits.remarks), config=config, path=path,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprune import __version__
-from layerprune.anatomy import Anatomy, Sources, build_on_meta, load_config, read_anatomy
+from layerprune.anatomy import Anatomy, Sources, build_on_meta, halves, load_config, read_anatomy
 from layerprune.checkpoint import Checkpoint, Folder, contained, locate, new_folder, plan_shards, write_shards
 from layerprune.checkpoint.writer import Shard, write_file
 from layerprune.documents import FileEntry, LogitsProof, ModelRef, Plan, Receipt, as_removal
@@ -22,7 +22,7 @@ from layerprune.export.configs import config_changes, read_json, rebuilt
 from layerprune.export.extras import Extras, layer_renumberer, plan_extras
 from layerprune.export.signature import check_signature
 from layerprune.export.twin import prove_on_twin
-from layerprune.export.weights import WeightPlan, find_disk_stack, plan_weights
+from layerprune.export.weights import DiskStack, HalfOf, WeightPlan, find_disk_stack, plan_weights
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 
@@ -125,7 +125,19 @@ def _plan_weights(
     layers = build_on_meta(config, trust_remote_code=trust_remote_code).get_submodule(anatomy.stack).children()
     sizes = [sum(value.numel() for value in layer.state_dict().values()) for layer in layers]
     stack = find_disk_stack(checkpoint, anatomy.stack, sizes)
-    return plan_weights(checkpoint, stack, sources, half_of=lambda rest: "attention")
+    return plan_weights(checkpoint, stack, sources, half_of=_half_of(checkpoint, stack, sources))
+
+
+def _half_of(checkpoint: Checkpoint, stack: DiskStack, sources: Sources) -> HalfOf:
+    """Return the function that tells a layer's attention tensors from its MLP's, by the names on disk."""
+    if sources.whole:
+        return lambda rest: "attention"
+    places = [stack.split(name) for name in checkpoint.tensors]
+    children: dict[int, set[str]] = {}
+    for layer, rest in (place for place in places if place is not None and place[0] < stack.depth):
+        children.setdefault(layer, set()).add(rest.partition(".")[0])
+    half = {child: which for names in children.values() for child, which in halves.split(names).half.items()}
+    return lambda rest: half[rest.partition(".")[0]]
 
 
 def _check_space(job: Job, out: Path) -> None:

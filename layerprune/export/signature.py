@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import Anatomy, Sources, build_on_meta
+from layerprune.anatomy import Anatomy, Sources, build_on_meta, halves
 from layerprune.anatomy.fields import PACKED
 from layerprune.anatomy.stack import find_stack
 from layerprune.errors import RefusedError
@@ -37,8 +38,20 @@ def check_signature(
     for index, (attention, mlp) in enumerate(zip(sources.attention, sources.mlp, strict=True)):
         if attention == mlp:
             _compare(signature(old[attention]), signature(new[index]), f"layer {attention} as the new layer {index}")
+        else:
+            _compare_halves(old[attention], old[mlp], new[index], f"attention {attention} with MLP {mlp}")
     outside = _outside(before, anatomy.stack, sources.depth, len(sources))
     _compare(outside, _outside(after, anatomy.stack, 1, 1), "what stands outside the stack")
+
+
+def _compare_halves(attention: nn.Module, mlp: nn.Module, new: nn.Module, where: str) -> None:
+    for which, source in (("attention", attention), ("mlp", mlp)):
+        _compare(_half(source, which), _half(new, which), f"the {which} of {where}")
+
+
+def _half(layer: nn.Module, which: str) -> dict[str, Any]:
+    half = halves.split(halves.weighted(layer)).half
+    return {key: value for key, value in signature(layer).items() if half.get(re.split("[.:]", key)[0]) == which}
 
 
 def _layers(model: nn.Module, stack: str) -> list[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerprune.anatomy import Anatomy, Sources, read_anatomy
+from layerprune.anatomy import Anatomy, Sources, halves, read_anatomy
 from layerprune.anatomy.fields import PACKED
 from layerprune.anatomy.tiny import NOISE, VOCABULARY, twin_config
 from layerprune.documents import LogitsProof
@@ -74,8 +74,12 @@ def _hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: Sources)
             weights[name] = value if axis is None else _slices(value, axis, sources)
             continue
         layer, _, rest = name[len(stack) + 1 :].partition(".")
-        if int(layer) in sources.attention:
-            weights[f"{stack}.{sources.attention.index(int(layer))}.{rest}"] = value
+        origin = sources.attention
+        if not sources.whole:
+            children = halves.weighted(base.get_submodule(f"{stack}.{layer}"))
+            origin = sources.of(halves.split(children).half[rest.partition(".")[0]])
+        if int(layer) in origin:
+            weights[f"{stack}.{origin.index(int(layer))}.{rest}"] = value
     try:
         pruned.load_state_dict(weights, strict=True)
     except RuntimeError as error:
