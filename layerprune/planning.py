@@ -216,7 +216,8 @@ class Desk:
         examiners = [self.data.examiner, *([self.held_back] if self.held_back else [])]
         with _nothing_left_when_refused(folder):
             self.base = examine_base(self.everything or questions, examiners)
-        progress.note(f"evaluation path: {engine.path.name} ({'; '.join(engine.remarks) or 'self-test passed'})")
+        remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
+        progress.note(f"evaluation path: {self.data.examiner.path} ({remarks})")
 
     def judge(self, removals: Sequence[Removal]) -> list[Candidate]:
         """Score removals with the metric."""
@@ -245,7 +246,7 @@ class Desk:
         if examiner is None:
             return None
         return EngineReport(
-            path=examiner.engine.path.name,
+            path=examiner.path,
             dtype=str(self.subject.dtype).removeprefix("torch."),
             device=self.subject.device.type,
             computed=examiner.account.computed,

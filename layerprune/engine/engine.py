@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from layerprune.engine.paths import ChainPath, Grades, Path, PlainPath, TreePath
+from layerprune.engine.paths import Grades, Path, PlainPath, TreePath
+from layerprune.engine.selftest import Trial
 from layerprune.engine.trees import Row, batches, chains
 from layerprune.errors import ModelError
 from layerprune.removal import Removal
@@ -49,19 +50,12 @@ class Engine:
         self.account = Account()
         self.path: Path = PlainPath(subject)
         self.remarks: list[str] = []  # why faster paths were not taken
-        self.tested = False
+        self.longest = 0  # tokens of the longest request the self-test has seen; 0: it has not run
 
     def choose_path(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> None:
         """Compare the fast paths with plain forwards on a few of the requests and keep the first that agrees."""
-        from layerprune.engine.selftest import disagreement
-
-        for kind in (TreePath, ChainPath):
-            reason = disagreement(kind, self.subject, requests, groups)
-            if reason is None:
-                self.path = kind(self.subject)
-                break
-            self.remarks.append(f"{kind.name}: {reason}")
-        self.tested = True
+        self.path, self.remarks = Trial.of(self.subject, requests, groups).choose()
+        self.longest = max(len(request.tokens) for request in requests)
 
     def measure(
         self,
@@ -75,8 +69,8 @@ class Engine:
         ``groups`` are the indices of requests that belong to one question; ``done`` hears of finished requests x
         removals.
         """
-        if not self.tested:
-            self.choose_path(requests, groups)
+        if max(len(request.tokens) for request in requests) > self.longest:
+            self.choose_path(requests, groups)  # a window may show only in requests longer than those tested
         sums = np.full((len(removals), len(requests)), np.nan)
         greedy = np.zeros((len(removals), len(requests)), dtype=bool)
         rows = self.path.layout(requests, groups)

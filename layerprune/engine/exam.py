@@ -60,13 +60,7 @@ def answer_items(
     engine: Engine, items: Sequence[Item], removals: Sequence[Removal], advance: Callable[[float], None] | None = None
 ) -> list[list[list[Answer]]]:
     """Return answers[removal][item][query]; ``advance`` hears of finished items x removals."""
-    requests: list[Request] = []
-    groups: list[list[int]] = []
-    for item in items:
-        own = [part for query in item.queries for part in query.parts]
-        if own:
-            groups.append(list(range(len(requests), len(requests) + len(own))))
-            requests.extend(own)
+    requests, groups = as_requests(items)
     heard = advance or (lambda amount: None)
     sums = greedy = np.empty((len(removals), 0))
     if requests:
@@ -80,6 +74,18 @@ def answer_items(
         answers = [[_answer(query, cursor, texts, sums, greedy, number) for query in item.queries] for item in items]
         result.append(answers)
     return result
+
+
+def as_requests(items: Sequence[Item]) -> tuple[list[Request], list[list[int]]]:
+    """Return all log-likelihood requests of the items, in order, and the indices that belong to one item."""
+    requests: list[Request] = []
+    groups: list[list[int]] = []
+    for item in items:
+        own = [part for query in item.queries for part in query.parts]
+        if own:
+            groups.append(list(range(len(requests), len(requests) + len(own))))
+            requests.extend(own)
+    return requests, groups
 
 
 def _answer(

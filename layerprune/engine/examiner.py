@@ -12,7 +12,7 @@ from typing import Any
 from layerprune import __version__
 from layerprune.documents import Outcomes
 from layerprune.engine.engine import Account, Engine
-from layerprune.engine.exam import answer_items, joined, judged
+from layerprune.engine.exam import answer_items, as_requests, joined, judged
 from layerprune.engine.journal import Journal
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
@@ -41,6 +41,7 @@ class Examiner:
         self.blocks = [self._block(start) for start in range(0, most, BLOCK_ITEMS)]
         self.known: dict[tuple[int, Removal], Piece] = {}
         self.account = Account()
+        self.path = ""  # which evaluation path the figures came by
         self.journal = Journal(self.folder / JOURNAL, self._key()) if self.folder else None
         for entry in self.journal.entries if self.journal else []:
             self._take(entry)
@@ -60,6 +61,8 @@ class Examiner:
 
     def measure(self, block: int, removals: Sequence[Removal]) -> None:
         """Measure removals on one block, remember it and write it down."""
+        if not self.engine.longest:
+            self._choose_path()
         questions = self.blocks[block]
         items = [item for task in questions.tasks.values() for item in task.items]
         before = replace(self.engine.account)
@@ -69,6 +72,7 @@ class Examiner:
             "block": block,
             "removals": [list(removal.units) for removal in removals],
             "pieces": [{name: o.model_dump(mode="json") for name, o in piece.items()} for piece in pieces],
+            "path": self.engine.path.name,
             "computed": self.engine.account.computed - before.computed,
             "naive": self.engine.account.naive - before.naive,
         }
@@ -80,8 +84,15 @@ class Examiner:
         for units, piece in zip(entry["removals"], entry["pieces"], strict=True):
             found = {name: Outcomes.model_validate(value) for name, value in piece.items()}
             self.known[entry["block"], Removal.from_units(units)] = found
+        self.path = entry["path"]
         self.account.computed += entry["computed"]
         self.account.naive += entry["naive"]
+
+    def _choose_path(self) -> None:
+        """Test on all items before the first block: the path must suit the longest of them."""
+        requests, groups = as_requests([item for task in self.questions.tasks.values() for item in task.items])
+        if requests:
+            self.engine.choose_path(requests, groups)
 
     def _block(self, start: int) -> Questions:
         parts = {

@@ -8,7 +8,7 @@ plain   a row per distinct input, one ordinary forward per removal with its laye
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks.items import Request
 
+# Which layers look back a limited way: none do, all do, or those the config calls "sliding_attention".
+Windows = Literal["none", "everywhere", "by kind"]
 Grades = tuple[np.ndarray, np.ndarray]  # (removals, requests) sums in nats; (removals, requests) all tokens greedy
 
 
@@ -42,8 +44,8 @@ class TreePath:
 
     name = "trees"
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def __init__(self, subject: Subject, windows: Windows = "none") -> None:
+        self.subject, self.windows = subject, windows
         self.walk = Walk(subject.model, subject.layers)
         self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=subject.device)})
 
@@ -57,19 +59,41 @@ class TreePath:
         graded = [grade(self.walk, hidden, places, self.subject.vocabulary) for hidden in found]
         return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))
 
-    def _inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         device, dtype = self.subject.device, self.subject.dtype
         width = max(row.length for row in rows)
-        blocked = torch.finfo(dtype).min
-        mask = torch.full((len(rows), 1, width, width), blocked, dtype=dtype)
         positions = torch.zeros(len(rows), width, dtype=torch.long)
         for number, row in enumerate(rows):
-            mask[number, 0, : row.length, : row.length].masked_fill_(torch.from_numpy(row.visible()), 0.0)
             positions[number, : row.length] = torch.from_numpy(row.positions)
-        # A padding token sees itself, or its softmax would divide nothing by nothing.
-        mask.diagonal(dim1=-2, dim2=-1).zero_()
-        inputs = {"input_ids": _ids(rows, width), "attention_mask": mask, "position_ids": positions}
-        return {name: value.to(device) for name, value in inputs.items()}
+        full = _mask(rows, width, None, dtype).to(device)
+        mask: Any = full
+        if self.windows != "none":
+            near = _mask(rows, width, window_of(self.subject), dtype).to(device)
+            mask = near if self.windows == "everywhere" else {"full_attention": full, "sliding_attention": near}
+        return {
+            "input_ids": _ids(rows, width).to(device), "attention_mask": mask, "position_ids": positions.to(device)
+        }  # fmt: skip
+
+
+def window_of(subject: Subject) -> int | None:
+    """Return how many tokens back a sliding-window layer looks, itself included; None for a model without."""
+    config = subject.model.config.get_text_config()
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
+def _mask(rows: Sequence[Row], width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return what to add to attention scores: 0 where a token may look, the lowest number where it may not.
+
+    (rows, 1, width, width). A padding token sees itself, or its softmax would divide nothing by nothing.
+    """
+    mask = torch.full((len(rows), 1, width, width), torch.finfo(dtype).min, dtype=dtype)
+    for number, row in enumerate(rows):
+        visible = row.visible()
+        if window is not None:
+            visible &= row.positions[:, None] - row.positions[None] < window
+        mask[number, 0, : row.length, : row.length].masked_fill_(torch.from_numpy(visible), 0.0)
+    mask.diagonal(dim1=-2, dim2=-1).zero_()
+    return mask
 
 
 class ChainPath(TreePath):
@@ -80,7 +104,7 @@ class ChainPath(TreePath):
     def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
         return chains(requests)
 
-    def _inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         return {"input_ids": _ids(rows, max(row.length for row in rows)).to(self.subject.device)}
 
 

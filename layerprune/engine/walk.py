@@ -77,7 +77,7 @@ class Walk:
 
     @torch.no_grad()
     def hidden(
-        self, inputs: Mapping[str, Tensor], drops: Sequence[frozenset[int]], rows: Tensor, nodes: Tensor
+        self, inputs: Mapping[str, Any], drops: Sequence[frozenset[int]], rows: Tensor, nodes: Tensor
     ) -> list[Tensor]:
         """Return for each set of dropped layers the last layer's output at the given places.
 
@@ -101,7 +101,7 @@ class Walk:
             self._call_body(inputs)
         return [states[drop].hidden[rows, nodes] for drop in drops]
 
-    def _call_body(self, inputs: Mapping[str, Tensor]) -> None:
+    def _call_body(self, inputs: Mapping[str, Any]) -> None:
         """Run the model's forward for the sake of its layers, with as little of the head as it allows."""
         body = getattr(self.model, "base_model", None)
         if body is None or body is self.model:

@@ -1,0 +1,194 @@
+"""The fast ways of measuring against the slow, obvious one: an ordinary forward per request and removal."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, tiny_config, tiny_model
+from torch import nn
+
+from layerprune.anatomy import read_anatomy
+from layerprune.documents import ModelRef
+from layerprune.engine import Engine
+from layerprune.engine.paths import ChainPath, PlainPath, TreePath
+from layerprune.engine.selftest import Trial
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks.items import Request
+
+
+def subject_of(kind: str) -> Subject:
+    torch.manual_seed(0)
+    model = tiny_model(kind).eval()
+    anatomy = read_anatomy(tiny_config(kind))
+    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=anatomy.depth, parameters=0)
+    return Subject(model, None, anatomy, ref)  # type: ignore[arg-type]  # no text is read here
+
+
+def multiple_choice(vocabulary: int, count: int = 5, seed: int = 0) -> tuple[list[Request], list[list[int]]]:
+    rng = random.Random(seed)
+    requests: list[Request] = []
+    groups = []
+    for number in range(count):
+        context = [rng.randrange(3, vocabulary) for _ in range(4 + 5 * number)]
+        groups.append(list(range(len(requests), len(requests) + 3)))
+        for _ in range(3):
+            answer = [rng.randrange(3, vocabulary) for _ in range(rng.randint(1, 4))]
+            requests.append(Request((*context, *answer), len(answer)))
+    return requests, groups
+
+
+def plainly(subject: Subject, requests: list[Request], removals: list[Removal]) -> np.ndarray:
+    """Skip the layers by hooks, read all logits, add up: nothing shared with the engine."""
+    result = np.zeros((len(removals), len(requests)))
+    for number, removal in enumerate(removals):
+        undo = []
+        for layer in removal.layers:
+            module = subject.layers[layer]
+
+            def skip(_, args, kwargs, output):
+                hidden = args[0] if args else kwargs["hidden_states"]
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+            undo.append(module.register_forward_hook(skip, with_kwargs=True))
+        with torch.no_grad():
+            for column, request in enumerate(requests):
+                ids = torch.tensor([request.tokens[:-1]])
+                logs = subject.model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+                asked = torch.tensor(request.tokens[-request.scored :])
+                result[number, column] = logs[-request.scored :].gather(1, asked[:, None]).sum()
+        for handle in undo:
+            handle.remove()
+    return result
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_all_removals_at_once_equal_one_plain_forward_each(kind):
+    subject = subject_of(kind)
+    depth = len(subject.layers)
+    requests, groups = multiple_choice(subject.vocabulary)
+    removals = [Removal(()), *(Removal.of(layer) for layer in range(depth)), Removal.of(0, depth - 1)]
+    engine = Engine(subject, tokens=64)
+    sums, _ = engine.measure(requests, groups, removals)
+    np.testing.assert_allclose(sums, plainly(subject, requests, removals), atol=2e-4)
+    assert engine.path.name == "trees", engine.remarks
+
+
+@pytest.mark.parametrize("path", [TreePath, ChainPath, PlainPath])
+def test_each_path_alone_gives_sums_and_greedy_flags(path):
+    subject = subject_of("llama")
+    requests, groups = multiple_choice(subject.vocabulary)
+    ids = torch.tensor([requests[0].tokens[:-1]])
+    top = int(subject.model(input_ids=ids).logits[0, -1].argmax())
+    requests[0] = Request((*requests[0].tokens[: -requests[0].scored], top), 1)
+    ids = torch.tensor([requests[0].tokens[:-1]])
+    best = int(subject.model(input_ids=ids).logits[0, -1].argmax())
+    requests[0] = Request((*requests[0].tokens[:-1], best), 1)
+    made = path(subject)
+    members, (sums, greedy) = made.run(made.layout(requests, groups), [Removal(())])
+    assert sorted(members) == list(range(len(requests)))
+    np.testing.assert_allclose(sums[0], plainly(subject, requests, [Removal(())])[0, members], atol=2e-4)
+    assert greedy[0, members.index(0)]
+    assert not greedy[0].all()
+
+
+def test_work_is_shared_down_to_the_prefix_tree_of_removals():
+    subject = subject_of("llama")
+    depth = len(subject.layers)
+    requests, groups = multiple_choice(subject.vocabulary, count=1)
+    removals = [Removal.of(layer) for layer in range(depth)]
+    engine = Engine(subject)
+    engine.choose_path(requests, groups)
+    engine.path.walk.work.computed = 0  # type: ignore[attr-defined]  # without the self-test's share
+    engine.measure(requests, groups, removals)
+    tree = engine.path.layout(requests, groups)[0].length
+    shared = depth - 1  # the intact prefix, layer by layer, as far as the last removal needs it
+    own = sum(depth - 1 - layer for layer in range(depth))  # above its removed layer every removal is alone
+    assert engine.account.computed == tree * (shared + own)
+    assert engine.account.naive == sum(len(r.tokens) - 1 for r in requests) * depth * (depth - 1)
+
+
+def test_results_do_not_depend_on_what_is_measured_beside_them():
+    subject = subject_of("qwen3")
+    requests, groups = multiple_choice(subject.vocabulary)
+    removals = [Removal.of(layer) for layer in range(len(subject.layers))]
+    together, _ = Engine(subject).measure(requests, groups, removals)
+    for number, removal in enumerate(removals):
+        alone, _ = Engine(subject).measure(requests, groups, [removal])
+        assert (alone[0] == together[number]).all()  # bit for bit: a resumed run must write the same bytes
+
+
+def test_removals_are_measured_in_portions_when_memory_is_short():
+    subject = subject_of("llama")
+    requests, groups = multiple_choice(subject.vocabulary)
+    removals = [Removal.of(layer) for layer in range(len(subject.layers))]
+    whole, _ = Engine(subject).measure(requests, groups, removals)
+    scarce, _ = Engine(subject, state_bytes=1).measure(requests, groups, removals)
+    np.testing.assert_allclose(scarce, whole, atol=2e-4)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
+    subject = subject_of("llama")
+    requests, groups = multiple_choice(subject.vocabulary)
+    removals = [Removal(()), Removal.of(1)]
+    expected, _ = Engine(subject).measure(requests, groups, removals)
+    engine = Engine(subject)
+    engine.choose_path(requests, groups)
+    run, refused = engine.path.run, []
+
+    def crowded(rows, removals):
+        if len(rows) > 1:
+            refused.append(len(rows))
+            raise torch.cuda.OutOfMemoryError("made for the test")
+        return run(rows, removals)
+
+    monkeypatch.setattr(engine.path, "run", crowded)
+    sums, _ = engine.measure(requests, groups, removals)
+    assert refused
+    np.testing.assert_allclose(sums, expected, atol=2e-4)
+
+
+class Absolute(nn.Module):
+    """Wraps a model so that it ignores positions and masks it is given, as some types do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(self, input_ids, use_cache=False, **ignored):
+        return self.model(input_ids=input_ids, use_cache=use_cache)
+
+
+def test_a_model_that_ignores_masks_is_found_out_and_measured_another_way():
+    subject = subject_of("llama")
+    intact = subject.model
+    requests, groups = multiple_choice(subject.vocabulary)
+    removals = [Removal(()), Removal.of(1)]
+    expected = plainly(subject, requests, removals)
+    subject.model = Absolute(intact)  # type: ignore[assignment]
+    subject.model.base_model = subject.model  # type: ignore[misc]
+    path, remarks = Trial.of(subject, requests, groups).choose()
+    assert path.name == "chains"
+    assert "differ" in remarks[0]
+    assert remarks[0].startswith("trees")
+    engine = Engine(subject)
+    sums, _ = engine.measure(requests, groups, removals)
+    np.testing.assert_allclose(sums, expected, atol=2e-4)
+
+
+def test_forwards_are_given_back_after_an_error():
+    subject = subject_of("llama")
+    walk = TreePath(subject).walk
+    ids = torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(IndexError):
+        walk.hidden({"input_ids": ids}, [frozenset()], torch.tensor([5]), torch.tensor([9]))
+    assert all("forward" not in vars(layer) for layer in subject.layers)

@@ -1,0 +1,104 @@
+"""What is measured is measured once, written down as it comes, and taken up again after a kill."""
+
+from __future__ import annotations
+
+import json
+
+import audit_tiny
+import pytest
+
+from layerprune.engine import Engine, Examiner, examine, examiner
+from layerprune.errors import DocumentError
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+
+REMOVALS = [Removal(()), Removal.of(1), Removal.of(4), Removal.of(1, 4)]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examiner")
+    audit_tiny.base_model(folder / "base")
+    for name in ("one", "two"):
+        audit_tiny.questions(folder / "base", folder / "tasks", name, test=23 if name == "one" else 9, train=4)
+    subject = Subject.load(str(folder / "base"))
+    return subject, load_questions(["one", "two"], subject.encoder, use="evaluation", include_path=[folder / "tasks"])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(examiner, "BLOCK_ITEMS", 5)
+
+
+def test_blocks_together_are_the_whole(asked):
+    subject, questions = asked
+    whole = examine(Engine(subject), questions, REMOVALS)
+    made = Examiner(Engine(subject), questions)
+    assert len(made.blocks) == 5
+    found = made.outcomes(REMOVALS)
+    for removal in REMOVALS:
+        for name in questions.tasks:
+            assert found[removal][name].correct == whole[removal][name].correct
+            assert found[removal][name].gold_probability == pytest.approx(
+                whole[removal][name].gold_probability, abs=2e-5
+            )
+
+
+def test_nothing_is_measured_twice(asked, monkeypatch):
+    subject, questions = asked
+    made = Examiner(Engine(subject), questions)
+    made.outcomes(REMOVALS[:2])
+    measured = []
+    measure = made.measure
+    monkeypatch.setattr(made, "measure", lambda block, removals: (measured.append(removals), measure(block, removals)))
+    made.outcomes(REMOVALS)
+    assert measured == [REMOVALS[2:]] * 5
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_a_killed_run_goes_on_where_it_was_with_the_same_figures(asked, tmp_path, monkeypatch, cut):
+    subject, questions = asked
+    straight = Examiner(Engine(subject), questions, folder=tmp_path / "straight")
+    expected = straight.outcomes(REMOVALS)
+    killed = Examiner(Engine(subject), questions, folder=tmp_path / "killed")
+    measure = killed.measure
+
+    def dies(block, removals):
+        if block == cut:
+            raise KeyboardInterrupt
+        measure(block, removals)
+
+    monkeypatch.setattr(killed, "measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        killed.outcomes(REMOVALS)
+    (tmp_path / "killed").mkdir(exist_ok=True)
+    with (tmp_path / "killed" / "journal.jsonl").open("ab") as file:
+        file.write(b'{"key":"half a li')  # what a kill in the middle of a write leaves
+    resumed = Examiner(Engine(subject), questions, folder=tmp_path / "killed")
+    assert len(resumed.known) == cut * len(REMOVALS)
+    assert resumed.outcomes(REMOVALS) == expected
+    assert resumed.account == straight.account
+    assert resumed.path == straight.path == "trees"
+    journals = [(tmp_path / name / "journal.jsonl").read_bytes() for name in ("straight", "killed")]
+    assert journals[0] == journals[1]
+
+
+def test_other_settings_are_another_key_and_are_left_alone(asked, tmp_path):
+    subject, questions = asked
+    Examiner(Engine(subject), questions, folder=tmp_path).outcomes(REMOVALS[:1])
+    other = Examiner(Engine(subject, tokens=77), questions, folder=tmp_path)
+    assert not other.known
+    other.outcomes(REMOVALS[:1])
+    assert Examiner(Engine(subject), questions, folder=tmp_path).known
+
+
+def test_a_damaged_journal_is_named(asked, tmp_path):
+    subject, questions = asked
+    Examiner(Engine(subject), questions, folder=tmp_path).outcomes(REMOVALS[:1])
+    path = tmp_path / "journal.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(["no json", *lines[1:]]) + "\n")
+    with pytest.raises(DocumentError, match="damaged"):
+        Examiner(Engine(subject), questions, folder=tmp_path)
+    assert json.loads(lines[0])["block"] == 0

@@ -1,0 +1,85 @@
+"""Slow: a real model and real benchmarks, against lm-eval on physically pruned checkpoints.
+
+Needs ``LAYERPRUNE_EVAL`` (a folder with lm-eval YAMLs in ``tasks/``; ``../shared/eval`` by default) and the model that
+``layerprune demo`` fetches.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from families import make_plan
+
+from layerprune.removal import Removal
+
+EVAL = Path(os.environ.get("LAYERPRUNE_EVAL", Path(__file__).parents[1] / ".." / "shared" / "eval")).resolve()
+TASKS = ("local_arc_easy", "local_hellaswag")
+LAYERS = (0, 8, 15, 22, 29)
+ITEMS = 200
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not EVAL.is_dir(), reason=f"no benchmarks at {EVAL}; set LAYERPRUNE_EVAL"),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    from layerprune.demo.cache import cache_folder
+    from layerprune.demo.model import fetch_model
+
+    return fetch_model(cache_folder())
+
+
+def decisions_by_lm_eval(folder: Path) -> dict[str, dict[str, str]]:
+    """Return lm-eval's per-item values on a checkpoint, by task and metric."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    found = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder), "dtype": "float32"},
+        tasks=list(TASKS),
+        task_manager=TaskManager(include_path=str(EVAL / "tasks"), include_defaults=False),
+        limit=ITEMS,
+        batch_size=16,
+        bootstrap_iters=0,
+        device="cpu",
+    )
+    return {
+        task: {
+            metric: "".join(str(int(s[metric])) for s in sorted(samples, key=lambda s: s["doc_id"]))
+            for metric in ("acc", "acc_norm")
+        }
+        for task, samples in found["samples"].items()
+    }
+
+
+def test_ablation_equals_lm_eval_on_the_physically_pruned_model(model, tmp_path):
+    """At least 99.5 % of the decisions, and every accuracy within one item, for each of five layers."""
+    from layerprune.engine import Engine, examine
+    from layerprune.export import export
+    from layerprune.subject import Subject
+    from layerprune.tasks import load_questions
+
+    subject = Subject.load(str(model), dtype="float32")
+    questions = load_questions(
+        TASKS, subject.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS
+    )
+    engine = Engine(subject)
+    own = examine(engine, questions, [Removal.of(layer) for layer in LAYERS])
+    assert engine.path.name == "trees"
+    same = total = 0
+    for layer in LAYERS:
+        export(make_plan(model, Removal.of(layer)), tmp_path / f"without-{layer}")
+        theirs = decisions_by_lm_eval(tmp_path / f"without-{layer}")
+        for task in TASKS:
+            mine = own[Removal.of(layer)][task].correct
+            reference = theirs[task][questions.tasks[task].metric]
+            equal = sum(a == b for a, b in zip(mine, reference, strict=True))
+            print(f"layer {layer} {task}: {mine.count('1')} against {reference.count('1')} right, {equal} of {len(mine)} equal")
+            assert abs(mine.count("1") - reference.count("1")) <= 1
+            same, total = same + equal, total + len(mine)
+    assert same / total >= 0.995

@@ -1,0 +1,201 @@
+"""Items come from lm-eval and are judged by it; what selects never evaluates."""
+
+from __future__ import annotations
+
+import json
+
+import audit_tiny
+import pytest
+
+from layerprune.engine import Engine, examine
+from layerprune.errors import TaskError
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+from layerprune.tasks.items import Item, Questions, TaskQuestions, Verdict
+
+INTACT = Removal(())
+OTHER = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{ {files} }}
+output_type: {kind}
+{splits}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{target}"
+{more}
+metric_list:
+  - metric: {metric}
+    aggregation: {aggregation}
+    higher_is_better: {better}
+metadata:
+  version: 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    audit_tiny.base_model(folder / "base")
+    audit_tiny.questions(folder / "base", folder / "tasks", "toy")
+    rows = [{"question": f"say {n}:", "answer": f" word {n}", "gold": n % 2} for n in range(40)]
+    (folder / "tasks" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    only_test = f"test: {folder}/tasks/rows.jsonl"
+
+    def write(name, kind, metric, target="{{answer}}", more="", aggregation="mean", better="true"):
+        text = OTHER.format(
+            name=name, kind=kind, metric=metric, target=target, files=only_test, splits="test_split: test", more=more,
+            aggregation=aggregation, better=better,
+        )  # fmt: skip
+        (folder / "tasks" / f"{name}.yaml").write_text(text)
+
+    write("halves", "multiple_choice", "acc", "{{gold}}", 'doc_to_choice: ["yes", "no"]')
+    write("cloze", "loglikelihood", "acc")
+    write("rolling", "loglikelihood_rolling", "word_perplexity", aggregation="weighted_perplexity", better="false")
+    write(
+        "writing", "generate_until", "exact_match",
+        more='generation_kwargs: {until: ["\\n"], max_gen_toks: 4}',
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subject(place):
+    return Subject.load(str(place / "base"))
+
+
+def load(place, subject, *names, use="evaluation", **options):
+    return load_questions(names, subject.encoder, use=use, include_path=[place / "tasks"], **options)
+
+
+def by_lm_eval(place, subject, task, metric, num_fewshot=None, limit=None):
+    """Return lm-eval's own per-item values, from its own loop and its own model."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    found = simple_evaluate(
+        model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=7),
+        tasks=[task],
+        task_manager=TaskManager(include_path=str(place / "tasks"), include_defaults=False),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        bootstrap_iters=0,
+    )
+    samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+    return "".join(str(int(sample[metric])) for sample in samples)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_choices_are_judged_as_lm_eval_judges_them(place, subject, shots):
+    questions = load(place, subject, "toy", num_fewshot=shots)
+    own = examine(Engine(subject), questions, [INTACT, Removal.of(2)])
+    assert own[INTACT]["toy"].correct == by_lm_eval(place, subject, "toy", "acc", shots)
+    with subject.without(Removal.of(2)):
+        assert own[Removal.of(2)]["toy"].correct == by_lm_eval(place, subject, "toy", "acc", shots)
+    assert own[INTACT]["toy"].correct != own[Removal.of(2)]["toy"].correct
+
+
+def test_log_likelihoods_and_generations_are_judged_as_lm_eval_judges_them(place, subject):
+    questions = load(place, subject, "cloze", "writing", limit=8)
+    engine = Engine(subject)
+    own = examine(engine, questions, [INTACT])[INTACT]
+    assert own["cloze"].correct == by_lm_eval(place, subject, "cloze", "acc", limit=8)
+    assert own["writing"].correct == by_lm_eval(place, subject, "writing", "exact_match", limit=8)
+    assert own["writing"].gold_probability is None
+    assert len(own["cloze"].gold_probability) == 8
+
+
+def test_generation_with_layers_bypassed_equals_generation_without_a_cache(place, subject):
+    """A bypassed layer 0 leaves the cache looking empty; the text must be that of the smaller model all the same."""
+    import torch
+
+    questions = load(place, subject, "writing", limit=3)
+    items = questions.tasks["writing"].items
+    encoder = subject.encoder
+    with subject.without(Removal.of(0)) as model, torch.no_grad():
+        encoder.use_cache = False
+        texts = encoder.generate_until([query.generation.instance for item in items for query in item.queries])
+        for item, text in zip(items, texts, strict=True):
+            ids = encoder.tok_encode(item.queries[0].generation.instance.args[0])
+            start = len(ids)
+            for _ in range(4):
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            assert subject.tokenizer.decode(ids[start:]).split("\n")[0].split("</s>")[0] == text
+
+
+def test_a_task_without_accuracy_is_refused_by_name(place, subject):
+    with pytest.raises(TaskError, match=r"'rolling' has no accuracy to lose \(its metrics: word_perplexity\)"):
+        load(place, subject, "rolling")
+
+
+def test_gold_probability_and_chance_of_choices(place, subject):
+    questions = load(place, subject, "toy", limit=5)
+    task = questions.tasks["toy"]
+    assert {item.chance for item in task.items} == {0.25}
+    assert task.data().chance == 0.25
+    verdict = task.judge(task.items[0], [(-1.0, False), (-2.0, False), (-3.0, False), (-4.0, False)])
+    gold = task.items[0].key[0].doc["gold"]
+    weights = [0.6439, 0.2369, 0.0871, 0.0321]
+    assert verdict == Verdict(gold == 0, pytest.approx(weights[gold], abs=1e-4))
+
+
+def test_selection_takes_the_training_split_and_evaluation_the_test_split(place, subject):
+    selection, evaluation = load(place, subject, "toy", use="selection"), load(place, subject, "toy")
+    first, second = selection.tasks["toy"], evaluation.tasks["toy"]
+    assert (first.split, len(first.items)) == ("train", 20)
+    assert (second.split, len(second.items)) == ("test", 60)
+    assert not {item.fingerprint for item in first.items} & {item.fingerprint for item in second.items}
+
+
+def test_without_a_training_split_halves_are_disjoint_and_whole(place, subject):
+    halves = [load(place, subject, "halves", use=use).tasks["halves"] for use in ("selection", "evaluation")]
+    marks = [{item.fingerprint for item in half.items} for half in halves]
+    assert not marks[0] & marks[1]
+    assert len(marks[0] | marks[1]) == 40
+    assert min(map(len, marks)) > 8
+    assert [half.split for half in halves] == ["half of test", "half of test"]
+
+
+def test_a_limit_samples_the_selection_by_seed_and_takes_the_first_of_the_evaluation(place, subject):
+    def marks(**options):
+        return [item.fingerprint for item in load(place, subject, "toy", **options).tasks["toy"].items]
+
+    assert marks(use="selection", limit=6, seed=1) == marks(use="selection", limit=6, seed=1)
+    assert marks(use="selection", limit=6, seed=1) != marks(use="selection", limit=6, seed=2)
+    assert marks(limit=6) == marks()[:6]
+
+
+def test_seen_items_are_left_out_and_counted(place, subject):
+    everything = [item.fingerprint for item in load(place, subject, "toy").tasks["toy"].items]
+    rest = load(place, subject, "toy", exclude=set(everything[:15])).tasks["toy"]
+    assert rest.excluded == 15
+    assert [item.fingerprint for item in rest.items] == everything[15:]
+    with pytest.raises(TaskError, match="no items left for evaluation"):
+        load(place, subject, "toy", exclude=set(everything))
+
+
+def test_a_selection_item_is_never_its_own_example(place, subject):
+    task = load(place, subject, "toy", use="selection", num_fewshot=6).tasks["toy"]
+    assert len(task.items) == 20
+    for item in task.items:
+        context, _ = item.key[0].args
+        asked = item.key[0].doc["question"]
+        assert context.endswith(asked)
+        assert context.count(asked) == 1
+
+
+def test_unknown_names_and_folders_are_one_line(place, subject):
+    with pytest.raises(TaskError, match=r"unknown task 'halve'. Did you mean 'halves'\?"):
+        load_questions(["toy", "halve"], subject.encoder, use="selection", include_path=[place / "tasks"])
+    with pytest.raises(TaskError, match="does not exist"):
+        load_questions(["toy"], subject.encoder, use="selection", include_path=[place / "nothing"])
+
+
+def test_held_back_items_are_a_fixed_share_and_disjoint():
+    items = tuple(Item(f"{n:016x}", 0.5, ()) for n in range(50))
+    task = TaskQuestions("t", "train", "acc", 0, items, lambda item, answers: Verdict(True, None))
+    seen, unseen = Questions({"t": task}).held_back(0.2)
+    assert (len(seen), len(unseen)) == (40, 10)
+    assert {i.fingerprint for i in seen.tasks["t"].items}.isdisjoint(i.fingerprint for i in unseen.tasks["t"].items)
+    assert seen.followed_by(unseen).tasks["t"].items == (*seen.tasks["t"].items, *unseen.tasks["t"].items)
