@@ -31,8 +31,13 @@ def compare_task(
         base_accuracy=base.accuracy,
         base_gold_probability=base.mean_gold_probability,
         base_outcomes=base,
-        models={label: _compare(base, other, seed) for label, other in models.items()},
+        models=compare_models(base, models, seed),
     )
+
+
+def compare_models(base: Outcomes, models: Mapping[str, Outcomes], seed: int) -> dict[str, Comparison]:
+    """Return each model beside the base on the same items; p-values not yet adjusted."""
+    return {label: _compare(base, other, seed) for label, other in models.items()}
 
 
 def adjusted(tasks: Sequence[AuditedTask]) -> tuple[AuditedTask, ...]:

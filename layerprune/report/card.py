@@ -55,6 +55,14 @@ def render_card(folder: Path, kept: dict[str, Any]) -> tuple[dict[str, Any], str
     return metadata, _text(folder, plan, receipt, audit, metadata)
 
 
+def current_card(folder: Path) -> tuple[str | None, str]:
+    """Return the generated part of the card as it stands (None without one) and as the documents would have it."""
+    kept, body = read_card(folder / "README.md")
+    start, stop = body.find(BEGIN), body.find(END)
+    present = body[start + len(BEGIN) : stop].strip("\n") if 0 <= start < stop else None
+    return present, render_card(folder, kept)[1]
+
+
 def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str, Any]:
     """Return the metadata the Hub reads: kind of model, base, tags, and the audit's figures as model-index."""
     metadata: dict[str, Any] = {}

@@ -1,0 +1,209 @@
+"""Is a folder still what export and audit left? Every byte is looked at, every figure worked out again."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerprune.audit.compare import SIGNIFICANT, adjusted, compare_models, overall
+from layerprune.audit.verdict import verdict
+from layerprune.checkpoint import Checkpoint, locate
+from layerprune.documents import Audit, AuditedTask, Document, Plan, Receipt
+from layerprune.documents.base import pretty
+from layerprune.errors import LayerpruneError, one_line
+from layerprune.progress import SILENT, Progress
+from layerprune.report.card import current_card
+
+FOLDER = "layerprune"
+CARD = "README.md"
+REPORT = "report.html"
+NOT_LOOKED_AT = (".git", ".cache", ".gitattributes")  # what git and the Hub's client put beside a model
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and what was found wrong; each problem is one line that names file or field."""
+
+    problems: tuple[str, ...]
+    files: int
+    bytes: int
+    audited: bool
+    digests: dict[str, str]  # sha256 of each document: compare them with those the publisher gives
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+@dataclass
+class Documents:
+    """The documents of a folder, each None when missing or unreadable."""
+
+    plan: Plan | None = None
+    receipt: Receipt | None = None
+    audit: Audit | None = None
+
+
+def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT) -> Verification:
+    """Recompute every hash of an exported folder and how plan, receipt, audit and card hang together.
+
+    ``base``: the base model, whose weights are then compared with the receipt too. Problems are returned, not raised.
+    A person who changes weights *and* rewrites every document consistently is found only by comparing ``digests`` with
+    what the publisher says, or by repeating audit items (``rerun.repeat``).
+    """
+    folder = Path(folder)
+    documents, problems = _read(folder)
+    files = size = 0
+    if documents.receipt is not None:
+        files, size = len(documents.receipt.files), sum(entry.bytes for entry in documents.receipt.files.values())
+        problems += _files(folder, documents.receipt, progress)
+        problems += _weights(folder, documents.receipt, base)
+    problems += _chain(documents)
+    if documents.audit is not None:
+        problems += _figures(documents.audit)
+    if documents.plan is not None and documents.receipt is not None:
+        problems += _card(folder)
+    found = {"plan": documents.plan, "receipt": documents.receipt, "audit": documents.audit}
+    digests = {name: document.sha256() for name, document in found.items() if document is not None}
+    return Verification(tuple(problems), files, size, documents.audit is not None, digests)
+
+
+def _read(folder: Path) -> tuple[Documents, list[str]]:
+    documents, problems = Documents(), []
+    for name, kind in (("plan", Plan), ("receipt", Receipt), ("audit", Audit)):
+        path = folder / FOLDER / kind.filename
+        if kind is Audit and not path.exists():
+            continue
+        try:
+            document: Document = kind.load(path)
+        except LayerpruneError as error:
+            problems.append(one_line(error))
+            continue
+        setattr(documents, name, document)
+        if path.read_bytes() != (pretty(document.model_dump(mode="json")) + "\n").encode():
+            problems.append(
+                f"{FOLDER}/{kind.filename}: the file's bytes are not those layerprune writes for its content"
+            )
+    return documents, problems
+
+
+def _files(folder: Path, receipt: Receipt, progress: Progress) -> Iterator[str]:
+    total = sum(entry.bytes for entry in receipt.files.values())
+    with progress.task("hashing files", total, "B") as advance:
+        for name, entry in receipt.files.items():
+            path = folder / name
+            if not path.is_file():
+                yield f"{name}: missing"
+            elif path.stat().st_size != entry.bytes:
+                yield f"{name}: {path.stat().st_size} bytes, the receipt says {entry.bytes}"
+            elif _sha256(path) != entry.sha256:
+                yield f"{name}: its sha256 is not the receipt's"
+            advance(entry.bytes)
+    known = {*receipt.files, CARD, REPORT, *(f"{FOLDER}/{kind.filename}" for kind in (Plan, Receipt, Audit))}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in known and name.split("/")[0] not in NOT_LOOKED_AT:
+            yield f"{name}: not a file that export or audit wrote"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights(folder: Path, receipt: Receipt, base: str | None) -> Iterator[str]:
+    try:
+        if Checkpoint.open(folder).fingerprint() != receipt.result.fingerprint:
+            yield "the weights' fingerprint is not the receipt's"
+    except LayerpruneError as error:
+        yield one_line(error)
+    if base is not None and Checkpoint.open(locate(base).path).fingerprint() != receipt.base.fingerprint:
+        yield f"{base} is not the base model of this checkpoint: its weights' fingerprint is not the receipt's"
+
+
+def _chain(documents: Documents) -> Iterator[str]:
+    """Check that the documents name each other and the same base."""
+    plan, receipt, audit = documents.plan, documents.receipt, documents.audit
+    if plan and receipt:
+        yield from _differ(
+            ("receipt.plan_sha256", receipt.plan_sha256, "the plan's", plan.sha256()),
+            ("receipt.base.fingerprint", receipt.base.fingerprint, "the plan's", plan.model.fingerprint),
+            ("receipt.removal", receipt.removal, "the plan's", plan.removal),
+        )
+    if plan and audit:
+        yield from _differ(("audit.plan_sha256", audit.plan_sha256, "the plan's", plan.sha256()))
+        seen = {mark for data in plan.data for mark in data.fingerprints}
+        shared = sum(mark in seen for task in audit.tasks for mark in task.data.fingerprints)
+        if shared:
+            yield f"audit: {shared} of its items have been seen by the plan"
+    if receipt and audit:
+        yield from _differ(
+            ("audit.receipt_sha256", audit.receipt_sha256, "the receipt's", receipt.sha256()),
+            ("audit.base", audit.base, "the receipt's", receipt.base),
+            ("audit.pruned", audit.pruned, "the receipt's", receipt.result),
+            ("audit.removal", audit.removal, "the receipt's", receipt.removal),
+        )
+
+
+def _differ(*pairs: tuple[str, object, str, object]) -> Iterator[str]:
+    for field, value, whose, other in pairs:
+        if value != other:
+            yield f"{field} is not {whose}"
+
+
+def _figures(audit: Audit) -> Iterator[str]:
+    """Work every figure out again from the items' outcomes."""
+    for task in audit.tasks:
+        name, items = task.data.task, task.data.items
+        lengths = {len(task.data.fingerprints), len(task.base_outcomes.correct)}
+        lengths |= {len(model.outcomes.correct) for model in task.models.values()}
+        if lengths != {items}:
+            yield f"audit: {name}: {items} items, but lists of {sorted(lengths)} entries"
+            return
+    tasks = adjusted([_worked_out(task, audit.seed) for task in audit.tasks])
+    for found, written in zip(tasks, audit.tasks, strict=True):
+        if not _alike(found.model_dump(), written.model_dump()):
+            yield f"audit: the figures of {written.data.task} do not follow from its items' outcomes"
+    everything = overall(tasks)
+    if not _alike(
+        {k: v.model_dump() for k, v in everything.items()}, {k: v.model_dump() for k, v in audit.overall.items()}
+    ):
+        yield "audit: the overall figures do not follow from the tasks'"
+    if audit.verdict != verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation):
+        yield "audit: the verdict does not follow from the figures"
+
+
+def _worked_out(task: AuditedTask, seed: int) -> AuditedTask:
+    return task.model_copy(
+        update={
+            "informative": task.p_above_chance <= SIGNIFICANT,
+            "base_accuracy": task.base_outcomes.accuracy,
+            "base_gold_probability": task.base_outcomes.mean_gold_probability,
+            "models": compare_models(task.base_outcomes, {k: m.outcomes for k, m in task.models.items()}, seed),
+        }
+    )
+
+
+def _alike(a: object, b: object) -> bool:
+    """Compare nested plain data, numbers to nine digits: another numpy may round differently."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+    if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return a == b
+
+
+def _card(folder: Path) -> Iterator[str]:
+    """The card's generated part must say what the documents say."""
+    try:
+        present, expected = current_card(folder)
+    except LayerpruneError as error:
+        yield one_line(error)
+        return
+    if present != expected:
+        yield f"{CARD}: the part between layerprune's marks is not what the documents say"

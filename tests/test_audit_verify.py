@@ -1,0 +1,146 @@
+"""Tampering with any byte is found; honest folders pass."""
+
+import hashlib
+import shutil
+
+import audit_tiny as tiny
+import pytest
+
+from layerprune.audit import audit
+from layerprune.audit.rerun import repeat
+from layerprune.audit.verify import verify
+from layerprune.documents import PRUNED, Audit, FileEntry, Plan, Receipt
+from layerprune.errors import UsageError
+from layerprune.report.card import write_card
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An audited folder, made once; tests copy it."""
+    folder = tmp_path_factory.mktemp("made")
+    base = tiny.base_model(folder / "base")
+    tiny.questions(base, folder / "tasks", test=40)
+    out = tiny.exported(base, folder / "out")
+    receipt = Receipt.load(out / "layerprune" / "receipt.json")
+    files = {
+        path.name: FileEntry(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
+        for path in out.iterdir()
+        if path.is_file()
+    }
+    receipt.model_copy(update={"files": files}).save(out / "layerprune" / "receipt.json")
+    audit(out, ["toy"], include_path=[folder / "tasks"], generation=False)
+    return folder
+
+
+@pytest.fixture
+def out(made, tmp_path):
+    return shutil.copytree(made / "out", tmp_path / "out")
+
+
+def test_an_honest_folder_passes(out, made):
+    found = verify(out, base=str(made / "base"))
+    assert found.problems == ()
+    assert found.ok
+    assert found.audited
+    assert found.files >= 4
+    assert found.bytes == sum(p.stat().st_size for p in out.iterdir() if p.is_file() and p.name != "README.md")
+    assert found.digests["plan"] == Plan.load(out / "layerprune" / "plan.json").sha256()
+
+
+WEIGHTS_AND_CONFIG = ("model.safetensors", "config.json", "tokenizer.json")
+DOCUMENTS = ("README.md", "layerprune/plan.json", "layerprune/receipt.json", "layerprune/audit.json")
+
+
+@pytest.mark.parametrize("name", [*WEIGHTS_AND_CONFIG, *DOCUMENTS])
+@pytest.mark.parametrize("place", [0.02, 0.31, 0.5, 0.77, 0.98])
+def test_a_changed_byte_anywhere_is_found(out, name, place):
+    path = out / name
+    data = bytearray(path.read_bytes())
+    position = int(place * len(data))
+    if name == "README.md":  # outside its marks the card belongs to the owner
+        start, stop = data.index(b"# "), data.index(b"<!-- layerprune: end")
+        position = start + int(place * (stop - start))
+    data[position] = (data[position] + 1) % 128
+    path.write_bytes(data)
+    assert not verify(out).ok, data[max(0, position - 30) : position + 30]
+
+
+def test_whitespace_in_a_document_is_found(out):
+    path = out / "layerprune" / "plan.json"
+    path.write_text(path.read_text() + "\n")
+    assert any("plan.json: the file's bytes" in problem for problem in verify(out).problems)
+
+
+def test_missing_and_added_files_are_named(out):
+    (out / "tokenizer.json").unlink()
+    (out / "pytorch_model.bin").write_bytes(b"surprise")
+    problems = verify(out).problems
+    assert "tokenizer.json: missing" in problems
+    assert "pytorch_model.bin: not a file that export or audit wrote" in problems
+
+
+def rewrite(out, **changes):
+    path = out / "layerprune" / "audit.json"
+    Audit.load(path).model_copy(update=changes).save(path)
+    write_card(out)  # the forger is careful
+
+
+def test_a_prettier_verdict_is_found(out):
+    rewrite(out, verdict="17 % of layers removed (1 of 6); accuracy 0.0 points")
+    assert verify(out).problems == ("audit: the verdict does not follow from the figures",)
+
+
+def test_a_prettier_accuracy_is_found(out):
+    document = Audit.load(out / "layerprune" / "audit.json")
+    task = document.tasks[0]
+    model = task.models[PRUNED].model_copy(update={"accuracy": 0.99})
+    rewrite(out, tasks=(task.model_copy(update={"models": {PRUNED: model}}),))
+    assert "audit: the figures of toy do not follow from its items' outcomes" in verify(out).problems
+
+
+def test_an_audit_of_another_plan_is_found(out):
+    rewrite(out, plan_sha256="0" * 64)
+    assert verify(out).problems == ("audit.plan_sha256 is not the plan's",)
+
+
+def test_a_foreign_base_is_found(out):
+    assert any("is not the base model" in problem for problem in verify(out, base=str(out)).problems)
+
+
+def test_an_unaudited_folder_passes_and_says_so(out):
+    (out / "layerprune" / "audit.json").unlink()
+    write_card(out)
+    found = verify(out)
+    assert (found.ok, found.audited) == (True, False)
+
+
+def test_a_folder_without_documents_has_problems_not_a_traceback(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    problems = verify(tmp_path).problems
+    assert any("plan.json does not exist" in problem for problem in problems)
+
+
+def test_items_asked_again_give_what_the_audit_says(out, made):
+    found = repeat(out, 10, include_path=[made / "tasks"], seed=3)
+    assert (found.items, found.same_decisions, found.problems) == (10, 20, ())
+    assert found.largest_change <= 1e-4
+    with pytest.raises(UsageError, match="the audit has 40"):
+        repeat(out, 41, include_path=[made / "tasks"])
+
+
+def test_a_forged_outcome_does_not_repeat(out, made):
+    """Everything rewritten consistently: only asking again finds it."""
+    from layerprune.audit.compare import adjusted, compare_models, overall
+    from layerprune.audit.verdict import verdict
+
+    document = Audit.load(out / "layerprune" / "audit.json")
+    task = document.tasks[0]
+    perfect = task.models[PRUNED].outcomes.model_copy(update={"correct": "1" * 40, "gold_probability": (0.9,) * 40})
+    tasks = adjusted([task.model_copy(update={"models": compare_models(task.base_outcomes, {PRUNED: perfect}, 0)})])
+    everything = overall(tasks)
+    said = verdict(document.removal, document.base.layers, tasks, everything)
+    rewrite(out, tasks=tasks, overall=everything, verdict=said)
+    assert verify(out).ok
+    found = repeat(out, 8, include_path=[made / "tasks"], seed=1)
+    assert len(found.problems) >= 7
+    assert all("pruned model" in problem for problem in found.problems)
