@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from torch import nn
 from layerprune.anatomy import halves
 from layerprune.errors import UsageError
 from layerprune.removal import Removal
+
+Half = Literal["attention", "mlp"]
+HALVES: tuple[Half, Half] = ("attention", "mlp")  # in the order of a layer's sublayers
 
 
 @contextmanager
@@ -30,6 +33,19 @@ def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) ->
     replacements = [pair for index in range(len(layers)) for pair in _replacements(layers[index], index, removal)]
     if removal.sublayers and max(removal.sublayers) >= 2 * len(layers):
         raise UsageError(f"{removal} names a layer that does not exist: the model has layers 0 to {len(layers) - 1}")
+    with _standing_in(replacements):
+        yield
+
+
+@contextmanager
+def silenced(layer: nn.Module, half: Half) -> Iterator[None]:
+    """Have one half of a layer add nothing to the residual stream; ``RefusedError`` where a layer has no halves."""
+    with _standing_in(_silencers(layer, half)):
+        yield
+
+
+@contextmanager
+def _standing_in(replacements: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     before: list[tuple[nn.Module, Any]] = []
     try:
         for module, stand_in in replacements:
@@ -45,13 +61,15 @@ def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) ->
 
 
 def _replacements(layer: nn.Module, index: int, removal: Removal) -> list[tuple[nn.Module, Callable[..., Any]]]:
-    gone = [half for offset, half in enumerate(("attention", "mlp")) if 2 * index + offset in removal.sublayers]
+    gone = [half for offset, half in enumerate(HALVES) if 2 * index + offset in removal.sublayers]
     if len(gone) == 2:
         return [(layer, _Identity)]
-    if not gone:
-        return []
+    return _silencers(layer, gone[0]) if gone else []
+
+
+def _silencers(layer: nn.Module, half: Half) -> list[tuple[nn.Module, Callable[..., Any]]]:
     found = halves.split(halves.weighted(layer))
-    return [(layer.get_submodule(name), _Silence) for name in found.outputs[gone[0]]]
+    return [(layer.get_submodule(name), _Silence) for name in found.outputs[half]]
 
 
 class _Identity:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerprune import __version__
+from layerprune.anatomy import Anatomy
 from layerprune.documents import (
     BaseTask,
     Candidate,
@@ -33,7 +34,7 @@ from layerprune.planners import SEARCHES, Constraints, Found, Judge, parse_drop,
 from layerprune.planners.cascade import Cascade
 from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
-from layerprune.removal import Removal
+from layerprune.removal import Removal, Unit
 from layerprune.specs import build, options_of, spec_of
 from layerprune.stats import mean_interval, paired_interval
 from layerprune.subject import Subject
@@ -65,6 +66,7 @@ class ScoreRequest:
     revision: str | None = None
     trust_remote_code: bool = False
     protect: str | None = None
+    unit: str = "layer"  # "half": the MLP of a layer with the attention of the next is a candidate too
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ class Desk:
             protect=parse_protect(request.protect, anatomy.depth),
             must_keep=anatomy.must_keep,
             together=anatomy.together,
+            units=_units(request.unit, anatomy),
             check=anatomy.check,
         )
         if drop is not None:
@@ -292,6 +295,16 @@ class Desk:
             interval=(round(low, 6), round(high, 6)),
             tasks=tasks,
         )
+
+
+def _units(unit: str, anatomy: Anatomy) -> tuple[Unit, ...] | None:
+    """Return what may be removed: None for every whole layer, else whole layers and the half-layer runs between."""
+    if unit == "layer":
+        return None
+    if unit != "half":
+        raise UsageError(f"unknown unit {unit!r}; use layer or half")
+    anatomy.check(Removal.of(0.5))  # says by name what stands in the way
+    return tuple(number / 2 if number % 2 else number // 2 for number in range(2 * anatomy.depth - 1))
 
 
 def _questions(request: ScoreRequest, subject: Subject) -> Questions:

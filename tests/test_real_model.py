@@ -1,7 +1,7 @@
 """Slow: a real model and real benchmarks, against lm-eval on physically pruned checkpoints.
 
-Needs ``LAYERPRUNE_EVAL`` (a folder with lm-eval YAMLs in ``tasks/``; ``../shared/eval`` by default) and the model that
-``layerprune demo`` fetches.
+Needs ``LAYERPRUNE_EVAL`` (a folder with lm-eval YAMLs in ``tasks/``; ``../shared/eval`` by default). The model is the
+one that ``layerprune demo`` fetches, or the folder ``LAYERPRUNE_MODEL``.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    from layerprune.demo.cache import cache_folder
     from layerprune.demo.model import fetch_model
 
-    return fetch_model(cache_folder())
+    return Path(os.environ["LAYERPRUNE_MODEL"]) if "LAYERPRUNE_MODEL" in os.environ else fetch_model()
 
 
 def decisions_by_lm_eval(folder: Path) -> dict[str, dict[str, str]]:
@@ -79,7 +78,8 @@ def test_ablation_equals_lm_eval_on_the_physically_pruned_model(model, tmp_path)
             mine = own[Removal.of(layer)][task].correct
             reference = theirs[task][questions.tasks[task].metric]
             equal = sum(a == b for a, b in zip(mine, reference, strict=True))
-            print(f"layer {layer} {task}: {mine.count('1')} against {reference.count('1')} right, {equal} of {len(mine)} equal")
+            right = f"{mine.count(chr(49))} against {reference.count(chr(49))} right"
+            print(f"layer {layer} {task}: {right}, {equal} of {len(mine)} decisions equal")
             assert abs(mine.count("1") - reference.count("1")) <= 1
             same, total = same + equal, total + len(mine)
     assert same / total >= 0.995

@@ -54,7 +54,7 @@ class TreePath:
 
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         places = Places(rows)
-        drops = [frozenset(removal.layers) for removal in removals]
+        drops = [removal.sublayers for removal in removals]
         found = self.walk.hidden(self._inputs(rows), drops, places.rows, places.nodes)
         graded = [grade(self.walk, hidden, places, self.subject.vocabulary) for hidden in found]
         return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))

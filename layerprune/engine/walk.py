@@ -1,9 +1,9 @@
 """One walk through the stack that serves many removals: nothing two of them have in common is computed twice.
 
-At layer j the removals that have lost the same layers below j share one state (hidden states of the batch). A state is
-carried through layer j once if any of them keeps j, and handed on as it is to those that drop j. The model's own
-forward makes masks, rotary embeddings, the final norm and the head's scaling; only its layers' ``forward`` is replaced
-while the walk lasts, on the instances, so that no table of architectures is needed.
+At layer j the removals that have lost the same sublayers below j share one state (hidden states of the batch). A state
+is carried through layer j once if any of them keeps j, and handed on as it is to those that drop j (or through the half
+they keep). The model's own forward makes masks, rotary embeddings, the final norm and the head's scaling; only its
+layers' ``forward`` is replaced while the walk lasts, on the instances, so that no table of architectures is needed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from layerprune.bypass import HALVES, silenced
 
 Tensor = torch.Tensor
 
@@ -79,7 +81,7 @@ class Walk:
     def hidden(
         self, inputs: Mapping[str, Any], drops: Sequence[frozenset[int]], rows: Tensor, nodes: Tensor
     ) -> list[Tensor]:
-        """Return for each set of dropped layers the last layer's output at the given places.
+        """Return for each set of dropped sublayers (``Removal.sublayers``) the last layer's output at given places.
 
         ``inputs`` go to the model's forward; ``rows`` and ``nodes`` (both (places,)) say which row and which token.
         Each result is (places, hidden), before the final norm.
@@ -119,13 +121,18 @@ class Walk:
         kwargs: dict[str, Any],
     ) -> None:
         """Carry every state that is still needed through (or past) one layer."""
-        wanted = {frozenset(layer for layer in drop if layer <= index) for drop in drops}
+        wanted = {frozenset(part for part in drop if part < 2 * index + 2) for drop in drops}
+        attention, mlp = frozenset({2 * index}), frozenset({2 * index + 1})
         fresh: dict[frozenset[int], State] = {}
         for key, state in states.items():
-            if key | {index} in wanted:
-                fresh[key | {index}] = state
             if key in wanted:
                 fresh[key] = self._through(original, state, args, kwargs)
+            if key | attention | mlp in wanted:
+                fresh[key | attention | mlp] = state
+            for half, cut in zip(HALVES, (attention, mlp), strict=True):
+                if key | cut in wanted:
+                    with silenced(self.layers[index], half):
+                        fresh[key | cut] = self._through(original, state, args, kwargs)
         states.clear()
         states.update(fresh)
 
