@@ -14,7 +14,7 @@ from layerprune.documents import Outcomes
 from layerprune.engine.engine import Account, Engine
 from layerprune.engine.exam import answer_items, as_requests, joined, judged
 from layerprune.engine.journal import Journal
-from layerprune.progress import SILENT, Progress
+from layerprune.progress import SILENT, Advance, Progress
 from layerprune.removal import Removal
 from layerprune.tasks.items import Questions
 
@@ -55,18 +55,17 @@ class Examiner:
             with self.progress.task(label, total, "items") as advance:
                 for block, pending in missing.items():
                     if pending:
-                        self.measure(block, pending)
-                        advance(len(self.blocks[block]) * len(pending))
+                        self.measure(block, pending, advance)
         return {removal: self._joined(removal) for removal in wanted}
 
-    def measure(self, block: int, removals: Sequence[Removal]) -> None:
-        """Measure removals on one block, remember it and write it down."""
+    def measure(self, block: int, removals: Sequence[Removal], advance: Advance | None = None) -> None:
+        """Measure removals on one block, remember it and write it down; ``advance`` hears of items x removals."""
         if not self.engine.longest:
             self._choose_path()
         questions = self.blocks[block]
         items = [item for task in questions.tasks.values() for item in task.items]
         before = replace(self.engine.account)
-        answers = answer_items(self.engine, items, removals)
+        answers = answer_items(self.engine, items, removals, advance)
         pieces = [judged(questions, own) for own in answers]
         entry = {
             "block": block,
