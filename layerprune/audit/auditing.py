@@ -12,6 +12,7 @@ from pathlib import Path
 from layerprune import __version__
 from layerprune.audit.compare import adjusted, compare_task, overall
 from layerprune.audit.exported import Exported, check_compared, check_unseen, seen_items
+from layerprune.audit.flips import flipped_items
 from layerprune.audit.models import Loading, base_source, check_same_tokens, check_weights
 from layerprune.audit.prompts import PROMPTS
 from layerprune.audit.running_text import read_text, text_loss, windows_of
@@ -191,7 +192,8 @@ def _compare(
     for name, task in questions.tasks.items():
         outcomes = {label: found[name] for label, found in models.items()}
         chances = [item.chance for item in task.items]
-        compared.append(compare_task(task.data(), chances, task.excluded, base[name], outcomes, seed))
+        found = compare_task(task.data(), chances, task.excluded, base[name], outcomes, seed)
+        compared.append(found.model_copy(update={"flipped": flipped_items(task, base[name], outcomes[PRUNED])}))
     return adjusted(compared)
 
 

@@ -34,6 +34,18 @@ class Comparison(Part):
     outcomes: Outcomes
 
 
+class FlippedItem(Part):
+    """An item whose answer changed, as the models were asked it."""
+
+    fingerprint: str
+    fixed: bool = Field(description="whether wrong became right; else right became wrong")
+    question: str = Field(description="the end of the prompt, shortened")
+    answers: tuple[str, ...] = Field(description="those offered; empty for free text")
+    gold: tuple[int, ...] = Field(description="indices of the right ones")
+    base_gold_probability: float | None
+    gold_probability: float | None
+
+
 class AuditedTask(Part):
     """One task: its items, the base on them, and each smaller model against the base."""
 
@@ -45,6 +57,9 @@ class AuditedTask(Part):
     base_gold_probability: float | None
     base_outcomes: Outcomes
     models: dict[str, Comparison] = Field(description="by label; 'pruned' is the audited checkpoint")
+    flipped: tuple[FlippedItem, ...] = Field(
+        default=(), description="those of the pruned checkpoint, most changed first, a limited number each way"
+    )
 
 
 class Overall(Part):
