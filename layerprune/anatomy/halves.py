@@ -18,13 +18,21 @@ if TYPE_CHECKING:
 ATTENTION = {"self_attn", "self_attention", "attn", "attention", "linear_attn", "conv", "short_conv"}
 MLP = {"mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "shared_mlp"}
 BEFORE_ATTENTION = {"input_layernorm", "ln_1", "norm_1", "operator_norm", "pre_attention_layernorm"}
-AFTER_ATTENTION = {"post_self_attn_layernorm"}
+AFTER_ATTENTION = {"post_self_attn_layernorm", "post_attn_norm"}
 BEFORE_MLP = {"ln_2", "norm_2", "ffn_norm", "pre_feedforward_layernorm", "pre_mlp_layernorm"}
-AFTER_MLP = {"post_feedforward_layernorm", "post_mlp_layernorm"}
+AFTER_MLP = {"post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm"}
 # Before the MLP in Llama, after the attention in Gemma 2, OLMo 2 and EXAONE 4: there the MLP has norms of its own.
 EITHER = "post_attention_layernorm"
 MLP_HAS_ITS_OWN = BEFORE_MLP | {"post_feedforward_layernorm"}
 
+# Built from the parts above and yet not two blocks that add to one stream.
+ENTANGLED = {
+    "bloom": "its attention and MLP add the residual themselves",
+    "minimax": "its residual stream is taken after the norms",
+    "mpt": "its attention and MLP add the residual themselves",
+    "olmo_hybrid": "its checkpoints name norms otherwise than its layers do",
+    "openai-gpt": "its norms stand on the residual stream itself",
+}
 PARALLEL_FIELDS = ("use_parallel_residual", "parallel_attn")
 
 
@@ -37,8 +45,9 @@ class Halves:
 
 
 def weighted(layer: nn.Module) -> list[str]:
-    """Return the names of a layer's children that have weights."""
-    return [name for name, child in layer.named_children() if next(child.parameters(), None) is not None]
+    """Return the names of a layer's children that have weights, and of its own weights."""
+    modules = [name for name, child in layer.named_children() if next(child.parameters(), None) is not None]
+    return [*modules, *(name for name, _ in layer.named_parameters(recurse=False))]
 
 
 def split(children: Iterable[str]) -> Halves:
@@ -68,8 +77,10 @@ def split(children: Iterable[str]) -> Halves:
     return Halves(half, outputs)
 
 
-def refusal(layers: Iterable[Iterable[str]], fields: Mapping[str, object]) -> str:
+def refusal(model_type: str, layers: Iterable[Iterable[str]], fields: Mapping[str, object]) -> str:
     """Return why half-layers cannot be removed, from each layer's children and the config; empty when they can."""
+    if model_type in ENTANGLED:
+        return ENTANGLED[model_type]
     for key in PARALLEL_FIELDS:
         if fields.get(key):
             return f"{key}: attention and MLP run in parallel"

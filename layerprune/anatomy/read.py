@@ -115,7 +115,8 @@ def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -
     depth, path = len(layers), _decoder_path(config)
     fields = _fields(config, path)
     limits = special.limits(config.model_type, fields, depth)
-    halving = "; ".join(limits.remarks) if limits.tail_only else halves.refusal(map(halves.weighted, layers), fields)
+    children = [halves.weighted(layer) for layer in layers]
+    halving = "; ".join(limits.remarks) if limits.tail_only else halves.refusal(config.model_type, children, fields)
     return Anatomy(
         model_type=config.model_type, depth=depth, stack=stack, must_keep=frozenset(limits.must_keep),
         together=tuple(limits.together), keep_one=tuple(limits.keep_one), tail_only=limits.tail_only,

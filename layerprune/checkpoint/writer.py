@@ -136,7 +136,10 @@ def plan_shards(parts: Sequence[Part], max_bytes: int | None = None) -> list[Sha
 def write_shards(
     folder: Path, shards: Sequence[Shard], metadata: dict[str, str], progress: Progress = SILENT
 ) -> Iterator[str]:
-    """Write the shards and, for more than one, their index; yield each file's name once it is flushed to disk."""
+    """Write the shards and, for more than one, their index; yield each file's name once it is written.
+
+    The bytes may still be on their way to the disk (``flush_to_disk``), so that the next shard does not wait for them.
+    """
     total = sum(part.nbytes for shard in shards for part in shard.parts)
     with progress.task("copying weights", total, "B") as advance:
         for shard in shards:
@@ -147,6 +150,15 @@ def write_shards(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
         write_file(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
         yield INDEX
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a written file is on the disk; a disk that fills up only now raises ``OSError`` here."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -195,7 +207,6 @@ def _write_shard(path: Path, shard: Shard, metadata: dict[str, str], advance: Ad
                     _flush(gathered, target, advance)
                 _copy_range(sources[file], start, stop, target, advance)
             _flush(gathered, target, advance)
-            os.fsync(target.fileno())
     finally:
         for source in sources.values():
             source.close()
@@ -301,10 +312,12 @@ def _remove_abandoned(out: Path) -> None:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name: data first, then the name, each flushed to disk."""
+    """Give the finished folder its name: data first, then the name, both flushed to disk."""
     umask = os.umask(0)
     os.umask(umask)
     partial.chmod(0o777 & ~umask)  # mkdtemp makes private folders; a checkpoint is for sharing
+    for path in partial.rglob("*"):
+        _sync_folder(path) if path.is_dir() else flush_to_disk(path)
     _sync_folder(partial)
     if os.path.lexists(out):
         raise ExportError(f"{out} appeared while it was being written; nothing was changed")

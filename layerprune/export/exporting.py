@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from layerprune import __version__
 from layerprune.anatomy import Anatomy, Sources, build_on_meta, halves, load_config, read_anatomy
 from layerprune.checkpoint import Checkpoint, Folder, contained, locate, new_folder, plan_shards, write_shards
-from layerprune.checkpoint.writer import Shard, write_file
+from layerprune.checkpoint.writer import Shard, flush_to_disk, write_file
 from layerprune.documents import FileEntry, LogitsProof, ModelRef, Plan, Receipt, as_removal
 from layerprune.errors import DocumentError, ExportError
 from layerprune.export import proof
@@ -151,7 +151,7 @@ def _check_space(job: Job, out: Path) -> None:
 def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
     """Write weights, config and the files carried along; return the hash of each."""
     metadata = {"format": "pt", **job.checkpoint.metadata}
-    with ThreadPoolExecutor(1) as hasher:  # reads each finished shard from the page cache while the next is written
+    with ThreadPoolExecutor(1) as hasher:  # hashes and flushes each finished shard while the next is written
         hashes = {}
         for shard in write_shards(folder, job.shards, metadata, progress):
             hashes[shard] = hasher.submit(_entry, folder / shard)
@@ -172,8 +172,9 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
+    with path.open("rb") as file:  # out of the page cache, before the flush lets it go
         digest = hashlib.file_digest(file, "sha256")
+    flush_to_disk(path)
     return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
 
 
