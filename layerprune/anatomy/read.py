@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import halves, special
+from layerprune.anatomy import halves, readers, special
 from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, SUPERSEDED, edits
 from layerprune.anatomy.sources import Sources
 from layerprune.anatomy.stack import build_on_meta, find_stack, text_config
@@ -64,6 +64,10 @@ class Anatomy:
             if group.isdisjoint(sources.attention):
                 raise RefusedError(f"one of layers {sorted(group)} of a {name} model has to stay: {self._why()}")
         self._edits(sources)
+
+    def misread(self, removal: Removal) -> tuple[str, ...]:
+        """Return warnings about readers (llama.cpp, vLLM) that would take the result for another model; none: safe."""
+        return readers.misread(self.model_type, self._known, Sources.after(removal, self.depth))
 
     def prune_config(self, config: dict[str, Any], removal: Removal) -> dict[str, Any]:
         """Return the content of config.json for the pruned model; ``config`` is the base's, and is not changed.

@@ -79,7 +79,7 @@ HINTS: dict[str, dict[str, Any]] = {
     "dots3_note": {
         "text_config": _DOTS3,
         "vision_config": {"num_hidden_layers": 42, "adapter_in_dim": 32, "adapter_out_dim": 32},
-        "audio_config": {"adapter_input_size": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
     },
     "dots3_note_text": _DOTS3,
     "ernie4_5_moe": {"moe_k": 2, "moe_layer_end_index": 4},

@@ -1,0 +1,140 @@
+"""Anatomy: the stack without a table, config fields per layer, constraints, and who would misread the result."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from families import tiny_config
+
+from layerprune.anatomy import Sources, build_on_meta, find_stack, read_anatomy
+from layerprune.anatomy.fields import edits
+from layerprune.errors import ModelError, RefusedError, UsageError
+from layerprune.removal import Removal
+
+
+def after(depth: int, *units: float) -> Sources:
+    return Sources.after(Removal.of(*units), depth)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stack"),
+    [
+        ("llama", "model.layers"), ("gpt2", "transformer.h"), ("bert", "bert.encoder.layer"),
+        ("gemma3", "model.language_model.layers"), ("bart", "model.decoder.layers"), ("git", "git.encoder.layer"),
+        ("mamba", "backbone.layers"), ("cpmant", "cpmant.encoder.layers"), ("mixtral", "model.layers"),
+        ("phi4_multimodal", "model.layers"), ("xlnet", "transformer.layer"),
+    ],
+)  # fmt: skip
+def test_stack_is_found(model_type: str, stack: str) -> None:
+    config = tiny_config(model_type)
+    assert find_stack(build_on_meta(config), config) == stack
+
+
+def test_models_without_a_stack() -> None:
+    from torch import nn
+
+    with pytest.raises(ModelError, match="it has no list of layers"):
+        find_stack(nn.Linear(2, 2), tiny_config("llama"))
+    with pytest.raises(ModelError, match="is the likeliest list, and unlikely"):
+        find_stack(nn.ModuleDict({"vision": nn.ModuleList([nn.Linear(2, 2)])}), tiny_config("llama"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "units", "expected"),
+    [
+        ({"layer_types": list("abcd")}, (1,), {"layer_types": list("acd")}),
+        ({"mlp_only_layers": [0, 2, 3]}, (0, 2), {"mlp_only_layers": [1]}),
+        ({"moe_layers": [0, 1, 2, 3]}, (1,), {"moe_layers": [0, 1, 2]}),  # indices, and as many as layers
+        ({"first_k_dense_replace": 2}, (1,), {"first_k_dense_replace": 1}),
+        ({"first_k_dense_replace": 2}, (3,), {}),
+        ({"max_window_layers": 4}, (0,), {"max_window_layers": 3}),
+        ({"max_window_layers": 28}, (0,), {"max_window_layers": 27}),
+        ({"num_kv_shared_layers": 2}, (3,), {"num_kv_shared_layers": 1}),
+        ({"num_kv_shared_layers": 2}, (0,), {}),
+        ({"moe_layer_end_index": 2}, (1,), {"moe_layer_end_index": 1}),
+        ({"moe_layer_end_index": -1}, (1,), {}),
+        ({"num_nextn_predict_layers": 1}, (1,), {"num_nextn_predict_layers": 0}),
+        ({"per_layer_config": {"1": {"a": 1}, "3": {"a": 3}}}, (1,), {"per_layer_config": {"2": {"a": 3}}}),
+        ({"intermediate_size": [1, 2, 3, 4]}, (0,), {"intermediate_size": [2, 3, 4]}),
+        ({"intermediate_size": 48, "no_rope_layers": None, "eos_token_id": [1, 2, 3, 4]}, (0,), {}),
+        ({"layer_types": list("abcd"), "mlp_layer_types": list("efgh")}, (1.5,),
+         {"layer_types": list("abd"), "mlp_layer_types": list("egh")}),
+    ],
+)  # fmt: skip
+def test_fields(fields: dict[str, Any], units: tuple[float, ...], expected: dict[str, Any]) -> None:
+    assert edits(fields, after(4, *units)) == expected
+
+
+def test_unknown_list_is_refused_and_a_list_of_the_wrong_length_too() -> None:
+    with pytest.raises(RefusedError, match="'moods' has 4 entries, one per layer, and its meaning is not known"):
+        edits({"moods": [1, 2, 3, 4]}, after(4, 1))
+    assert edits({"moods": [1, 2, 3]}, after(4, 1)) == {}
+    with pytest.raises(RefusedError, match="'layer_types' has 3 entries for 4 layers"):
+        edits({"layer_types": list("abc")}, after(4, 1))
+
+
+def test_only_what_has_to_change_changes() -> None:
+    config = tiny_config("gemma3")
+    before = {"model_type": "gemma3", "mine": 1, "text_config": {"vocab_size": 96}, "vision_config": {"depth": 2}}
+    new = read_anatomy(config).prune_config(before, Removal.of(2))
+    assert new["text_config"].pop("num_hidden_layers") == 5
+    kinds = config.text_config.layer_types
+    assert new["text_config"].pop("layer_types") == [*kinds[:2], *kinds[3:]]
+    assert new == before
+    assert read_anatomy(config).prune_config(before, Removal.of()) == before
+
+
+def test_encoder_decoder_configs_lose_decoder_layers() -> None:
+    new = read_anatomy(tiny_config("bart")).prune_config({"encoder_layers": 2, "decoder_layers": 6}, Removal.of(1))
+    assert new == {"encoder_layers": 2, "decoder_layers": 5}
+
+
+def test_old_names_of_lists_do_not_survive_beside_the_new() -> None:
+    anatomy = read_anatomy(tiny_config("nemotron_h"))
+    new = anatomy.prune_config({"hybrid_override_pattern": "ME*-M*", "num_hidden_layers": 6}, Removal.of(0))
+    assert "hybrid_override_pattern" not in new
+    assert len(new["layers_block_type"]) == 5
+
+
+def test_sparse_steps_become_a_list() -> None:
+    config = tiny_config("qwen2_moe", decoder_sparse_step=2)
+    new = read_anatomy(config).prune_config({}, Removal.of(0))
+    assert (new["decoder_sparse_step"], new["mlp_only_layers"]) == (1, [1, 3])
+
+
+def test_moe_interval_is_refused_where_it_cannot_be_said() -> None:
+    anatomy = read_anatomy(tiny_config("ernie4_5_moe", moe_layer_interval=2, moe_layer_end_index=5))
+    anatomy.check(Removal.of(4, 5))
+    with pytest.raises(RefusedError, match="moe_layer_interval=2 cannot say"):
+        anatomy.check(Removal.of(2))
+
+
+def test_layers_that_do_not_exist() -> None:
+    with pytest.raises(UsageError, match="layer 6 does not exist: the model has layers 0 to 5"):
+        read_anatomy(tiny_config("llama")).check(Removal.of(6))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "units", "says"),
+    [
+        ("gemma2", (1,), "llama.cpp takes layer_types of gemma2 to repeat every 2 layers"),
+        ("gemma2", (2, 3), ""),
+        ("gemma2", (5,), ""),
+        ("smollm3", (1,), "llama.cpp takes no_rope_layers of smollm3 to repeat every 4 layers"),
+        ("gpt_oss", (0,), "vLLM takes layer_types of gpt_oss"),
+        ("llama", (1,), ""),
+    ],
+)
+def test_misreaders(model_type: str, units: tuple[int, ...], says: str) -> None:
+    warnings = read_anatomy(tiny_config(model_type)).misread(Removal.of(*units))
+    assert bool(warnings) == bool(says)
+    assert any(says in warning for warning in warnings) or not says
+
+
+def test_importing_the_room_needs_no_torch() -> None:
+    heavy = "{'torch', 'transformers'}"
+    code = f"import sys, layerprune.anatomy, layerprune.checkpoint; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
