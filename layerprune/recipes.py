@@ -86,10 +86,13 @@ def _give_up(made: Sequence[Path]) -> None:
 
 def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, Plan]:
     from layerprune.planning import PlanRequest, ScoreRequest, plan_model
+    from layerprune.tasks.loading import load_tasks
 
     if (folder / Plan.filename).exists():
         progress.note("score, plan: done before")
         return Scores.load(folder / Scores.filename), Plan.load(folder / Plan.filename)
+    if recipe.audit.tasks is not None:  # hours before the audit asks for them
+        load_tasks(recipe.audit.tasks, recipe.include_path, Path(recipe.data_dir) if recipe.data_dir else None)
     options = _told(recipe, {"revision": recipe.revision, "protect": recipe.plan.protect, **recipe.score.model_dump()})
     score = ScoreRequest(model=recipe.model, **options)
     request = PlanRequest(score=score, drop=recipe.plan.drop, search=recipe.plan.search)
@@ -144,6 +147,10 @@ def _checks() -> Mapping[Place, Check]:
             if isinstance(path, str) and not Path(path).is_dir():
                 raise UsageError(f"the folder {path} does not exist")
 
+    def file(value: Any) -> None:
+        if isinstance(value, str) and not Path(value).is_file():
+            raise UsageError(f"the file {value} does not exist")
+
     return {
         ("score", "metric"): lambda value: build(METRICS, str(value)),
         ("plan", "search"): lambda value: build(SEARCHES, str(value)),
@@ -152,4 +159,5 @@ def _checks() -> Mapping[Place, Check]:
         ("export", "max_shard_size"): lambda value: parse_size(str(value), "max_shard_size"),
         ("include_path",): folders,
         ("data_dir",): folders,
+        ("audit", "text"): file,
     }

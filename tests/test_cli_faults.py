@@ -53,6 +53,13 @@ def test_an_unknown_search(home, out):
     assert "unknown search 'gredy'. Did you mean 'greedy'?" in plan(home, out, "--search", "gredy")
 
 
+def test_an_unknown_recipe_key(home, out, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {home / 'base'}\nscore:\n  tasks: toy\n  limmit: 3\nplan:\n  drop: 1\n")
+    said = refused("run", recipe, "-o", out)
+    assert said.startswith(f"{recipe}:4: score.limmit: unknown key. Did you mean 'limit'?")
+
+
 def test_a_metric_that_needs_items_without_tasks(home, out):
     assert "needs items: give tasks, such as --tasks" in plan(home, out, tasks=None)
 

@@ -173,6 +173,14 @@ def test_faults_of_form_and_of_values_are_reported_together(home, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_audit_of_a_recipe_is_looked_at_before_anything_slow_starts(home, tmp_path, monkeypatch):
+    forbid(monkeypatch, *STEPS)
+    words = ["run", home / "recipe.yaml", "-o", tmp_path / "run"]
+    assert "unknown task 'od'. Did you mean 'odd'?" in refused(*words, "--set", "audit.tasks=od")
+    assert "audit.text: the file nowhere.txt does not exist" in refused(*words, "--set", "audit.text=nowhere.txt")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_recipe_that_cannot_be_carried_out_says_so_in_one_line(home, tmp_path):
     said = refused("run", home / "recipe.yaml", "--set", "plan.drop=6", "-o", tmp_path / "run")
     assert said.startswith("--drop 6: the model has 6 layers")

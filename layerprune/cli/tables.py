@@ -33,13 +33,14 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     from layerprune.planners import by_harm
 
     tasks = [data.task for data in scores.data if data.task in scores.base]
-    unit = scores.metric.unit
-    columns = ["layer", unit, "95 % interval", *tasks]
+    candidates = sorted(scores.rounds[0].candidates, key=by_harm)
+    intervals = any(candidate.interval for candidate in candidates)  # cosine and its like have none
+    columns = ["layer", scores.metric.unit, *(["95 % interval"] if intervals else []), *tasks]
     title = f"{scores.metric.spec}: what each removal costs, least first (layers are 0-based)"
     made = table(title, *columns, *(["removed"] if plan else []), numbers=columns)
     turn = {each: number for number, each in enumerate(plan.order, 1)} if plan else {}
-    for candidate in sorted(scores.rounds[0].candidates, key=by_harm):
-        row = [names(candidate.removal), figure(candidate.score), span(candidate.interval)]
+    for candidate in candidates:
+        row = [names(candidate.removal), figure(candidate.score), *([span(candidate.interval)] if intervals else [])]
         row += [figure(candidate.tasks[task].relevance) if task in candidate.tasks else "" for task in tasks]
         if plan:
             whole = all(each in turn for each in candidate.removal)

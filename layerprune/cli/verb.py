@@ -58,6 +58,8 @@ class Verb(click.Command):
         try:
             with quiet_libraries(verbosity < 1):
                 return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # `layerprune metrics | head`: click ends quietly
         except (LayerpruneError, OSError) as error:  # an OSError is the machine's fault or the path's: no traceback
             if verbosity > 1:
                 traceback.print_exc()

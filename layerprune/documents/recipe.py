@@ -115,10 +115,10 @@ class Recipe(Document):
 
 
 def recipe_error(path: Path, faults: list[Fault]) -> DocumentError:
-    """Return one error that lists all faults, each with its line."""
+    """Return one error that lists all faults, each with its line; a single fault takes a single line."""
     ordered = sorted(faults, key=lambda fault: (fault.line or 0, fault.key))
-    count = f"{len(ordered)} fault{'s' if len(ordered) != 1 else ''}"
-    return DocumentError("\n".join([f"{path} has {count}", *(f"{path}{fault}" for fault in ordered)]))
+    head = [f"{path} has {len(ordered)} faults"] if len(ordered) > 1 else []
+    return DocumentError("\n".join([*head, *(f"{path}{fault}" for fault in ordered)]))
 
 
 def difference(before: Recipe, after: Recipe) -> list[str]:
