@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from layerprune.documents import Candidate, Scores
 from layerprune.errors import UsageError
+from layerprune.planners import by_harm
 from layerprune.removal import Unit
 from layerprune.stats import Agreement, rank_agreement
 
@@ -74,7 +75,7 @@ def _single(scores: Scores) -> dict[Unit, Candidate]:
 
 
 def _ranks(candidates: dict[Unit, Candidate]) -> dict[Unit, int]:
-    order = sorted(candidates, key=lambda unit: (candidates[unit].score, candidates[unit].tie_break, unit))
+    order = sorted(candidates, key=lambda unit: by_harm(candidates[unit]))
     return {unit: rank for rank, unit in enumerate(order, 1)}
 
 

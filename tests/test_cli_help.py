@@ -89,7 +89,7 @@ def told_defaults(name):
 
 
 def in_words(value, none="as each task says"):
-    return none if value is None else "refuse" if value is False else str(value)
+    return none if value is None else "refuse" if value is False else "yes" if value is True else str(value)
 
 
 def test_the_defaults_that_help_speaks_of_are_the_defaults():
@@ -99,6 +99,7 @@ def test_the_defaults_that_help_speaks_of_are_the_defaults():
     told = told_defaults("score")
     assert told.keys() >= {"metric", "limit", "num_fewshot", "batch_size", "dtype", "device", "seed"}
     assert told == {name: actual[name] for name in told}
+    assert in_words(ScoreRequest.racing) == told_defaults("plan")["racing"]
 
 
 def test_the_defaults_that_help_of_audit_speaks_of_are_the_defaults():

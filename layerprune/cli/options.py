@@ -105,6 +105,7 @@ scoring = together(
     limit("1000"),
     items,
     machine,
+    click.option("--unit", type=click.Choice(["layer", "half"]), help="half: half-layer runs, too. Default: layer."),
     click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0,1,-1 (negative: from the end)."),
 )
 

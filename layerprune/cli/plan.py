@@ -53,6 +53,7 @@ def score(console: Console, model: str, output: Path, force: bool, **options: An
 @click.argument("model", required=False)
 @click.option("--drop", required=True, metavar="N|N%", help="How many layers to remove, or which share of them.")
 @click.option("--search", metavar="SPEC", help=f"{SEARCHES}. Default: the metric's own, greedy for ablation.")
+@click.option("--racing/--no-racing", default=None, help="Stop layers early that are clearly not next. Default: yes.")
 @click.option("--scores", type=opt.FILE, metavar="FILE", help="Plan from this scores.json instead of a model.")
 @opt.scoring
 @opt.output("Folder that gets scores.json and plan.json.")

@@ -36,12 +36,16 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     candidates = sorted(scores.rounds[0].candidates, key=by_harm)
     intervals = any(candidate.interval for candidate in candidates)  # cosine and its like have none
     columns = ["layer", scores.metric.unit, *(["95 % interval"] if intervals else []), *tasks]
+    raced = any(candidate.stopped for candidate in candidates)
+    columns += ["items"] if raced else []
     title = f"{scores.metric.spec}: what each removal costs, least first (layers are 0-based)"
     made = table(title, *columns, *(["removed"] if plan else []), numbers=columns)
     turn = {each: number for number, each in enumerate(plan.order, 1)} if plan else {}
     for candidate in candidates:
         row = [names(candidate.removal), figure(candidate.score), *([span(candidate.interval)] if intervals else [])]
         row += [figure(candidate.tasks[task].relevance) if task in candidate.tasks else "" for task in tasks]
+        if raced:
+            row.append(str(sum(task.items for task in candidate.tasks.values())))
         if plan:
             whole = all(each in turn for each in candidate.removal)
             row.append(", ".join(ordinal(turn[each]) for each in candidate.removal) if whole else "")

@@ -38,6 +38,8 @@ class ScoreStep(Part):
     tasks: Names
     limit: PositiveInt | None = Field(default=None, description="items of each task")
     num_fewshot: NonNegativeInt | None = None
+    unit: Literal["layer", "half"] | None = Field(default=None, description="half: half-layer runs are candidates too")
+    racing: bool | None = Field(default=None, description="stop candidates early that are clearly not next to go")
 
 
 class PlanStep(Part):
