@@ -66,6 +66,7 @@ class ScoreRequest:
     revision: str | None = None
     trust_remote_code: bool = False
     protect: str | None = None
+    racing: bool = True  # stop candidates that are clearly not among the next to go
     unit: str = "layer"  # "half": the MLP of a layer with the attention of the next is a candidate too
 
 
@@ -92,6 +93,7 @@ def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = S
     search_entry, search = build(SEARCHES, request.search or metric.search)
     desk = Desk.open(request.score, run_folder, progress, held_back=HELD_BACK, drop=request.drop)
     drop = parse_drop(request.drop, desk.constraints.depth)
+    desk.data.keep = _kept(request.score, desk.constraints, search, drop)
 
     def watch(removal: Removal, best: Candidate) -> None:
         progress.note(f"{len(removal)} of {drop} chosen: {removal}, {metric.unit} {best.score:.4f}")
@@ -305,6 +307,17 @@ def _units(unit: str, anatomy: Anatomy) -> tuple[Unit, ...] | None:
         raise UsageError(f"unknown unit {unit!r}; use layer or half")
     anatomy.check(Removal.of(0.5))  # says by name what stands in the way
     return tuple(number / 2 if number % 2 else number // 2 for number in range(2 * anatomy.depth - 1))
+
+
+def _kept(request: ScoreRequest, constraints: Constraints, search: Any, drop: int) -> int | None:
+    """Return how many candidates of a round a race has to get right; None: no racing.
+
+    Searches without ``next_to_go`` compare more than the next to go; moves of different sizes are compared per layer,
+    which the race does not know of.
+    """
+    if not request.racing or not hasattr(search, "next_to_go") or len({len(move) for move in constraints.moves}) > 1:
+        return None
+    return int(search.next_to_go(drop))
 
 
 def _questions(request: ScoreRequest, subject: Subject) -> Questions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import audit_tiny
+import numpy as np
 import pytest
 
 from layerprune.engine import Engine, Examiner, examine, examiner
@@ -51,7 +52,12 @@ def test_nothing_is_measured_twice(asked, monkeypatch):
     made.outcomes(REMOVALS[:2])
     measured = []
     measure = made.measure
-    monkeypatch.setattr(made, "measure", lambda block, removals: (measured.append(removals), measure(block, removals)))
+
+    def noted(block, removals, *rest):
+        measured.append(removals)
+        measure(block, removals, *rest)
+
+    monkeypatch.setattr(made, "measure", noted)
     made.outcomes(REMOVALS)
     assert measured == [REMOVALS[2:]] * 5
 
@@ -64,10 +70,10 @@ def test_a_killed_run_goes_on_where_it_was_with_the_same_figures(asked, tmp_path
     killed = Examiner(Engine(subject), questions, folder=tmp_path / "killed")
     measure = killed.measure
 
-    def dies(block, removals):
+    def dies(block, removals, *rest):
         if block == cut:
             raise KeyboardInterrupt
-        measure(block, removals)
+        measure(block, removals, *rest)
 
     monkeypatch.setattr(killed, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -102,3 +108,31 @@ def test_a_damaged_journal_is_named(asked, tmp_path):
     with pytest.raises(DocumentError, match="damaged"):
         Examiner(Engine(subject), questions, folder=tmp_path)
     assert json.loads(lines[0])["block"] == 0
+
+
+def test_a_race_gives_full_outcomes_to_those_that_finish_and_the_first_items_of_the_others(asked):
+    subject, questions = asked
+    removals = [Removal.of(layer) for layer in range(6)]
+    whole = Examiner(Engine(subject), questions).outcomes(removals)
+    racing = Examiner(Engine(subject), questions)
+
+    def harm(own):
+        return np.concatenate([1.0 - np.array([bit == "1" for bit in o.correct]) for o in own.values()])
+
+    found = racing.race(removals, 1, lambda own: 40 * harm(own) if harm(own).sum() else harm(own))
+    finished = [removal for removal in removals if found[removal] == whole[removal]]
+    assert finished
+    best = min(removals, key=lambda removal: harm(whole[removal]).mean())
+    assert best in finished
+    for removal in removals:
+        for name, outcomes in found[removal].items():
+            assert whole[removal][name].correct.startswith(outcomes.correct)
+            assert len(outcomes.gold_probability) == len(outcomes.correct)
+
+
+def test_every_block_holds_the_same_share_of_every_task(asked):
+    subject, questions = asked
+    made = Examiner(Engine(subject), questions)
+    sizes = [[len(block.tasks[name].items) for name in ("one", "two")] for block in made.blocks]
+    assert [sum(column) for column in zip(*sizes, strict=True)] == [23, 9]
+    assert all(one in (4, 5) and two in (1, 2) for one, two in sizes)

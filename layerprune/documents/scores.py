@@ -30,6 +30,9 @@ class Candidate(Part):
     score: float
     interval: Interval | None = None
     tie_break: float = Field(default=0.0, description="orders equal scores: loss of mean gold probability")
+    stopped: bool = Field(
+        default=False, description="left the race early, clearly not among the next to go; scored on fewer items"
+    )
     tasks: dict[str, TaskScore] = Field(default_factory=dict)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from layerprune import __version__
 from layerprune.documents import Outcomes
@@ -15,12 +17,17 @@ from layerprune.engine.engine import Account, Engine
 from layerprune.engine.exam import answer_items, as_requests, joined, judged
 from layerprune.engine.journal import Journal
 from layerprune.progress import SILENT, Advance, Progress
+from layerprune.racing import Race
 from layerprune.removal import Removal
 from layerprune.tasks.items import Questions
 
-# Items of each task in a block. A block is what a killed run loses at most, and after which racing may stop a
+# Items of the longest task in a block. A block is what a killed run loses at most, and after which racing may stop a
 # candidate; smaller blocks leave less choice of rows of equal length to batch together.
 BLOCK_ITEMS = 50
+
+# What a candidate did on the items seen so far, to its harm on each, in any unit whose mean orders candidates as their
+# scores do: (items,).
+Harm = Callable[[dict[str, Outcomes]], np.ndarray]
 
 JOURNAL = "journal.jsonl"
 
@@ -37,8 +44,8 @@ class Examiner:
     folder: Path | None = None  # the run folder; None: nothing is written down
 
     def __post_init__(self) -> None:
-        most = max(len(task.items) for task in self.questions.tasks.values())
-        self.blocks = [self._block(start) for start in range(0, most, BLOCK_ITEMS)]
+        count = -(-max(len(task.items) for task in self.questions.tasks.values()) // BLOCK_ITEMS)
+        self.blocks = [self._block(number, count) for number in range(count)]
         self.known: dict[tuple[int, Removal], Piece] = {}
         self.account = Account()
         self.path = ""  # which evaluation path the figures came by
@@ -93,20 +100,52 @@ class Examiner:
         if requests:
             self.engine.choose_path(requests, groups)
 
-    def _block(self, start: int) -> Questions:
-        parts = {
-            name: replace(task, items=task.items[start : start + BLOCK_ITEMS])
-            for name, task in self.questions.tasks.items()
-        }
-        return Questions({name: task for name, task in parts.items() if task.items})
+    def _block(self, number: int, count: int) -> Questions:
+        """Return the block's items: of every task the same share, so that a few blocks are a sample of the whole."""
+        parts = {}
+        for name, task in self.questions.tasks.items():
+            start, stop = (len(task.items) * edge // count for edge in (number, number + 1))
+            if stop > start:
+                parts[name] = replace(task, items=task.items[start:stop])
+        return Questions(parts)
 
-    def _joined(self, removal: Removal) -> dict[str, Outcomes]:
+    def race(
+        self, removals: Sequence[Removal], keep: int, harm: Harm, label: str = "racing"
+    ) -> dict[Removal, dict[str, Outcomes]]:
+        """Return outcomes as far as each removal ran: one that is clearly not among the ``keep`` best stops early.
+
+        Removals that were measured in full before run along for nothing.
+        """
+        running = list(dict.fromkeys(removals))
+        race = Race(len(running), len(self.questions), keep, len(self.blocks))
+        ran = dict.fromkeys(running, 0)
+        with self.progress.task(label, len(self.questions) * len(running), "items") as advance:
+            for block in range(len(self.blocks)):
+                pending = [removal for removal in running if (block, removal) not in self.known]
+                if pending:
+                    self.measure(block, pending, advance)
+                advance(len(self.blocks[block]) * (len(running) - len(pending)))
+                for removal in running:
+                    ran[removal] = block + 1
+                harms = np.stack([harm(self.seen(removal, block + 1)) for removal in running])
+                go_on = race.running(harms)
+                rest = sum(len(questions) for questions in self.blocks[block + 1 :])
+                advance(rest * int((~go_on).sum()))
+                if block + 1 < len(self.blocks):
+                    running = [removal for removal, on in zip(running, go_on, strict=True) if on]
+        return {removal: self.seen(removal, blocks) for removal, blocks in ran.items()}
+
+    def seen(self, removal: Removal, blocks: int) -> dict[str, Outcomes]:
+        """Return a removal's outcomes on the first ``blocks`` blocks."""
         found = {}
         for name in self.questions.tasks:
-            found[name] = joined(
-                [self.known[b, removal][name] for b in range(len(self.blocks)) if name in self.blocks[b].tasks]
-            )
+            pieces = [self.known[b, removal][name] for b in range(blocks) if name in self.blocks[b].tasks]
+            if pieces:
+                found[name] = joined(pieces)
         return found
+
+    def _joined(self, removal: Removal) -> dict[str, Outcomes]:
+        return self.seen(removal, len(self.blocks))
 
     def _key(self) -> str:
         """Return a hash of everything that a measurement depends on."""

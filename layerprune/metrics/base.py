@@ -25,19 +25,25 @@ class Data:
 
     questions: Questions | None = None
     examiner: Examiner | None = None  # answers the questions under any removal and remembers; for ``needs = "items"``
+    keep: int | None = None  # only this many of the candidates asked about matter; None: all of them
     seed: int = 0
     progress: Progress = SILENT
 
     @cached_property
     def texts(self) -> list[tuple[int, ...]]:
-        """Token sequences for ``needs = "text"``: each item's prompt with its first listed answer of each query set.
+        """Token sequences for ``needs = "text"``: each item's prompt with its first listed answer.
 
         The same items that ablation answers, so that metrics differ in what they measure and not in what they read.
+        Raises ``UsageError`` where there is nothing to read.
         """
         if self.questions is None:
             raise UsageError("this metric reads text: give it items with --tasks")
         items = [item for task in self.questions.tasks.values() for item in task.items]
-        return [item.queries[0].parts[0].tokens for item in items if item.queries[0].parts]
+        texts = [item.queries[0].parts[0].tokens for item in items if item.queries[0].parts]
+        if not texts:
+            names = ", ".join(self.questions.tasks)
+            raise UsageError(f"this metric reads prompts with their answers and {names} only generates; add a task")
+        return texts
 
 
 class Metric(Protocol):

@@ -49,9 +49,12 @@ def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
     return candidates
 
 
-def by_harm(candidate: Candidate) -> tuple[float, float, tuple[Unit, ...]]:
-    """Sort key, least harm first: the score, then its tie-break, then the lowest units."""
-    return candidate.score, candidate.tie_break, candidate.removal
+def by_harm(candidate: Candidate) -> tuple[bool, float, float, tuple[Unit, ...]]:
+    """Sort key, least harm first: the score, then its tie-break, then the lowest units.
+
+    One that left a race early comes after all that finished, whatever its score on the few items it has seen.
+    """
+    return candidate.stopped, candidate.score, candidate.tie_break, candidate.removal
 
 
 def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_before: float = 0.0) -> list[int]:
@@ -62,11 +65,12 @@ def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_be
     """
     same_size = len({len(move) for move in moves}) <= 1
 
-    def key(position: int) -> tuple[float, float, Move]:
+    def key(position: int) -> tuple[bool, float, float, Move]:
         move, candidate = moves[position], candidates[position]
         if same_size:
-            return candidate.score, candidate.tie_break, move
-        return (candidate.score - score_before) / len(move), candidate.tie_break / len(move), move
+            return candidate.stopped, candidate.score, candidate.tie_break, move
+        share = 1 / len(move)
+        return candidate.stopped, (candidate.score - score_before) * share, candidate.tie_break * share, move
 
     return sorted(range(len(moves)), key=key)
 

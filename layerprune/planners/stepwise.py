@@ -14,6 +14,10 @@ from layerprune.removal import Removal
 class OneShot:
     """Score every layer once, alone, and remove the lowest. Source: ShortGPT (arXiv:2403.03853)."""
 
+    def next_to_go(self, drop: int) -> int:
+        """Return how many of a round's candidates matter: the judge may stop the others early."""
+        return drop
+
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
     ) -> Found:
@@ -36,6 +40,10 @@ class OneShot:
 @dataclass(frozen=True)
 class Greedy:
     """Remove the layer that harms least, score the others again without it, and so on. Source: arXiv:2605.14075."""
+
+    def next_to_go(self, drop: int) -> int:
+        """Return how many of a round's candidates matter: the judge may stop the others early."""
+        return 1
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None

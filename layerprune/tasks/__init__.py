@@ -74,6 +74,8 @@ def _build(
             excluded += 1
         elif (item := _item(task, doc, index, mark, encoder, use)) is not None:
             items.append(item)
+    if use == "selection":  # an order that has nothing to do with the content: racing looks at the first ones first
+        items.sort(key=lambda item: hash_share(item.fingerprint, "order"))
     if not items:
         raise TaskError(
             f"task {name!r} has no items left for {use} ({len(docs)} in {split}, {excluded} already seen by the plan)"

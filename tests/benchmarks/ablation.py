@@ -1,0 +1,191 @@
+"""What ablation of every layer costs: layerprune against lm-eval on each physically pruned model, alternating.
+
+    python tests/benchmarks/ablation.py MODEL EVAL [--dtype float32] [--items 100]
+
+MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. Prints a table: seconds of both, their
+ratio, the share of decisions that agree item by item, tokens x layers computed over the least possible, and the rate
+of arithmetic over the machine's own rate for matrix products, measured in the same run. Model and task loading are
+not counted on either side; lm-eval's batch size is the fastest of three, tried on the intact model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+from layerprune.engine import Engine, examine
+from layerprune.engine.exam import as_requests
+from layerprune.engine.trees import tree_size
+from layerprune.export import export
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+from layerprune.tasks.items import Request
+
+CASES = (("local_hellaswag", 0), ("local_arc_easy", 0), ("local_arc_easy", 5))
+PRUNED = 3  # physically pruned models that lm-eval is timed on; the rest is scaled
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("eval", type=Path)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--items", type=int, default=100)
+    options = parser.parse_args()
+    subject = Subject.load(options.model, dtype=options.dtype)
+    table = Table("task", "shots", "layerprune s", "lm-eval s", "ratio", "theory", "of theory", "agree", "work/least",
+                  "GFLOP/s", "matrix GFLOP/s")  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        for task, shots in CASES:
+            table.add_row(task, str(shots), *measured(subject, options, task, shots, Path(folder)))
+    Console(width=140).print(table)
+
+
+def measured(subject: Subject, options: argparse.Namespace, task: str, shots: int, folder: Path) -> list[str]:
+    """Time one task, both ways in turn, and return the table's figures."""
+    depth = len(subject.layers)
+    questions = load_questions(
+        [task], subject.encoder, use="evaluation", include_path=[options.eval / "tasks"], limit=options.items,
+        num_fewshot=shots,
+    )  # fmt: skip
+    requests, groups = as_requests(questions.tasks[task].items)
+    chosen = [depth * (2 * i + 1) // (2 * PRUNED) for i in range(PRUNED)]
+    models = {layer: pruned(options.model, layer, folder, options.dtype) for layer in chosen}
+    harness = Harness(subject, options, task, shots)
+    harness.tune(subject.model)
+    engine = Engine(subject)
+    engine.choose_path(requests, groups)  # once per run, however many removals follow
+    removals = [Removal.of(layer) for layer in range(depth)]
+    ours, theirs, same = [], [], []
+    for layer, model in models.items():
+        start = time.perf_counter()
+        found = examine(engine, questions, removals)
+        ours.append(time.perf_counter() - start)
+        seconds, decisions = harness.run(model)
+        theirs.append(seconds)
+        mine = found[Removal.of(layer)][task].correct
+        same += [a == b for a, b in zip(mine, decisions[questions.tasks[task].metric], strict=True)]
+    seconds, lm_eval = statistics.median(ours), statistics.mean(theirs) * depth
+    least, naive, head = flops(subject, requests, groups)
+    rate, machine = least / seconds / 1e9, matrix_rate(subject) / 1e9
+    work = engine.account.computed / PRUNED / (tree_tokens(requests, groups) * (depth - 1 + depth * (depth - 1) // 2))
+    return [
+        f"{seconds:.1f}", f"{lm_eval:.1f}", f"{lm_eval / seconds:.2f}", f"{naive / least:.2f}",
+        f"{lm_eval / seconds / (naive / least):.0%}", f"{sum(same) / len(same):.2%}", f"{work:.3f}",
+        f"{rate:.0f} (head {head / least:.0%})", f"{machine:.0f}",
+    ]  # fmt: skip
+
+
+class Harness:
+    """lm-eval as its users run it, on a model that is in memory, tasks loaded."""
+
+    def __init__(self, subject: Subject, options: argparse.Namespace, task: str, shots: int) -> None:
+        self.subject, self.task, self.items, self.batch = subject, task, options.items, 8
+        manager = TaskManager(include_path=str(options.eval / "tasks"), include_defaults=False)
+        self.loaded: Any = manager.load([task])
+        made = self.loaded["tasks"][task]
+        made.set_config(key="num_fewshot", value=shots)
+        self.made = made
+
+    def tune(self, model: Any) -> None:
+        """Take the fastest of three batch sizes on a fifth of the items."""
+        items, self.items = self.items, max(10, self.items // 5)
+        seconds = {}
+        for size in (1, 8, 32):
+            self.batch = size
+            seconds[size] = self.run(model)[0]
+        self.batch, self.items = min(seconds, key=lambda size: seconds[size]), items
+
+    def run(self, model: Any) -> tuple[float, dict[str, str]]:
+        """Return seconds, and the decisions per metric."""
+        self.made.set_fewshot_seed(seed=1234)
+        lm = HFLM(pretrained=model, tokenizer=self.subject.tokenizer, batch_size=self.batch)
+        start = time.perf_counter()
+        found = evaluate(lm=lm, task_dict=self.loaded, limit=self.items, bootstrap_iters=0, log_samples=True)
+        seconds = time.perf_counter() - start
+        samples = sorted(found["samples"][self.task], key=lambda sample: sample["doc_id"])
+        return seconds, {m: "".join(str(int(s[m])) for s in samples) for m in ("acc", "acc_norm") if m in samples[0]}
+
+
+def pruned(model: str, layer: int, folder: Path, dtype: str) -> Any:
+    """Export without one layer and load the result as a user would."""
+    out = folder / f"without-{layer}"
+    if not out.exists():
+        import sys
+
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from families import make_plan
+
+        export(make_plan(Path(model), Removal.of(layer)), out)
+    return AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, dtype)).eval()
+
+
+def tree_tokens(requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> int:
+    """Return the nodes of all questions' prefix trees (nothing shared between questions)."""
+    return sum(tree_size(requests[i].tokens[:-1] for i in group) for group in groups)
+
+
+def graded(request: Request) -> list[tuple[int, ...]]:
+    """Return the prefixes whose next token is graded."""
+    first = len(request.tokens) - request.scored
+    return [request.tokens[:stop] for stop in range(first, len(request.tokens))]
+
+
+def flops(subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> tuple[float, float, float]:
+    """Return FLOPs of every layer's ablation: the least necessary, naive, and the head's part of the least.
+
+    Least: each node of the questions' prefix trees once in the intact prefix and once per layer above a removed one,
+    head at answer positions. Naive: every request's tokens through all but one layer, head at every position, once per
+    layer. Two FLOPs per weight and token; attention scores are left out on both sides.
+    """
+    depth = len(subject.layers)
+    layer = 2 * sum(p.numel() for p in subject.layers[0].parameters())
+    width = subject.model.get_output_embeddings().weight.shape
+    head = 2 * width[0] * width[1]
+    answers = sum(len({prefix for i in group for prefix in graded(requests[i])}) for group in groups)
+    nodes, tokens = tree_tokens(requests, groups), sum(len(request.tokens) - 1 for request in requests)
+    least_head = depth * answers * head
+    least = nodes * layer * (depth - 1 + depth * (depth - 1) / 2) + least_head
+    naive = depth * tokens * ((depth - 1) * layer + head)
+    return least, naive, least_head
+
+
+def matrix_rate(subject: Subject, rows: int = 2048) -> float:
+    """Return FLOP/s of this machine on the model's own MLP products, same dtype and device."""
+    weight = max(subject.layers[0].parameters(), key=lambda p: p.numel()).detach()
+    x = torch.randn(rows, weight.shape[1], dtype=subject.dtype, device=subject.device)
+
+    def product() -> None:
+        torch.nn.functional.linear(x, weight)
+
+    return 2 * rows * weight.numel() / best_time(product)
+
+
+def best_time(work: Callable[[], None], repeats: int = 50) -> float:
+    """Return the shortest of many runs: the machine's rate, not its neighbours'."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+if __name__ == "__main__":
+    main()
