@@ -12,10 +12,11 @@ import pytest
 from families import make_plan, save_tiny
 from safetensors.torch import load_file
 
+from layerprune.anatomy import special
 from layerprune.checkpoint import Checkpoint, writer
 from layerprune.documents import Plan, Receipt
 from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError
-from layerprune.export import export, exporting, proof
+from layerprune.export import export, exporting, proof, rehearse
 from layerprune.removal import Removal
 
 DROP = Removal.of(1, 4)
@@ -236,6 +237,47 @@ def test_config_that_does_not_parse(base: Path, tmp_path: Path) -> None:
     plan = make_plan(base, DROP)
     (base / "config.json").write_text("{")
     fails(plan, tmp_path / "out", LayerpruneError)
+
+
+def test_rehearsal_refuses_what_export_would(base: Path) -> None:
+    rehearse(base, DROP)
+    with pytest.raises(RefusedError, match="leaves no model"):
+        rehearse(base, Removal.from_units(range(6)))
+
+
+def test_signature_sees_constants_that_follow_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A type that nobody has listed as bound to its place is caught before writing all the same."""
+    base = save_tiny("diffllama", tmp_path / "base")
+    monkeypatch.setattr(special, "TAIL_ONLY", {})
+    rehearse(base, Removal.of(5))
+    with pytest.raises(RefusedError, match="lambda_init of self_attn is"):
+        rehearse(base, Removal.of(2))
+
+
+REMOTE = {
+    "configuration_toy.py": (
+        "from transformers import LlamaConfig\nclass ToyConfig(LlamaConfig):\n    model_type = 'toy'\n"
+    ),
+    "modeling_toy.py": (
+        "from transformers import LlamaForCausalLM\nfrom .configuration_toy import ToyConfig\n"
+        "class ToyForCausalLM(LlamaForCausalLM):\n    config_class = ToyConfig\n"
+    ),
+}
+
+
+def test_custom_code_only_by_explicit_flag(base: Path, tmp_path: Path) -> None:
+    for name, text in REMOTE.items():
+        (base / name).write_text(text)
+    content = json.loads((base / "config.json").read_text())
+    names = {"AutoConfig": "configuration_toy.ToyConfig", "AutoModelForCausalLM": "modeling_toy.ToyForCausalLM"}
+    plan = make_plan(base, DROP)
+    (base / "config.json").write_text(json.dumps({**content, "model_type": "toy", "auto_map": names}))
+    assert "runs only with --trust-remote-code" in fails(plan, tmp_path / "out", LayerpruneError)
+    receipt = export(plan, tmp_path / "out", trust_remote_code=True)
+    assert receipt.proof is not None
+    assert receipt.proof.max_difference == 0
+    assert receipt.result.model_type == "toy"
+    assert {*REMOTE} < receipt.files.keys()
 
 
 def test_proof_refuses_nonsense() -> None:

@@ -24,6 +24,8 @@ def load_config(path: str, *, revision: str | None = None, trust_remote_code: bo
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # config classes raise anything from KeyError to strict-dataclass errors
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ModelError(f"{path} brings its own model code, which runs only with --trust-remote-code") from error
         raise ModelError(f"the config of {path} cannot be read: {one_line(error)}") from error
 
 

@@ -1,5 +1,5 @@
 """A plan carried out: the pruned checkpoint streamed from disk to disk, checked, proven, and renamed into place."""
 
-from layerprune.export.exporting import export
+from layerprune.export.exporting import export, rehearse
 
-__all__ = ["export"]
+__all__ = ["export", "rehearse"]

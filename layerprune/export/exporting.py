@@ -89,6 +89,18 @@ def export(
         return _finish(job, partial, out, hashes, progress)
 
 
+def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> None:
+    """Raise ``RefusedError`` where ``export`` would refuse the removal before writing; seconds, no weights are read.
+
+    Beyond ``Anatomy.check`` this builds base and result on the meta device and compares their layers.
+    """
+    config = load_config(str(folder), trust_remote_code=trust_remote_code)
+    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+    new = anatomy.prune_config(read_json(contained(folder, "config.json")), removal)
+    sources = Sources.after(removal, anatomy.depth)
+    check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
+
+
 def _plan_job(plan: Plan, base: str | None, max_shard_size: int | None, trust_remote_code: bool) -> Job:
     folder = locate(base) if base is not None else locate(plan.model.id, plan.model.revision)
     checkpoint = Checkpoint.open(folder.path)
