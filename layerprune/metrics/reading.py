@@ -1,0 +1,114 @@
+"""Reading the texts of a metric: in padded batches, with what passes between the layers looked at on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+
+from layerprune.engine.walk import replaced_forwards, split_hidden
+from layerprune.errors import ModelError
+from layerprune.metrics.base import Data
+from layerprune.subject import Subject
+
+BATCH_TOKENS = 4096  # of a batch, padding counted
+
+Tokens = Literal["all", "last"]
+Span = tuple[int, int]  # first and last layer of a block, both in it
+Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # states before and after, (tokens, hidden) -> (tokens,)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts of like length, padded to the right, where causal attention never looks: no mask is needed."""
+
+    ids: torch.Tensor  # (rows, tokens)
+    lengths: torch.Tensor  # (rows,)
+
+    def places(self, tokens: Tokens) -> torch.Tensor:
+        """Return which tokens count, (rows, tokens) bool: those of the texts, or the last one of each."""
+        numbers = torch.arange(self.ids.shape[1], device=self.ids.device)[None]
+        ends = self.lengths[:, None]
+        return numbers < ends if tokens == "all" else numbers == ends - 1
+
+
+def read(subject: Subject, data: Data, label: str, most: int | None = None) -> Iterator[Batch]:
+    """Yield all texts in batches of up to ``most`` tokens (a longer text alone), on the subject's device."""
+    budget = BATCH_TOKENS if most is None else most
+    texts = sorted(data.texts, key=len, reverse=True)
+    starts = [0]
+    for number, _ in enumerate(texts):
+        if (number - starts[-1] + 1) * len(texts[starts[-1]]) > budget and number > starts[-1]:
+            starts.append(number)
+    with data.progress.task(label, sum(map(len, texts)), "tokens") as advance:
+        for start, stop in pairwise([*starts, len(texts)]):
+            batch = padded(texts[start:stop], subject.device)
+            yield batch
+            advance(int(batch.lengths.sum()))
+
+
+def padded(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
+    """Put texts of token ids into one batch."""
+    lengths = torch.tensor([len(text) for text in texts])
+    ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
+    for number, text in enumerate(texts):
+        ids[number, : len(text)] = torch.tensor(text)
+    return Batch(ids.to(device), lengths.to(device))
+
+
+def compared_states(
+    subject: Subject, data: Data, spans: Sequence[Span], tokens: Tokens, measure: Measure, label: str
+) -> list[float]:
+    """Return for each block the mean over tokens of ``measure(what goes in, what comes out)``, in one pass.
+
+    What comes out of the last layer is taken before the final norm. States are compared in float64.
+    """
+    sums = dict.fromkeys(spans, 0.0)
+    count = 0
+    for batch in read(subject, data, label):
+        wanted = batch.places(tokens)
+        count += int(wanted.sum())
+        for span, values in _measured(subject, batch.ids, wanted, list(sums), measure).items():
+            sums[span] += float(values.sum())
+    return [finite(sums[span] / count, label, span) for span in spans]
+
+
+def finite(value: float, label: str, of: object) -> float:
+    """Keep nine digits; raises ``ModelError`` when a figure is not a number, which must never pass for a low score."""
+    if not math.isfinite(value):
+        raise ModelError(f"{label} of {of} is {value}: the model's states overflow; try --dtype float32")
+    return float(f"{value:.9g}")
+
+
+@torch.no_grad()
+def _measured(
+    subject: Subject, ids: torch.Tensor, wanted: torch.Tensor, spans: Sequence[Span], measure: Measure
+) -> dict[Span, torch.Tensor]:
+    """Return the measurements of every block on one batch; a state is kept while a block that began there is open."""
+    ends = {first: max(last for start, last in spans if start == first) for first, _ in spans}
+    held: dict[int, torch.Tensor] = {}
+    found: dict[Span, torch.Tensor] = {}
+
+    def make(index: int, original: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if index in ends:
+                hidden = split_hidden(args, kwargs)[0]
+                held[index] = hidden[wanted.to(hidden.device)]  # (tokens, hidden), a copy: layers may write to it
+            output = original(*args, **kwargs)
+            for first in [start for start in held if (start, index) in spans]:
+                hidden = output[0] if isinstance(output, tuple) else output
+                after = hidden[wanted.to(hidden.device)].to(held[first].device)
+                found[first, index] = measure(held[first].double(), after.double())
+            for first in [start for start in held if ends[start] == index]:
+                del held[first]
+            return output
+
+        return forward
+
+    with replaced_forwards(subject.layers, make):
+        subject.model(input_ids=ids, use_cache=False)
+    return found

@@ -1,0 +1,157 @@
+"""Cosine and its relatives, against plain arithmetic on what hooks see of one text at a time."""
+
+import math
+
+import pytest
+import torch
+from families import FAMILIES
+from metric_tiny import between, data_of, subject_of, texts_of
+
+from layerprune.errors import ModelError, UsageError
+from layerprune.metrics import reading
+from layerprune.metrics.angular import Angular, angle
+from layerprune.metrics.base import Data
+from layerprune.metrics.cosine import Cosine
+from layerprune.metrics.relative import Relative
+from layerprune.removal import Removal
+from layerprune.tasks import Questions
+
+TEXTS = texts_of()
+
+
+def singles(subject):
+    return [Removal.of(layer) for layer in range(len(subject.layers))]
+
+
+def scores(metric, subject, texts, removals=None):
+    return [c.score for c in metric.score(subject, removals or singles(subject), data_of(texts))]
+
+
+def cosine(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def by_hand(subject, texts, figure, first=None, last=None, only_last_token=False):
+    """The mean of ``figure(before, after)`` over tokens, layer by layer (or over one block), without tensors' help."""
+    depth = len(subject.layers)
+    sums, count = [0.0] * depth, 0
+    for text in texts:
+        seen = between(subject, text)
+        places = [len(text) - 1] if only_last_token else range(len(text))
+        count += len(places)
+        for layer in range(depth):
+            before, after = seen[layer if first is None else first][0], seen[layer if last is None else last][1]
+            sums[layer] += sum(figure(before[p].tolist(), after[p].tolist()) for p in places)
+    return [total / count for total in sums]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_cosine_of_all_tokens(kind):
+    subject = subject_of(kind)
+    expected = by_hand(subject, TEXTS, lambda a, b: 1 - cosine(a, b))
+    assert scores(Cosine(), subject, TEXTS) == pytest.approx(expected, abs=1e-6)
+    assert max(expected) > 1e-3  # or the tolerance above would hide everything
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "qwen2_moe"])
+def test_cosine_of_the_last_token(kind):
+    subject = subject_of(kind)
+    expected = by_hand(subject, TEXTS, lambda a, b: 1 - cosine(a, b), only_last_token=True)
+    found = scores(Cosine(tokens="last"), subject, TEXTS)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found != pytest.approx(scores(Cosine(), subject, TEXTS), abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", [Cosine(), Cosine(tokens="last"), Relative(), Angular()])
+def test_padding_is_not_counted(metric, monkeypatch):
+    subject = subject_of("llama", torch.float64)
+    together = scores(metric, subject, TEXTS)
+    alone = [scores(metric, subject, [text]) for text in TEXTS]
+    weights = [1 if metric.tokens == "last" else len(text) for text in TEXTS]
+    expected = [
+        sum(w * s for w, s in zip(weights, own, strict=True)) / sum(weights) for own in zip(*alone, strict=True)
+    ]
+    assert together == pytest.approx(expected, abs=2e-7)  # norms round to float32
+    monkeypatch.setattr(reading, "BATCH_TOKENS", 20)
+    sizes = [batch.ids.shape for batch in reading.read(subject, data_of(TEXTS), "")]
+    assert sizes == [(1, 17), (2, 9), (2, 5)]
+    assert scores(metric, subject, TEXTS) == pytest.approx(together, abs=2e-7)
+
+
+def test_a_text_that_is_there_twice_counts_twice():
+    subject = subject_of("llama")
+    a, b = texts_of((6, 6))
+    once, twice, other = (scores(Cosine(), subject, t) for t in ([a, b], [a, a, b], [b]))
+    mixed = [2 / 3 * (2 * o - x) + x / 3 for o, x in zip(once, other, strict=True)]
+    assert twice == pytest.approx(mixed, abs=1e-6)
+    assert twice != pytest.approx(once, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_the_last_layer_is_looked_at_before_the_final_norm(kind):
+    subject = subject_of(kind)
+    text, last = TEXTS[1], len(subject.layers) - 1
+    with torch.no_grad():
+        states = subject.model(input_ids=torch.tensor([text]), output_hidden_states=True, use_cache=False).hidden_states
+    normed = 1 - torch.cosine_similarity(states[-2][0].double(), states[-1][0].double(), dim=-1).mean()
+    (right,) = by_hand(subject, [text], lambda a, b: 1 - cosine(a, b))[last:]
+    (found,) = scores(Cosine(), subject, [text])[last:]
+    assert found == pytest.approx(right, abs=1e-6)
+    assert abs(found - float(normed)) > 1e-4  # the mistake would show
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_relative_update(kind):
+    subject = subject_of(kind)
+    expected = by_hand(subject, TEXTS, lambda a, b: math.dist(a, b) / math.hypot(*a))
+    assert scores(Relative(), subject, TEXTS) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_angular_distance_of_every_block(kind, tokens):
+    subject = subject_of(kind)
+    blocks = [(0, 0), (0, 2), (2, 2), (1, 3), (3, 5), (0, 5)]
+    removals = [Removal.of(*range(a, b + 1)) for a, b in blocks]
+    found = scores(Angular(tokens=tokens), subject, TEXTS, removals)
+    for (a, b), score in zip(blocks, found, strict=True):
+        figure = lambda x, y: math.acos(cosine(x, y)) / math.pi  # noqa: E731
+        expected = by_hand(subject, TEXTS, figure, a, b, only_last_token=tokens == "last")[0]
+        assert score == pytest.approx(expected, abs=1e-4), (a, b)
+
+
+def test_angles_are_right_where_arccos_is_blind():
+    axis = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64)
+    angles = torch.tensor([1e-12, 1e-3, 0.5, 1.0], dtype=torch.float64)  # shares of pi
+    turned = torch.stack([(math.pi * angles).cos(), (math.pi * angles).sin()], -1) * 7
+    torch.testing.assert_close(angle(axis, turned), angles, rtol=1e-9, atol=0)
+
+
+def test_only_what_a_metric_can_score_is_scored():
+    subject = subject_of("llama")
+    for metric, removal in [(Cosine(), (0, 1)), (Relative(), (0, 1)), (Angular(), (0, 2)), (Angular(), ())]:
+        with pytest.raises(UsageError, match=r"scores (single layers|contiguous blocks)"):
+            metric.score(subject, [Removal.of(*removal)], data_of(TEXTS))
+
+
+def test_a_state_that_overflows_is_not_a_low_score():
+    subject = subject_of("llama")
+    with torch.no_grad():
+        subject.layers[2].mlp.down_proj.weight.fill_(float("inf"))
+    with pytest.raises(ModelError, match="nan: the model's states overflow"):
+        scores(Cosine(), subject, TEXTS)
+
+
+def test_without_text_there_is_no_score():
+    subject = subject_of("llama")
+    with pytest.raises(UsageError, match="give it items with --tasks"):
+        Cosine().score(subject, singles(subject), Data())
+    task = data_of([]).questions.tasks["texts"]
+    with pytest.raises(UsageError, match="reads prompts with their answers and texts only generates"):
+        Cosine().score(subject, singles(subject), Data(Questions({"texts": task})))
+
+
+def test_forwards_are_given_back():
+    subject = subject_of("llama")
+    scores(Angular(), subject, TEXTS)
+    assert all("forward" not in vars(layer) for layer in subject.layers)
