@@ -12,6 +12,7 @@ from layerprune.audit.verify import verify
 from layerprune.documents import PRUNED, Audit, FileEntry, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.report.card import write_card
+from layerprune.report.page import write_report
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,14 @@ def test_an_honest_folder_passes(out, made):
     assert found.ok
     assert found.audited
     assert found.files >= 4
-    assert found.bytes == sum(p.stat().st_size for p in out.iterdir() if p.is_file() and p.name != "README.md")
+    assert found.bytes == sum(
+        p.stat().st_size for p in out.iterdir() if p.is_file() and p.name not in ("README.md", "report.html")
+    )
     assert found.digests["plan"] == Plan.load(out / "layerprune" / "plan.json").sha256()
 
 
 WEIGHTS_AND_CONFIG = ("model.safetensors", "config.json", "tokenizer.json")
-DOCUMENTS = ("README.md", "layerprune/plan.json", "layerprune/receipt.json", "layerprune/audit.json")
+DOCUMENTS = ("README.md", "report.html", "layerprune/plan.json", "layerprune/receipt.json", "layerprune/audit.json")
 
 
 @pytest.mark.parametrize("name", [*WEIGHTS_AND_CONFIG, *DOCUMENTS])
@@ -83,6 +86,7 @@ def rewrite(out, **changes):
     path = out / "layerprune" / "audit.json"
     Audit.load(path).model_copy(update=changes).save(path)
     write_card(out)  # the forger is careful
+    write_report(out)
 
 
 def test_a_prettier_verdict_is_found(out):
@@ -109,6 +113,7 @@ def test_a_foreign_base_is_found(out):
 
 def test_an_unaudited_folder_passes_and_says_so(out):
     (out / "layerprune" / "audit.json").unlink()
+    (out / "report.html").unlink()
     write_card(out)
     found = verify(out)
     assert (found.ok, found.audited) == (True, False)

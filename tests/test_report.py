@@ -71,8 +71,10 @@ class Page(html.parser.HTMLParser):
             assert self.open.pop() == tag, tag
 
 
-def test_the_page_needs_nothing_from_outside_and_is_well_formed(out):
-    text = write_report(out, [scores("ablation", (3, 4)), scores("cosine", (3, 4))]).read_text(encoding="utf-8")
+def test_the_page_needs_nothing_from_outside_and_is_well_formed(out, tmp_path):
+    text = write_report(
+        out, [scores("ablation", (3, 4)), scores("cosine", (3, 4))], to=tmp_path / "run.html"
+    ).read_text(encoding="utf-8")
     page = Page(text)
     assert page.fetched == []
     assert page.open == []
@@ -140,7 +142,7 @@ def test_the_page_renders_without_scrolling_sideways(out, tmp_path, width):
     """A screenshot at a phone's and a desk's width; the picture has the page's ground and its accent in it."""
     from PIL import Image
 
-    page = write_report(out, [scores("ablation", (3, 4))])
+    page = write_report(out, [scores("ablation", (3, 4))], to=tmp_path / "run.html")
     shot = tmp_path / f"{width}.png"
     quiet = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
     where = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400", f"--screenshot={shot}"]

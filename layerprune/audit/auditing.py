@@ -35,6 +35,7 @@ from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.report.card import write_card
+from layerprune.report.page import write_report
 from layerprune.subject import Subject
 from layerprune.tasks import Questions, load_questions
 
@@ -80,7 +81,7 @@ def audit(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Audit:
-    """Compare an exported checkpoint with its base and write ``layerprune/audit.json`` and the model card into it.
+    """Compare an exported checkpoint with its base and write audit.json, the model card and report.html into it.
 
     ``tasks``: lm-eval names, by default those of the plan. ``base``: where the base model is now, by default where it
     was exported from. ``compare``: other plans for the same base by label, run on the same items as removals.
@@ -108,6 +109,7 @@ def audit(
     result = _measure(job, progress)
     result.save(exported.folder / "layerprune" / Audit.filename)
     write_card(exported.folder)
+    write_report(exported.folder)
     return result
 
 

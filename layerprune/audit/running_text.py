@@ -39,7 +39,7 @@ def windows_of(text: str, subject: Subject, window: int = WINDOW, most: int = WI
 
     Each window is headed by the token that lm-eval puts before a text (the model's beginning-of-text token).
     """
-    ids = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = subject.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     cut = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
     if len(cut) < 2:
         raise UsageError(f"the text has {len(ids)} tokens; at least {2 * window} are needed to measure on it")

@@ -16,10 +16,10 @@ from layerprune.documents.base import pretty
 from layerprune.errors import LayerpruneError, one_line
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import current_card
+from layerprune.report.page import REPORT, render_report
 
 FOLDER = "layerprune"
 CARD = "README.md"
-REPORT = "report.html"
 NOT_LOOKED_AT = (".git", ".cache", ".gitattributes")  # what git and the Hub's client put beside a model
 
 
@@ -66,6 +66,7 @@ def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT
         problems += _figures(documents.audit)
     if documents.plan is not None and documents.receipt is not None:
         problems += _card(folder)
+        problems += _report(folder, documents.audit)
     found = {"plan": documents.plan, "receipt": documents.receipt, "audit": documents.audit}
     digests = {name: document.sha256() for name, document in found.items() if document is not None}
     return Verification(tuple(problems), files, size, documents.audit is not None, digests)
@@ -207,3 +208,9 @@ def _card(folder: Path) -> Iterator[str]:
         return
     if present != expected:
         yield f"{CARD}: the part between layerprune's marks is not what the documents say"
+
+
+def _report(folder: Path, audit: Audit | None) -> Iterator[str]:
+    path = folder / REPORT
+    if path.exists() and (audit is None or path.read_bytes() != render_report(folder).encode()):
+        yield f"{REPORT}: not what the documents give"

@@ -13,12 +13,20 @@ from layerprune.report.card import FILTERS, base_name, title
 REPORT = "report.html"
 
 
-def write_report(folder: Path, scores: Sequence[Scores] = ()) -> Path:
+def write_report(folder: Path, scores: Sequence[Scores] = (), to: Path | None = None) -> Path:
     """Write ``folder/report.html`` from the folder's documents and return its path; raises ``DocumentError``.
 
     ``scores`` are rankings to show layer by layer (the plan's own, cosine beside ablation); without any, the plan's
-    ranking is shown. The file holds everything it shows: styles and plots inside, no script, no external request.
+    ranking is shown. A report with scores belongs beside the run, so ``to`` says where; the one in the folder follows
+    from the folder alone, and ``verify`` holds it to that.
     """
+    path = to or Path(folder) / REPORT
+    write_atomically(path, render_report(folder, scores).encode())
+    return path
+
+
+def render_report(folder: Path, scores: Sequence[Scores] = ()) -> str:
+    """Return the page. It holds everything it shows: styles and plots inside, no script, no external request."""
     import jinja2
     from markupsafe import Markup
 
@@ -34,7 +42,7 @@ def write_report(folder: Path, scores: Sequence[Scores] = ()) -> Path:
         autoescape=True,
     )
     environment.filters |= {name: getattr(words, name) for name in FILTERS}
-    content = environment.get_template("report.html.jinja").render(
+    return environment.get_template("report.html.jinja").render(
         title=title(receipt),
         base=base_name(receipt.base.id),
         plan=plan,
@@ -47,8 +55,6 @@ def write_report(folder: Path, scores: Sequence[Scores] = ()) -> Path:
         layers=[(name, Markup(plot)) for name, plot in _layers(plan, scores)],
         path=Markup(path) if (path := _path(plan, scores)) else None,
     )
-    write_atomically(folder / REPORT, content.encode())
-    return folder / REPORT
 
 
 def _differences(audit: Audit) -> str:
