@@ -113,4 +113,5 @@ def _medians(runs: list[dict[str, float]]) -> dict[str, Measured]:
 def _device_name(subject: Subject) -> str:
     if subject.device.type == "cuda":
         return torch.cuda.get_device_name(subject.device)
-    return f"{subject.device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{subject.device.type}, {threads} thread{'s' if threads != 1 else ''}"
