@@ -3,7 +3,8 @@
     python tests/benchmarks/export_speed.py FOLDER [--gigabytes 8]
 
 Measures what export does to the disk (plan, copy, hash, flush); the logits proof, which loads the model, is not part.
-Each side runs in a process of its own, after the page cache was filled the same way; both flush to disk.
+Each side runs in a process of its own, reads the same files and flushes to disk; cp copies the whole base, and its time
+is counted for the share of the bytes that is kept.
 """
 
 from __future__ import annotations
@@ -118,19 +119,20 @@ def main() -> None:
     removal = Removal.from_units(range(1, layers, 4))
     plan_file = make_plan(base, removal).save(options.folder / "plan.json")
     command = [sys.executable, __file__, str(options.folder), "--write-only", str(plan_file), str(out)]
-    for round_ in range(2):  # the first one of each fills the page cache
-        shutil.rmtree(out, ignore_errors=True)
-        report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-        shutil.rmtree(copy, ignore_errors=True)
+    total = Checkpoint.open(base).nbytes
+    for round_ in range(3):
         start = time.perf_counter()
-        subprocess.run(["cp", "-r", str(out), str(copy)], check=True)
+        subprocess.run(["cp", "-r", str(base), str(copy)], check=True)
         subprocess.run(["sync", "-f", str(copy)], check=True)
-        report["cp_s"] = time.perf_counter() - start
-        report["base_gb"], report["kept_gb"] = (Checkpoint.open(place).nbytes / 1e9 for place in (base, out))
-        report |= {"round": round_, "ratio": report["written_s"] / report["cp_s"]}
-        print(json.dumps({key: round(value, 3) for key, value in report.items()}))
-    for place in (base, out, copy):
-        shutil.rmtree(place)
+        whole = time.perf_counter() - start
+        shutil.rmtree(copy)  # both sides read the same files and leave the same room in the page cache
+        report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+        kept = Checkpoint.open(out).nbytes
+        shutil.rmtree(out)
+        report |= {"round": round_, "base_gb": total / 1e9, "kept_gb": kept / 1e9, "cp_s": whole * kept / total}
+        report["ratio"] = report["written_s"] / report["cp_s"]
+        print(json.dumps({key: round(value, 3) for key, value in report.items()}), flush=True)
+    shutil.rmtree(base)
 
 
 if __name__ == "__main__":
