@@ -18,7 +18,7 @@ from layerprune.tasks.items import Request
 
 # Tokens in a batch. On a CPU a matrix product of some thousand rows runs at full rate (measured on two cores with AMX:
 # 2,048 rows of a 576-wide layer reach 95 % of the rate of 16,384); a card wants more in flight.
-CPU_TOKENS = 4096
+CPU_TOKENS = 1024
 CUDA_TOKENS = 32768
 # Hidden states of all removals of one batch may take this much; with more removals than fit, batches shrink.
 STATE_BYTES = 2 * 1024**3

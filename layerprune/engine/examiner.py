@@ -30,6 +30,7 @@ BLOCK_ITEMS = 50
 Harm = Callable[[dict[str, Outcomes]], np.ndarray]
 
 JOURNAL = "journal.jsonl"
+JOURNAL_FORMAT = 1  # raised when an entry's form changes: entries of another form are left alone
 
 Piece = dict[str, Outcomes]  # one removal on one block, by task
 
@@ -152,6 +153,7 @@ class Examiner:
         subject = self.engine.subject
         settings = {
             "layerprune": __version__,
+            "journal": JOURNAL_FORMAT,
             "model": subject.ref.fingerprint,
             "dtype": str(subject.dtype),
             "device": subject.device.type,

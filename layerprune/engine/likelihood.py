@@ -37,6 +37,22 @@ class Places:
         self.owner = np.array(owner)  # (graded,) which of ``requests`` it belongs to
 
 
+def _normalised(logits: Tensor, which: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities (float32) of the tokens ``asked`` in the rows ``which``, and whether each is argmax.
+
+    A log_softmax, spelt out to pass over the logits as few times as can be: with the head computed at answer positions
+    only, these passes and not its matrix product are most of its price (measured on two cores, 341 x 49,152: conversion,
+    log_softmax and argmax 128 ms, this 30 ms, the product 15 ms).
+    """
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits.clone()
+    chosen, top = wide[which, asked], wide.amax(dim=-1)
+    best = chosen == top[which]
+    for place in torch.nonzero(best)[:, 0].tolist():  # of equal logits the first is the greedy one
+        best[place] = not (wide[which[place], : asked[place]] == top[which[place]]).any()
+    total = wide.sub_(top[:, None]).exp_().sum(dim=-1, dtype=wide.dtype)
+    return chosen - top[which] - total.log()[which], best
+
+
 def grade(walk: Walk, hidden: Tensor, places: Places, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (sums of log-probabilities in nats, all tokens greedy) for the batch's requests, both (requests,).
 
@@ -50,12 +66,11 @@ def grade(walk: Walk, hidden: Tensor, places: Places, vocabulary: int) -> tuple[
     sorted_places = places.place[order]
     for start in range(0, len(hidden), piece):
         inside = slice(*np.searchsorted(sorted_places, [start, start + piece]))
-        logits = walk.logits(hidden[start : start + piece]).float()  # (piece, vocabulary)
+        logits = walk.logits(hidden[start : start + piece])  # (piece, vocabulary)
         which = torch.as_tensor(sorted_places[inside] - start, device=logits.device)
         asked = torch.as_tensor(places.tokens[order[inside]], device=logits.device)
-        # log_softmax is one fused pass (measured: 9.5 ms where logsumexp takes 55 ms, 100 x 49,152 on two cores).
-        logs[order[inside]] = logits.log_softmax(dim=-1)[which, asked].double().cpu().numpy()
-        greedy[order[inside]] = (logits.argmax(dim=-1)[which] == asked).cpu().numpy()
+        found, best = _normalised(logits, which, asked)
+        logs[order[inside]], greedy[order[inside]] = found.double().cpu().numpy(), best.cpu().numpy()
     sums = np.zeros(len(places.requests))
     np.add.at(sums, places.owner, logs)
     wrong = np.zeros(len(places.requests), dtype=bool)
