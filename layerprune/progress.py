@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -16,15 +16,9 @@ class Advance(Protocol):
 class Progress(Protocol):
     """Shows named pieces of work, each with a total, and remarks between them."""
 
-    def task(self, description: str, total: float | None, unit: str = "") -> _Task: ...
+    def task(self, description: str, total: float | None, unit: str = "") -> AbstractContextManager[Advance]: ...
 
     def note(self, message: str) -> None: ...
-
-
-class _Task(Protocol):
-    def __enter__(self) -> Advance: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class Silent:
