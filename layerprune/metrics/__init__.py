@@ -9,8 +9,15 @@ METRICS = Registry(
     group="layerprune.metrics",
     builtin={
         "ablation": "layerprune.metrics.ablation:Ablation",
+        "angular": "layerprune.metrics.angular:Angular",
         "cosine": "layerprune.metrics.cosine:Cosine",
+        "magnitude": "layerprune.metrics.magnitude:Magnitude",
+        "output": "layerprune.metrics.output:Output",
+        "perplexity": "layerprune.metrics.perplexity:Perplexity",
         "random": "layerprune.metrics.baselines:Random",
+        "relative": "layerprune.metrics.relative:Relative",
         "reverse-order": "layerprune.metrics.baselines:ReverseOrder",
+        "shapley": "layerprune.metrics.shapley:Shapley",
+        "taylor": "layerprune.metrics.taylor:Taylor",
     },
 )

@@ -1,0 +1,33 @@
+"""The loss on text under many removals: what ``perplexity`` and ``shapley`` ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerprune.engine import Engine
+from layerprune.progress import Progress
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks import Request
+
+INTACT = Removal(())
+
+
+def text_losses(
+    subject: Subject, texts: Sequence[tuple[int, ...]], removals: Sequence[Removal], progress: Progress, label: str
+) -> np.ndarray:
+    """Return the loss of every text under every removal, in nats summed over its tokens; (removals, texts).
+
+    Every token but a text's first is predicted. What removals have in common is computed once.
+    """
+    requests = [Request(tuple(text), len(text) - 1) for text in texts]
+    with progress.task(label, len(texts) * len(removals), "texts") as advance:
+        sums, _ = Engine(subject).measure(requests, [[i] for i in range(len(texts))], removals, advance)
+    return -sums
+
+
+def predicted_tokens(texts: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens of the texts are predicted."""
+    return sum(len(text) - 1 for text in texts)
