@@ -10,7 +10,7 @@ from layerprune.cli.demonstrated import shown
 from layerprune.demo import sequence
 from layerprune.demo.sequence import ABLATION, COSINE, Amounts, Chosen, Finished, Spoken, run_demo
 from layerprune.documents import PRUNED, Audit, Plan, Receipt, Scores
-from layerprune.errors import UsageError
+from layerprune.errors import TaskError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,17 @@ def test_what_is_printed_names_what_a_reader_needs(ran):
     assert f"cosine, on the same items: accuracy {100 * audit.overall[COSINE].difference:+.1f} points" in said
     for path in ran[0][Finished].paths:
         assert str(path) in said
+
+
+def test_items_on_which_the_intact_model_looks_like_guessing_are_doubled_once_and_it_says_so(home, monkeypatch):
+    stand_in(monkeypatch, home)
+    heard = Heard()
+    results = run_demo(home / "doubled", amounts=Amounts(select=1, audit=10), progress=heard)
+    with pytest.raises(TaskError, match="at chance"):  # two items tell no more than one
+        next(results)
+    assert [note for note in heard.notes if "asking 2 items of each task instead" in note and "at chance" in note]
+    chosen = next(run_demo(home / "enough", amounts=Amounts(select=2, audit=10), progress=heard))
+    assert {data.items for scores in chosen.scores.values() for data in scores.data} == {4}
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_fetched(tmp_path, monkeypatch):

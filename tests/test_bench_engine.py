@@ -1,0 +1,36 @@
+"""How much the engine saves, on the demonstration's model and questions (make bench); every figure is printed."""
+
+import time
+
+import pytest
+
+from layerprune.demo.model import fetch_model
+from layerprune.demo.questions import TASKS, fetch_questions
+from layerprune.engine import Engine, Examiner
+from layerprune.engine.paths import PlainPath
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+
+ITEMS = 4  # of each task: the plain path needs minutes for more
+
+
+@pytest.mark.bench
+def test_all_layers_by_the_chosen_path_against_plain_forwards():
+    subject = Subject.load(str(fetch_model()))
+    questions = load_questions(TASKS, subject.encoder, use="selection", data_dir=fetch_questions(), limit=ITEMS)
+    removals = [Removal.of(layer) for layer in range(subject.anatomy.depth)]
+    chosen, plain = Engine(subject), Engine(subject)
+    examiners = {"chosen": Examiner(chosen, questions), "plain": Examiner(plain, questions)}
+    examiners["chosen"].outcomes([Removal(())], "self-test and intact model")
+    plain.path, plain.longest = PlainPath(subject), 10**9  # no self-test: this is what it would test against
+    seconds = {}
+    for name, examiner in examiners.items():
+        start = time.perf_counter()
+        examiner.outcomes(removals, name)
+        seconds[name] = time.perf_counter() - start
+    gain = seconds["plain"] / seconds["chosen"]
+    print(f"\n{len(removals)} removals x {ITEMS * len(TASKS)} items, {subject.dtype}, path {chosen.path.name}:")
+    print(f"  {seconds['chosen']:.1f} s against {seconds['plain']:.1f} s by plain forwards: {gain:.1f} times as fast")
+    print(f"  work not done: {examiners['chosen'].account.avoided:.0%} of tokens x layers")
+    assert gain > 1
