@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from layerprune import __version__
 from layerprune.anatomy import Anatomy
+from layerprune.checkpoint import locate
 from layerprune.documents import (
     BaseTask,
     Candidate,
@@ -26,7 +27,8 @@ from layerprune.documents import (
     Search,
 )  # fmt: skip
 from layerprune.engine import JOURNAL, Engine, Examiner
-from layerprune.errors import TaskError, UsageError
+from layerprune.errors import RefusedError, TaskError, UsageError
+from layerprune.export import rehearse
 from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import INTACT, examine_base
 from layerprune.metrics.base import Data, Metric
@@ -46,6 +48,7 @@ DEFAULT_LIMIT = 1000
 # Share of the selection items that no search sees: the chosen removal is judged on them once, for the prediction.
 HELD_BACK = 0.2
 OPTIMISTIC = "the items that selected; expect it to be too good"
+UNREHEARSED = "planned without the model: whether export and other readers take the result was not looked at"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class PlanRequest:
     score: ScoreRequest
     drop: str
     search: str | None = None
+    keep_period: bool = False  # only removals that llama.cpp and vLLM would read rightly
 
 
 def score_model(request: ScoreRequest, *, run_folder: Path | None = None, progress: Progress = SILENT) -> Scores:
@@ -92,6 +96,8 @@ def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = S
     _, metric = build(METRICS, request.score.metric)
     search_entry, search = build(SEARCHES, request.search or metric.search)
     desk = Desk.open(request.score, run_folder, progress, held_back=HELD_BACK, drop=request.drop)
+    if request.keep_period:
+        desk.constraints = replace(desk.constraints, check=keeping_period(desk.subject.anatomy))
     drop = parse_drop(request.drop, desk.constraints.depth)
     desk.data.keep = _kept(request.score, desk.constraints, search, drop)
 
@@ -100,14 +106,16 @@ def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = S
 
     look = search.proposed_by(desk.judge_by(search.by)) if isinstance(search, Cascade) else search
     found = look(desk.judge, desk.constraints, drop, seed=request.score.seed, watch=watch)
+    desk.rehearse(found.removal)
     scores = desk.scores(found.rounds)
     plan = _plan(
         scores,
         found,
         Search(name=search_entry.name, options=options_of(search)),
-        desk.limits(),
+        desk.limits(request.keep_period),
         request.drop,
         desk.predict(found.removal),
+        desk.subject.anatomy.misread(found.removal),
     )
     scores.save(run_folder / Scores.filename)
     plan.save(run_folder / Plan.filename)
@@ -137,11 +145,17 @@ def replan(scores: Scores, drop: str, protect: str | None = None, *, search: str
             "plan from the model, or use --search one-shot"
         ) from error
     limits = Limits(protect=tuple(sorted(constraints.protect)))
-    return _plan(scores, found, Search(name=entry.name, options=options_of(chosen)), limits, drop, None)
+    return _plan(scores, found, Search(name=entry.name, options=options_of(chosen)), limits, drop, None, (UNREHEARSED,))
 
 
 def _plan(
-    scores: Scores, found: Found, search: Search, limits: Limits, requested: str, predicted: Prediction | None
+    scores: Scores,
+    found: Found,
+    search: Search,
+    limits: Limits,
+    requested: str,
+    predicted: Prediction | None,
+    warnings: tuple[str, ...],
 ) -> Plan:
     return Plan(
         model=scores.model,
@@ -155,6 +169,7 @@ def _plan(
         scores_sha256=scores.sha256(),
         data=scores.data,
         predicted=predicted,
+        warnings=warnings,
         seed=scores.seed,
         versions=scores.versions,
     )
@@ -268,8 +283,14 @@ class Desk:
             owner=self.entry.owner,
         )
 
-    def limits(self) -> Limits:
-        return Limits(protect=tuple(sorted(self.constraints.protect)), architecture=self.subject.anatomy.remarks)
+    def limits(self, keep_period: bool) -> Limits:
+        protect, architecture = tuple(sorted(self.constraints.protect)), self.subject.anatomy.remarks
+        return Limits(protect=protect, architecture=architecture, keep_period=keep_period)
+
+    def rehearse(self, removal: Removal) -> None:
+        """Raise ``RefusedError`` where export would refuse: before a plan is written that nobody can carry out."""
+        folder = locate(self.request.model, self.subject.ref.revision)  # the very snapshot that was scored
+        rehearse(folder.path, removal, trust_remote_code=self.request.trust_remote_code)
 
     def predict(self, removal: Removal) -> Prediction | None:
         """Judge the chosen removal on the held-back items; None for a metric that answers no items."""
@@ -297,6 +318,18 @@ class Desk:
             interval=(round(low, 6), round(high, 6)),
             tasks=tasks,
         )
+
+
+def keeping_period(anatomy: Anatomy) -> Callable[[Removal], None]:
+    """Return ``Anatomy.check`` that refuses what other readers would misread, too."""
+
+    def check(removal: Removal) -> None:
+        anatomy.check(removal)
+        misread = anatomy.misread(removal)
+        if misread:
+            raise RefusedError("; ".join(misread))
+
+    return check
 
 
 def _units(unit: str, anatomy: Anatomy) -> tuple[Unit, ...] | None:

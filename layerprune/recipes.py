@@ -95,7 +95,8 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
         load_tasks(recipe.audit.tasks, recipe.include_path, Path(recipe.data_dir) if recipe.data_dir else None)
     options = _told(recipe, {"revision": recipe.revision, "protect": recipe.plan.protect, **recipe.score.model_dump()})
     score = ScoreRequest(model=recipe.model, **options)
-    request = PlanRequest(score=score, drop=recipe.plan.drop, search=recipe.plan.search)
+    step = recipe.plan
+    request = PlanRequest(score=score, drop=step.drop, search=step.search, keep_period=bool(step.keep_period))
     return plan_model(request, run_folder=folder, progress=progress)
 
 

@@ -58,7 +58,7 @@ class Subject:
             tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{model} cannot be read by transformers: {one_line(error)}") from error
-        anatomy = read_anatomy(config)
+        anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
         place, wanted = _device(device), _dtype(dtype, config, device)
         try:
             loaded, info = AutoModelForCausalLM.from_pretrained(

@@ -54,6 +54,12 @@ def score(console: Console, model: str, output: Path, force: bool, **options: An
 @click.option("--drop", required=True, metavar="N|N%", help="How many layers to remove, or which share of them.")
 @click.option("--search", metavar="SPEC", help=f"{SEARCHES}. Default: the metric's own, greedy for ablation.")
 @click.option("--racing/--no-racing", default=None, help="Stop layers early that are clearly not next. Default: yes.")
+@click.option(
+    "--keep-period",
+    is_flag=True,
+    default=None,
+    help="Only removals that llama.cpp and vLLM read rightly; whole periods go with --search blocks.",
+)
 @click.option("--scores", type=opt.FILE, metavar="FILE", help="Plan from this scores.json instead of a model.")
 @opt.scoring
 @opt.output("Folder that gets scores.json and plan.json.")

@@ -18,6 +18,7 @@ def plan_anew(
     model: str | None,
     drop: str,
     search: str | None,
+    keep_period: bool | None,
     scores: None,
     output: Path,
     force: bool,
@@ -33,7 +34,8 @@ def plan_anew(
         raise UsageError(
             f"{output / Scores.filename} exists; plan from it with --scores, give another folder with -o, or --force"
         )
-    request = PlanRequest(score=ScoreRequest(model=model, **opt.given(options)), drop=drop, search=search)
+    score = ScoreRequest(model=model, **opt.given(options))
+    request = PlanRequest(score=score, drop=drop, search=search, keep_period=bool(keep_period))
     return plan_model(request, run_folder=output, progress=progress)
 
 

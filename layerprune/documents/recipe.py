@@ -48,6 +48,7 @@ class PlanStep(Part):
     drop: Text = Field(description="a count, 6, or a share, 25%")
     protect: Text | None = Field(default=None, description="layers never to remove: 0,1,-1")
     search: str | None = None
+    keep_period: bool | None = Field(default=None, description="only removals that other readers take rightly")
 
 
 class ExportStep(Part):

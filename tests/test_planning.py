@@ -1,0 +1,100 @@
+"""What planning does beyond the search: warnings about other readers, export rehearsed, the period kept when asked."""
+
+import cli_tiny
+import pytest
+from cli_tiny import done, last_line
+
+from layerprune.anatomy import read_anatomy
+from layerprune.anatomy.tiny import save_tiny, tiny_config
+from layerprune.documents import Limits, Plan
+from layerprune.errors import RefusedError
+from layerprune.planners import Constraints
+from layerprune.planners.blocks import allowed_runs
+from layerprune.planning import keeping_period
+
+LAST = ("--protect", "0,1,2,3,4")  # of six layers only the last may go
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A tiny gemma2, whose layers alternate and whose alternation llama.cpp guesses, with a tokenizer."""
+    folder = cli_tiny.make(tmp_path_factory.mktemp("planning"))
+    save_tiny("gemma2", folder / "gemma2", num_hidden_layers=6)
+    for path in (folder / "base").glob("tokenizer*"):
+        (folder / "gemma2" / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def plan(home, out, *words):
+    return ["plan", home / "gemma2", "--metric", "reverse-order", *words, "-o", out]
+
+
+def test_a_plan_that_another_reader_would_misread_says_so(home, tmp_path):
+    said = done(*plan(home, tmp_path / "run", "--drop", 1, "--protect", "-1")).stdout
+    warnings = Plan.load(tmp_path / "run" / "plan.json").warnings
+    assert len(warnings) == 1
+    assert warnings[0].startswith("llama.cpp takes layer_types of gemma2 to repeat every 2 layers")
+    assert f"warning: {warnings[0]}" in said
+
+
+def test_a_plan_that_is_read_rightly_warns_of_nothing(home, tmp_path):
+    done(*plan(home, tmp_path / "run", "--drop", 1, *LAST))
+    assert Plan.load(tmp_path / "run" / "plan.json").warnings == ()
+
+
+def test_the_period_is_kept_when_asked_for(home, tmp_path):
+    done(*plan(home, tmp_path / "run", "--drop", 1, *LAST, "--keep-period"))
+    kept = Plan.load(tmp_path / "run" / "plan.json")
+    assert kept.removal == (5,)
+    assert kept.limits.keep_period
+    said = last_line(*plan(home, tmp_path / "no", "--drop", 1, "--protect", "-1", "--keep-period"))
+    assert said.startswith("cannot remove 1 layers")
+    assert "llama.cpp takes layer_types of gemma2" in said
+    assert not (tmp_path / "no" / "plan.json").exists()
+
+
+def test_whole_periods_may_go_from_anywhere():
+    anatomy = read_anatomy(tiny_config("gemma2", num_hidden_layers=6))
+    constraints = Constraints(6, check=keeping_period(anatomy))
+    assert [run.units for run in allowed_runs(constraints, 1)] == [(5,)]
+    assert [run.units for run in allowed_runs(constraints, 2)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+
+
+def test_what_export_would_refuse_is_refused_before_a_plan_is_written(home, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(folder, removal, *, trust_remote_code):
+        asked.append((folder, removal.units, trust_remote_code))
+        raise RefusedError("layers of this model do not move")
+
+    monkeypatch.setattr("layerprune.planning.rehearse", refuse)
+    said = last_line(*plan(home, tmp_path / "run", "--drop", 1, *LAST, "--trust-remote-code"))
+    assert said == "layers of this model do not move"
+    assert asked == [(home / "gemma2", (5,), True)]
+    assert not list(tmp_path.rglob("plan.json"))
+
+
+def test_trust_reaches_the_reading_of_the_anatomy(home, tmp_path, monkeypatch):
+    import layerprune.subject
+
+    trusted, real = [], layerprune.subject.read_anatomy
+
+    def read(config, *, trust_remote_code=False):
+        trusted.append(trust_remote_code)
+        return real(config, trust_remote_code=trust_remote_code)
+
+    monkeypatch.setattr("layerprune.subject.read_anatomy", read)
+    done(*plan(home, tmp_path / "a", "--drop", 1, *LAST, "--trust-remote-code"))
+    done(*plan(home, tmp_path / "b", "--drop", 1, *LAST))
+    assert trusted == [True, False]
+
+
+def test_planning_from_scores_says_that_export_was_not_tried(home, tmp_path):
+    done(*plan(home, tmp_path / "run", "--drop", 1, *LAST))
+    done("plan", "--scores", tmp_path / "run" / "scores.json", "--drop", 1, "-o", tmp_path / "again")
+    assert "planned without the model" in Plan.load(tmp_path / "again" / "plan.json").warnings[0]
+
+
+def test_limits_without_the_option_hash_as_they_did_before_there_was_one():
+    assert Limits(protect=(1,)).model_dump() == {"protect": (1,), "architecture": ()}
+    assert Limits(keep_period=True).model_dump()["keep_period"] is True
