@@ -67,7 +67,7 @@ trust_remote_code = click.option(
     "--trust-remote-code", is_flag=True, default=None, help="Run the Python files of the model. Default: refuse."
 )
 
-items = together(
+sources = together(
     click.option(
         "--include-path",
         type=FOLDER,
@@ -76,6 +76,9 @@ items = together(
         help="Folder of lm-eval task YAMLs to add; may be repeated.",
     ),
     click.option("--data-dir", type=FOLDER, metavar="DIR", help="Folder that mirrors Hub dataset ids (owner/name)."),
+)
+items = together(
+    sources,
     click.option(
         "--num-fewshot",
         type=click.IntRange(min=0),
