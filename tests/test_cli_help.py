@@ -146,7 +146,12 @@ def test_version():
         (["plan", "m", "--drop", "1", "-o", "x", "--tasks", " , "], "no name given"),
         (["audit", "x", "--compare", "cosine"], "write cosine=cosine/plan.json"),
         (["--vrbose"], "No such option '--vrbose'"),
-        (["inspect"], "Missing argument 'MODEL'"),
+        (["export", "-o", "x"], "Missing argument 'PLAN'"),
+        (["inspect"], "name the MODEL to look at, or give --zoo"),
+        (["inspect", "m", "--zoo"], "give no MODEL with it"),
+        (["inspect", "m", "--types", "llama"], "--types tries tiny models"),
+        (["inspect", "--zoo", "--revision", "x"], "--revision is for a MODEL"),
+        (["inspect", "--zoo", "--types", "lama"], "no causal-LM type 'lama'. Did you mean 'llama'?"),
     ],
 )
 def test_faults_of_the_command_line_take_one_line_and_exit_code_2(words, answer):
