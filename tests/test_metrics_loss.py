@@ -13,7 +13,7 @@ from torch import nn
 
 from layerprune.documents import Scores
 from layerprune.errors import ModelError, UsageError
-from layerprune.metrics import METRICS, output
+from layerprune.metrics import METRICS, output, taylor
 from layerprune.metrics.losses import INTACT, predicted_tokens, text_losses
 from layerprune.metrics.magnitude import Magnitude
 from layerprune.metrics.output import Output
@@ -175,6 +175,14 @@ def test_taylor_leaves_the_model_as_it_was(of):
     assert not first.requires_grad
     assert all(parameter.grad is None for parameter in subject.model.parameters())
     assert all("forward" not in vars(layer) for layer in subject.layers)
+
+
+@pytest.mark.parametrize("of", ["update", "weights"])
+def test_taylor_does_not_depend_on_the_batches(of, monkeypatch):
+    subject = subject_of("llama")
+    whole = scores(Taylor(of=of), subject)
+    monkeypatch.setattr(taylor, "BATCH_TOKENS", 9)
+    assert scores(Taylor(of=of), subject) == pytest.approx(whole, rel=1e-3)
 
 
 # magnitude
