@@ -15,7 +15,7 @@ import numpy as np
 from layerprune.tasks.items import Request
 
 # A row may grow to this many tokens by taking in further groups that share a prefix with it. Attention in a row costs
-# tokens squared, the rest tokens: at 1,024 tokens attention is about a fifth of a layer of a 135M model (d = 576).
+# tokens squared, the rest tokens: at 1,024 tokens its scores are a quarter of a layer's arithmetic where d = 576.
 ROW_TOKENS = 1024
 # Joining two groups must save at least this share of the tokens of the smaller one, or the row only grows.
 MIN_SHARED = 0.25
