@@ -67,7 +67,7 @@ def test_what_export_would_refuse_is_refused_before_a_plan_is_written(home, tmp_
         asked.append((folder, removal.units, trust_remote_code))
         raise RefusedError("layers of this model do not move")
 
-    monkeypatch.setattr("layerprune.planning.rehearse", refuse)
+    monkeypatch.setattr("layerprune.planning.desk.rehearse", refuse)
     said = last_line(*plan(home, tmp_path / "run", "--drop", 1, *LAST, "--trust-remote-code"))
     assert said == "layers of this model do not move"
     assert asked == [(home / "gemma2", (5,), True)]

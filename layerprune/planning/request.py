@@ -1,0 +1,42 @@
+"""What scoring and planning are asked: plain values, with their one default each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# Items of each task that select when --limit does not say otherwise. One accuracy on 1,000 items has a standard error
+# of 1.5 points; with a few hundred a search fits its items and not the model (measured on SmolLM2-135M).
+DEFAULT_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What ``layerprune score`` is asked."""
+
+    model: str
+    metric: str = "ablation"
+    tasks: tuple[str, ...] = ()
+    include_path: tuple[Path, ...] = ()
+    data_dir: Path | None = None
+    limit: int = DEFAULT_LIMIT
+    num_fewshot: int | None = None
+    batch_size: int | str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    revision: str | None = None
+    trust_remote_code: bool = False
+    protect: str | None = None
+    racing: bool = True  # stop candidates that are clearly not among the next to go
+    unit: str = "layer"  # "half": the MLP of a layer with the attention of the next is a candidate too
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What ``layerprune plan`` is asked."""
+
+    score: ScoreRequest
+    drop: str
+    search: str | None = None
+    keep_period: bool = False  # only removals that llama.cpp and vLLM would read rightly
