@@ -6,7 +6,7 @@ from cli_tiny import done, last_line
 
 from layerprune.anatomy import read_anatomy
 from layerprune.anatomy.tiny import save_tiny, tiny_config
-from layerprune.documents import Limits, Plan
+from layerprune.documents import Limits, Plan, Scores
 from layerprune.errors import RefusedError
 from layerprune.planners import Constraints
 from layerprune.planners.blocks import allowed_runs
@@ -89,10 +89,59 @@ def test_trust_reaches_the_reading_of_the_anatomy(home, tmp_path, monkeypatch):
     assert trusted == [True, False]
 
 
-def test_planning_from_scores_says_that_export_was_not_tried(home, tmp_path):
-    done(*plan(home, tmp_path / "run", "--drop", 1, *LAST))
-    done("plan", "--scores", tmp_path / "run" / "scores.json", "--drop", 1, "-o", tmp_path / "again")
+def rescored(home, folder, **scores_of):
+    """Score every layer of the tiny gemma2 by their order, and return the file, with these scores and config put in."""
+    done("score", *plan(home, folder)[1:], "--force")
+    scores = Scores.load(folder / "scores.json")
+    by_unit = {candidate.removal: candidate for candidate in scores.rounds[0].candidates}
+    for layer, score in scores_of.get("scores", {}).items():
+        by_unit[(layer,)] = by_unit[(layer,)].model_copy(update={"score": score})
+    rounds = (scores.rounds[0].model_copy(update={"candidates": tuple(by_unit.values())}),)
+    changed = {"rounds": rounds, "config": scores_of.get("config", scores.config)}
+    return scores.model_copy(update=changed).save(folder / "scores.json")
+
+
+def test_scores_hold_the_config_they_were_measured_with(home, tmp_path):
+    scores = Scores.load(rescored(home, tmp_path))
+    assert scores.config == (home / "gemma2" / "config.json").read_text()
+    without = scores.model_copy(update={"config": None})
+    assert without.model_dump() == {k: v for k, v in scores.model_dump().items() if k != "config"}
+    assert Scores.parse(without.model_dump(mode="json"), "x").sha256() == without.sha256() != scores.sha256()
+
+
+def test_planning_from_scores_without_a_config_says_what_was_not_looked_at(home, tmp_path):
+    scores = rescored(home, tmp_path, config=None)
+    done("plan", "--scores", scores, "--drop", 1, "-o", tmp_path / "again")
     assert "planned without the model" in Plan.load(tmp_path / "again" / "plan.json").warnings[0]
+    said = last_line("plan", "--scores", scores, "--drop", 1, "--keep-period", "-o", tmp_path / "no")
+    assert said.startswith("--keep-period needs the model's config")
+    other = rescored(home, tmp_path, config='{"model_type": "of tomorrow"}')
+    done("plan", "--scores", other, "--drop", 1, "-o", tmp_path / "tomorrow")
+    assert "planned without the model" in Plan.load(tmp_path / "tomorrow" / "plan.json").warnings[0]
+
+
+def test_planning_from_scores_warns_and_keeps_the_period_as_planning_from_the_model_does(home, tmp_path):
+    scores = rescored(home, tmp_path, scores={2: -9.0})
+    done("plan", "--scores", scores, "--drop", 1, "-o", tmp_path / "a")
+    misread = Plan.load(tmp_path / "a" / "plan.json")
+    assert misread.removal == (2,)
+    assert misread.warnings[0].startswith("llama.cpp takes layer_types of gemma2 to repeat every 2 layers")
+    done("plan", "--scores", scores, "--drop", 1, "--keep-period", "-o", tmp_path / "b")
+    kept = Plan.load(tmp_path / "b" / "plan.json")
+    assert (kept.removal, kept.warnings, kept.limits.keep_period) == ((5,), (), True)
+
+
+def test_planning_from_scores_proposes_only_what_the_architecture_allows(home, tmp_path):
+    """Layers that may go one by one and not both: the attention of a hybrid. No single score shows it."""
+    kinds = ["linear_attention", "full_attention"] * 2 + ["linear_attention"] * 2
+    config = tiny_config("qwen3_next", num_hidden_layers=6, layer_types=kinds)
+    config.save_pretrained(tmp_path / "config")
+    hybrid = (tmp_path / "config" / "config.json").read_text()
+    scores = rescored(home, tmp_path, scores={1: -9.0, 3: -8.0, 0: -7.0}, config=hybrid)
+    done("plan", "--scores", scores, "--drop", 2, "-o", tmp_path / "run")
+    planned = Plan.load(tmp_path / "run" / "plan.json")
+    assert planned.order == (1, 0)
+    assert "a hybrid keeps at least one attention layer" in planned.limits.architecture
 
 
 def test_limits_without_the_option_hash_as_they_did_before_there_was_one():

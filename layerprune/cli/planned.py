@@ -10,7 +10,7 @@ from layerprune.documents import Plan, Scores
 from layerprune.errors import UsageError
 from layerprune.progress import Progress
 
-FOR_SCORES = ("protect", "search")  # what can still be said when the scores are there
+FOR_SCORES = ("protect", "search", "keep_period")  # what can still be said when the scores are there
 
 
 def plan_anew(
@@ -44,6 +44,7 @@ def plan_from_scores(
     model: str | None,
     drop: str,
     search: str | None,
+    keep_period: bool | None,
     scores: Path,
     output: Path,
     force: bool,
@@ -58,7 +59,7 @@ def plan_from_scores(
         what = "a MODEL" if model is not None else f"--{unused[0].replace('_', '-')}"
         raise UsageError(f"--scores plans without a model: {what} cannot be given with it")
     read = Scores.load(scores)
-    planned = replan(read, drop, options["protect"], search=search)
+    planned = replan(read, drop, options["protect"], search=search, keep_period=bool(keep_period))
     copy = output / Scores.filename
     if not (copy.exists() and copy.samefile(scores)):
         if copy.exists() and not force:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units
@@ -74,5 +74,14 @@ class Scores(Document):
     base: dict[str, BaseTask] = Field(default_factory=dict)
     rounds: tuple[Round, ...]
     engine: EngineReport | None = None
+    config: str | None = Field(
+        default=None, description="config.json of the model as it stands: what may be removed follows from it"
+    )
     seed: int
     versions: dict[str, str]
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not there: scores made before they held the config keep their hash."""
+        data: dict[str, Any] = write(self)
+        return data if self.config is not None else {key: value for key, value in data.items() if key != "config"}

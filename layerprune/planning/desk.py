@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerprune.checkpoint import locate
+from layerprune.checkpoint import contained, locate
 from layerprune.documents import BaseTask, Candidate, EngineReport, Limits, MetricRef, Round, Scores
 from layerprune.engine import JOURNAL, Engine, Examiner
 from layerprune.errors import TaskError, UsageError
@@ -109,6 +109,7 @@ class Desk:
             base=self.base,
             rounds=rounds,
             engine=self._engine_report(),
+            config=contained(self._folder, "config.json").read_text(encoding="utf-8"),
             seed=self.request.seed,
             versions=tool_versions(),
         )
@@ -141,8 +142,11 @@ class Desk:
 
     def rehearse(self, removal: Removal) -> None:
         """Raise ``RefusedError`` where export would refuse: before a plan is written that nobody can carry out."""
-        folder = locate(self.request.model, self.subject.ref.revision)  # the very snapshot that was scored
-        rehearse(folder.path, removal, trust_remote_code=self.request.trust_remote_code)
+        rehearse(self._folder, removal, trust_remote_code=self.request.trust_remote_code)
+
+    @property
+    def _folder(self) -> Path:
+        return locate(self.request.model, self.subject.ref.revision).path  # the very snapshot that was scored
 
 
 def _questions(request: ScoreRequest, subject: Subject) -> Questions:

@@ -1,38 +1,90 @@
-"""Planning again from recorded scores: no model, so nothing that only a model can tell."""
+"""Planning again from recorded scores: no model, only its config, which says what may be removed."""
 
 from __future__ import annotations
 
-from layerprune.documents import Limits, Plan, Scores, Search
-from layerprune.errors import UsageError
-from layerprune.planners import SEARCHES, Constraints, parse_drop, parse_protect, table_judge
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from layerprune import documents
+from layerprune.anatomy import Anatomy, load_config, read_anatomy
+from layerprune.documents import Limits, Plan, Scores
+from layerprune.errors import ModelError, UsageError
+from layerprune.export import rehearse
+from layerprune.planners import SEARCHES, Constraints, Found, Search, parse_drop, parse_protect, table_judge
+from layerprune.planners.constraints import Move
+from layerprune.planning.limits import keeping_period
 from layerprune.planning.written import written
 from layerprune.specs import build, options_of
 
 UNREHEARSED = "planned without the model: whether export and other readers take the result was not looked at"
 
 
-def replan(scores: Scores, drop: str, protect: str | None = None, *, search: str | None = None) -> Plan:
-    """Plan from recorded scores, without a model; a search that needs what was not scored is a ``UsageError``."""
-    depth = scores.model.layers
-    wanted = parse_drop(drop, depth)
+def replan(
+    scores: Scores, drop: str, protect: str | None = None, *, search: str | None = None, keep_period: bool = False
+) -> Plan:
+    """Plan from recorded scores, without a model; a search that needs what was not scored is a ``UsageError``.
+
+    What the architecture allows is read off the config in the scores, and export is rehearsed with it. Scores that hold
+    none, or one that this transformers cannot build without the model's own code, give a plan that says so.
+    """
+    wanted = parse_drop(drop, scores.model.layers)
+    moves = _moves(scores)
+    entry, chosen = build(SEARCHES, search or ("greedy" if len(scores.rounds) >= wanted > 1 else "one-shot"))
+    with TemporaryDirectory() as folder:
+        anatomy = _anatomy(scores, Path(folder))
+        constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), anatomy, keep_period)
+        found = _found(chosen, scores, constraints, wanted)
+        if anatomy is not None:
+            rehearse(Path(folder), found.removal)
+    limits = Limits(
+        protect=tuple(sorted(constraints.protect)),
+        architecture=anatomy.remarks if anatomy is not None else (),
+        keep_period=keep_period,
+    )
+    warnings = anatomy.misread(found.removal) if anatomy is not None else (UNREHEARSED,)
+    how = documents.Search(name=entry.name, options=options_of(chosen))
+    return written(scores, found, how, limits, drop, None, warnings)
+
+
+def _moves(scores: Scores) -> list[Move]:
     moves = [candidate.removal for candidate in scores.rounds[0].candidates]
     if len({unit for move in moves for unit in move}) < sum(map(len, moves)):
         raise UsageError("scores.json holds whole sets of layers, as its search judged them; plan from the model")
-    constraints = Constraints(
-        depth,
-        protect=parse_protect(protect, depth),
+    return moves
+
+
+def _anatomy(scores: Scores, folder: Path) -> Anatomy | None:
+    """Lay the recorded config into ``folder`` and read it; None where it cannot be read without the model."""
+    if scores.config is None:
+        return None
+    (folder / "config.json").write_text(scores.config, encoding="utf-8")
+    try:
+        return read_anatomy(load_config(str(folder)))
+    except ModelError:  # it takes the model's own code, or another transformers: the plan says what was not looked at
+        return None
+
+
+def _constraints(
+    scores: Scores, moves: list[Move], protect: frozenset[int], anatomy: Anatomy | None, keep_period: bool
+) -> Constraints:
+    if anatomy is None and keep_period:
+        raise UsageError("--keep-period needs the model's config, and scores.json holds none; plan from the model")
+    check = None if anatomy is None else keeping_period(anatomy) if keep_period else anatomy.check
+    return Constraints(
+        scores.model.layers,
+        protect=protect,
+        must_keep=frozenset() if anatomy is None else anatomy.must_keep,
         together=tuple(frozenset(int(unit) for unit in move) for move in moves if len(move) > 1),
         units=tuple(unit for move in moves for unit in move),
+        check=check,
     )
-    spec = search or ("greedy" if len(scores.rounds) >= wanted > 1 else "one-shot")
-    entry, chosen = build(SEARCHES, spec)
+
+
+def _found(chosen: Search, scores: Scores, constraints: Constraints, wanted: int) -> Found:
     try:
-        found = chosen(table_judge(scores.rounds), constraints, wanted, seed=scores.seed)
+        return chosen(table_judge(scores.rounds), constraints, wanted, seed=scores.seed)
     except KeyError as error:
         raise UsageError(
             f"scores.json has no score for {error.args[0]}: it was made with {len(scores.rounds)} rounds; "
             "plan from the model, or use --search one-shot"
         ) from error
-    limits = Limits(protect=tuple(sorted(constraints.protect)))
-    how = Search(name=entry.name, options=options_of(chosen))
-    return written(scores, found, how, limits, drop, None, (UNREHEARSED,))
