@@ -1,0 +1,107 @@
+"""Any metric and any search on one set of items: asked once, remembered across runs, never for other data."""
+
+from dataclasses import replace
+
+import audit_tiny
+import numpy as np
+import pytest
+
+from layerprune.documents import Outcomes
+from layerprune.engine import Engine, Examiner
+from layerprune.metrics import cosine
+from layerprune.metrics.ablation import Ablation
+from layerprune.metrics.base import Data
+from layerprune.planners import Constraints, greedy
+from layerprune.removal import Removal
+from layerprune.study.answers import answers_of, difference, mean_accuracy
+from layerprune.study.scorer import Scorer
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+
+SINGLES = [Removal.of(layer) for layer in range(audit_tiny.DEPTH)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    audit_tiny.questions(audit_tiny.base_model(folder / "base"), folder / "tasks", "toy")
+    subject = Subject.load(str(folder / "base"), dtype="float32", device="cpu")
+    questions = load_questions(["toy"], subject.encoder, use="selection", include_path=[folder / "tasks"], limit=15)
+    return subject, questions
+
+
+def scorer(tiny, folder=None, **changes):
+    subject, questions = tiny
+    data = Data(questions=questions, examiner=Examiner(Engine(subject), questions))
+    return Scorer(subject, replace(data, **changes), folder)
+
+
+def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_path, monkeypatch):
+    first = scorer(tiny, tmp_path).judge("cosine")(SINGLES)
+    assert [one.score for one in first] == [one.score for one in cosine.Cosine().score(*tiny_call(tiny))]
+    read = []
+    monkeypatch.setattr(cosine, "compared_states", lambda *args: read.append(args[2]) or [0.5] * len(args[2]))
+    assert scorer(tiny, tmp_path).judge("cosine")(SINGLES[::-1]) == first[::-1]
+    assert read == []
+    scorer(tiny, tmp_path).judge("cosine:tokens=last")([SINGLES[2]])
+    scorer(tiny, tmp_path, seed=1).judge("cosine")([SINGLES[2]])
+    other = replace(tiny[1].tasks["toy"], items=tiny[1].tasks["toy"].items[1:])
+    scorer(tiny, tmp_path, questions=replace(tiny[1], tasks={"toy": other})).judge("cosine")([SINGLES[2]])
+    assert read == [[(2, 2)]] * 3  # another option, another seed, other texts: measured anew
+
+
+def tiny_call(tiny):
+    subject, questions = tiny
+    return subject, SINGLES, Data(questions=questions)
+
+
+def test_a_search_finds_what_it_finds_without_the_scorer(tiny):
+    subject, questions = tiny
+    data = Data(questions=questions, examiner=Examiner(Engine(subject), questions))
+    plain = greedy(lambda removals: Ablation().score(subject, removals, data), Constraints(audit_tiny.DEPTH), 3)
+    for racing in (False, True):
+        found = scorer(tiny).find("ablation", "greedy", Constraints(audit_tiny.DEPTH), 3, racing=racing)
+        assert found.order == plain.order
+        assert found.ranking[0] == plain.ranking[0]
+
+
+def test_the_cascade_gets_its_proposer(tiny):
+    wide = scorer(tiny).find("ablation", "cascade:keep=6", Constraints(audit_tiny.DEPTH), 2)
+    assert wide.order == scorer(tiny).find("ablation", "greedy", Constraints(audit_tiny.DEPTH), 2).order
+    narrow = scorer(tiny).find("ablation", "cascade:keep=1", Constraints(audit_tiny.DEPTH), 2)
+    assert narrow.order == scorer(tiny).find("cosine", "one-shot", Constraints(audit_tiny.DEPTH), 2).order
+
+
+def test_seeds_reach_the_random_baseline(tiny):
+    orders = {scorer(tiny).find("random", "one-shot", Constraints(6), 3, seed=seed).order for seed in range(5)}
+    assert len(orders) > 1
+    assert scorer(tiny).find("random", "one-shot", Constraints(6), 3, seed=0).order in orders
+
+
+def outcomes(**tasks):
+    return {name: Outcomes(correct=correct) for name, correct in tasks.items()}
+
+
+def test_differences_are_means_over_tasks_of_paired_differences():
+    base = answers_of([outcomes(a="1111", b="11")])
+    other = answers_of([outcomes(a="1100", b="11")])
+    assert mean_accuracy(other) == pytest.approx(0.75)
+    seen, (low, high) = difference(base, other)
+    assert seen == pytest.approx(-0.25)
+    assert low < seen < high
+    back, (low2, high2) = difference(other, base)
+    assert (back, low2, high2) == pytest.approx((-seen, -high, -low))
+
+
+def test_draws_of_a_baseline_are_averaged_item_by_item():
+    drawn = answers_of([outcomes(a="1100" * 10), outcomes(a="1010" * 10)])
+    assert drawn["a"].tolist() == [1.0, 0.5, 0.5, 0.0] * 10
+    seen, (low, high) = difference(answers_of([outcomes(a="1111" * 10)]), drawn)
+    assert seen == pytest.approx(-0.5)
+    spread = np.std(drawn["a"]) / np.sqrt(40)
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+
+
+def test_other_tasks_cannot_be_compared():
+    with pytest.raises(ValueError, match="cannot be compared"):
+        difference(answers_of([outcomes(a="1")]), answers_of([outcomes(b="1")]))
