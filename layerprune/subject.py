@@ -21,6 +21,8 @@ from layerprune.removal import Removal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from layerprune.operators import StandIn
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,6 +34,7 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
     ref: ModelRef
+    stand_in: StandIn | None = None  # in the place of removed layers, whoever bypasses them; None: nothing
 
     @classmethod
     def load(
@@ -113,7 +116,7 @@ class Subject:
     @contextmanager
     def without(self, removal: Removal) -> Iterator[PreTrainedModel]:
         """The model with the removed layers bypassed, in place, while the context is open."""
-        with bypassed(self.model, self.layers, removal):
+        with bypassed(self.model, self.layers, removal, self.stand_in):
             yield self.model
 
 

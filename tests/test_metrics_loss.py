@@ -18,7 +18,8 @@ from layerprune.metrics.losses import INTACT, predicted_tokens, text_losses
 from layerprune.metrics.magnitude import Magnitude
 from layerprune.metrics.output import Output
 from layerprune.metrics.perplexity import Perplexity
-from layerprune.metrics.shapley import Shapley, drawn_orders, marginal_rises, spread
+from layerprune.metrics.reading import spread
+from layerprune.metrics.shapley import Shapley, drawn_orders, marginal_rises
 from layerprune.metrics.taylor import Taylor
 from layerprune.planners import SEARCHES
 from layerprune.progress import SILENT

@@ -27,5 +27,5 @@ def compare(console: Console, first: Path, second: Path) -> None:
 
     ours, theirs = Scores.load(first), Scores.load(second)
     found = compare_scores(ours, theirs)
-    console.print(tables.compared(found, (ours.metric.spec, theirs.metric.spec)))
+    console.print(tables.compared(found, (ours.metric.words, theirs.metric.words)))
     console.print(tables.agreement(found))

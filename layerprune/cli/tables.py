@@ -38,7 +38,7 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     columns = ["layer", scores.metric.unit, *(["95 % interval"] if intervals else []), *tasks]
     raced = any(candidate.stopped for candidate in candidates)
     columns += ["items"] if raced else []
-    title = f"{scores.metric.spec}: what each removal costs, least first (layers are 0-based)"
+    title = f"{scores.metric.words}: what each removal costs, least first (layers are 0-based)"
     made = table(title, *columns, *(["removed"] if plan else []), numbers=columns)
     turn = {each: number for number, each in enumerate(plan.order, 1)} if plan else {}
     for candidate in candidates:

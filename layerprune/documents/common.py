@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
 from layerprune.documents.base import Part
@@ -9,6 +11,7 @@ from layerprune.removal import Removal, Unit
 
 Units = tuple[Unit, ...]
 Interval = tuple[float, float]  # 95 % unless a field says otherwise
+Operator = Literal["skip", "rescale", "mean"]  # what stands in for a removed layer while removals are judged
 
 
 class ModelRef(Part):
@@ -25,12 +28,21 @@ class ModelRef(Part):
 class MetricRef(Part):
     """A relevance metric as it was run."""
 
+    gained: ClassVar[tuple[str, ...]] = ("operator",)
     name: str
     spec: str = Field(description="what the command line takes, defaults left out: 'cosine:tokens=last'")
     options: dict[str, str | int | float | bool | None]
     unit: str
     scope: str
     owner: str = Field(description="distribution that ships the metric, with its version")
+    operator: Operator = Field(
+        default="skip", description="what stood in for a removed layer: nothing, or its average effect on the stream"
+    )
+
+    @property
+    def words(self) -> str:
+        """How removals were judged, for titles: ``ablation:signal=margin with rescale``."""
+        return self.spec if self.operator == "skip" else f"{self.spec} with {self.operator}"
 
 
 class TaskData(Part):

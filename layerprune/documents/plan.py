@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, TaskData, Units
@@ -21,15 +21,10 @@ class Search(Part):
 class Limits(Part):
     """What the search was not allowed to do."""
 
+    gained: ClassVar[tuple[str, ...]] = ("keep_period",)
     protect: Units = ()
     architecture: tuple[str, ...] = Field(default=(), description="constraints of the model type, in words")
     keep_period: bool = Field(default=False, description="only removals that llama.cpp and vLLM read rightly")
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what was not asked for: plans made before there was such an option keep their hash."""
-        data: dict[str, Any] = write(self)
-        return data if self.keep_period else {key: value for key, value in data.items() if key != "keep_period"}
 
 
 class Ranked(Part):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from layerprune.documents.base import Document, Part
+from layerprune.documents.common import Operator
 from layerprune.documents.faults import Fault, Place, faults_of
 from layerprune.documents.marked import Marked, read_marked
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
@@ -39,6 +40,7 @@ class ScoreStep(Part):
     limit: PositiveInt | None = Field(default=None, description="items of each task")
     num_fewshot: NonNegativeInt | None = None
     unit: Literal["layer", "half"] | None = Field(default=None, description="half: half-layer runs are candidates too")
+    operator: Operator | None = Field(default=None, description="what stands in for a removed layer")
     racing: bool | None = Field(default=None, description="stop candidates early that are clearly not next to go")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units
@@ -66,6 +66,7 @@ class Scores(Document):
     """Every candidate a search has looked at, round by round."""
 
     filename: ClassVar[str] = "scores.json"
+    gained: ClassVar[tuple[str, ...]] = ("config",)
     kind: Literal["scores"] = "scores"
     format: Literal[1] = 1
     model: ModelRef
@@ -79,9 +80,3 @@ class Scores(Document):
     )
     seed: int
     versions: dict[str, str]
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not there: scores made before they held the config keep their hash."""
-        data: dict[str, Any] = write(self)
-        return data if self.config is not None else {key: value for key, value in data.items() if key != "config"}

@@ -162,4 +162,6 @@ class Examiner:
             "block": BLOCK_ITEMS,
             "data": [data.model_dump(mode="json") for data in self.questions.data()],
         }
+        if subject.stand_in is not None:
+            settings["stand_in"] = subject.stand_in.mark
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -46,7 +46,7 @@ class TreePath:
 
     def __init__(self, subject: Subject, windows: Windows = "none") -> None:
         self.subject, self.windows = subject, windows
-        self.walk = Walk(subject.model, subject.layers)
+        self.walk = Walk(subject.model, subject.layers, subject.stand_in)
         self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=subject.device)})
 
     def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerprune.bypass import HALVES, silenced
+from layerprune.bypass import HALVES, PassOn, refuse_halves, silenced
 
 Tensor = torch.Tensor
 
@@ -56,8 +56,8 @@ def replaced_forwards(layers: Sequence[nn.Module], make: Callable[[int, Any], An
 class Walk:
     """Runs batches through a model for many removals at once."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
-        self.model, self.layers = model, layers
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], pass_on: PassOn | None = None) -> None:
+        self.model, self.layers, self.pass_on = model, layers, pass_on
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
         self.work = Work()
 
@@ -86,6 +86,8 @@ class Walk:
         ``inputs`` go to the model's forward; ``rows`` and ``nodes`` (both (places,)) say which row and which token.
         Each result is (places, hidden), before the final norm.
         """
+        for drop in drops if self.pass_on else ():
+            refuse_halves(drop)
         states: dict[frozenset[int], State] = {}
         last = len(self.layers) - 1
 
@@ -128,13 +130,17 @@ class Walk:
             if key in wanted:
                 fresh[key] = self._through(original, state, args, kwargs)
             if key | attention | mlp in wanted:
-                fresh[key | attention | mlp] = state
+                fresh[key | attention | mlp] = self._past(index, state)
             for half, cut in zip(HALVES, (attention, mlp), strict=True):
                 if key | cut in wanted:
                     with silenced(self.layers[index], half):
                         fresh[key | cut] = self._through(original, state, args, kwargs)
         states.clear()
         states.update(fresh)
+
+    def _past(self, index: int, state: State) -> State:
+        """Carry a state past a layer that is removed."""
+        return state if self.pass_on is None else replace(state, hidden=self.pass_on(index, state.hidden))
 
     def _through(self, original: Any, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
         for name, content in state.shared.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from layerprune.engine.walk import replaced_forwards, split_hidden
@@ -36,10 +37,16 @@ class Batch:
         return numbers < ends if tokens == "all" else numbers == ends - 1
 
 
-def read(subject: Subject, data: Data, label: str, most: int | None = None) -> Iterator[Batch]:
-    """Yield all texts in batches of up to ``most`` tokens (a longer text alone), on the subject's device."""
+def read(
+    subject: Subject,
+    data: Data,
+    label: str,
+    most: int | None = None,
+    texts: Sequence[tuple[int, ...]] | None = None,
+) -> Iterator[Batch]:
+    """Yield ``texts``, or all of ``data``, in batches of up to ``most`` tokens (a longer text alone), on the device."""
     budget = BATCH_TOKENS if most is None else most
-    texts = sorted(data.texts, key=len, reverse=True)
+    texts = sorted(data.texts if texts is None else texts, key=len, reverse=True)
     starts = [0]
     for number, _ in enumerate(texts):
         if (number - starts[-1] + 1) * len(texts[starts[-1]]) > budget and number > starts[-1]:
@@ -49,6 +56,12 @@ def read(subject: Subject, data: Data, label: str, most: int | None = None) -> I
             batch = padded(texts[start:stop], subject.device)
             yield batch
             advance(int(batch.lengths.sum()))
+
+
+def spread(texts: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+    """Return at most ``most`` of the texts, evenly spread."""
+    chosen = np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts))).round().astype(int))
+    return [texts[index] for index in chosen]
 
 
 def padded(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:

@@ -12,7 +12,7 @@ import numpy as np
 from layerprune.documents import Candidate
 from layerprune.metrics.base import Data, Needs, Scope
 from layerprune.metrics.losses import predicted_tokens, text_losses
-from layerprune.metrics.reading import finite
+from layerprune.metrics.reading import finite, spread
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 
@@ -33,6 +33,7 @@ class Shapley:
 
     unit: ClassVar[str] = "nats/token, shared out"
     scope: ClassVar[Scope] = "any set"
+    runs_without: ClassVar[bool] = True
     needs: ClassVar[Needs] = "text"
     cost: ClassVar[str] = "permutations x layers forward passes over the texts, half of each on average"
     source: ClassVar[str] = "arXiv:2409.14381"
@@ -68,12 +69,6 @@ def half_width(sample: np.ndarray) -> float:
     from scipy.stats import t
 
     return float(t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample)))
-
-
-def spread(texts: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
-    """Return at most ``most`` of the texts, evenly spread."""
-    chosen = np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts))).round().astype(int))
-    return [texts[index] for index in chosen]
 
 
 def drawn_orders(players: int, count: int, seed: int) -> list[list[int]]:

@@ -15,8 +15,9 @@ from layerprune.export import rehearse
 from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import examine_base
 from layerprune.metrics.base import Data, Metric
+from layerprune.operators import stand_in
 from layerprune.planners import Constraints, Judge, parse_drop, parse_protect
-from layerprune.planning.limits import candidate_units
+from layerprune.planning.limits import candidate_units, check_operator
 from layerprune.planning.request import ScoreRequest
 from layerprune.planning.versions import tool_versions
 from layerprune.progress import Progress
@@ -49,6 +50,7 @@ class Desk:
         entry, metric = build(METRICS, request.metric)
         if metric.needs != "nothing" and not request.tasks:
             raise UsageError(f"the metric {entry.name!r} needs {metric.needs}: give tasks, such as --tasks arc_easy")
+        check_operator(request, entry.name, metric)
         progress.note(f"loading {request.model}")
         subject = Subject.load(
             request.model,
@@ -73,18 +75,26 @@ class Desk:
         desk = cls(request, entry, metric, subject, constraints, data, questions, None, {})
         if metric.needs == "items" and questions is not None:
             desk._prepare_items(questions, folder, progress, held_back)
+        else:
+            desk._correct()
         return desk
 
+    def _correct(self) -> None:
+        """Put the operator in the place of removed layers, measured on the items that select."""
+        if self.request.operator != "skip":
+            self.subject.stand_in = stand_in(self.subject, self.request.operator, self.data)
+
     def _prepare_items(self, questions: Questions, folder: Path | None, progress: Progress, held_back: float) -> None:
+        seen, unseen = questions.held_back(held_back)
+        enough = all(task.items for task in (*seen.tasks.values(), *unseen.tasks.values()))
+        self.data.questions = seen if enough else questions
+        self._correct()
         rows = self.request.batch_size if isinstance(self.request.batch_size, int) else None
         engine = Engine(self.subject, rows=rows)
-        seen, unseen = questions.held_back(held_back)
-        if all(task.items for task in (*seen.tasks.values(), *unseen.tasks.values())):
+        if enough:
             self.held_back = Examiner(engine, unseen, progress, folder)
             self.everything = seen.followed_by(unseen)
-        else:
-            seen = questions
-        self.data.questions, self.data.examiner = seen, Examiner(engine, seen, progress, folder)
+        self.data.examiner = Examiner(engine, self.data.questions, progress, folder)
         examiners = [self.data.examiner, *([self.held_back] if self.held_back else [])]
         with _nothing_left_when_refused(folder):
             self.base = examine_base(self.everything or questions, examiners)
@@ -134,6 +144,7 @@ class Desk:
             unit=self.metric.unit,
             scope=self.metric.scope,
             owner=self.entry.owner,
+            operator=self.request.operator,
         )
 
     def limits(self, keep_period: bool) -> Limits:

@@ -29,6 +29,7 @@ class ScoreRequest:
     trust_remote_code: bool = False
     protect: str | None = None
     racing: bool = True  # stop candidates that are clearly not among the next to go
+    operator: str = "skip"  # what stands in for a removed layer: "rescale" and "mean" put its average effect there
     unit: str = "layer"  # "half": the MLP of a layer with the attention of the next is a candidate too
 
 

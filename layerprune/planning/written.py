@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from layerprune.documents import Limits, Plan, Prediction, Scores, Search
 from layerprune.planners import Found
+from layerprune.planning.caveats import caveats
 
 
 def written(
@@ -28,7 +29,7 @@ def written(
         scores_sha256=scores.sha256(),
         data=scores.data,
         predicted=predicted,
-        warnings=warnings,
+        warnings=(*warnings, *caveats(scores.metric)),
         seed=scores.seed,
         versions=scores.versions,
     )

@@ -75,13 +75,13 @@ def _layers(plan: Plan, scores: Sequence[Scores]) -> list[tuple[str, str]]:
     if not scores:
         ranked = sorted(plan.ranking, key=lambda one: one.unit)
         given = [plots.Bar(str(one.unit), one.score, one.unit in plan.removal, one.interval) for one in ranked]
-        return [(plan.metric.spec, _bars(plan.metric.spec, plan.metric.unit, given))] if given else []
+        return [(plan.metric.words, _bars(plan.metric.words, plan.metric.unit, given))] if given else []
     drawn = []
     for one in scores:
         singles = sorted((c for c in one.rounds[0].candidates if len(c.removal) == 1), key=lambda c: c.removal)
         given = [plots.Bar(str(c.removal[0]), c.score, c.removal[0] in plan.removal, c.interval) for c in singles]
         if given:
-            drawn.append((one.metric.spec, _bars(one.metric.spec, one.metric.unit, given)))
+            drawn.append((one.metric.words, _bars(one.metric.words, one.metric.unit, given)))
     return drawn
 
 
