@@ -8,7 +8,7 @@ from layerprune.documents import Candidate, Scores
 from layerprune.errors import UsageError
 from layerprune.planners import by_harm
 from layerprune.removal import Unit
-from layerprune.stats import Agreement, rank_agreement
+from layerprune.stats import Agreement, Overlap, overlap, rank_agreement
 
 SHARES = (8, 4, 2)  # the lowest eighth, quarter and half of the layers: what a plan would remove
 
@@ -20,15 +20,6 @@ class Pair:
     unit: Unit
     scores: tuple[float, float]
     ranks: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """How many of the ``count`` first to remove both name, and how many two unrelated rankings would share."""
-
-    count: int
-    shared: int
-    by_chance: float
 
 
 @dataclass(frozen=True)
@@ -58,9 +49,9 @@ def compare_scores(first: Scores, second: Scores) -> Comparison:
     )
     agreement = rank_agreement([pair.scores[0] for pair in pairs], [pair.scores[1] for pair in pairs])
     counts = sorted({max(1, len(pairs) // share) for share in SHARES})
-    return Comparison(
-        pairs, agreement, tuple(_overlap(pairs, count) for count in counts), tuple(sorted(ours.keys() ^ theirs.keys()))
-    )
+    first_ranks, second_ranks = ([pair.ranks[side] for pair in pairs] for side in (0, 1))
+    overlaps = tuple(overlap(first_ranks, second_ranks, count) for count in counts)
+    return Comparison(pairs, agreement, overlaps, tuple(sorted(ours.keys() ^ theirs.keys())))
 
 
 def _single(scores: Scores) -> dict[Unit, Candidate]:
@@ -77,8 +68,3 @@ def _single(scores: Scores) -> dict[Unit, Candidate]:
 def _ranks(candidates: dict[Unit, Candidate]) -> dict[Unit, int]:
     order = sorted(candidates, key=lambda unit: by_harm(candidates[unit]))
     return {unit: rank for rank, unit in enumerate(order, 1)}
-
-
-def _overlap(pairs: tuple[Pair, ...], count: int) -> Overlap:
-    shared = sum(all(rank <= count for rank in pair.ranks) for pair in pairs)
-    return Overlap(count, shared, count * count / len(pairs))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from layerprune.stats import rank_agreement
+from layerprune.stats import confusion, correlations, overlap, rank_agreement
 
 
 def brute_force_misplaced(a, b):
@@ -62,3 +62,37 @@ def test_chance_levels_are_what_random_rankings_show():
 def test_scores_that_cannot_be_compared_are_refused(a, b):
     with pytest.raises(ValueError, match="rank agreement"):
         rank_agreement(a, b)
+
+
+def test_many_correlations_at_once_are_scipys_one_by_one():
+    rng = np.random.default_rng(33)
+    fixed, drawn = rng.integers(0, 6, 12).astype(float), rng.integers(0, 5, (40, 12)).astype(float)
+    found = correlations(fixed, drawn)
+    for row, values in enumerate(drawn):
+        slow = rank_agreement(fixed, values)
+        assert found["spearman"][row] == pytest.approx(slow.spearman)
+        assert found["kendall"][row] == pytest.approx(slow.kendall)
+        assert found["pearson"][row] == pytest.approx(slow.pearson)
+    assert np.isnan(correlations(fixed, np.ones((1, 12)))["kendall"]).all()
+    pairwise = correlations(drawn, drawn[::-1])
+    assert pairwise["spearman"][0] == pytest.approx(rank_agreement(drawn[0], drawn[-1]).spearman)
+
+
+def test_confusion_counts_positions():
+    assert confusion([0.1, 0.2, 0.3], [9, 8, 7]).tolist() == np.eye(3)[::-1].tolist()
+    tied = confusion([0, 0, 1], [1, 2, 3])
+    assert tied.tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]]
+    assert 1 - np.trace(tied) / 3 == pytest.approx(brute_force_misplaced([0, 0, 1], [1, 2, 3]))
+
+
+def test_overlap_of_the_lowest_and_its_chance_level():
+    found = overlap([1, 2, 3, 4, 5, 6], [1, 6, 2, 5, 3, 4], 3)
+    assert (found.count, found.shared, found.by_chance) == (3, 2, 1.5)
+    assert overlap([1, 1, 2, 3], [1, 2, 3, 4], 1).shared == 0.5  # either of the tied ones may be the lowest
+    rng = np.random.default_rng(34)
+    shared = [overlap(rng.permutation(12), np.arange(12), 4).shared for _ in range(2000)]
+    low, high = overlap(np.arange(12), np.arange(12), 4).chance_interval
+    assert np.mean(shared) == pytest.approx(16 / 12, rel=0.05)
+    assert np.mean([low <= s <= high for s in shared]) >= 0.95
+    with pytest.raises(ValueError, match="5 lowest of 4"):
+        overlap([1, 2, 3, 4], [1, 2, 3, 4], 5)

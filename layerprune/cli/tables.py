@@ -182,7 +182,7 @@ def agreement(found: Comparison) -> Table:
     made.add_row("rank positions misplaced", f"{seen.misplaced_share:.0%}", f"{seen.misplaced_by_chance:.0%}")
     for overlap in found.overlaps:
         name = f"of the first {overlap.count} to remove, in both"
-        made.add_row(name, str(overlap.shared), f"{overlap.by_chance:.1f}")
+        made.add_row(name, f"{overlap.shared:g}", f"{overlap.by_chance:.1f}")
     if found.only_in_one:
         made.add_row("judged in one of the two only", names(found.only_in_one), "")
     return made

@@ -3,28 +3,38 @@
 from layerprune.stats.certify import Certificate, Step, certify, draw_mixture, loss_p_value
 from layerprune.stats.exact import McNemar, above_chance, as_bits, holm, mcnemar
 from layerprune.stats.intervals import Bounds, bootstrap_interval, mean_interval, paired_interval, paired_intervals
-from layerprune.stats.ranks import Agreement, rank_agreement
+from layerprune.stats.ranks import Agreement, Overlap, confusion, correlations, overlap, rank_agreement
 from layerprune.stats.relevance import relevance, relevance_interval, relevance_intervals
+from layerprune.stats.reliability import Losses, Reliability, mean_losses, resampled_losses, split_half
 
 __all__ = [
     "Agreement",
     "Bounds",
     "Certificate",
+    "Losses",
     "McNemar",
+    "Overlap",
+    "Reliability",
     "Step",
     "above_chance",
     "as_bits",
     "bootstrap_interval",
     "certify",
+    "confusion",
+    "correlations",
     "draw_mixture",
     "holm",
     "loss_p_value",
     "mcnemar",
     "mean_interval",
+    "mean_losses",
+    "overlap",
     "paired_interval",
     "paired_intervals",
     "rank_agreement",
     "relevance",
     "relevance_interval",
     "relevance_intervals",
+    "resampled_losses",
+    "split_half",
 ]
