@@ -17,6 +17,7 @@ VARIABLES = {  # read by the libraries when they are imported
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",  # for the processes that export starts
 }
 LOGGERS = ("transformers", "lm_eval", "datasets", "huggingface_hub", "httpx", "accelerate", "torch")
 

@@ -1,5 +1,6 @@
 """A plan carried out: the pruned checkpoint streamed from disk to disk, checked, proven, and renamed into place."""
 
-from layerprune.export.exporting import export, rehearse
+from layerprune.export.blueprint import rehearse
+from layerprune.export.exporting import export
 
 __all__ = ["export", "rehearse"]

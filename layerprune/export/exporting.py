@@ -9,38 +9,24 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from layerprune import __version__
-from layerprune.anatomy import Anatomy, Sources, build_on_meta, halves, load_config, read_anatomy
+from layerprune.anatomy import Sources, halves
 from layerprune.checkpoint import Checkpoint, Folder, contained, locate, new_folder, plan_shards, write_shards
 from layerprune.checkpoint.writer import Shard, flush_to_disk, write_file
-from layerprune.documents import FileEntry, LogitsProof, ModelRef, Plan, Receipt, as_removal
+from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
 from layerprune.errors import DocumentError, ExportError
-from layerprune.export import proof
-from layerprune.export.configs import config_changes, read_json, rebuilt
+from layerprune.export.blueprint import Blueprint, blueprint
+from layerprune.export.configs import config_changes, read_json
 from layerprune.export.extras import Extras, layer_renumberer, plan_extras
-from layerprune.export.signature import check_signature
-from layerprune.export.twin import prove_on_twin
+from layerprune.export.proven import prove
 from layerprune.export.weights import DiskStack, HalfOf, WeightPlan, find_disk_stack, plan_weights
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
 SPARE_BYTES = 64 * 2**20  # left free on the disk beside the weights: tokenizer, documents, file-system overhead
-MEMORY_FACTOR = 1.2  # of a model's bytes on disk: what loading and running it on short windows takes
 FOLDER = "layerprune"  # of the documents, inside the exported folder
-
-
-@dataclass(frozen=True)
-class Proven:
-    """The outcome of the checks after writing."""
-
-    logits: LogitsProof
-    loaded: proof.Loaded
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,12 +36,10 @@ class Job:
     plan: Plan
     base: Folder
     checkpoint: Checkpoint
-    config: PretrainedConfig
-    anatomy: Anatomy
+    blueprint: Blueprint
     removal: Removal
     sources: Sources
     old_config: dict[str, Any]
-    new_config: dict[str, Any]
     weights: WeightPlan
     shards: tuple[Shard, ...]
     extras: Extras
@@ -74,31 +58,21 @@ def export(
     """Write the pruned checkpoint to the new folder ``out`` and return its receipt.
 
     ``base`` is where the base model is, when not where the plan says. ``max_shard_size`` is in bytes of tensor data
-    (default 5 GB). The model is never built to write it: tensors are copied as byte ranges. Afterwards the folder is
-    loaded, compared with the base with the removed layers bypassed, and only then given its name; on any failure
-    nothing is left. Raises ``DocumentError`` when the base is not the plan's model, ``RefusedError`` when the removal
-    cannot be represented exactly, ``CheckpointError`` for a damaged base and ``ExportError`` when writing fails.
+    (default 5 GB). The model is never built to write it: tensors are copied as byte ranges, and what needs torch runs
+    in processes of its own before the copy and after it (``apart``). At last the folder is loaded, compared with the
+    base with the removed layers bypassed, and only then given its name; on any failure nothing is left. Raises
+    ``DocumentError`` when the base is not the plan's model, ``RefusedError`` when the removal cannot be represented
+    exactly, ``CheckpointError`` for a damaged base and ``ExportError`` when writing fails.
     """
     out = Path(out).absolute()
     if out.exists():
         raise ExportError(f"{out} exists already; choose a new folder or remove it")
-    job = _plan_job(plan, base, max_shard_size, trust_remote_code)
+    with progress.task("checking that the removal can be written down", None):
+        job = _plan_job(plan, base, max_shard_size, trust_remote_code)
     _check_space(job, out)
     with new_folder(out) as partial:
         hashes = _write(job, partial, progress)
         return _finish(job, partial, out, hashes, progress)
-
-
-def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> None:
-    """Raise ``RefusedError`` where ``export`` would refuse the removal before writing; seconds, no weights are read.
-
-    Beyond ``Anatomy.check`` this builds base and result on the meta device and compares their layers.
-    """
-    config = load_config(str(folder), trust_remote_code=trust_remote_code)
-    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
-    new = anatomy.prune_config(read_json(contained(folder, "config.json")), removal)
-    sources = Sources.after(removal, anatomy.depth)
-    check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
 
 
 def _plan_job(plan: Plan, base: str | None, max_shard_size: int | None, trust_remote_code: bool) -> Job:
@@ -110,34 +84,19 @@ def _plan_job(plan: Plan, base: str | None, max_shard_size: int | None, trust_re
             f"the plan is for {plan.model.id} with weights {plan.model.fingerprint[:19]}…, but {folder.path} holds "
             f"{fingerprint[:19]}…; make a plan for this model or name its base"
         )
-    config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
-    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
     removal = as_removal(plan.removal)
-    sources = Sources.after(removal, anatomy.depth)
-    old = read_json(contained(folder.path, "config.json"))
-    new = anatomy.prune_config(old, removal)
-    renumber = layer_renumberer(anatomy.stack, sources)
-    if "quantization_config" in new:
-        new["quantization_config"] = renumber(new["quantization_config"])
-    check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
-    weights = _plan_weights(checkpoint, anatomy, config, sources, trust_remote_code)
-    shards = plan_shards(weights.parts, max_shard_size)
+    drawn = blueprint(folder.path, removal, trust_remote_code=trust_remote_code)
+    sources = Sources.after(removal, drawn.depth)
+    stack = find_disk_stack(checkpoint, drawn.stack, drawn.sizes)
+    weights = plan_weights(checkpoint, stack, sources, half_of=_half_of(checkpoint, stack, sources))
     names = {file.relative_to(folder.path).as_posix() for file in checkpoint.files}
-    extras = plan_extras(folder.path, names, renumber)
     return Job(
-        plan=plan, base=folder, checkpoint=checkpoint, config=config, anatomy=anatomy, removal=removal,
-        sources=sources, old_config=old, new_config=new, weights=weights, shards=tuple(shards), extras=extras,
+        plan=plan, base=folder, checkpoint=checkpoint, blueprint=drawn, removal=removal, sources=sources,
+        old_config=read_json(contained(folder.path, "config.json")), weights=weights,
+        shards=tuple(plan_shards(weights.parts, max_shard_size)),
+        extras=plan_extras(folder.path, names, layer_renumberer(drawn.stack, sources)),
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
-
-
-def _plan_weights(
-    checkpoint: Checkpoint, anatomy: Anatomy, config: PretrainedConfig, sources: Sources, trust_remote_code: bool
-) -> WeightPlan:
-    layers = build_on_meta(config, trust_remote_code=trust_remote_code).get_submodule(anatomy.stack).children()
-    sizes = [sum(value.numel() for value in layer.state_dict().values()) for layer in layers]
-    stack = find_disk_stack(checkpoint, anatomy.stack, sizes)
-    return plan_weights(checkpoint, stack, sources, half_of=_half_of(checkpoint, stack, sources))
 
 
 def _half_of(checkpoint: Checkpoint, stack: DiskStack, sources: Sources) -> HalfOf:
@@ -172,7 +131,8 @@ def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
             write_file(folder / name, (job.base.path / name).read_bytes())
         for name, content in job.extras.rewritten.items():
             write_file(folder / name, content)
-        write_file(folder / "config.json", (json.dumps(job.new_config, indent=2, ensure_ascii=False) + "\n").encode())
+        config = json.dumps(job.blueprint.config, indent=2, ensure_ascii=False) + "\n"
+        write_file(folder / "config.json", config.encode())
         small = [name for name in _files(folder) if name not in hashes]
         entries = {name: _entry(folder / name) for name in small}
         entries.update({name: future.result() for name, future in hashes.items()})
@@ -196,11 +156,11 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
 
     written = Checkpoint.open(folder)
     with progress.task("comparing logits with the base", None):
-        proven = prove(job, folder)
+        proven = prove(job.base.path, folder, job.removal, trust_remote_code=job.trust_remote_code)
     receipt = Receipt(
         base=job.plan.model,
         result=ModelRef(
-            id=out.name, revision=None, fingerprint=written.fingerprint(), model_type=job.anatomy.model_type,
+            id=out.name, revision=None, fingerprint=written.fingerprint(), model_type=job.blueprint.model_type,
             layers=len(job.sources), parameters=written.parameters,
         ),
         removal=job.plan.removal,
@@ -210,7 +170,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         dropped_files=job.extras.dropped,
         bytes_before=job.checkpoint.nbytes,
         bytes_after=written.nbytes,
-        config_changes=config_changes(job.old_config, job.new_config),
+        config_changes=config_changes(job.old_config, job.blueprint.config),
         missing_keys=proven.loaded.missing,
         unexpected_keys=proven.loaded.unexpected,
         proof=proven.logits,
@@ -221,37 +181,6 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
     receipt.save(folder / FOLDER / Receipt.filename)
     write_card(folder, job.base.path)
     return receipt
-
-
-def prove(job: Job, folder: Path) -> Proven:
-    """Compare whole models where they fit and run, else tiny ones with the same layers; the notes say why."""
-    import psutil
-
-    quantised = "quantization_config" in job.new_config
-    needed, free = job.checkpoint.nbytes * MEMORY_FACTOR, psutil.virtual_memory().available
-    if needed > free:
-        reason = f"the model takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
-    else:
-        try:
-            logits, loaded = proof.prove(
-                job.base.path, folder, job.anatomy, proof.bypasser(job.anatomy, job.removal),
-                trust_remote_code=job.trust_remote_code,
-            )  # fmt: skip
-        except proof.CannotLoadError as error:
-            if not quantised:
-                raise
-            reason = f"this machine cannot run the quantised model: {error}"
-        else:
-            return Proven(logits, loaded, ())
-    notes = (f"whole models were not compared: {reason}",)
-    if not quantised:
-        _, loaded = proof.load(folder, trust_remote_code=job.trust_remote_code, device="meta")
-        proof.check_keys(loaded, proof.load(job.base.path, trust_remote_code=job.trust_remote_code, device="meta")[1])
-    else:
-        loaded = proof.Loaded()
-        notes += ("keys were not checked by loading: only the names on disk were",)
-    twin = prove_on_twin(job.config, job.anatomy, job.removal, trust_remote_code=job.trust_remote_code)
-    return Proven(twin, loaded, notes)
 
 
 def _versions() -> dict[str, str]:

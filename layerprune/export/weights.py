@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerprune.anatomy import Sources
@@ -52,7 +52,7 @@ class WeightPlan:
     origin: Mapping[str, str]  # new name -> base name
 
 
-def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: list[int]) -> DiskStack:
+def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: Sequence[int]) -> DiskStack:
     """Find the stack among the names on disk.
 
     ``stack`` is its path in memory and ``sizes`` the elements of each layer in memory. Candidates are all prefixes
@@ -73,7 +73,7 @@ def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: list[int]) -> Dis
     return DiskStack(ranked[0][1], depth)
 
 
-def _likeness(prefix: str, layers: Mapping[int, int], stack: str, sizes: list[int]) -> tuple[int, int, int]:
+def _likeness(prefix: str, layers: Mapping[int, int], stack: str, sizes: Sequence[int]) -> tuple[int, int, int]:
     right = sum(layers[index] == size for index, size in enumerate(sizes))
     ours, theirs = prefix.split("."), stack.split(".")
     common = 0

@@ -1,17 +1,21 @@
 """Export against `cp`: time and memory on a synthetic sharded checkpoint. Run by hand; the disk has to have the room.
 
-    python tests/benchmarks/export_speed.py FOLDER [--gigabytes 8]
+    python tests/benchmarks/export_speed.py FOLDER [--gigabytes 8] [--rounds 4]
 
 Measures what export does to the disk (plan, copy, hash, flush); the logits proof, which loads the model, is not part.
-Each side runs in a process of its own, reads the same files and flushes to disk; cp copies the whole base, and its time
-is counted for the share of the bytes that is kept.
+`cp` copies the very bytes that export writes: the result of a first export, evicted from the page cache like the base.
+Both run in a process of their own and flush to disk, in turns, now one first and now the other; "cold" evicts what is
+read before each run, "warm" reads it through before each run. Memory is the largest resident set of the process that
+copies, and beside it that of the process which validates the plan before (it imports torch and has ended by then).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -86,53 +90,90 @@ def peak_mb() -> float:
 
 
 def write_only(plan_file: Path, out: Path) -> None:
-    """Plan and write as export does, without the proof; print seconds, and memory before and after, in MB."""
+    """Plan and write as export does, without the proof; print seconds, and the peaks of memory in MB."""
     from layerprune.checkpoint import new_folder
     from layerprune.export import exporting
 
     plan = Plan.load(plan_file)
-    build = peak_mb()
     start = time.perf_counter()
     job = exporting._plan_job(plan, None, SHARD, False)
-    planned, memory = time.perf_counter() - start, peak_mb()
+    planned = time.perf_counter() - start
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     start = time.perf_counter()
     with new_folder(out) as folder:
         exporting._write(job, folder, exporting.SILENT)
     written = time.perf_counter() - start
-    print(json.dumps({"planned_s": planned, "written_s": written, "imported_mb": build, "planned_mb": memory,
-                      "peak_mb": peak_mb()}))  # fmt: skip
+    print(json.dumps({"planned_s": planned, "written_s": written, "peak_mb": peak_mb(), "validating_mb": child}))
+
+
+def settle(folder: Path, cold: bool) -> None:
+    """Bring every file of a folder into the page cache, or out of it."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            if cold:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                while file.read(2**24):
+                    pass
+
+
+def copy_time(source: Path, to: Path) -> float:
+    """Return the seconds that `cp` and a flush take."""
+    start = time.perf_counter()
+    subprocess.run(["cp", "-r", str(source), str(to)], check=True)
+    subprocess.run(["sync", "-f", str(to)], check=True)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(to)
+    return seconds
+
+
+def export_once(folder: Path, out: Path) -> dict[str, float]:
+    """Return what the exporting process says of itself."""
+    command = [sys.executable, __file__, str(folder), "--write-only", str(folder / "plan.json"), str(out)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return dict(json.loads(said.splitlines()[-1]))
+
+
+def compare(folder: Path, cold: bool, export_first: bool) -> dict[str, float]:
+    """Return the figures of one round: an export and a `cp` of what it writes, in the order asked for."""
+    base, kept, out = (folder / name for name in ("base", "kept", "out"))
+    report: dict[str, float] = {}
+    for side in ("export", "cp") if export_first else ("cp", "export"):
+        settle(base if side == "export" else kept, cold)
+        if side == "cp":
+            report["cp_s"] = copy_time(kept, out)
+        else:
+            report |= export_once(folder, out)
+            shutil.rmtree(out)
+    report["ratio"] = report["written_s"] / report["cp_s"]
+    report["ratio_with_planning"] = (report["written_s"] + report["planned_s"]) / report["cp_s"]
+    return report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gigabytes", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--write-only", nargs=2, type=Path, metavar=("PLAN", "OUT"))
     options = parser.parse_args()
     if options.write_only:
         write_only(*options.write_only)
         return
-    base, out, copy = (options.folder / name for name in ("base", "out", "copy"))
+    base, kept = options.folder / "base", options.folder / "kept"
     per_layer = 2 * (4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE)
-    layers = max(4, round((options.gigabytes * 1e9 - 4 * HIDDEN * VOCABULARY) / per_layer))
+    layers = max(4, math.ceil((options.gigabytes * 1e9 - 4 * HIDDEN * VOCABULARY) / per_layer))
     make_checkpoint(base, layers)
-    removal = Removal.from_units(range(1, layers, 4))
-    plan_file = make_plan(base, removal).save(options.folder / "plan.json")
-    command = [sys.executable, __file__, str(options.folder), "--write-only", str(plan_file), str(out)]
-    total = Checkpoint.open(base).nbytes
-    for round_ in range(3):
-        start = time.perf_counter()
-        subprocess.run(["cp", "-r", str(base), str(copy)], check=True)
-        subprocess.run(["sync", "-f", str(copy)], check=True)
-        whole = time.perf_counter() - start
-        shutil.rmtree(copy)  # both sides read the same files and leave the same room in the page cache
-        report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-        kept = Checkpoint.open(out).nbytes
-        shutil.rmtree(out)
-        report |= {"round": round_, "base_gb": total / 1e9, "kept_gb": kept / 1e9, "cp_s": whole * kept / total}
-        report["ratio"] = report["written_s"] / report["cp_s"]
-        print(json.dumps({key: round(value, 3) for key, value in report.items()}), flush=True)
-    shutil.rmtree(base)
+    make_plan(base, Removal.from_units(range(1, layers, 4))).save(options.folder / "plan.json")
+    export_once(options.folder, kept)
+    sizes = [Checkpoint.open(place).nbytes / 1e9 for place in (base, kept)]
+    print(f"base {sizes[0]:.2f} GB in {layers} layers, kept {sizes[1]:.2f} GB", flush=True)
+    for number in range(options.rounds):
+        for cold in (True, False):
+            report = compare(options.folder, cold, export_first=bool(number % 2))
+            print("cold" if cold else "warm", {key: round(value, 2) for key, value in report.items()}, flush=True)
+    shutil.rmtree(options.folder)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""What the pruned model will be, read off the base's config and validated on the meta device; no weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerprune.anatomy import Sources, build_on_meta, load_config, read_anatomy
+from layerprune.checkpoint import contained
+from layerprune.export.apart import apart
+from layerprune.export.configs import read_json, rebuilt
+from layerprune.export.extras import layer_renumberer
+from layerprune.export.signature import check_signature
+from layerprune.removal import Removal
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The result before its weights."""
+
+    model_type: str
+    depth: int  # of the base
+    stack: str  # module path in memory, e.g. "model.layers"
+    sizes: tuple[int, ...]  # elements of each layer of the base in memory
+    config: dict[str, Any]  # the new content of config.json
+
+
+def blueprint(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> Blueprint:
+    """Return the blueprint of what a removal leaves of the model in ``folder``, of which only the config is read.
+
+    Raises ``RefusedError`` for a removal that cannot be represented exactly, ``ModelError`` for a config that
+    transformers cannot build.
+    """
+    drawn = apart(draw, folder=str(folder), units=list(removal.units), trust_remote_code=trust_remote_code)
+    return Blueprint(**{**drawn, "sizes": tuple(drawn["sizes"])})
+
+
+def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> None:
+    """Raise ``RefusedError`` where ``export`` would refuse the removal before writing; seconds, no weights are read.
+
+    Beyond ``Anatomy.check`` this builds base and result on the meta device and compares their layers.
+    """
+    blueprint(folder, removal, trust_remote_code=trust_remote_code)
+
+
+def draw(folder: str, units: list[float], trust_remote_code: bool) -> dict[str, Any]:
+    """Read, change and check; arguments and result as JSON has them, so that it can run in another process."""
+    removal = Removal.from_units(units)
+    old = read_json(contained(Path(folder), "config.json"))
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+    sources = Sources.after(removal, anatomy.depth)
+    new = anatomy.prune_config(old, removal)
+    if "quantization_config" in new:
+        new["quantization_config"] = layer_renumberer(anatomy.stack, sources)(new["quantization_config"])
+    check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
+    layers = build_on_meta(config, trust_remote_code=trust_remote_code).get_submodule(anatomy.stack).children()
+    sizes = [sum(value.numel() for value in layer.state_dict().values()) for layer in layers]
+    return {"model_type": anatomy.model_type, "depth": anatomy.depth, "stack": anatomy.stack, "sizes": sizes,
+            "config": new}  # fmt: skip
