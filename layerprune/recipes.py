@@ -1,8 +1,9 @@
-"""Running a recipe: score, plan, export, audit in one run folder; what is finished is not done again.
+"""Running a recipe: score, plan, export, heal, audit in one run folder; what is finished is not done again.
 
-A run folder holds ``recipe.json`` (what was asked), ``scores.json``, ``plan.json`` and ``checkpoint/``. Each document
-names the hash of the one it was made from, so a finished step is known by its document alone, whenever the run was cut
-off: no other record could be out of step with the files.
+A run folder holds ``recipe.json`` (what was asked), ``scores.json``, ``plan.json``, ``checkpoint/`` and, where the
+recipe heals, ``healed/``, which is then what is audited. Each document names the hash of the one it was made from, so a
+finished step is known by its document alone, whenever the run was cut off: no other record could be out of step with
+the files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune.documents import Audit, Plan, Receipt, Recipe, Scores
+from layerprune.documents import Audit, HealLog, Plan, Receipt, Recipe, Scores
 from layerprune.documents.faults import Place
 from layerprune.documents.recipe import Check, difference, recipe_error
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
@@ -23,6 +24,7 @@ from layerprune.specs import build
 
 ANY_DEPTH = 10**6  # a recipe is checked before its model is known; the real depth is checked when it is
 CHECKPOINT = "checkpoint"
+HEALED = "healed"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Finished:
     scores: Scores
     plan: Plan
     receipt: Receipt
+    heal: HealLog | None
     audit: Audit
 
 
@@ -54,8 +57,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> 
         _give_up(made)
         raise
     receipt = _exported(recipe, plan, folder, progress)
-    audit = _audited(recipe, receipt, folder, progress)
-    return Finished(folder, scores, plan, receipt, audit)
+    log = _healed(recipe, receipt, folder, progress)
+    audit = _audited(recipe, receipt, log, folder, progress)
+    return Finished(folder, scores, plan, receipt, log, audit)
 
 
 def _claim(folder: Path, recipe: Recipe) -> list[Path]:
@@ -68,7 +72,7 @@ def _claim(folder: Path, recipe: Recipe) -> list[Path]:
                 f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o"
             )
         return []
-    for name in (Scores.filename, Plan.filename, CHECKPOINT):
+    for name in (Scores.filename, Plan.filename, CHECKPOINT, HEALED):
         if (folder / name).exists():
             raise UsageError(f"{folder / name} exists and is of no recipe; give another folder with -o")
     made = [path for path in (record, folder, *folder.parents) if not path.exists()]
@@ -115,14 +119,32 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> R
     return export(plan, out, max_shard_size=size, trust_remote_code=bool(recipe.trust_remote_code), progress=progress)
 
 
-def _audited(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) -> Audit:
+def _healed(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) -> HealLog | None:
+    from layerprune.heal import HealRequest, heal
+
+    out = folder / HEALED
+    if recipe.heal is None:
+        return None
+    if out.exists():
+        log = HealLog.load(out / "layerprune" / HealLog.filename)
+        if log.receipt_sha256 != receipt.sha256():
+            raise DocumentError(f"{out} was not healed from {folder / CHECKPOINT}; remove it to heal again")
+        progress.note("heal: done before")
+        return log
+    tasks = tuple(dict.fromkeys([*recipe.score.tasks, *(recipe.audit.tasks or ())]))
+    options = _told(recipe, {"tasks": tasks} | _set(recipe.heal.model_dump()))
+    options.pop("batch_size", None)
+    return heal(HealRequest(folder / CHECKPOINT, **options), out, progress=progress)
+
+
+def _audited(recipe: Recipe, receipt: Receipt, log: HealLog | None, folder: Path, progress: Progress) -> Audit:
     from layerprune.audit import audit
 
-    out = folder / CHECKPOINT
+    out = folder / (CHECKPOINT if log is None else HEALED)
     path = out / "layerprune" / Audit.filename
     if path.exists():
         found = Audit.load(path)
-        if found.receipt_sha256 != receipt.sha256():
+        if (found.receipt_sha256, found.heal_sha256) != (receipt.sha256(), log.sha256() if log else None):
             raise DocumentError(f"{path} is not of this checkpoint; remove it to audit again")
         progress.note("audit: done before")
         return found
@@ -137,10 +159,15 @@ def _told(recipe: Recipe, more: dict[str, Any]) -> dict[str, Any]:
     options = {name: getattr(recipe, name) for name in names} | more
     options["include_path"] = tuple(Path(path) for path in recipe.include_path)
     options["data_dir"] = None if recipe.data_dir is None else Path(recipe.data_dir)
+    return _set(options)
+
+
+def _set(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 def _checks() -> Mapping[Place, Check]:
+    from layerprune.healing import HEALERS
     from layerprune.metrics import METRICS
 
     def folders(value: Any) -> None:
@@ -160,5 +187,6 @@ def _checks() -> Mapping[Place, Check]:
         ("export", "max_shard_size"): lambda value: parse_size(str(value), "max_shard_size"),
         ("include_path",): folders,
         ("data_dir",): folders,
+        ("heal", "method"): lambda value: build(HEALERS, str(value)),
         ("audit", "text"): file,
     }

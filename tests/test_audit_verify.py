@@ -79,7 +79,7 @@ def test_missing_and_added_files_are_named(out):
     (out / "pytorch_model.bin").write_bytes(b"surprise")
     problems = verify(out).problems
     assert "tokenizer.json: missing" in problems
-    assert "pytorch_model.bin: not a file that export or audit wrote" in problems
+    assert "pytorch_model.bin: not a file that export, heal or audit wrote" in problems
 
 
 def rewrite(out, **changes):

@@ -66,7 +66,7 @@ def test_a_tampered_folder_ends_with_1_and_lists_what_is_wrong(smaller):
     lines = result.stdout.splitlines()
     assert lines == [
         "problem: config.json: its sha256 is not the receipt's",
-        "problem: extra.bin: not a file that export or audit wrote",
+        "problem: extra.bin: not a file that export, heal or audit wrote",
         f"{smaller} is NOT what its documents say: 2 problems",
     ]
     again = layerprune("verify", smaller, "--rerun", 3)

@@ -185,3 +185,31 @@ def test_a_recipe_that_cannot_be_carried_out_says_so_in_one_line(home, tmp_path)
     said = refused("run", home / "recipe.yaml", "--set", "plan.drop=6", "-o", tmp_path / "run")
     assert said.startswith("--drop 6: the model has 6 layers")
     assert not (tmp_path / "run").exists()  # so that the recipe, put right, can have the folder
+
+
+def test_a_recipe_heals_and_audits_what_was_healed(home, tmp_path, monkeypatch):
+    import heal_tiny
+
+    from layerprune.documents import HealLog
+    from layerprune.healing import HEALERS
+
+    monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
+    text = (home / "recipe.yaml").read_text()
+    recipe = tmp_path / "recipe.yaml"
+    prose = heal_tiny.prose(tmp_path / "prose.txt")
+    recipe.write_text(f"{text}heal:\n  method: scaling:factor=0.5\n  corpus: {prose}\n  window: 32\n")
+    said = done("run", recipe, "-o", tmp_path / "run").stdout
+    log = HealLog.load(tmp_path / "run" / "healed" / "layerprune" / "heal.json")
+    audit = Audit.load(tmp_path / "run" / "healed" / "layerprune" / "audit.json")
+    assert audit.heal_sha256 == log.sha256()
+    assert set(log.corpus.overlap) == {"toy"}
+    assert "scaling:factor=0.5: 1 tensors changed" in said
+    assert not (tmp_path / "run" / "checkpoint" / "layerprune" / "audit.json").exists()
+    forbid(monkeypatch, *STEPS, "layerprune.heal.heal")
+    done("run", recipe, "-o", tmp_path / "run")
+    recipe.write_text(f"{text}heal:\n  method: scalign\n")
+    assert "heal.method: unknown healing method 'scalign'. Did you mean" in refused("run", recipe, "-o", tmp_path / "x")
+
+
+def test_a_recipe_without_healing_keeps_its_bytes(home):
+    assert b"heal" not in (home / "run" / "recipe.json").read_bytes()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from layerprune import __version__
 from layerprune.audit.compare import adjusted, compare_task, overall
-from layerprune.audit.exported import Exported, check_compared, check_unseen, seen_items
+from layerprune.audit.exported import Exported, check_unseen, columns, seen_items
 from layerprune.audit.flips import flipped_items
 from layerprune.audit.models import Loading, base_source, check_same_tokens, check_weights
 from layerprune.audit.prompts import PROMPTS
@@ -95,7 +95,7 @@ def audit(
         exported=exported,
         base=base,
         tasks=_tasks(tasks, exported.plan),
-        compare=check_compared(compare or {}, exported.receipt),
+        compare=columns(compare or {}, exported),
         include_path=include_path,
         data_dir=data_dir,
         limit=limit,
@@ -123,7 +123,7 @@ def _tasks(tasks: Sequence[str] | None, plan: Plan) -> tuple[str, ...]:
 def _measure(job: Job, progress: Progress) -> Audit:
     """Ask the pruned model, then the base: side by side in memory only for what needs both at once (text, speed)."""
     exported, loading = job.exported, job.loading
-    check_weights(exported.receipt, exported.folder, job.base)
+    check_weights(exported, job.base)
     text = read_text(job.text) if job.text else None
     progress.note(f"loading the pruned model {exported.folder}")
     pruned = loading.subject(str(exported.folder))
@@ -215,10 +215,11 @@ def _document(
     return Audit(
         verdict=verdict(receipt.removal, receipt.base.layers, tasks, everything, generation),
         base=receipt.base,
-        pruned=receipt.result,
+        pruned=job.exported.result,
         removal=receipt.removal,
         plan_sha256=plan.sha256(),
         receipt_sha256=receipt.sha256(),
+        heal_sha256=job.exported.heal.sha256() if job.exported.heal else None,
         compared={
             label: Compared(removal=other.removal, plan_sha256=other.sha256(), metric=other.metric.spec)
             for label, other in job.compare.items()

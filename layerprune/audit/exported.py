@@ -6,24 +6,30 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerprune.documents import PRUNED, Plan, Receipt
+from layerprune.documents import PRUNED, UNHEALED, HealLog, ModelRef, Plan, Receipt
 from layerprune.errors import DocumentError, TaskError, UsageError
 from layerprune.tasks import Questions
 
-RESERVED = ("base", PRUNED)
+RESERVED = ("base", PRUNED, UNHEALED)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The plan and receipt of an exported folder, found to belong together."""
+    """The plan and receipt of an exported folder, and the log of its healing, found to belong together."""
 
     folder: Path
     plan: Plan
     receipt: Receipt
+    heal: HealLog | None = None
+
+    @property
+    def result(self) -> ModelRef:
+        """The model whose weights lie in the folder."""
+        return self.receipt.result if self.heal is None else self.heal.result
 
     @classmethod
     def read(cls, folder: Path) -> Exported:
-        """Read plan and receipt; raises ``DocumentError`` for a folder export did not write, or a foreign plan."""
+        """Read the documents; raises ``DocumentError`` for a folder export did not write, or a foreign document."""
         folder = Path(folder)
         inside = folder / "layerprune"
         if not (inside / Receipt.filename).is_file():
@@ -37,7 +43,13 @@ class Exported:
                 f"{inside / Plan.filename} is not the plan that was carried out: its sha256 is {short(plan.sha256())}, "
                 f"the receipt says {short(receipt.plan_sha256)}; export the plan again"
             )
-        return cls(folder, plan, receipt)
+        log = HealLog.load(inside / HealLog.filename) if (inside / HealLog.filename).exists() else None
+        if log is not None and log.receipt_sha256 != receipt.sha256():
+            raise DocumentError(
+                f"{inside / HealLog.filename} is not of this checkpoint: it names a receipt with sha256 "
+                f"{short(log.receipt_sha256)}, not {short(receipt.sha256())}; heal the checkpoint again"
+            )
+        return cls(folder, plan, receipt, log)
 
 
 def seen_items(*plans: Plan) -> frozenset[str]:
@@ -64,6 +76,15 @@ def check_compared(compare: Mapping[str, Plan], receipt: Receipt) -> Mapping[str
                 f"{short(plan.model.fingerprint)}, not {receipt.base.id} with {short(receipt.base.fingerprint)}"
             )
     return compare
+
+
+def columns(compare: Mapping[str, Plan], exported: Exported) -> Mapping[str, Plan]:
+    """Return the plans whose removals are examined beside the folder: those asked for, its own first if it was healed.
+
+    The base with a plan's layers bypassed is the exported checkpoint before healing: no other copy of it is needed.
+    """
+    checked = check_compared(compare, exported.receipt)
+    return checked if exported.heal is None else {UNHEALED: exported.plan, **checked}
 
 
 def short(digest: str) -> str:

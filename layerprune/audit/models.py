@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from layerprune.audit.exported import short
+from layerprune.audit.exported import Exported, short
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import Receipt
 from layerprune.engine import Engine
@@ -42,20 +41,29 @@ def base_source(receipt: Receipt, where: str | None) -> tuple[str, str | None]:
     return (where, None) if where else (receipt.base.id, receipt.base.revision)
 
 
-def check_weights(receipt: Receipt, folder: Path, where: str | None) -> None:
-    """Raise ``DocumentError`` unless base and exported folder hold the weights the receipt names; loads neither."""
-    model, revision = base_source(receipt, where)
+def check_weights(exported: Exported, where: str | None) -> None:
+    """Raise ``DocumentError`` unless base and exported folder hold the weights the documents name; loads neither.
+
+    ``where`` the base is; None: where it was exported from.
+    """
+    model, revision = base_source(exported.receipt, where)
+    check_folder(exported)
     found = Checkpoint.open(locate(model, revision).path).fingerprint()
-    if found != receipt.base.fingerprint:
+    if found != exported.receipt.base.fingerprint:
         raise DocumentError(
             f"{model} is not the model this checkpoint was made from: its weights' fingerprint is {short(found)}, "
-            f"the receipt says {short(receipt.base.fingerprint)}"
+            f"the receipt says {short(exported.receipt.base.fingerprint)}"
         )
-    found = Checkpoint.open(folder).fingerprint()
-    if found != receipt.result.fingerprint:
+
+
+def check_folder(exported: Exported) -> None:
+    """Raise ``DocumentError`` unless the folder holds the weights that its receipt, or its healing log, names."""
+    found, said = Checkpoint.open(exported.folder).fingerprint(), exported.result.fingerprint
+    if found != said:
+        wrote, document = ("export wrote", "receipt") if exported.heal is None else ("heal wrote", "healing log")
         raise DocumentError(
-            f"the weights in {folder} are not those export wrote: their fingerprint is {short(found)}, "
-            f"the receipt says {short(receipt.result.fingerprint)}"
+            f"the weights in {exported.folder} are not those {wrote}: their fingerprint is {short(found)}, "
+            f"the {document} says {short(said)}"
         )
 
 

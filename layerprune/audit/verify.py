@@ -11,7 +11,7 @@ from pathlib import Path
 from layerprune.audit.compare import SIGNIFICANT, adjusted, compare_models, overall
 from layerprune.audit.verdict import verdict
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.documents import Audit, AuditedTask, Document, Plan, Receipt
+from layerprune.documents import Audit, AuditedTask, Document, HealLog, Plan, Receipt
 from layerprune.documents.base import pretty
 from layerprune.errors import LayerpruneError, one_line
 from layerprune.progress import SILENT, Progress
@@ -44,7 +44,13 @@ class Documents:
 
     plan: Plan | None = None
     receipt: Receipt | None = None
+    heal: HealLog | None = None
     audit: Audit | None = None
+
+    @property
+    def writer(self) -> Receipt | HealLog | None:
+        """The document that names this folder's files and weights: the last step's that wrote any."""
+        return self.heal or self.receipt
 
 
 def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT) -> Verification:
@@ -57,26 +63,26 @@ def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT
     folder = Path(folder)
     documents, problems = _read(folder)
     files = size = 0
-    if documents.receipt is not None:
-        files, size = len(documents.receipt.files), sum(entry.bytes for entry in documents.receipt.files.values())
-        problems += _files(folder, documents.receipt, progress)
-        problems += _weights(folder, documents.receipt, base)
+    if documents.writer is not None:
+        files, size = len(documents.writer.files), sum(entry.bytes for entry in documents.writer.files.values())
+        problems += _files(folder, documents.writer, progress)
+        problems += _weights(folder, documents.writer, base)
     problems += _chain(documents)
     if documents.audit is not None:
         problems += _figures(documents.audit)
     if documents.plan is not None and documents.receipt is not None:
         problems += _card(folder)
         problems += _report(folder, documents.audit)
-    found = {"plan": documents.plan, "receipt": documents.receipt, "audit": documents.audit}
+    found = {kind: getattr(documents, kind) for kind in ("plan", "receipt", "heal", "audit")}
     digests = {name: document.sha256() for name, document in found.items() if document is not None}
     return Verification(tuple(problems), files, size, documents.audit is not None, digests)
 
 
 def _read(folder: Path) -> tuple[Documents, list[str]]:
     documents, problems = Documents(), []
-    for name, kind in (("plan", Plan), ("receipt", Receipt), ("audit", Audit)):
+    for name, kind in (("plan", Plan), ("receipt", Receipt), ("heal", HealLog), ("audit", Audit)):
         path = folder / FOLDER / kind.filename
-        if kind is Audit and not path.exists():
+        if kind in (HealLog, Audit) and not path.exists():
             continue
         try:
             document: Document = kind.load(path)
@@ -91,23 +97,28 @@ def _read(folder: Path) -> tuple[Documents, list[str]]:
     return documents, problems
 
 
-def _files(folder: Path, receipt: Receipt, progress: Progress) -> Iterator[str]:
-    total = sum(entry.bytes for entry in receipt.files.values())
+def _files(folder: Path, writer: Receipt | HealLog, progress: Progress) -> Iterator[str]:
+    whose = _name(writer)
+    total = sum(entry.bytes for entry in writer.files.values())
     with progress.task("hashing files", total, "B") as advance:
-        for name, entry in receipt.files.items():
+        for name, entry in writer.files.items():
             path = folder / name
             if not path.is_file():
                 yield f"{name}: missing"
             elif path.stat().st_size != entry.bytes:
-                yield f"{name}: {path.stat().st_size} bytes, the receipt says {entry.bytes}"
+                yield f"{name}: {path.stat().st_size} bytes, the {whose} says {entry.bytes}"
             elif _sha256(path) != entry.sha256:
-                yield f"{name}: its sha256 is not the receipt's"
+                yield f"{name}: its sha256 is not the {whose}'s"
             advance(entry.bytes)
-    known = {*receipt.files, CARD, REPORT, *(f"{FOLDER}/{kind.filename}" for kind in (Plan, Receipt, Audit))}
+    known = {*writer.files, CARD, REPORT, *(f"{FOLDER}/{kind.filename}" for kind in (Plan, Receipt, HealLog, Audit))}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in known and name.split("/")[0] not in NOT_LOOKED_AT:
-            yield f"{name}: not a file that export or audit wrote"
+            yield f"{name}: not a file that export, heal or audit wrote"
+
+
+def _name(writer: Receipt | HealLog) -> str:
+    return "receipt" if isinstance(writer, Receipt) else "healing log"
 
 
 def _sha256(path: Path) -> str:
@@ -115,14 +126,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _weights(folder: Path, receipt: Receipt, base: str | None) -> Iterator[str]:
+def _weights(folder: Path, writer: Receipt | HealLog, base: str | None) -> Iterator[str]:
+    whose = _name(writer)
     try:
-        if Checkpoint.open(folder).fingerprint() != receipt.result.fingerprint:
-            yield "the weights' fingerprint is not the receipt's"
+        if Checkpoint.open(folder).fingerprint() != writer.result.fingerprint:
+            yield f"the weights' fingerprint is not the {whose}'s"
     except LayerpruneError as error:
         yield one_line(error)
-    if base is not None and Checkpoint.open(locate(base).path).fingerprint() != receipt.base.fingerprint:
-        yield f"{base} is not the base model of this checkpoint: its weights' fingerprint is not the receipt's"
+    if base is not None and Checkpoint.open(locate(base).path).fingerprint() != writer.base.fingerprint:
+        yield f"{base} is not the base model of this checkpoint: its weights' fingerprint is not the {whose}'s"
 
 
 def _chain(documents: Documents) -> Iterator[str]:
@@ -134,6 +146,8 @@ def _chain(documents: Documents) -> Iterator[str]:
             ("receipt.base.fingerprint", receipt.base.fingerprint, "the plan's", plan.model.fingerprint),
             ("receipt.removal", receipt.removal, "the plan's", plan.removal),
         )
+    if documents.heal:
+        yield from _healing(documents.heal, plan, receipt)
     if plan and audit:
         yield from _differ(("audit.plan_sha256", audit.plan_sha256, "the plan's", plan.sha256()))
         seen = {mark for data in plan.data for mark in data.fingerprints}
@@ -144,9 +158,30 @@ def _chain(documents: Documents) -> Iterator[str]:
         yield from _differ(
             ("audit.receipt_sha256", audit.receipt_sha256, "the receipt's", receipt.sha256()),
             ("audit.base", audit.base, "the receipt's", receipt.base),
-            ("audit.pruned", audit.pruned, "the receipt's", receipt.result),
             ("audit.removal", audit.removal, "the receipt's", receipt.removal),
         )
+    if audit and documents.writer:
+        log = documents.heal.sha256() if documents.heal else None
+        yield from _differ(
+            ("audit.pruned", audit.pruned, f"the {_name(documents.writer)}'s", documents.writer.result),
+            ("audit.heal_sha256", audit.heal_sha256, "the healing log's", log),
+        )
+
+
+def _healing(log: HealLog, plan: Plan | None, receipt: Receipt | None) -> Iterator[str]:
+    """Check that each healing went on from what the step before it left."""
+    before = None if receipt is None else receipt.result
+    for step in log.steps:
+        if plan:
+            yield from _differ(("heal.plan_sha256", step.plan_sha256, "the plan's", plan.sha256()))
+        if receipt:
+            yield from _differ(
+                ("heal.receipt_sha256", step.receipt_sha256, "the receipt's", receipt.sha256()),
+                ("heal.base", step.base, "the receipt's", receipt.base),
+            )
+        if before is not None:
+            yield from _differ(("heal.unhealed", step.unhealed, "the result of the step before", before))
+        before = step.result
 
 
 def _differ(*pairs: tuple[str, object, str, object]) -> Iterator[str]:

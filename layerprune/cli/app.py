@@ -15,12 +15,14 @@ COMMANDS = {  # name: (what it does, as `layerprune --help` says it; where it is
     "score": ("Measure what each layer's removal costs.", "layerprune.cli.plan:score"),
     "plan": ("Choose the layers to remove; no weight is touched.", "layerprune.cli.plan:plan"),
     "export": ("Write the smaller model that a plan describes.", "layerprune.cli.export:export"),
+    "heal": ("Win back what removal took from an exported model.", "layerprune.cli.heal:heal"),
     "audit": ("Compare an exported model with its base, item by item.", "layerprune.cli.audit:audit"),
     "verify": ("Check that a folder is what export and audit left.", "layerprune.cli.verify:verify"),
     "push": ("Send an audited model to the Hub.", "layerprune.cli.push:push"),
-    "run": ("Score, plan, export and audit as a recipe says; resumable.", "layerprune.cli.run:run"),
+    "run": ("Score, plan, export, heal and audit as a recipe says; resumable.", "layerprune.cli.run:run"),
     "compare": ("Show how far two scores.json agree.", "layerprune.cli.compare:compare"),
     "metrics": ("List the metrics that can score layers, with their options.", "layerprune.cli.metrics:metrics"),
+    "healers": ("List the ways to heal a pruned model, with their options.", "layerprune.cli.healers:healers"),
     "demo": ("Do the whole job on a small real model.", "layerprune.cli.demo:demo"),
 }
 

@@ -26,8 +26,9 @@ def tasks(audit: Audit) -> Table:
     made = table("against the base, on the same items", "task", "model", *columns, numbers=columns)
     for task in audit.tasks:
         for label, own in task.models.items():
+            shown = "healed" if label == PRUNED and audit.heal_sha256 else label
             made.add_row(
-                task.data.task + ("" if task.informative else " (base at chance)"), label, str(task.data.items),
+                task.data.task + ("" if task.informative else " (base at chance)"), shown, str(task.data.items),
                 f"{task.base_accuracy:.3f}", f"{own.accuracy:.3f}", points(own.difference),
                 points_interval(own.interval), str(own.flips.right_to_wrong), str(own.flips.wrong_to_right),
                 f"{own.flips.p_value:.2g}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -150,6 +150,36 @@ def metric(entry: Entry) -> Table:
     ):  # fmt: skip
         made.add_row(name, value)
     return made
+
+
+def healers(registry: Registry) -> Table:
+    """Return every healing method: what it does, whether it trains, what it needs, at what cost."""
+    columns = ["name", "what", "trains", "needs", "cost", "source", "from"]
+    made = table("healing methods", *columns, wrapped=set(columns) - {"name"})
+    for name, entry in registry.entries().items():
+        cls = entry.load()
+        made.add_row(name, summary(cls), _yes(cls.gradients), _healing_needs(cls), cls.cost, cls.source, entry.owner)
+    return made
+
+
+def healer(entry: Entry) -> Table:
+    """Return one healing method's facts."""
+    cls = entry.load()
+    made = table(entry.name, "what", "value", wrapped=["value"])
+    for name, value in (
+        ("does", summary(cls)), ("trains", _yes(cls.gradients)), ("needs", _healing_needs(cls)), ("cost", cls.cost),
+        ("source", cls.source), ("from", entry.owner),
+    ):  # fmt: skip
+        made.add_row(name, value)
+    return made
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _healing_needs(cls: Any) -> str:
+    return ", ".join([cls.needs, *(["the base"] if cls.needs_base else [])])
 
 
 def options(entry: Entry) -> Table:

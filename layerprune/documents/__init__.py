@@ -2,6 +2,7 @@
 
 from layerprune.documents.audit import (
     PRUNED,
+    UNHEALED,
     Audit,
     AuditedTask,
     Compared,
@@ -17,6 +18,7 @@ from layerprune.documents.audit import (
 )
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units, as_removal
+from layerprune.documents.heal_log import CorpusRef, HealerRef, HealLog, HeldOut, LossPoint, Overlap
 from layerprune.documents.plan import Limits, Plan, PredictedTask, Prediction, Ranked, Search
 from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Receipt
 from layerprune.documents.recipe import Recipe
@@ -24,6 +26,7 @@ from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round
 
 __all__ = [
     "PRUNED",
+    "UNHEALED",
     "Audit",
     "AuditedTask",
     "BaseTask",
@@ -32,20 +35,26 @@ __all__ = [
     "Compared",
     "Comparison",
     "Continuation",
+    "CorpusRef",
     "Document",
     "EngineReport",
     "FileEntry",
     "FlippedItem",
     "Flips",
     "Generation",
+    "HealLog",
+    "HealerRef",
+    "HeldOut",
     "Interval",
     "Limits",
     "LogitsProof",
+    "LossPoint",
     "Measured",
     "MetricRef",
     "ModelRef",
     "Outcomes",
     "Overall",
+    "Overlap",
     "Part",
     "Plan",
     "PredictedTask",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, ModelRef, Outcomes, TaskData, Units
 
 PRUNED = "pruned"  # the label of the audited checkpoint itself among the compared models
+UNHEALED = "unhealed"  # the label of a healed checkpoint before it was healed, among the compared models
 
 
 class Flips(Part):
@@ -156,6 +157,7 @@ class Audit(Document):
     removal: Units
     plan_sha256: str
     receipt_sha256: str
+    heal_sha256: str | None = Field(default=None, description="of the healing log; None for a checkpoint as exported")
     compared: dict[str, Compared] = Field(default_factory=dict)
     tasks: tuple[AuditedTask, ...]
     overall: dict[str, Overall] = Field(description="by label; empty when no task is informative")
@@ -173,3 +175,9 @@ class Audit(Document):
     limit: int | None
     seed: int
     versions: dict[str, str]
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what an unhealed checkpoint has not: audits made before there was healing keep their hash."""
+        data: dict[str, Any] = write(self)
+        return data if self.heal_sha256 else {key: value for key, value in data.items() if key != "heal_sha256"}

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Operator
@@ -59,6 +67,15 @@ class ExportStep(Part):
     max_shard_size: Text | None = Field(default=None, description="5GB")
 
 
+class HealStep(Part):
+    """How what removal took is won back; without this step the checkpoint stays as exported."""
+
+    method: str = Field(min_length=1)
+    corpus: str | None = Field(default=None, description="file, folder, Hub dataset, or builtin")
+    tasks: Names | None = Field(default=None, description="not to stand in the corpus; default: all of this recipe")
+    window: PositiveInt | None = Field(default=None, description="tokens")
+
+
 class AuditStep(Part):
     """What the smaller model is examined on; items that had a say in the plan are left out."""
 
@@ -71,7 +88,7 @@ class AuditStep(Part):
 
 
 class Recipe(Document):
-    """Score, plan, export and audit of one model in one run folder; paths are as on the command line."""
+    """Score, plan, export, heal and audit of one model in one run folder; paths are as on the command line."""
 
     filename: ClassVar[str] = "recipe.json"
     kind: Literal["recipe"] = "recipe"
@@ -88,7 +105,14 @@ class Recipe(Document):
     score: ScoreStep
     plan: PlanStep
     export: ExportStep = ExportStep()
+    heal: HealStep | None = None
     audit: AuditStep = AuditStep()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a step that was not asked for: recipes made before there was healing keep their hash."""
+        data: dict[str, Any] = write(self)
+        return data if self.heal else {key: value for key, value in data.items() if key != "heal"}
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from typing import Any
 from layerprune import __version__
 from layerprune.anatomy import Sources, halves
 from layerprune.checkpoint import Checkpoint, Folder, contained, locate, new_folder, plan_shards, write_shards
-from layerprune.checkpoint.writer import Shard, flush_to_disk, write_file
+from layerprune.checkpoint.entries import entry_of
+from layerprune.checkpoint.writer import Shard, write_file
 from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
 from layerprune.errors import DocumentError, ExportError
 from layerprune.export.blueprint import Blueprint, blueprint
@@ -125,7 +125,7 @@ def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
     with ThreadPoolExecutor(1) as hasher:  # hashes and flushes each finished shard while the next is written
         hashes = {}
         for shard in write_shards(folder, job.shards, metadata, progress):
-            hashes[shard] = hasher.submit(_entry, folder / shard)
+            hashes[shard] = hasher.submit(entry_of, folder / shard)
         for name in job.extras.copied:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(folder / name, (job.base.path / name).read_bytes())
@@ -134,20 +134,13 @@ def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
         config = json.dumps(job.blueprint.config, indent=2, ensure_ascii=False) + "\n"
         write_file(folder / "config.json", config.encode())
         small = [name for name in _files(folder) if name not in hashes]
-        entries = {name: _entry(folder / name) for name in small}
+        entries = {name: entry_of(folder / name) for name in small}
         entries.update({name: future.result() for name, future in hashes.items()})
     return dict(sorted(entries.items()))
 
 
 def _files(folder: Path) -> Iterator[str]:
     return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:  # out of the page cache, before the flush lets it go
-        digest = hashlib.file_digest(file, "sha256")
-    flush_to_disk(path)
-    return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
 
 
 def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], progress: Progress) -> Receipt:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from layerprune.documents import PRUNED, Audit, Plan, Receipt
+from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt
 from layerprune.documents.base import write_atomically
 from layerprune.errors import DocumentError
 from layerprune.report import words
@@ -46,13 +46,14 @@ def render_card(folder: Path, kept: dict[str, Any]) -> tuple[dict[str, Any], str
     """Return the card's metadata (``kept`` keys joined in) and its generated text."""
     plan = Plan.load(folder / "layerprune" / Plan.filename)
     receipt = Receipt.load(folder / "layerprune" / Receipt.filename)
-    audited = folder / "layerprune" / Audit.filename
+    audited, healed = (folder / "layerprune" / kind.filename for kind in (Audit, HealLog))
     audit = Audit.load(audited) if audited.exists() else None
+    log = HealLog.load(healed) if healed.exists() else None
     metadata = {**kept, **card_metadata(plan, receipt, audit)}
     metadata["tags"] = list(dict.fromkeys([*_as_list(kept.get("tags")), *metadata["tags"]]))
     if audit is None:
         metadata.pop("model-index", None)
-    return metadata, _text(folder, plan, receipt, audit, metadata)
+    return metadata, _text(folder, plan, receipt, audit, log, metadata)
 
 
 def current_card(folder: Path) -> tuple[str | None, str]:
@@ -68,7 +69,7 @@ def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str
     metadata: dict[str, Any] = {}
     if base_on_hub(receipt.base.id):
         metadata["base_model"] = receipt.base.id
-        # The Hub knows adapter, merge, quantized and finetune. No weight was retrained, yet finetune is the honest
+        # The Hub knows adapter, merge, quantized and finetune. Whether healed or not, finetune is the honest
         # one of the four: it is what the Hub calls any full model made from one base. Merge would claim several
         # models, quantized a lower precision.
         metadata["base_model_relation"] = "finetune"
@@ -128,7 +129,9 @@ def _result(task: Any) -> dict[str, Any]:
     }
 
 
-def _text(folder: Path, plan: Plan, receipt: Receipt, audit: Audit | None, metadata: dict[str, Any]) -> str:
+def _text(
+    folder: Path, plan: Plan, receipt: Receipt, audit: Audit | None, log: HealLog | None, metadata: dict[str, Any]
+) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -149,7 +152,11 @@ def _text(folder: Path, plan: Plan, receipt: Receipt, audit: Audit | None, metad
             plan=plan,
             receipt=receipt,
             audit=audit,
+            log=log,
+            result=log.result if log else receipt.result,
             pruned=PRUNED,
+            unhealed=UNHEALED,
+            healed=audit is not None and UNHEALED in audit.compared,
             licence=metadata.get("license"),
             licence_files=licences,
             plan_sha256=plan.sha256(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from layerprune.documents import PRUNED, Audit, Plan, Receipt, Scores
+from layerprune.documents import PRUNED, UNHEALED, Audit, Plan, Receipt, Scores
 from layerprune.documents.base import write_atomically
 from layerprune.report import plots, words
 from layerprune.report.card import FILTERS, base_name, title
@@ -49,6 +49,9 @@ def render_report(folder: Path, scores: Sequence[Scores] = ()) -> str:
         receipt=receipt,
         audit=audit,
         pruned=PRUNED,
+        unhealed=UNHEALED,
+        healed=UNHEALED in audit.compared,
+        these=audit.pruned.fingerprint,
         plan_sha256=plan.sha256(),
         receipt_sha256=receipt.sha256(),
         differences=Markup(_differences(audit)),  # plots are built here and escape what they are given

@@ -13,7 +13,7 @@ from layerprune.tasks.items import Item, Questions, Request, TaskQuestions, Verd
 from layerprune.tasks.judging import LmEvalJudge, chance_of
 from layerprune.tasks.loading import load_tasks
 
-__all__ = ["Item", "Questions", "Request", "TaskQuestions", "Verdict", "load_questions"]
+__all__ = ["Item", "Questions", "Request", "TaskQuestions", "Verdict", "item_texts", "load_questions"]
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that prompts agree with its published numbers
 
@@ -45,6 +45,26 @@ def load_questions(
     return Questions(
         {name: _build(name, task, encoder, use, limit, num_fewshot, seed, exclude) for name, task in tasks.items()}
     )
+
+
+def item_texts(
+    names: Sequence[str], *, include_path: Sequence[str | Path] = (), data_dir: Path | None = None
+) -> dict[str, tuple[str, dict[str, str]]]:
+    """Return by task the split that an audit asks and its items' texts by fingerprint: question, choices, answer.
+
+    Raises ``TaskError`` as ``load_questions`` does.
+    """
+    found = {}
+    for name, task in load_tasks(names, include_path, data_dir).items():
+        docs, split = _docs(task, "evaluation")
+        found[name] = (split, {_fingerprint(task, doc): " ".join(map(str, _shown(task, doc))) for doc in docs})
+    return found
+
+
+def _shown(task: Any, doc: Any) -> list[Any]:
+    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else []
+    text, target = task.doc_to_text(doc), task.doc_to_target(doc)
+    return [*(text if isinstance(text, list) else [text]), *(choices or [target])]
 
 
 def _build(

@@ -1,0 +1,5 @@
+"""``heal``: from a pruned checkpoint to a healed one, with its account."""
+
+from layerprune.heal.step import HealRequest, heal
+
+__all__ = ["HealRequest", "heal"]

@@ -1,0 +1,222 @@
+"""The step from a pruned checkpoint to a healed one: validate, read, heal, publish, measure what was written."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from layerprune import __version__
+from layerprune.audit.exported import Exported
+from layerprune.audit.models import check_folder, check_weights
+from layerprune.checkpoint import Checkpoint, new_folder
+from layerprune.corpus import WINDOW, Corpus, build_corpus
+from layerprune.documents import HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
+from layerprune.errors import ExportError, ModelError, UsageError, one_line
+from layerprune.export import proof
+from layerprune.heal.publishing import spooled, write_healed
+from layerprune.healing import HEALERS
+from layerprune.healing.base import Case, Changed, Healer
+from layerprune.healing.losses import mean_nats
+from layerprune.progress import SILENT, Progress
+from layerprune.report.card import write_card
+from layerprune.specs import build, options_of, spec_of
+from layerprune.subject import Subject
+from layerprune.tasks import item_texts
+
+FOLDER = "layerprune"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class HealRequest:
+    """What ``layerprune heal`` is asked."""
+
+    checkpoint: Path
+    method: str
+    corpus: str | None = None
+    base: str | None = None  # default: where it was exported from, when the method needs it or it is still there
+    tasks: tuple[str, ...] | None = None  # whose items the corpus must not hold; default: the plan's
+    include_path: tuple[Path, ...] = ()
+    data_dir: Path | None = None
+    window: int = WINDOW
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    trust_remote_code: bool = False
+
+
+@dataclass
+class _Stopwatch:
+    """Counts the time spent in a method's own code, not in writing what it yields."""
+
+    seconds: float = 0.0
+
+    def timed(self, changed: Iterator[Changed]) -> Iterator[Changed]:
+        while True:
+            start = time.monotonic()
+            try:
+                pair = next(changed)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.monotonic() - start
+            yield pair
+
+
+def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> HealLog:
+    """Write the healed checkpoint to the new folder ``out`` and return its log.
+
+    The result has exactly the tensors, shapes and dtypes of the unhealed checkpoint. On any failure no folder is left;
+    a method that was cut off may keep what it needs to go on in a hidden folder beside ``out``. Raises
+    ``DocumentError`` for a folder that export did not write or a base that is not its own, ``RefusedError`` where the
+    method cannot heal this model or removal, ``UsageError`` for an unusable corpus or option.
+    """
+    entry, healer = build(HEALERS, request.method)
+    out = Path(out).absolute()
+    if out.exists():
+        raise ExportError(f"{out} exists already; choose a new folder or remove it")
+    exported = Exported.read(request.checkpoint)
+    case = _case(request, healer, exported, out, progress)
+    method = HealerRef(
+        name=entry.name,
+        spec=spec_of(entry.name, healer),
+        options=options_of(healer),
+        gradients=healer.gradients,
+        owner=entry.owner,
+    )
+    watch = _Stopwatch()
+    changed = watch.timed(iter(healer.heal(case)))
+    with spooled(Checkpoint.open(exported.folder), case.work / "changed.bin", changed) as spool, new_folder(out) as new:
+        files = write_healed(spool, exported.receipt.files, case.attachments, new, progress)
+        result = _result(exported, out.name, new, request.trust_remote_code)
+        log = HealLog(
+            method=method,
+            result=result,
+            changed=tuple(sorted(spool.places)),
+            files=files,
+            seconds=round(watch.seconds, 3),
+            heldout=_heldout(case, new),
+            **_chain(exported),
+            **_account(case),
+        )
+        _add_documents(exported.folder, new, log)
+    shutil.rmtree(case.work, ignore_errors=True)
+    return log
+
+
+def _case(request: HealRequest, healer: Healer, exported: Exported, out: Path, progress: Progress) -> Case:
+    """See that everything belongs together and is at hand, and read the corpus."""
+    if healer.needs == "text" and request.corpus is None:
+        raise UsageError(f"{request.method} reads text: give a corpus, such as --corpus FILE or --corpus builtin")
+    base = _base(request, healer, exported)
+    check_folder(exported) if base is None else check_weights(exported, request.base)
+    corpus = None
+    if request.corpus is not None:
+        corpus = _corpus(request, exported)
+        overlap = {task: len(found.found) for task, found in corpus.ref.overlap.items() if found.found}
+        if overlap:
+            said = ", ".join(f"{count} items of {task}" for task, count in overlap.items())
+            progress.note(f"the corpus holds {said}: {corpus.ref.dropped_documents} documents left out")
+    return Case(
+        folder=exported.folder,
+        plan=exported.plan,
+        receipt=exported.receipt,
+        work=out.parent / f".{out.name}.healing",
+        corpus=corpus,
+        base=base,
+        base_revision=None if base is None or request.base else exported.receipt.base.revision,
+        dtype=request.dtype,
+        device=request.device,
+        seed=request.seed,
+        trust_remote_code=request.trust_remote_code,
+        progress=progress,
+    )
+
+
+def _base(request: HealRequest, healer: Healer, exported: Exported) -> str | None:
+    """Return where the base is: as told, or where it was exported from when it is needed or still a folder there."""
+    if request.base is not None:
+        return request.base
+    home = exported.receipt.base.id
+    return home if healer.needs_base or Path(home).is_dir() else None
+
+
+def _corpus(request: HealRequest, exported: Exported) -> Corpus:
+    from transformers import AutoTokenizer
+
+    tasks = request.tasks
+    if tasks is None:
+        tasks = tuple(dict.fromkeys(data.task for data in exported.plan.data))
+    items = item_texts(tasks, include_path=request.include_path, data_dir=request.data_dir) if tasks else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(exported.folder, trust_remote_code=request.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{exported.folder} has no tokenizer that transformers can read: {one_line(error)}") from error
+    return build_corpus(str(request.corpus), tokenizer, window=request.window, seed=request.seed, items=items)
+
+
+def _result(exported: Exported, name: str, folder: Path, trust_remote_code: bool) -> ModelRef:
+    """Return what was written, once transformers has found every weight in it."""
+    new, old = (
+        proof.load(path, trust_remote_code=trust_remote_code, device="meta")[1] for path in (folder, exported.folder)
+    )
+    proof.check_keys(new, old)
+    fingerprint = Checkpoint.open(folder).fingerprint()
+    return exported.result.model_copy(update={"id": name, "revision": None, "fingerprint": fingerprint})
+
+
+def _heldout(case: Case, folder: Path) -> HeldOut | None:
+    """Measure the unhealed checkpoint, the healed one as it was written and, where it is at hand, the base."""
+    if case.corpus is None:
+        return None
+    windows = case.corpus.heldout
+
+    def nats(subject: Subject, which: str) -> float:
+        return mean_nats(subject.model, windows, case.progress, f"held-out loss of the {which} model")
+
+    before, after = nats(case.subject(), "unhealed"), nats(replace(case, folder=folder).subject(), "healed")
+    return HeldOut(before=before, after=after, base=None if case.base is None else nats(case.base_subject(), "base"))
+
+
+def _chain(exported: Exported) -> dict[str, Any]:
+    return {
+        "base": exported.receipt.base,
+        "unhealed": exported.result,
+        "plan_sha256": exported.plan.sha256(),
+        "receipt_sha256": exported.receipt.sha256(),
+        "earlier": exported.heal,
+    }
+
+
+def _account(case: Case) -> dict[str, Any]:
+    record = case.record
+    tools = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
+    return {
+        "corpus": case.corpus.ref if case.corpus else None,
+        "tokens": record.tokens,
+        "curve": tuple(record.curve),
+        "found": record.found,
+        "notes": tuple(record.notes),
+        "dtype": record.dtype,
+        "device": record.device,
+        "seed": case.seed,
+        "versions": {"layerprune": __version__, "python": platform.python_version(), **tools},
+    }
+
+
+def _add_documents(unhealed: Path, folder: Path, log: HealLog) -> None:
+    """Put plan, receipt and log beside the weights, and renew the card."""
+    inside = folder / FOLDER
+    inside.mkdir(exist_ok=True)
+    for kind in (Plan, Receipt):
+        shutil.copyfile(unhealed / FOLDER / kind.filename, inside / kind.filename)
+    log.save(inside / HealLog.filename)
+    if (unhealed / CARD).is_file():  # licence, language and a person's own words
+        shutil.copyfile(unhealed / CARD, folder / CARD)
+    write_card(folder)

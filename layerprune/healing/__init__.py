@@ -1,0 +1,11 @@
+"""Ways to win back what removal took, from free to expensive, each behind one contract (``base.Healer``)."""
+
+from __future__ import annotations
+
+from layerprune.registry import Registry
+
+HEALERS = Registry(
+    kind="healing method",
+    group="layerprune.healers",
+    builtin={},
+)

@@ -1,0 +1,53 @@
+"""Parameters of a model in memory and the tensors on disk that they were read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from layerprune.checkpoint import Checkpoint, Tensor
+from layerprune.errors import RefusedError
+
+FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes a healed value can be written in
+
+
+def names_on_disk(model: nn.Module, checkpoint: Checkpoint, wanted: Iterable[str]) -> dict[str, str]:
+    """Return for each wanted parameter name the name of the tensor it is stored as.
+
+    A tied parameter is stored under the name of its twin; the prefix of a layer's name may differ between memory and
+    disk. Raises ``RefusedError`` where a parameter has no floating tensor of its own and the same shape on disk (fused
+    experts, transposed or quantised weights).
+    """
+    twins: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twins.setdefault(id(parameter), []).append(name)
+    found: dict[str, str] = {}
+    for name in wanted:
+        parameter = model.get_parameter(name)
+        names = dict.fromkeys([name, *twins[id(parameter)]])
+        tensor = next((hit for each in names for hit in _stored(each, checkpoint)), None)
+        if tensor is None:
+            raise RefusedError(f"{name} is stored under no name of its own in {checkpoint.path}; it cannot be changed")
+        if tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATS:
+            raise RefusedError(
+                f"{name} is {tuple(parameter.shape)} in memory and {tensor.dtype} {tensor.shape} on disk; only "
+                "floating weights of the same shape can be changed"
+            )
+        found[name] = tensor.name
+    return found
+
+
+def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
+    """Yield the tensor of this name, or the only one whose name ends alike from the layer's number on."""
+    if name in checkpoint.tensors:
+        yield checkpoint.tensors[name]
+        return
+    parts = name.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    if number < 1:
+        return
+    end = "." + ".".join(parts[number - 1 :])  # ".layers.3.mlp.down_proj.weight"
+    hits = [tensor for other, tensor in checkpoint.tensors.items() if f".{other}".endswith(end)]
+    if len(hits) == 1:
+        yield hits[0]
