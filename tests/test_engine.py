@@ -144,7 +144,7 @@ def test_removals_are_measured_in_portions_when_memory_is_short():
 
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
     subject = subject_of("llama")
-    requests, groups = multiple_choice(subject.vocabulary)
+    requests, groups = multiple_choice(subject.vocabulary, count=12)  # several rows
     removals = [Removal(()), Removal.of(1)]
     expected, _ = Engine(subject).measure(requests, groups, removals)
     engine = Engine(subject)

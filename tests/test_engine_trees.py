@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from layerprune.engine.trees import ROW_TOKENS, batches, chains, shared_length, tree_size, trees
+from layerprune.engine.trees import PACK_TOKENS, ROW_TOKENS, batches, chains, shared_length, tree_size, trees
 from layerprune.tasks.items import Request
 
 
@@ -48,8 +48,9 @@ def test_every_answer_token_is_read_after_exactly_its_own_prefix(seed, examples)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_row_holds_each_node_of_the_prefix_tree_once(seed):
-    requests, groups = questions(seed)
+@pytest.mark.parametrize("examples", [0, 40])
+def test_a_row_holds_each_node_of_the_prefix_tree_once(seed, examples):
+    requests, groups = questions(seed, examples=examples)
     for row in trees(requests, groups):
         own = [requests[target.request].tokens[:-1] for target in row.targets]
         prefixes = {tokens[:stop] for tokens in own for stop in range(1, len(tokens) + 1)}
@@ -62,7 +63,16 @@ def test_questions_with_the_same_examples_share_a_row():
     together = trees(requests, groups)
     assert len(together) == 1
     assert together[0].length == alone - 5 * 100
-    assert len(trees(*questions(1, count=6))) == 6  # nothing in common: nothing to join
+
+
+def test_short_trees_fill_rows_together_and_long_ones_stay_alone():
+    requests, groups = questions(6, count=200)
+    rows = trees(requests, groups)
+    assert max(row.length for row in rows) <= PACK_TOKENS
+    assert sum(row.length for row in rows) > 0.95 * PACK_TOKENS * (len(rows) - 1)  # hardly a place left free
+    long, _ = questions(7, count=5)
+    long = [Request((*range(100 * i, 100 * i + PACK_TOKENS), *r.tokens), r.scored) for i, r in enumerate(long)]
+    assert len(trees(long, [[i] for i in range(len(long))])) == len(long)
 
 
 def test_a_joint_row_does_not_outgrow_its_limit():
@@ -82,8 +92,8 @@ def test_chains_are_the_distinct_inputs():
 
 @pytest.mark.parametrize("budget", [1, 64, 300, 10_000])
 def test_batches_take_every_row_once_and_keep_to_the_budget(budget):
-    requests, groups = questions(3, count=30)
-    rows = trees(requests, groups)
+    requests, _ = questions(3, count=30)
+    rows = chains(requests)
     made = list(batches(rows, budget))
     assert sorted(id(row) for batch in made for row in batch) == sorted(id(row) for row in rows)
     for batch in made:
@@ -91,8 +101,8 @@ def test_batches_take_every_row_once_and_keep_to_the_budget(budget):
 
 
 def test_a_fixed_batch_size_is_kept():
-    requests, groups = questions(4, count=10)
-    assert [len(batch) for batch in batches(trees(requests, groups), 1, 4)] == [4, 4, 2]
+    requests, _ = questions(4, count=10)
+    assert [len(batch) for batch in batches(chains(requests)[:10], 1, 4)] == [4, 4, 2]
 
 
 def test_shared_length_by_halving_equals_counting():

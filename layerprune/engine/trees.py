@@ -2,7 +2,8 @@
 
 The answers to one question share its context; few-shot questions may share their examples. All inputs of a group form a
 prefix tree. A tree is laid out as one row: its branches one after another, every token keeping the position it has in
-its own request and attending only to its ancestors. A row with a single branch is an ordinary causal row.
+its own request and attending only to its ancestors. Short trees share a row. A row with a single branch is an ordinary
+causal row.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from layerprune.tasks.items import Request
 ROW_TOKENS = 1024
 # Joining two groups must save at least this share of the tokens of the smaller one, or the row only grows.
 MIN_SHARED = 0.25
+# Rows shorter than this are filled up with other trees, which see nothing of each other: a batch of short rows of
+# unequal length is padding to a third (arc_easy 0-shot, 50 items: 1.2 to 1.5 times the tokens). Attention in a row of
+# 256 tokens is a twelfth of a layer's arithmetic where d = 576.
+PACK_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -68,23 +73,40 @@ def chains(requests: Sequence[Request]) -> list[Row]:
 
 
 def trees(requests: Sequence[Request], groups: Iterable[Sequence[int]]) -> list[Row]:
-    """Lay out one row per group of request indices, joining groups that share much of their beginning."""
+    """Lay out one row per group of request indices, joining groups that share much and packing those that are short."""
+    return [_row(requests, members) for members in _packed(_joined(requests, groups))]
+
+
+def _joined(requests: Sequence[Request], groups: Iterable[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """Join groups that share much of their beginning; returns (tokens of the tree, its request indices)."""
     ordered = sorted((list(group) for group in groups), key=lambda group: requests[group[0]].tokens)
-    rows: list[Row] = []
-    current: list[int] = []
-    size = 0
+    joint: list[tuple[int, list[int]]] = []
     for group in ordered:
         own = tree_size([requests[i].tokens[:-1] for i in group])
-        if current:
-            joint = tree_size([requests[i].tokens[:-1] for i in (*current, *group)])
-            saved = size + own - joint
-            if joint <= ROW_TOKENS and saved >= MIN_SHARED * min(own, size):
-                current, size = [*current, *group], joint
+        if joint:
+            size, members = joint[-1]
+            together = tree_size([requests[i].tokens[:-1] for i in (*members, *group)])
+            if together <= ROW_TOKENS and size + own - together >= MIN_SHARED * min(own, size):
+                joint[-1] = together, [*members, *group]
                 continue
-            rows.append(_row(requests, current))
-        current, size = group, own
-    if current:
-        rows.append(_row(requests, current))
+        joint.append((own, group))
+    return joint
+
+
+def _packed(sized: Sequence[tuple[int, list[int]]]) -> list[list[int]]:
+    """Put short trees together into rows of up to ``PACK_TOKENS``: the longest first, each where it first fits."""
+    rows: list[list[int]] = []
+    free = np.zeros(len(sized), dtype=int)  # tokens left in each row; no row yet: none left
+    for size, members in sorted(sized, key=lambda pair: -pair[0]):
+        fitting = np.flatnonzero(free >= size)
+        if len(fitting):
+            place = int(fitting[0])
+            rows[place].extend(members)
+        else:
+            place = len(rows)
+            rows.append(list(members))
+            free[place] = max(PACK_TOKENS, size)
+        free[place] -= size
     return rows
 
 
