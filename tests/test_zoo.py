@@ -94,7 +94,12 @@ def test_inverse_layer_scaling_lets_only_the_last_layers_go() -> None:
 
 
 def test_table_counts_what_it_shows() -> None:
-    rows = [Verdict("b", "exact", "", (), 1e-6), Verdict("a", "refused", "x | y"), Verdict("c", "unavailable", "z")]
+    rows = [
+        Verdict("b", "exact", "", (), 1e-6), Verdict("d", "constrained", "w", (), 0, "one | stream"),
+        Verdict("a", "refused", "x | y"), Verdict("c", "unavailable", "z"),
+    ]  # fmt: skip
     page = render(rows)
-    assert "Of 2 types that can be built, 1 are exact (0 with a constraint), 1 are refused, 0 are wrong." in page
-    assert "| `a` | refused | x / y |  |\n| `b` | exact |  | 1e-06 |\n| `c` | cannot be built here | z |  |" in page
+    assert "Of 3 types that can be built, 2 are exact (1 with a constraint), 1 are refused, 0 are wrong. 1 of" in page
+    assert "| `a` | refused | x / y |  |  |\n| `b` | exact |  | exact | 1e-06 |\n" in page
+    assert "| `c` | cannot be built here | z |  |  |\n" in page
+    assert "| `d` | exact, with a constraint | w | one / stream | 0 |\n" in page
