@@ -8,24 +8,40 @@ import json
 import re
 import socket
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOKEN = "hf_for_the_test_only"
+COMMIT = "c" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """What is stored, and what goes wrong next: ``faults`` is a list of (path pattern, status or "cut")."""
+    """What is stored, and what goes wrong next: ``faults`` is a list of (path pattern, status or "cut").
+
+    ``sent`` counts the bytes of each stored file that went out; ``ranges`` says whether byte ranges are understood.
+    """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos, self.blobs, self.faults, self.puts, self.seen = {}, {}, [], [], []
+        self.sent, self.ranges = Counter(), True
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def publish(self, repo, folder):
+        """Have a repo that holds the files of a folder."""
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        self.repos[repo] = {"files": files, "private": False}
+        self.blobs.update({hashlib.sha256(data).hexdigest(): data for data in files.values()})
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def cdn(self):
+        return f"http://localhost:{self.server_port}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -51,14 +67,14 @@ class Handler(BaseHTTPRequestHandler):
         hub.seen.append((method, self.path))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         for fault in hub.faults:
-            if re.search(fault[0], self.path) and method in ("POST", "PUT"):
+            if re.search(fault[0], self.path):
                 hub.faults.remove(fault)
                 if fault[1] == "cut":
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return None
                 return self.send({"error": "asked to fail"}, fault[1])
-        if not self.path.startswith("/lfs/") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if not self.path.startswith(("/lfs/", "/cdn/")) and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.send({"error": "Invalid username or password."}, 401)
         for pattern, act in (
             (r"/api/repos/create$", self.create),
@@ -67,6 +83,10 @@ class Handler(BaseHTTPRequestHandler):
             (r"/(.+)\.git/info/lfs/objects/batch$", self.batch),
             (r"/lfs/(\w+)$", self.store),
             (r"/api/models/(.+)/commit/([^?]+)", self.commit),
+            (r"/api/models/(.+)/revision/([^?]+)", self.info),
+            (r"/api/models/(.+)/tree/([^?]+)", self.tree),
+            (r"/([\w-]+/[\w.-]+)/resolve/(\w+)/([^?]+)", self.resolve),
+            (r"/cdn/(\w+)/([^?]+)", self.deliver),
         ):
             match = re.fullmatch(pattern + r"(?:\?.*)?", self.path)
             if match:
@@ -115,10 +135,53 @@ class Handler(BaseHTTPRequestHandler):
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "lfsFile":
                 files[entry["value"]["path"]] = self.server.blobs[entry["value"]["oid"]]
-        made = {"success": True, "commitOid": "c" * 40, "commitUrl": f"{self.server.url}/{repo}/commit/{'c' * 40}"}
+        made = {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}"}
         if "create_pr=1" in self.path:
             made["pullRequestUrl"] = f"{self.server.url}/{repo}/discussions/1"
         self.send(made)
+
+    def info(self, body, repo, revision):
+        if repo not in self.server.repos or revision not in ("main", COMMIT):
+            return self.send({"error": "Repository not found"}, 404)
+        siblings = [{"rfilename": path} for path in self.server.repos[repo]["files"]]
+        return self.send({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "tags": []})
+
+    def tree(self, body, repo, revision):
+        entries = []
+        for path, data in self.server.repos[repo]["files"].items():
+            entry = {"type": "file", "oid": "0" * 40, "size": len(data), "path": path}
+            if path.endswith(".safetensors"):
+                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+            entries.append(entry)
+        self.send(entries)
+
+    def resolve(self, body, repo, revision, path):
+        """Weights are sent from another place, as the Hub does."""
+        data = self.server.repos.get(repo, {"files": {}})["files"].get(path)
+        if data is None:
+            return self.send({"error": "Entry not found"}, 404)
+        oid = hashlib.sha256(data).hexdigest()
+        told = {"X-Repo-Commit": COMMIT, "ETag": f'"{oid}"', "X-Linked-Etag": f'"{oid}"', "X-Linked-Size": len(data)}
+        if not path.endswith(".safetensors"):
+            return self.send_data(data, path, told)
+        return self.send_data(b"", path, {**told, "Location": f"{self.server.cdn}/cdn/{oid}/{path}"}, 302)
+
+    def deliver(self, body, oid, path):
+        self.send_data(self.server.blobs[oid], path, {"ETag": f'"{oid}"'})
+
+    def send_data(self, data, path, headers, status=200):
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted and self.server.ranges and status == 200:
+            start, stop = int(wanted[1]), int(wanted[2] or len(data) - 1) + 1
+            status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
+            data = data[start:stop]
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": len(data)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.server.sent[path] += len(data)
+            self.wfile.write(data)
 
     def send(self, content, status=200, kind="application/json"):
         data = json.dumps(content).encode()

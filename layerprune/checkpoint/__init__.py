@@ -4,7 +4,7 @@ Nothing here decodes a tensor: a tensor is a name, a dtype, a shape and a byte r
 """
 
 from layerprune.checkpoint.header import Tensor, read_header
-from layerprune.checkpoint.locate import Folder, locate
+from layerprune.checkpoint.locate import Folder, fetch, locate
 from layerprune.checkpoint.opened import Checkpoint, contained
 from layerprune.checkpoint.writer import new_folder, plan_shards, write_shards
 
@@ -13,6 +13,7 @@ __all__ = [
     "Folder",
     "Tensor",
     "contained",
+    "fetch",
     "locate",
     "new_folder",
     "plan_shards",

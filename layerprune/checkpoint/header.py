@@ -10,9 +10,9 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from layerprune.checkpoint.hub_file import File
 from layerprune.errors import CheckpointError
 
 LENGTH_BYTES = 8
@@ -36,7 +36,7 @@ class Tensor:
     name: str
     dtype: str  # as safetensors spells it: "BF16"
     shape: tuple[int, ...]
-    file: Path
+    file: File
     start: int
     stop: int
 
@@ -53,16 +53,17 @@ class Tensor:
 class Header:
     """What one safetensors file says about itself; tensors in the order of their data."""
 
-    file: Path
+    file: File
     tensors: tuple[Tensor, ...]
     metadata: dict[str, str]
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: File) -> Header:
     """Read and validate one header; raises ``CheckpointError`` naming the file, and the tensor at fault."""
     try:
         with file.open("rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(0)
             prefix = handle.read(LENGTH_BYTES)
             if len(prefix) < LENGTH_BYTES:
                 raise CheckpointError(f"{file} is truncated: {size} bytes, not even a safetensors header length")
@@ -79,7 +80,7 @@ def read_header(file: Path) -> Header:
     return _parse(file, text, data_start=LENGTH_BYTES + length, size=size)
 
 
-def _parse(file: Path, text: bytes, data_start: int, size: int) -> Header:
+def _parse(file: File, text: bytes, data_start: int, size: int) -> Header:
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as error:
@@ -104,7 +105,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(file: Path, name: str, entry: Any, data_start: int) -> Tensor:
+def _tensor(file: File, name: str, entry: Any, data_start: int) -> Tensor:
     def fault(what: str) -> CheckpointError:
         return CheckpointError(f"{file}: tensor {name!r} {what}")
 
@@ -128,7 +129,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _check_cover(file: Path, tensors: list[Tensor], data_start: int, size: int) -> None:
+def _check_cover(file: File, tensors: list[Tensor], data_start: int, size: int) -> None:
     position, before = data_start, "the header"
     for tensor in tensors:
         if tensor.stop > size:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from layerprune.checkpoint.opened import INDEX, WEIGHTS
+from layerprune.checkpoint.hub_file import HubFile
+from layerprune.checkpoint.opened import INDEX, WEIGHTS, Checkpoint
 from layerprune.errors import CheckpointError, ModelError, one_line
 
 # Everything a model needs beside its weights. No pickle matches. Python files are fetched, never run without
@@ -29,12 +32,17 @@ class Folder:
     id: str  # Hub id, or the absolute path
     revision: str | None  # Hub commit; None for a local folder
 
+    def open(self) -> Checkpoint:
+        """Read the headers of the weights; of a Hub model's files that have not been fetched, from the Hub."""
+        return Checkpoint.open(self.path, None if self.revision is None else partial(HubFile, self.id, self.revision))
 
-def locate(model: str, revision: str | None = None) -> Folder:
+
+def locate(model: str, revision: str | None = None, *, shards: bool = True) -> Folder:
     """Return the local folder, or the Hub snapshot (downloaded when it is not in the cache).
 
-    Fetched are safetensors, JSON, tokenizer and licence files; no pickle. ``revision`` is a branch, tag or commit of a
-    Hub model. Raises ``ModelError`` for a path that does not exist or a model the Hub does not give.
+    Fetched are safetensors, JSON, tokenizer and licence files; no pickle. Without ``shards`` the weights of a Hub model
+    that come in several files are left for ``fetch``. ``revision`` is a branch, tag or commit of a Hub model. Raises
+    ``ModelError`` for a path that does not exist or a model the Hub does not give.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -45,7 +53,12 @@ def locate(model: str, revision: str | None = None) -> Folder:
         raise ModelError(f"{model} is a file; expected a folder with config.json and safetensors, or a Hub id")
     if _reads_as_path(model):
         raise ModelError(f"{model} does not exist; expected a local folder or a Hub id like 'org/name'")
-    return _from_hub(model, revision)
+    return _from_hub(model, revision, shards)
+
+
+def fetch(folder: Folder, files: Iterable[HubFile]) -> None:
+    """Download files of a Hub model that were left; ``ModelError`` when the Hub does not give them."""
+    _download(folder.id, folder.revision, sorted(file.path for file in files))
 
 
 def _reads_as_path(model: str) -> bool:
@@ -54,21 +67,24 @@ def _reads_as_path(model: str) -> bool:
     return "/" in model and Path(model).parent.is_dir()  # the folder is there, its child is not: a typing mistake
 
 
-def _from_hub(model: str, revision: str | None) -> Folder:
+def _from_hub(model: str, revision: str | None, shards: bool) -> Folder:
+    path = _download(model, revision, [*SMALL_FILES, WEIGHTS], list(NOT_FETCHED))
+    if shards:
+        _download(model, path.name, _weight_files(path))
+    return Folder(path, model, path.name)
+
+
+def _download(model: str, revision: str | None, patterns: list[str], but: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, RevisionResolutionError
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     try:
-        small = snapshot_download(
-            model, revision=revision, allow_patterns=list(SMALL_FILES), ignore_patterns=list(NOT_FETCHED)
-        )
-        path = snapshot_download(model, revision=Path(small).name, allow_patterns=_weight_files(Path(small)))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=but))
     except (OSError, HFValidationError, RevisionResolutionError, CachedRepoTreeNotFoundError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(f"no folder {model} here, and the Hub does not give it{at}: {one_line(error)}") from error
-    return Folder(Path(path), model, Path(path).name)
 
 
 def _weight_files(small: Path) -> list[str]:

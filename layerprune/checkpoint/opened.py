@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path, PurePath
+from typing import IO
 
 from layerprune.checkpoint.header import Tensor, read_header
+from layerprune.checkpoint.hub_file import File, HubFile
 from layerprune.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -19,26 +24,34 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack",
 # up to 64 KiB of each tensor, in 16 pieces.
 SAMPLE_PIECES = 16
 SAMPLE_BYTES = 4096
+REQUESTS = 16  # ranges asked of the Hub at a time
+SAMPLED_AHEAD = 256  # tensors whose samples are held in memory: 16 MiB
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one folder, by name in the order of the files; nothing but headers has been read."""
+    """The tensors of one folder, by name in the order of the files; nothing but headers has been read.
+
+    Files that have not been fetched from the Hub are ``HubFile``s, the others paths.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """Read the headers of all shards; raises ``CheckpointError`` naming file and tensor at the first fault."""
+    def open(cls, path: Path, absent: Callable[[str], File] | None = None) -> Checkpoint:
+        """Read the headers of all shards; raises ``CheckpointError`` naming file and tensor at the first fault.
+
+        ``absent`` gives what to read in place of a shard that is not in the folder; without it that is a fault.
+        """
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a folder; expected one with config.json and safetensors")
         listed = _weight_map(path)
         names = [WEIGHTS] if listed is None else sorted(set(listed.values()))
-        headers = [read_header(contained(path, name, source=path / INDEX)) for name in names]
+        headers = [read_header(_shard(path, name, absent)) for name in names]
         tensors: dict[str, Tensor] = {}
         metadata: dict[str, str] = {}
         for header in headers:
@@ -72,12 +85,21 @@ class Checkpoint:
         every piece is not seen; a file that is damaged in its structure is refused by ``open``.
         """
         digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name]
-            digest.update(json.dumps([name, tensor.dtype, list(tensor.shape)]).encode() + b"\n")
-            for piece in _samples(tensor):
+        for tensor, pieces in _sampled([self.tensors[name] for name in sorted(self.tensors)]):
+            digest.update(json.dumps([tensor.name, tensor.dtype, list(tensor.shape)]).encode() + b"\n")
+            for piece in pieces:
                 digest.update(piece)
         return f"sha256:{digest.hexdigest()}"
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the files, inside the folder."""
+        return {f.path if isinstance(f, HubFile) else f.relative_to(self.path).as_posix() for f in self.files}
+
+    @property
+    def absent(self) -> tuple[HubFile, ...]:
+        """The files that have not been fetched from the Hub."""
+        return tuple(file for file in self.files if isinstance(file, HubFile))
 
 
 def contained(folder: Path, name: str, source: Path | None = None) -> Path:
@@ -86,10 +108,7 @@ def contained(folder: Path, name: str, source: Path | None = None) -> Path:
     Symbolic links are followed within the folder, and from a Hub cache's snapshot into its own ``blobs``; nowhere else.
     ``source`` is the file that named it, for the message.
     """
-    said = f"{source} names {name!r}" if source is not None else f"{folder / name}"
-    pure = PurePath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-        raise CheckpointError(f"{said}, which is not a path inside the folder; refused")
+    said = _refuse_to_leave(folder, name, source)
     target, home = (folder / name).resolve(), folder.resolve()
     roots = [home]
     if home.parent.name == "snapshots":  # <cache>/models--org--name/snapshots/<commit>, files linked from ../../blobs
@@ -99,6 +118,22 @@ def contained(folder: Path, name: str, source: Path | None = None) -> Path:
     if not target.is_file():
         raise CheckpointError(f"{said}, which does not exist in {folder}" if source else f"{said} does not exist")
     return folder / name
+
+
+def _refuse_to_leave(folder: Path, name: str, source: Path | None) -> str:
+    """Raise ``CheckpointError`` for a name that is no path inside the folder; return how messages begin."""
+    said = f"{source} names {name!r}" if source is not None else f"{folder / name}"
+    pure = PurePath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+        raise CheckpointError(f"{said}, which is not a path inside the folder; refused")
+    return said
+
+
+def _shard(folder: Path, name: str, absent: Callable[[str], File] | None) -> File:
+    if absent is not None and not os.path.lexists(folder / name):
+        _refuse_to_leave(folder, name, folder / INDEX)
+        return absent(name)
+    return contained(folder, name, source=folder / INDEX)
 
 
 def _weight_map(path: Path) -> dict[str, str] | None:
@@ -136,19 +171,31 @@ def _check_index(index: Path, listed: dict[str, str], tensors: dict[str, Tensor]
             raise CheckpointError(f"{index} says tensor {name!r} is in {file}; it is in {tensors[name].file.name}")
 
 
-def _samples(tensor: Tensor) -> Iterator[bytes]:
+def _sampled(tensors: list[Tensor]) -> Iterator[tuple[Tensor, list[bytes]]]:
+    """Yield each tensor with its samples; from the Hub several at a time, for each range is a request of its own."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for start in range(0, len(tensors), SAMPLED_AHEAD):
+            batch = tensors[start : start + SAMPLED_AHEAD]
+            far = {tensor.name: pool.submit(_samples, tensor) for tensor in batch if isinstance(tensor.file, HubFile)}
+            for tensor in batch:
+                yield tensor, far[tensor.name].result() if tensor.name in far else _samples(tensor)
+
+
+def _samples(tensor: Tensor) -> list[bytes]:
     last = tensor.nbytes - SAMPLE_BYTES
     whole = tensor.nbytes <= SAMPLE_PIECES * SAMPLE_BYTES
     spread = [(i * last // (SAMPLE_PIECES - 1), SAMPLE_BYTES) for i in range(SAMPLE_PIECES)]
-    ranges = [(0, tensor.nbytes)] if whole else spread
     try:
         with tensor.file.open("rb", buffering=0) as handle:
-            for offset, length in ranges:
-                handle.seek(tensor.start + offset)
-                piece = handle.read(length)
-                if len(piece) != length:
-                    raise CheckpointError(f"{tensor.file} ended while tensor {tensor.name!r} was read")
-                yield piece
+            return [_piece(handle, tensor, *place) for place in ([(0, tensor.nbytes)] if whole else spread)]
     except OSError as error:
         what = error.strerror or error
         raise CheckpointError(f"cannot read tensor {tensor.name!r} of {tensor.file}: {what}") from error
+
+
+def _piece(handle: IO[bytes] | RawIOBase, tensor: Tensor, offset: int, length: int) -> bytes:
+    handle.seek(tensor.start + offset)
+    piece = handle.read(length)
+    if piece is None or len(piece) != length:
+        raise CheckpointError(f"{tensor.file} ended while tensor {tensor.name!r} was read")
+    return piece

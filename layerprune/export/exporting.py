@@ -12,7 +12,7 @@ from typing import Any
 
 from layerprune import __version__
 from layerprune.anatomy import Sources, halves
-from layerprune.checkpoint import Checkpoint, Folder, contained, locate, new_folder, plan_shards, write_shards
+from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, locate, new_folder, plan_shards, write_shards
 from layerprune.checkpoint.entries import entry_of
 from layerprune.checkpoint.writer import Shard, write_file
 from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
@@ -67,36 +67,51 @@ def export(
     out = Path(out).absolute()
     if out.exists():
         raise ExportError(f"{out} exists already; choose a new folder or remove it")
-    with progress.task("checking that the removal can be written down", None):
-        job = _plan_job(plan, base, max_shard_size, trust_remote_code)
+    job = _plan_job(plan, base, max_shard_size, trust_remote_code, progress)
     _check_space(job, out)
     with new_folder(out) as partial:
         hashes = _write(job, partial, progress)
         return _finish(job, partial, out, hashes, progress)
 
 
-def _plan_job(plan: Plan, base: str | None, max_shard_size: int | None, trust_remote_code: bool) -> Job:
-    folder = locate(base) if base is not None else locate(plan.model.id, plan.model.revision)
-    checkpoint = Checkpoint.open(folder.path)
-    fingerprint = checkpoint.fingerprint()
-    if fingerprint != plan.model.fingerprint:
-        raise DocumentError(
-            f"the plan is for {plan.model.id} with weights {plan.model.fingerprint[:19]}…, but {folder.path} holds "
-            f"{fingerprint[:19]}…; make a plan for this model or name its base"
-        )
+def _plan_job(
+    plan: Plan, base: str | None, max_shard_size: int | None, trust_remote_code: bool, progress: Progress
+) -> Job:
+    folder = locate(base or plan.model.id, None if base else plan.model.revision, shards=False)
+    checkpoint = folder.open()
+    _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{checkpoint.parameters} parameters")
     removal = as_removal(plan.removal)
-    drawn = blueprint(folder.path, removal, trust_remote_code=trust_remote_code)
+    with progress.task("checking that the removal can be written down", None):
+        drawn = blueprint(folder.path, removal, trust_remote_code=trust_remote_code)
     sources = Sources.after(removal, drawn.depth)
-    stack = find_disk_stack(checkpoint, drawn.stack, drawn.sizes)
-    weights = plan_weights(checkpoint, stack, sources, half_of=_half_of(checkpoint, stack, sources))
-    names = {file.relative_to(folder.path).as_posix() for file in checkpoint.files}
+    weights = _plan_weights(checkpoint, drawn, sources)
+    needed = {checkpoint.tensors[name].file for name in weights.origin.values()} & set(checkpoint.absent)
+    if needed:
+        with progress.task(f"fetching {len(needed)} of {len(checkpoint.files)} weight files", None):
+            fetch(folder, needed)
+        checkpoint = folder.open()
+        weights = _plan_weights(checkpoint, drawn, sources)
+    _check_planned(plan, folder, f"weights {plan.model.fingerprint}", f"weights {checkpoint.fingerprint()}")
     return Job(
         plan=plan, base=folder, checkpoint=checkpoint, blueprint=drawn, removal=removal, sources=sources,
         old_config=read_json(contained(folder.path, "config.json")), weights=weights,
         shards=tuple(plan_shards(weights.parts, max_shard_size)),
-        extras=plan_extras(folder.path, names, layer_renumberer(drawn.stack, sources)),
+        extras=plan_extras(folder.path, checkpoint.names, layer_renumberer(drawn.stack, sources)),
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
+
+
+def _check_planned(plan: Plan, folder: Folder, planned: str, found: str) -> None:
+    if found != planned:
+        raise DocumentError(
+            f"the plan is for {plan.model.id} with {planned[:27]}, but {folder.path} holds {found[:27]}; "
+            "make a plan for this model or name its base"
+        )
+
+
+def _plan_weights(checkpoint: Checkpoint, drawn: Blueprint, sources: Sources) -> WeightPlan:
+    stack = find_disk_stack(checkpoint, drawn.stack, drawn.sizes)
+    return plan_weights(checkpoint, stack, sources, half_of=_half_of(checkpoint, stack, sources))
 
 
 def _half_of(checkpoint: Checkpoint, stack: DiskStack, sources: Sources) -> HalfOf:
@@ -149,7 +164,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
 
     written = Checkpoint.open(folder)
     with progress.task("comparing logits with the base", None):
-        proven = prove(job.base.path, folder, job.removal, trust_remote_code=job.trust_remote_code)
+        proven = prove(job.checkpoint, folder, job.removal, trust_remote_code=job.trust_remote_code)
     receipt = Receipt(
         base=job.plan.model,
         result=ModelRef(

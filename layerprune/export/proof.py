@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import Anatomy
+from layerprune.anatomy import Anatomy, halves
 from layerprune.documents import LogitsProof
 from layerprune.errors import ExportError, ModelError, one_line
 from layerprune.removal import Removal
@@ -58,25 +58,38 @@ def load(folder: Path, *, trust_remote_code: bool, device: str | None = None) ->
 
 
 def prove(
-    base: Path, result: Path, anatomy: Anatomy, bypass: Callable[[nn.Module], Any], *, trust_remote_code: bool = False
+    base: Path, result: Path, anatomy: Anatomy, removal: Removal, *, trust_remote_code: bool = False
 ) -> tuple[LogitsProof, Loaded]:
     """Compare base-with-bypass and result on a few windows of tokens; both are loaded whole, one after the other.
 
-    ``bypass`` makes the context in which the base runs without the removed layers. Raises ``ExportError`` when a logit
-    differs by more than rounding, or a key of the result is missing, unexpected or of another shape.
+    The base may lack weights that the removal takes away. Raises ``ModelError`` when it lacks others, ``ExportError``
+    when a logit differs by more than rounding, or a key of the result is missing, unexpected or of another shape.
     """
     model, base_info = load(base, trust_remote_code=trust_remote_code)
-    if base_info.missing or base_info.mismatched:
-        fault = (*base_info.missing, *base_info.mismatched)[0]
+    lacking = [key for key in base_info.missing if not _removed(key, model, anatomy, removal)]
+    if lacking or base_info.mismatched:
+        fault = (*lacking, *base_info.mismatched)[0]
         raise ModelError(f"the base {base} is itself incomplete: transformers does not find {fault}")
     tokens = windows(base, _vocabulary(model))
-    with bypass(model):
+    with bypasser(anatomy, removal)(model):
         expected = logits(model, tokens)
     del model
     gc.collect()
     model, info = load(result, trust_remote_code=trust_remote_code)
     check_keys(info, base_info)
     return compare(expected, logits(model, tokens), "whole models", tokens), info
+
+
+def _removed(key: str, model: nn.Module, anatomy: Anatomy, removal: Removal) -> bool:
+    """Return whether a weight, named as in memory, belongs to a layer or half a layer that is removed."""
+    if not key.startswith(f"{anatomy.stack}."):
+        return False
+    number, _, rest = key[len(anatomy.stack) + 1 :].partition(".")
+    gone = {which for which in (0, 1) if 2 * int(number) + which in removal.sublayers}
+    if len(gone) == 1:
+        children = halves.weighted(model.get_submodule(f"{anatomy.stack}.{number}"))
+        return ("attention", "mlp").index(halves.split(children).half[rest.partition(".")[0]]) in gone
+    return bool(gone)
 
 
 def check_keys(info: Loaded, base: Loaded) -> None:

@@ -13,6 +13,7 @@ from layerprune.documents import LogitsProof
 from layerprune.export import proof
 from layerprune.export.apart import apart
 from layerprune.export.configs import read_json
+from layerprune.export.fetched import loadable
 from layerprune.export.twin import prove_on_twin
 from layerprune.removal import Removal
 
@@ -28,37 +29,48 @@ class Proven:
     notes: tuple[str, ...]
 
 
-def prove(base: Path, result: Path, removal: Removal, *, trust_remote_code: bool = False) -> Proven:
+def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code: bool = False) -> Proven:
     """Compare the written checkpoint with the base without the removed layers; the notes say what was not compared.
 
     Raises ``ExportError`` when they differ or a key does not fit.
     """
-    units = list(removal.units)
-    told = apart(compare, base=str(base), result=str(result), units=units, trust_remote_code=trust_remote_code)
+    with loadable(base) as folder:
+        told = apart(
+            compare, base=str(folder), result=str(result), nbytes=base.nbytes, units=list(removal.units),
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
     keys = {name: tuple(value) for name, value in told["loaded"].items()}
-    return Proven(LogitsProof.model_validate(told["logits"]), proof.Loaded(**keys), tuple(told["notes"]))
+    notes = [*told["notes"]]
+    if base.absent:
+        notes.append(
+            f"{len(base.absent)} of the base's {len(base.files)} weight files hold only what is removed: they were "
+            "sampled by byte ranges for the fingerprint, and not fetched"
+        )
+    return Proven(LogitsProof.model_validate(told["logits"]), proof.Loaded(**keys), tuple(notes))
 
 
-def compare(base: str, result: str, units: list[float], trust_remote_code: bool) -> dict[str, Any]:
-    """Load and compare; arguments and result as JSON has them, so that it can run in another process."""
-    found = _compared(Path(base), Path(result), Removal.from_units(units), trust_remote_code)
+def compare(base: str, result: str, nbytes: int, units: list[float], trust_remote_code: bool) -> dict[str, Any]:
+    """Load and compare; arguments and result as JSON has them, so that it can run in another process.
+
+    ``nbytes`` is what the base's weights take.
+    """
+    found = _compared(Path(base), Path(result), nbytes, Removal.from_units(units), trust_remote_code)
     loaded = dataclasses.asdict(found.loaded)
     return {"logits": found.logits.model_dump(mode="json"), "loaded": loaded, "notes": list(found.notes)}
 
 
-def _compared(base: Path, result: Path, removal: Removal, trust_remote_code: bool) -> Proven:
+def _compared(base: Path, result: Path, nbytes: int, removal: Removal, trust_remote_code: bool) -> Proven:
     import psutil
 
     config = load_config(str(base), trust_remote_code=trust_remote_code)
     anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
     quantised = "quantization_config" in read_json(result / "config.json")
-    needed, free = Checkpoint.open(base).nbytes * MEMORY_FACTOR, psutil.virtual_memory().available
+    needed, free = nbytes * MEMORY_FACTOR, psutil.virtual_memory().available
     if needed > free:
         reason = f"the model takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
     else:
         try:
-            bypass = proof.bypasser(anatomy, removal)
-            logits, loaded = proof.prove(base, result, anatomy, bypass, trust_remote_code=trust_remote_code)
+            logits, loaded = proof.prove(base, result, anatomy, removal, trust_remote_code=trust_remote_code)
         except proof.CannotLoadError as error:
             if not quantised:
                 raise

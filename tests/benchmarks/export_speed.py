@@ -96,7 +96,7 @@ def write_only(plan_file: Path, out: Path) -> None:
 
     plan = Plan.load(plan_file)
     start = time.perf_counter()
-    job = exporting._plan_job(plan, None, SHARD, False)
+    job = exporting._plan_job(plan, None, SHARD, False, exporting.SILENT)
     planned = time.perf_counter() - start
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     start = time.perf_counter()
