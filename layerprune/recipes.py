@@ -15,9 +15,11 @@ from typing import Any
 
 from layerprune.documents import Audit, HealLog, Plan, Receipt, Recipe, Scores
 from layerprune.documents.faults import Place
-from layerprune.documents.recipe import Check, difference, recipe_error
+from layerprune.documents.recipe import GOALS, Check, difference, recipe_error
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
-from layerprune.planners import SEARCHES, parse_drop, parse_protect
+from layerprune.lock import FILENAME as LOCK
+from layerprune.lock import locked
+from layerprune.planners import SEARCHES, parse_protect
 from layerprune.progress import SILENT, Progress
 from layerprune.sizes import parse_size
 from layerprune.specs import build
@@ -25,6 +27,7 @@ from layerprune.specs import build
 ANY_DEPTH = 10**6  # a recipe is checked before its model is known; the real depth is checked when it is
 CHECKPOINT = "checkpoint"
 HEALED = "healed"
+RULES = ("keep_period", "no_adjacent", "contiguous")
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,22 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> Finished:
     """Do what is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
     folder = Path(folder)
-    made = _claim(folder, recipe)
-    try:
-        scores, plan = _planned(recipe, folder, progress)
-    except LayerpruneError:
-        _give_up(made)
-        raise
-    receipt = _exported(recipe, plan, folder, progress)
-    log = _healed(recipe, receipt, folder, progress)
-    audit = _audited(recipe, receipt, log, folder, progress)
+    with locked(folder):
+        fresh = _claim(folder, recipe)
+        try:
+            scores, plan = _planned(recipe, folder, progress)
+        except LayerpruneError:
+            if fresh:
+                _give_up(folder)
+            raise
+        receipt = _exported(recipe, plan, folder, progress)
+        log = _healed(recipe, receipt, folder, progress)
+        audit = _audited(recipe, receipt, log, folder, progress)
     return Finished(folder, scores, plan, receipt, log, audit)
 
 
-def _claim(folder: Path, recipe: Recipe) -> list[Path]:
-    """Write the recipe into a new run folder, or find the same one there; return what was made, innermost first."""
+def _claim(folder: Path, recipe: Recipe) -> bool:
+    """Write the recipe into a new run folder, or find the same one there; return whether it was written."""
     record = folder / Recipe.filename
     if record.exists():
         changed = difference(Recipe.load(record), recipe)
@@ -71,25 +76,22 @@ def _claim(folder: Path, recipe: Recipe) -> list[Path]:
             raise UsageError(
                 f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o"
             )
-        return []
+        return False
     for name in (Scores.filename, Plan.filename, CHECKPOINT, HEALED):
         if (folder / name).exists():
             raise UsageError(f"{folder / name} exists and is of no recipe; give another folder with -o")
-    made = [path for path in (record, folder, *folder.parents) if not path.exists()]
     recipe.save(record)
-    return made
+    return True
 
 
-def _give_up(made: Sequence[Path]) -> None:
+def _give_up(folder: Path) -> None:
     """Take back a claim whose recipe was refused before anything was measured, so that it can be put right."""
-    if made and not any(entry.name != Recipe.filename for entry in made[0].parent.iterdir()):
-        made[0].unlink()
-        for folder in made[1:]:
-            folder.rmdir()
+    if not any(entry.name not in (Recipe.filename, LOCK) for entry in folder.iterdir()):
+        (folder / Recipe.filename).unlink()
 
 
 def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, Plan]:
-    from layerprune.planning import PlanRequest, ScoreRequest, plan_model
+    from layerprune.planning import GOAL_OPTIONS, PlanRequest, Rules, ScoreRequest, goal_of, plan_model
     from layerprune.tasks.loading import load_tasks
 
     if (folder / Plan.filename).exists():
@@ -99,8 +101,10 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
         load_tasks(recipe.audit.tasks, recipe.include_path, Path(recipe.data_dir) if recipe.data_dir else None)
     options = _told(recipe, {"revision": recipe.revision, "protect": recipe.plan.protect, **recipe.score.model_dump()})
     score = ScoreRequest(model=recipe.model, **options)
-    step = recipe.plan
-    request = PlanRequest(score=score, drop=step.drop, search=step.search, keep_period=bool(step.keep_period))
+    step = recipe.plan.model_dump(exclude_none=True)
+    goal = goal_of(**{name: step[name] for name in GOAL_OPTIONS if name in step})
+    rules = Rules(**{name: step[name] for name in RULES if name in step})
+    request = PlanRequest(score, goal, recipe.plan.search, rules)
     return plan_model(request, run_folder=folder, progress=progress)
 
 
@@ -169,6 +173,13 @@ def _set(options: dict[str, Any]) -> dict[str, Any]:
 def _checks() -> Mapping[Place, Check]:
     from layerprune.healing import HEALERS
     from layerprune.metrics import METRICS
+    from layerprune.planning import goal_of
+
+    def goal(name: str) -> Check:
+        return lambda value: goal_of(**{name: str(value)})
+
+    def certain(name: str) -> Check:
+        return lambda value: goal_of(**{"max_drop": "1%", name: str(value)})
 
     def folders(value: Any) -> None:
         for path in value if isinstance(value, list) else [value]:
@@ -182,7 +193,8 @@ def _checks() -> Mapping[Place, Check]:
     return {
         ("score", "metric"): lambda value: build(METRICS, str(value)),
         ("plan", "search"): lambda value: build(SEARCHES, str(value)),
-        ("plan", "drop"): lambda value: parse_drop(str(value), ANY_DEPTH),
+        **{("plan", name): goal(name) for name in GOALS},
+        **{("plan", name): certain(name) for name in ("confidence", "up_to")},
         ("plan", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
         ("export", "max_shard_size"): lambda value: parse_size(str(value), "max_shard_size"),
         ("include_path",): folders,

@@ -21,6 +21,17 @@ def parse_size(text: str, option: str) -> int:
     return size
 
 
+COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(text: str, option: str) -> int:
+    """Return the number of parameters that ``text`` means: ``1.2B``, ``110M``, ``110000000``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]?)\s*", text)
+    if match is None or match[2].upper() not in COUNTS:
+        raise UsageError(f"{option} {text!r} is not a number of parameters; write 1.2B or 110M")
+    return round(float(match[1]) * COUNTS[match[2].upper()])
+
+
 def in_words(size: float) -> str:
     """Return ``269 MB``."""
     for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):

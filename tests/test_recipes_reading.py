@@ -73,7 +73,7 @@ def test_every_fault_is_reported_at_once_with_its_line(written):
         "4: score.taks: unknown key. Did you mean 'tasks'?",
         "6: score.limit: this key is given twice",
         "6: score.limit: should be a valid integer; got 'none of it'",
-        "7: plan.drop: this key is needed",
+        "7: plan: nothing says how far to go; give one of drop, target_params, target_bytes, target_speedup, max_drop",
         "9: audit: this key holds further keys; got 'everything'",
         "10: batch_size: should be 'auto' or should be a valid integer; got 'autoo'",
         "11: include_path.1: should be a valid string; got 3",

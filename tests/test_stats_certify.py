@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from layerprune.stats import certify, draw_mixture, loss_p_value
+from layerprune.stats import certify, draw_mixture, items_needed, loss_p_value
 from layerprune.stats.certify import _score
 
 
@@ -120,6 +120,29 @@ def test_confidence_is_what_p_values_are_held_against():
     p_value = loss_p_value(5, 4, 400, 0.02)
     assert certify(base, [other], 0.02, confidence=1 - p_value - 0.001).certified == 1
     assert certify(base, [other], 0.02, confidence=1 - p_value + 0.001).certified == 0
+
+
+def test_how_many_items_would_be_enough_is_where_certifying_begins():
+    for lost, won, items in ((0, 0, 1), (5, 4, 400), (9, 3, 300)):
+        needed = items_needed(lost, won, items, 0.03, 0.95)
+        scaled = [round(flips / items * needed) for flips in (lost, won)]
+        assert loss_p_value(*scaled, needed, 0.03) <= 0.05
+        fewer = int(needed * 0.9)
+        assert loss_p_value(*(round(flips / items * fewer) for flips in (lost, won)), fewer, 0.03) > 0.05
+    assert items_needed(12, 0, 400, 0.03, 0.95) is None  # the loss seen is the limit itself
+    assert items_needed(0, 0, 1, 1e-7, 0.95) is None
+
+
+def test_a_path_is_made_as_it_is_walked():
+    asked = []
+
+    def path():
+        for wrong in (0, 60, 0):
+            asked.append(wrong)
+            yield "0" * wrong + "1" * (500 - wrong)
+
+    assert certify("1" * 500, path(), limit=0.02).certified == 1
+    assert asked == [0, 60]
 
 
 @pytest.mark.parametrize(

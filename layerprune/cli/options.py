@@ -120,6 +120,41 @@ scoring = together(
 )
 
 
+goal = together(
+    click.option("--drop", metavar="N|N%", help="How many layers to remove, or which share of them."),
+    click.option("--target-params", metavar="N", help="Remove layers until so many parameters are left: 1.2B, 110M."),
+    click.option("--target-bytes", metavar="SIZE", help="Remove layers until the weights take so much: 2GB, 500MB."),
+    click.option(
+        "--target-speedup",
+        metavar="Nx",
+        help="Remove layers until prefill and decoding are so many times as fast on this machine: 1.3x.",
+    ),
+    click.option(
+        "--max-drop",
+        metavar="N%",
+        help="Remove as much as is certified to lose less accuracy than this: 2% is two points.",
+    ),
+    click.option("--confidence", metavar="N%", help="How sure --max-drop has to be. Default: 95%."),
+    click.option(
+        "--certify-limit",
+        type=POSITIVE,
+        metavar="N",
+        help="Items of each task that certify --max-drop, beyond --limit; no search sees them. Default: 2000.",
+    ),
+    click.option("--up-to", metavar="N|N%", help="Where --max-drop ends at the latest. Default: all that may go."),
+)
+rules = together(
+    click.option(
+        "--keep-period",
+        is_flag=True,
+        default=None,
+        help="Only removals that llama.cpp and vLLM read rightly; whole periods go with --search blocks.",
+    ),
+    click.option("--no-adjacent", is_flag=True, default=None, help="No two neighbouring layers."),
+    click.option("--contiguous", is_flag=True, default=None, help="Only one run of neighbouring layers."),
+)
+
+
 def output(what: str) -> Decorator:
     """Return the ``-o`` option; ``what`` says what is written there."""
     return click.option("-o", "--output", type=FOLDER, required=True, metavar="DIR", help=what)

@@ -47,33 +47,31 @@ def score(console: Console, model: str, output: Path, force: bool, **options: An
     examples=[
         "layerprune plan MODEL --metric ablation --tasks arc_easy,hellaswag --drop 6 -o run/",
         "layerprune plan MODEL --metric cosine --tasks arc_easy --drop 25% --protect 0,1,-1 -o run/",
+        "layerprune plan MODEL --tasks arc_easy --target-params 110M --no-adjacent -o run/",
+        "layerprune plan MODEL --tasks arc_easy,piqa --max-drop 2% --confidence 95% -o run/",
         "layerprune plan --scores run/scores.json --drop 4 -o run2/",
     ],
 )
 @click.argument("model", required=False)
-@click.option("--drop", required=True, metavar="N|N%", help="How many layers to remove, or which share of them.")
+@opt.goal
 @click.option("--search", metavar="SPEC", help=f"{SEARCHES}. Default: the metric's own, greedy for ablation.")
 @click.option("--racing/--no-racing", default=None, help="Stop layers early that are clearly not next. Default: yes.")
-@click.option(
-    "--keep-period",
-    is_flag=True,
-    default=None,
-    help="Only removals that llama.cpp and vLLM read rightly; whole periods go with --search blocks.",
-)
+@opt.rules
 @click.option("--scores", type=opt.FILE, metavar="FILE", help="Plan from this scores.json instead of a model.")
 @opt.scoring
 @opt.output("Folder that gets scores.json and plan.json.")
 @click.option("--force", is_flag=True, help="Replace documents that are already there.")
 @pass_console
-def plan(console: Console, output: Path, force: bool, drop: str, **options: Any) -> None:
+def plan(console: Console, output: Path, force: bool, **options: Any) -> None:
     """Choose which layers of MODEL (a folder or a Hub id) to remove; write scores.json and plan.json."""
     from layerprune.cli import tables
     from layerprune.cli.planned import plan_anew, plan_from_scores
+    from layerprune.cli.reached import reached
 
     refuse_to_replace(output / "plan.json", force)
     make = plan_anew if options["scores"] is None else plan_from_scores
-    scores, planned = make(output=output, drop=drop, force=force, progress=console.progress, **options)
-    for part in tables.planned(scores, planned):
+    scores, planned = make(output=output, force=force, progress=console.progress, **options)
+    for part in (*tables.planned(scores, planned), *reached(planned)):
         console.print(part)
     console.print(f"written: {output / 'scores.json'}, {output / 'plan.json'}")
     console.print(f"next: layerprune export {output / 'plan.json'} -o smaller/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ from layerprune.documents import Plan, Scores
 from layerprune.errors import UsageError
 from layerprune.progress import Progress
 
-FOR_SCORES = ("protect", "search", "keep_period")  # what can still be said when the scores are there
+RULES = ("keep_period", "no_adjacent", "contiguous")
+FOR_SCORES = ("drop", "protect", "search", *RULES)  # what can still be said when the scores are there
 
 
 def plan_anew(
     *,
     model: str | None,
-    drop: str,
     search: str | None,
-    keep_period: bool | None,
     scores: None,
     output: Path,
     force: bool,
@@ -26,25 +26,24 @@ def plan_anew(
     **options: Any,
 ) -> tuple[Scores, Plan]:
     """Score a model and plan."""
-    from layerprune.planning import PlanRequest, ScoreRequest, plan_model
+    from layerprune.planning import GOAL_OPTIONS, PlanRequest, Rules, ScoreRequest, goal_of, plan_model
 
     if model is None:
         raise UsageError("name the MODEL to plan for, or give --scores to plan from an earlier scores.json")
+    goal, rules = goal_of(**picked(options, GOAL_OPTIONS)), Rules(**picked(options, RULES))
     if (output / Scores.filename).exists() and not force:
         raise UsageError(
             f"{output / Scores.filename} exists; plan from it with --scores, give another folder with -o, or --force"
         )
-    score = ScoreRequest(model=model, **opt.given(options))
-    request = PlanRequest(score=score, drop=drop, search=search, keep_period=bool(keep_period))
+    rest = {name: value for name, value in options.items() if name not in (*GOAL_OPTIONS, *RULES)}
+    request = PlanRequest(ScoreRequest(model=model, **opt.given(rest)), goal, search, rules)
     return plan_model(request, run_folder=output, progress=progress)
 
 
 def plan_from_scores(
     *,
     model: str | None,
-    drop: str,
     search: str | None,
-    keep_period: bool | None,
     scores: Path,
     output: Path,
     force: bool,
@@ -52,14 +51,17 @@ def plan_from_scores(
     **options: Any,
 ) -> tuple[Scores, Plan]:
     """Plan from a scores.json; a copy of it is laid beside the plan."""
-    from layerprune.planning import replan
+    from layerprune.planning import Rules, replan
 
-    unused = [name for name, value in opt.given(options).items() if name not in FOR_SCORES and value is not None]
+    unused = [name for name in opt.given(options) if name not in FOR_SCORES]
     if model is not None or unused:
         what = "a MODEL" if model is not None else f"--{unused[0].replace('_', '-')}"
         raise UsageError(f"--scores plans without a model: {what} cannot be given with it")
+    if options["drop"] is None:
+        raise UsageError("nothing says how far to go; with --scores, give --drop")
     read = Scores.load(scores)
-    planned = replan(read, drop, options["protect"], search=search, keep_period=bool(keep_period))
+    rules = Rules(**picked(options, RULES))
+    planned = replan(read, options["drop"], options["protect"], search=search, rules=rules)
     copy = output / Scores.filename
     if not (copy.exists() and copy.samefile(scores)):
         if copy.exists() and not force:
@@ -67,3 +69,8 @@ def plan_from_scores(
         read.save(copy)
     planned.save(output / Plan.filename)
     return read, planned
+
+
+def picked(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return those of ``names`` that were given."""
+    return {name: value for name, value in opt.given(options).items() if name in names}

@@ -19,7 +19,17 @@ from layerprune.documents.audit import (
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units, as_removal
 from layerprune.documents.heal_log import CorpusRef, HealerRef, HealLog, HeldOut, LossPoint, Overlap
-from layerprune.documents.plan import Limits, Plan, PredictedTask, Prediction, Ranked, Search
+from layerprune.documents.plan import (
+    Certificate,
+    CertifiedStep,
+    Limits,
+    Plan,
+    PredictedTask,
+    Prediction,
+    Ranked,
+    Search,
+    Target,
+)
 from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Receipt
 from layerprune.documents.recipe import Recipe
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
@@ -31,6 +41,8 @@ __all__ = [
     "AuditedTask",
     "BaseTask",
     "Candidate",
+    "Certificate",
+    "CertifiedStep",
     "Change",
     "Compared",
     "Comparison",
@@ -66,6 +78,7 @@ __all__ = [
     "Scores",
     "Search",
     "Speed",
+    "Target",
     "TaskData",
     "TaskScore",
     "TextLoss",

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from layerprune.documents.audit import Speed
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, TaskData, Units
 from layerprune.removal import Unit
@@ -21,10 +22,13 @@ class Search(Part):
 class Limits(Part):
     """What the search was not allowed to do."""
 
-    gained: ClassVar[tuple[str, ...]] = ("keep_period",)
+    gained: ClassVar[tuple[str, ...]] = ("keep_period", "no_adjacent", "contiguous")
+
     protect: Units = ()
     architecture: tuple[str, ...] = Field(default=(), description="constraints of the model type, in words")
     keep_period: bool = Field(default=False, description="only removals that llama.cpp and vLLM read rightly")
+    no_adjacent: bool = Field(default=False, description="no two neighbours")
+    contiguous: bool = Field(default=False, description="one run of neighbours")
 
 
 class Ranked(Part):
@@ -54,9 +58,42 @@ class Prediction(Part):
     tasks: dict[str, PredictedTask]
 
 
+class Target(Part):
+    """What the removal had to reach, and what it reaches."""
+
+    what: Literal["parameters", "bytes", "speed-up"]
+    wanted: float = Field(description="at most so many parameters or bytes of weights; at least so many times as fast")
+    base: float = Field(description="of the intact model; 1 for the speed-up")
+    reached: float = Field(
+        description="as export writes it; speed-up: the lesser of prefill and decoding, ratio of the medians measured"
+    )
+    speed: Speed | None = Field(default=None, description="what was measured, on which machine")
+
+
+class CertifiedStep(Part):
+    """One removal of the path on the certification items."""
+
+    removal: Units
+    right_to_wrong: int
+    wrong_to_right: int
+    p_value: float = Field(description="exact, of 'the mean accuracy falls by the limit or more'")
+    certified: bool
+
+
+class Certificate(Part):
+    """A guarantee about the accuracy lost, from items that had no say in choosing what to remove."""
+
+    limit: float = Field(description="in accuracy (0.02 = two points)")
+    confidence: float
+    statement: str
+    fingerprints: dict[str, tuple[str, ...]] = Field(description="the certification items, by task")
+    steps: tuple[CertifiedStep, ...] = Field(description="from the smallest removal to the first that failed")
+
+
 class Plan(Document):
     """A reviewable proposal: export carries it out as it stands."""
 
+    gained: ClassVar[tuple[str, ...]] = ("target", "certificate")
     filename: ClassVar[str] = "plan.json"
     kind: Literal["plan"] = "plan"
     format: Literal[1] = 1
@@ -64,13 +101,15 @@ class Plan(Document):
     metric: MetricRef
     search: Search
     limits: Limits
-    requested: str = Field(description="--drop as given")
+    requested: str = Field(description="--drop as given, or what was asked instead: '--target-params 1.2B'")
     removal: Units
     order: Units = Field(description="the removal in the order in which units were chosen")
     ranking: tuple[Ranked, ...] = Field(description="first-round scores, least relevant first")
     scores_sha256: str
     data: tuple[TaskData, ...] = Field(description="every item that has had a say; an audit must not use them")
     predicted: Prediction | None = None
+    target: Target | None = None
+    certificate: Certificate | None = None
     warnings: tuple[str, ...] = ()
     seed: int
     versions: dict[str, str]

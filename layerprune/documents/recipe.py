@@ -6,15 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Operator
@@ -24,10 +17,10 @@ from layerprune.errors import DocumentError, LayerpruneError, UsageError
 
 
 def _as_text(value: Any) -> Any:
-    """Let people write ``drop: 6`` and ``protect: [0, 1, -1]`` as YAML has it."""
+    """Let people write ``drop: 6``, ``target_speedup: 1.3`` and ``protect: [0, 1, -1]`` as YAML has it."""
     if isinstance(value, list) and all(isinstance(entry, int) for entry in value):
         return ",".join(map(str, value))
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _as_list(value: Any) -> Any:
@@ -38,6 +31,9 @@ def _as_list(value: Any) -> Any:
 Check = Callable[[Any], object]  # raises LayerpruneError
 Text = Annotated[str, BeforeValidator(_as_text)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_list)]
+
+
+GOALS = ("drop", "target_params", "target_bytes", "target_speedup", "max_drop")
 
 
 class ScoreStep(Part):
@@ -53,12 +49,39 @@ class ScoreStep(Part):
 
 
 class PlanStep(Part):
-    """How many layers go, and how they are looked for."""
+    """How many layers go, said in one of five ways, and how they are looked for."""
 
-    drop: Text = Field(description="a count, 6, or a share, 25%")
+    gained: ClassVar[tuple[str, ...]] = (
+        "target_params", "target_bytes", "target_speedup", "max_drop", "confidence", "certify_limit", "up_to",
+        "no_adjacent", "contiguous",
+    )  # fmt: skip
+    drop: Text | None = Field(default=None, description="a count, 6, or a share, 25%")
+    target_params: Text | None = Field(default=None, description="so many parameters are left: 1.2B")
+    target_bytes: Text | None = Field(default=None, description="so much the weights take: 2GB")
+    target_speedup: Text | None = Field(default=None, description="so many times as fast on this machine: 1.3x")
+    max_drop: Text | None = Field(default=None, description="as much as certainly loses less accuracy: 2%")
+    confidence: Text | None = Field(default=None, description="how sure max_drop has to be: 95%")
+    certify_limit: PositiveInt | None = Field(default=None, description="items of each task that certify max_drop")
+    up_to: Text | None = Field(default=None, description="where max_drop ends at the latest: 50%")
     protect: Text | None = Field(default=None, description="layers never to remove: 0,1,-1")
     search: str | None = None
     keep_period: bool | None = Field(default=None, description="only removals that other readers take rightly")
+    no_adjacent: bool | None = Field(default=None, description="no two neighbouring layers")
+    contiguous: bool | None = Field(default=None, description="only one run of neighbouring layers")
+
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        given = [name for name in GOALS if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} are given" if given else "nothing says how far to go"
+            raise PydanticCustomError("combination", f"{said}; give one of {', '.join(GOALS)}")
+        stray = [name for name in ("confidence", "certify_limit", "up_to") if getattr(self, name) is not None]
+        if stray and self.max_drop is None:
+            raise PydanticCustomError("combination", f"{stray[0]} belongs to max_drop, and {given[0]} is given")
+        if self.no_adjacent and self.contiguous:
+            raise PydanticCustomError("combination", "no_adjacent and contiguous exclude each other; keep one of them")
+        return self
 
 
 class ExportStep(Part):
@@ -91,6 +114,7 @@ class Recipe(Document):
     """Score, plan, export, heal and audit of one model in one run folder; paths are as on the command line."""
 
     filename: ClassVar[str] = "recipe.json"
+    gained: ClassVar[tuple[str, ...]] = ("heal",)
     kind: Literal["recipe"] = "recipe"
     format: Literal[1] = 1
     model: str = Field(min_length=1, description="local folder or Hub id")
@@ -107,12 +131,6 @@ class Recipe(Document):
     export: ExportStep = ExportStep()
     heal: HealStep | None = None
     audit: AuditStep = AuditStep()
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a step that was not asked for: recipes made before there was healing keep their hash."""
-        data: dict[str, Any] = write(self)
-        return data if self.heal else {key: value for key, value in data.items() if key != "heal"}
 
     @classmethod
     def load(cls, path: Path) -> Self:

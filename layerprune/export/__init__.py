@@ -2,5 +2,6 @@
 
 from layerprune.export.blueprint import rehearse
 from layerprune.export.exporting import export
+from layerprune.export.weighing import weigh
 
-__all__ = ["export", "rehearse"]
+__all__ = ["export", "rehearse", "weigh"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerprune.anatomy import Sources, build_on_meta, load_config, read_anatomy
 from layerprune.checkpoint import contained
@@ -13,6 +13,9 @@ from layerprune.export.configs import read_json, rebuilt
 from layerprune.export.extras import layer_renumberer
 from layerprune.export.signature import check_signature
 from layerprune.removal import Removal
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,12 @@ def draw(folder: str, units: list[float], trust_remote_code: bool) -> dict[str, 
     if "quantization_config" in new:
         new["quantization_config"] = layer_renumberer(anatomy.stack, sources)(new["quantization_config"])
     check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
-    layers = build_on_meta(config, trust_remote_code=trust_remote_code).get_submodule(anatomy.stack).children()
-    sizes = [sum(value.numel() for value in layer.state_dict().values()) for layer in layers]
+    sizes = layer_sizes(config, anatomy.stack, trust_remote_code)
     return {"model_type": anatomy.model_type, "depth": anatomy.depth, "stack": anatomy.stack, "sizes": sizes,
             "config": new}  # fmt: skip
+
+
+def layer_sizes(config: PretrainedConfig, stack: str, trust_remote_code: bool) -> list[int]:
+    """Return the elements of each decoder layer as it is in memory."""
+    layers = build_on_meta(config, trust_remote_code=trust_remote_code).get_submodule(stack).children()
+    return [sum(value.numel() for value in layer.state_dict().values()) for layer in layers]

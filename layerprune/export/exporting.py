@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerprune import __version__
-from layerprune.anatomy import Sources, halves
+from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, locate, new_folder, plan_shards, write_shards
 from layerprune.checkpoint.entries import entry_of
 from layerprune.checkpoint.writer import Shard, write_file
@@ -21,7 +21,7 @@ from layerprune.export.blueprint import Blueprint, blueprint
 from layerprune.export.configs import config_changes, read_json
 from layerprune.export.extras import Extras, layer_renumberer, plan_extras
 from layerprune.export.proven import prove
-from layerprune.export.weights import DiskStack, HalfOf, WeightPlan, find_disk_stack, plan_weights
+from layerprune.export.weights import WeightPlan, find_disk_stack, half_of, plan_weights
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 
@@ -111,19 +111,7 @@ def _check_planned(plan: Plan, folder: Folder, planned: str, found: str) -> None
 
 def _plan_weights(checkpoint: Checkpoint, drawn: Blueprint, sources: Sources) -> WeightPlan:
     stack = find_disk_stack(checkpoint, drawn.stack, drawn.sizes)
-    return plan_weights(checkpoint, stack, sources, half_of=_half_of(checkpoint, stack, sources))
-
-
-def _half_of(checkpoint: Checkpoint, stack: DiskStack, sources: Sources) -> HalfOf:
-    """Return the function that tells a layer's attention tensors from its MLP's, by the names on disk."""
-    if sources.whole:
-        return lambda rest: "attention"
-    places = [stack.split(name) for name in checkpoint.tensors]
-    children: dict[int, set[str]] = {}
-    for layer, rest in (place for place in places if place is not None and place[0] < stack.depth):
-        children.setdefault(layer, set()).add(rest.partition(".")[0])
-    half = {child: which for names in children.values() for child, which in halves.split(names).half.items()}
-    return lambda rest: half[rest.partition(".")[0]]
+    return plan_weights(checkpoint, stack, sources, half_of=half_of(checkpoint, stack, sources))
 
 
 def _check_space(job: Job, out: Path) -> None:

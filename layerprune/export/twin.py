@@ -39,7 +39,7 @@ def prove_on_twin(
     twin = read_anatomy(small, trust_remote_code=trust_remote_code)
     pruned_config = rebuilt(small, twin.prune_config(small.to_diff_dict(), removal))
     pruned = _random(pruned_config, trust_remote_code)
-    _hand_over(base, pruned, anatomy.stack, Sources.after(removal, anatomy.depth))
+    hand_over(base, pruned, anatomy.stack, Sources.after(removal, anatomy.depth))
     tokens = torch.randint(3, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
     with bypasser(twin, removal)(base):
         expected = logits(base, tokens)
@@ -65,8 +65,11 @@ def _slices(value: torch.Tensor, axis: int, sources: Sources) -> torch.Tensor:
     return torch.cat([chunks[layer] for layer in sources.mlp], dim=axis)
 
 
-def _hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: Sources) -> None:
-    """Give the pruned twin the weights of the layers it keeps, and everything outside the stack."""
+def hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: Sources, *, share: bool = False) -> None:
+    """Give a pruned model the base's weights of the layers it keeps, and everything outside the stack.
+
+    ``share``: the very tensors and no copies. Raises ``ExportError`` when they do not fit.
+    """
     weights: dict[str, torch.Tensor] = {}
     for name, value in base.state_dict().items():
         if not name.startswith(f"{stack}."):
@@ -81,6 +84,7 @@ def _hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: Sources)
         if int(layer) in origin:
             weights[f"{stack}.{origin.index(int(layer))}.{rest}"] = value
     try:
-        pruned.load_state_dict(weights, strict=True)
+        pruned.load_state_dict(weights, strict=True, assign=share)
     except RuntimeError as error:
-        raise ExportError(f"the tiny model does not take the weights of the kept layers: {one_line(error)}") from error
+        said = "the pruned model does not take the weights of the kept layers"
+        raise ExportError(f"{said}: {one_line(error)}") from error

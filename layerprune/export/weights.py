@@ -6,12 +6,13 @@ the stack is looked for in the file's own names.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerprune.anatomy import Sources
+from layerprune.anatomy import Sources, halves
 from layerprune.anatomy.fields import PACKED
 from layerprune.checkpoint import Checkpoint, Tensor
 from layerprune.checkpoint.writer import Part
@@ -50,6 +51,18 @@ class WeightPlan:
     parts: tuple[Part, ...]
     dropped: tuple[str, ...]
     origin: Mapping[str, str]  # new name -> base name
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The size of a checkpoint, as ``Checkpoint`` counts it."""
+
+    parameters: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, plan: WeightPlan) -> Weight:
+        return cls(sum(math.prod(part.shape) for part in plan.parts), sum(part.nbytes for part in plan.parts))
 
 
 def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: Sequence[int]) -> DiskStack:
@@ -110,3 +123,15 @@ def _new_name(tensor: Tensor, stack: DiskStack, sources: Sources, half_of: HalfO
         return tensor.name  # an MTP head behind the stack, and nothing is removed
     origin = sources.attention if sources.whole else sources.of(half_of(rest))
     return stack.name(origin.index(layer), rest) if layer in origin else None
+
+
+def half_of(checkpoint: Checkpoint, stack: DiskStack, sources: Sources) -> HalfOf:
+    """Return the function that tells a layer's attention tensors from its MLP's, by the names on disk."""
+    if sources.whole:
+        return lambda rest: "attention"
+    places = [stack.split(name) for name in checkpoint.tensors]
+    children: dict[int, set[str]] = {}
+    for layer, rest in (place for place in places if place is not None and place[0] < stack.depth):
+        children.setdefault(layer, set()).add(rest.partition(".")[0])
+    half = {child: which for names in children.values() for child, which in halves.split(names).half.items()}
+    return lambda rest: half[rest.partition(".")[0]]

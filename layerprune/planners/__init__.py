@@ -1,7 +1,8 @@
 """Searches over removals. They see only a judge and constraints, never a model, and repeat exactly under a seed."""
 
 from layerprune.planners.base import Found, Judge, Search, Watch, by_harm, judged, table_judge
-from layerprune.planners.constraints import Constraints, Move, parse_drop, parse_protect
+from layerprune.planners.constraints import Constraints, parse_drop, parse_protect
+from layerprune.planners.shapes import Anything, Contiguous, Move, NoAdjacent, Shape
 from layerprune.planners.stepwise import Greedy, OneShot, greedy, one_shot
 from layerprune.registry import Registry
 
@@ -20,13 +21,17 @@ SEARCHES = Registry(
 
 __all__ = [
     "SEARCHES",
+    "Anything",
     "Constraints",
+    "Contiguous",
     "Found",
     "Greedy",
     "Judge",
     "Move",
+    "NoAdjacent",
     "OneShot",
     "Search",
+    "Shape",
     "Watch",
     "by_harm",
     "greedy",

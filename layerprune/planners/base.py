@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from layerprune.documents import Candidate, Ranked, Round
-from layerprune.planners.constraints import Constraints, Move
+from layerprune.planners.constraints import Constraints
+from layerprune.planners.shapes import Move
 from layerprune.removal import Removal, Unit
 
 Judge = Callable[[Sequence[Removal]], Sequence[Candidate]]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from layerprune.documents import Candidate, Ranked, Round
 from layerprune.errors import RefusedError
 from layerprune.planners.base import Found, Judge, Watch, by_harm, judged, ranked
-from layerprune.planners.constraints import Constraints, Move
+from layerprune.planners.constraints import Constraints
+from layerprune.planners.shapes import Move
 from layerprune.removal import Removal, Unit
 
 Path = tuple[Unit, ...]  # units in the order of choosing

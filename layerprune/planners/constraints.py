@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from layerprune.errors import RefusedError, UsageError
+from layerprune.planners.shapes import Anything, Move, Shape
 from layerprune.removal import Removal, Unit, first_sublayer
-
-Move = tuple[Unit, ...]  # what is removed in one stroke: one unit, or all layers that must go together
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """The stack's depth, what the user protects, and what the architecture allows."""
+    """The stack's depth, what the user protects and wants it to look like, and what the architecture allows."""
 
     depth: int
     protect: frozenset[int] = frozenset()  # the user's: never removed
@@ -24,6 +23,7 @@ class Constraints:
     together: tuple[frozenset[int], ...] = ()  # layers that are removed together or not at all
     units: tuple[Unit, ...] | None = None  # what may be removed at all; None: every whole layer
     check: Callable[[Removal], None] | None = field(default=None, compare=False)  # Anatomy.check: raises RefusedError
+    shape: Shape = field(default_factory=Anything)
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -34,6 +34,11 @@ class Constraints:
         single = [(unit,) for unit in units if not layers_of(unit) & (kept | grouped)]
         groups = [tuple(sorted(group)) for group in self.together if not group & kept]
         return tuple(sorted([*single, *groups]))
+
+    def counts(self) -> tuple[int, ...]:
+        """Return every number of units that may go, ascending; what the architecture says of sets is not asked."""
+        most = min(self.shape.most(self.moves), self.removable, self.depth - 1)
+        return tuple(count for count in sorted(_sums(len(move) for move in self.moves)) if 0 < count <= most)
 
     @property
     def removable(self) -> int:
@@ -64,11 +69,15 @@ class Constraints:
         raise self._dead_end(removed, drop, refusals)
 
     def _fitting(self, removed: Removal, drop: int) -> list[Move]:
-        """Return moves that overlap nothing removed and leave a rest that the other moves can add up to."""
+        """Return moves that overlap nothing removed, keep the shape, and leave a rest that can still be made up."""
         moves = [move for move in self.moves if not _overlaps(move, removed)]
         missing, counts = drop - len(removed), Counter(len(move) for move in moves)
         rest = {size: _sums((counts - Counter([size])).elements()) for size in counts}
-        return [move for move in moves if missing - len(move) in rest[len(move)]]
+        adding_up = [move for move in moves if missing - len(move) in rest[len(move)]]
+        return [move for move in adding_up if self._shapely(removed.add(*move), moves, missing - len(move))]
+
+    def _shapely(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
+        return not self.shape.refusal(removed) and self.shape.reaches(removed, moves, missing)
 
     def _dead_end(self, removed: Removal, drop: int, refusals: Mapping[Move, str]) -> RefusedError:
         reason = next((text for text in refusals.values() if text), "")
@@ -78,9 +87,9 @@ class Constraints:
         )
 
     def refusal(self, removal: Removal) -> str:
-        """Return why the architecture refuses ``removal``, or an empty string."""
-        if self.check is None:
-            return ""
+        """Return why the shape or the architecture refuses ``removal``, or an empty string."""
+        if self.check is None or self.shape.refusal(removal):
+            return self.shape.refusal(removal)
         try:
             self.check(removal)
         except RefusedError as error:
@@ -103,6 +112,11 @@ class Constraints:
                 f"cannot remove exactly {drop} layers: some go only together; "
                 f"possible nearby: {' or '.join(map(str, sorted(near))) or 'none'}"
             )
+        if not self._fitting(Removal(()), drop):
+            raise UsageError(
+                f"cannot remove {drop} of {self.depth} layers: at most {self.shape.most(self.moves)} may go "
+                f"{self.shape.words}{self._kept_in_words()}"
+            )
 
     def _kept_in_words(self) -> str:
         parts = []
@@ -124,7 +138,7 @@ def layers_of(unit: Unit) -> frozenset[int]:
     return frozenset(sublayer // 2 for sublayer in sublayers_of(unit))
 
 
-def parse_drop(text: str, depth: int) -> int:
+def parse_drop(text: str, depth: int, option: str = "--drop") -> int:
     """Return how many of ``depth`` layers ``"6"`` or ``"25%"`` means; a share is rounded to the nearest, at least 1."""
     given = text.strip()
     try:
@@ -136,10 +150,11 @@ def parse_drop(text: str, depth: int) -> int:
         else:
             count = int(given)
     except ValueError:
-        raise UsageError(f"--drop {text!r} is neither a count nor a share; write 6 or 25%") from None
+        raise UsageError(f"{option} {text!r} is neither a count nor a share; write 6 or 25%") from None
     if count < 1 or count >= depth:
         what = f" ({count} layers)" if given.endswith("%") else ""
-        raise UsageError(f"--drop {text}{what}: the model has {depth} layers; between 1 and {depth - 1} can be removed")
+        allowed = f"the model has {depth} layers; between 1 and {depth - 1} can be removed"
+        raise UsageError(f"{option} {text}{what}: {allowed}")
     return count
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from layerprune.documents import Candidate, Round
 from layerprune.errors import RefusedError
 from layerprune.planners.base import Found, Judge, Watch, by_harm, judged
-from layerprune.planners.constraints import Constraints, Move
+from layerprune.planners.constraints import Constraints
+from layerprune.planners.shapes import Move
 from layerprune.removal import Removal
 
 Genome = tuple[Move, ...]  # the strokes a removal is made of, sorted

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from layerprune.checkpoint import contained, locate
-from layerprune.documents import BaseTask, Candidate, EngineReport, Limits, MetricRef, Round, Scores
+from layerprune.documents import BaseTask, Candidate, EngineReport, MetricRef, Round, Scores
 from layerprune.engine import JOURNAL, Engine, Examiner
+from layerprune.engine.journal import Journal
 from layerprune.errors import TaskError, UsageError
-from layerprune.export import rehearse
+from layerprune.export import rehearse, weigh
+from layerprune.export.weights import Weight
 from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import examine_base
 from layerprune.metrics.base import Data, Metric
 from layerprune.operators import stand_in
-from layerprune.planners import Constraints, Judge, parse_drop, parse_protect
-from layerprune.planning.limits import candidate_units, check_operator
+from layerprune.planners import Constraints, Judge, parse_protect
+from layerprune.planning.judging import Remembered, journal_key
+from layerprune.planning.limits import FREE, Rules, candidate_units, check_operator
 from layerprune.planning.request import ScoreRequest
+from layerprune.planning.slices import Shares, Slices
 from layerprune.planning.versions import tool_versions
-from layerprune.progress import Progress
+from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
 from layerprune.removal import Removal
 from layerprune.specs import build, options_of, spec_of
@@ -30,7 +34,7 @@ from layerprune.tasks import Questions, load_questions
 
 @dataclass
 class Desk:
-    """Everything a scoring run has on its desk: the model, the items, the metric, the constraints."""
+    """Everything a scoring run has on its desk: first model, metric and constraints, then the items."""
 
     request: ScoreRequest
     entry: Entry
@@ -38,15 +42,16 @@ class Desk:
     subject: Subject
     constraints: Constraints
     data: Data
-    everything: Questions | None  # with the held-back items
-    held_back: Examiner | None
-    base: dict[str, BaseTask]
+    progress: Progress = SILENT
+    folder: Path | None = None  # the run folder; None: nothing is written down
+    everything: Questions | None = None  # the items of all slices
+    held_back: Examiner | None = None
+    certification: Examiner | None = None
+    base: dict[str, BaseTask] = field(default_factory=dict)
 
     @classmethod
-    def open(
-        cls, request: ScoreRequest, folder: Path | None, progress: Progress, held_back: float, drop: str | None = None
-    ) -> Desk:
-        """Validate the request, load model and items, and see that the intact model is above chance on every task."""
+    def open(cls, request: ScoreRequest, folder: Path | None, progress: Progress, rules: Rules = FREE) -> Desk:
+        """Validate the request and load the model."""
         entry, metric = build(METRICS, request.metric)
         if metric.needs != "nothing" and not request.tasks:
             raise UsageError(f"the metric {entry.name!r} needs {metric.needs}: give tasks, such as --tasks arc_easy")
@@ -66,49 +71,74 @@ class Desk:
             must_keep=anatomy.must_keep,
             together=anatomy.together,
             units=candidate_units(request.unit, anatomy),
-            check=anatomy.check,
+            check=rules.check(anatomy),
+            shape=rules.shape,
         )
-        if drop is not None:
-            constraints.require(parse_drop(drop, anatomy.depth))
-        questions = _questions(request, subject) if request.tasks else None
-        data = Data(questions=questions, seed=request.seed, progress=progress)
-        desk = cls(request, entry, metric, subject, constraints, data, questions, None, {})
-        if metric.needs == "items" and questions is not None:
-            desk._prepare_items(questions, folder, progress, held_back)
-        else:
-            desk._correct()
-        return desk
+        data = Data(seed=request.seed, progress=progress)
+        return cls(request, entry, metric, subject, constraints, data, progress, folder)
+
+    def bring_items(self, shares: Shares) -> None:
+        """Load the items, divide them, and see that the intact model is above chance on every task."""
+        if not self.request.tasks:
+            return
+        questions = _questions(self.request, self.subject, shares.certify)
+        judged = self.metric.needs == "items"
+        if not judged and not shares.examined:
+            self.everything = self.data.questions = questions
+            self._correct()
+            return
+        slices = Slices.of(questions, shares, self.request)
+        self.data.questions, self.everything = slices.search, slices.everything
+        self._correct()
+        rows = self.request.batch_size
+        engine = Engine(self.subject, rows=rows if isinstance(rows, int) else None)
+
+        def examiner(part: Questions | None) -> Examiner | None:
+            return None if part is None else Examiner(engine, part, self.progress, self.folder)
+
+        self.data.examiner = examiner(slices.search) if judged else None
+        self.held_back, self.certification = examiner(slices.held_back), examiner(slices.certification)
+        examiners = [each for each in (self.data.examiner, self.held_back, self.certification) if each is not None]
+        with _nothing_left_when_refused(self.folder):
+            base = examine_base(slices.everything if judged else slices.unseen, examiners)
+        self.base = base if judged else {}
+        remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
+        self.progress.note(f"evaluation path: {examiners[0].path} ({remarks})")
 
     def _correct(self) -> None:
         """Put the operator in the place of removed layers, measured on the items that select."""
         if self.request.operator != "skip":
             self.subject.stand_in = stand_in(self.subject, self.request.operator, self.data)
 
-    def _prepare_items(self, questions: Questions, folder: Path | None, progress: Progress, held_back: float) -> None:
-        seen, unseen = questions.held_back(held_back)
-        enough = all(task.items for task in (*seen.tasks.values(), *unseen.tasks.values()))
-        self.data.questions = seen if enough else questions
-        self._correct()
-        rows = self.request.batch_size if isinstance(self.request.batch_size, int) else None
-        engine = Engine(self.subject, rows=rows)
-        if enough:
-            self.held_back = Examiner(engine, unseen, progress, folder)
-            self.everything = seen.followed_by(unseen)
-        self.data.examiner = Examiner(engine, self.data.questions, progress, folder)
-        examiners = [self.data.examiner, *([self.held_back] if self.held_back else [])]
-        with _nothing_left_when_refused(folder):
-            self.base = examine_base(self.everything or questions, examiners)
-        remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
-        progress.note(f"evaluation path: {self.data.examiner.path} ({remarks})")
-
-    def judge(self, removals: Sequence[Removal]) -> list[Candidate]:
-        """Score removals with the metric."""
-        return self.metric.score(self.subject, removals, self.data)
+    def judge(self) -> Judge:
+        """Return the metric as a judge that answers each question once, in this run and the ones it goes on from."""
+        return self._remembered(self.entry.name, self.metric)
 
     def judge_by(self, spec: str) -> Judge:
         """Return the judgements of another metric on the same model and items."""
-        _, metric = build(METRICS, spec)
-        return lambda removals: metric.score(self.subject, removals, self.data)
+        entry, metric = build(METRICS, spec)
+        return self._remembered(entry.name, metric)
+
+    def _remembered(self, name: str, metric: Metric) -> Remembered:
+        def ask(removals: Sequence[Removal]) -> list[Candidate]:
+            return metric.score(self.subject, removals, self.data)
+
+        # what answers items is written down block by block already; what is asked once, or costs nothing, need not be
+        worth = metric.needs == "text" and metric.scope == "any set"
+        if self.folder is None or not worth:
+            return Remembered(ask)
+        questions = self.data.questions
+        settings = {
+            "model": self.subject.ref.fingerprint,
+            "dtype": str(self.subject.dtype),
+            "device": self.subject.device.type,
+            "metric": spec_of(name, metric),
+            "operator": self.request.operator,
+            "data": [data.model_dump(mode="json") for data in questions.data()] if questions else [],
+            "seed": self.request.seed,
+            "versions": tool_versions(),
+        }
+        return Remembered(ask, Journal(self.folder / JOURNAL, journal_key(settings)))
 
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""
@@ -119,7 +149,7 @@ class Desk:
             base=self.base,
             rounds=rounds,
             engine=self._engine_report(),
-            config=contained(self._folder, "config.json").read_text(encoding="utf-8"),
+            config=contained(self.checkpoint, "config.json").read_text(encoding="utf-8"),
             seed=self.request.seed,
             versions=tool_versions(),
         )
@@ -147,27 +177,28 @@ class Desk:
             operator=self.request.operator,
         )
 
-    def limits(self, keep_period: bool) -> Limits:
-        protect, architecture = tuple(sorted(self.constraints.protect)), self.subject.anatomy.remarks
-        return Limits(protect=protect, architecture=architecture, keep_period=keep_period)
+    def weigh(self, *removals: Removal) -> list[Weight]:
+        """Return the sizes that export would write."""
+        return weigh(self.checkpoint, removals, trust_remote_code=self.request.trust_remote_code)
 
     def rehearse(self, removal: Removal) -> None:
         """Raise ``RefusedError`` where export would refuse: before a plan is written that nobody can carry out."""
-        rehearse(self._folder, removal, trust_remote_code=self.request.trust_remote_code)
+        rehearse(self.checkpoint, removal, trust_remote_code=self.request.trust_remote_code)
 
     @property
-    def _folder(self) -> Path:
+    def checkpoint(self) -> Path:
+        """The folder of the model on disk."""
         return locate(self.request.model, self.subject.ref.revision).path  # the very snapshot that was scored
 
 
-def _questions(request: ScoreRequest, subject: Subject) -> Questions:
+def _questions(request: ScoreRequest, subject: Subject, more: int) -> Questions:
     return load_questions(
         request.tasks,
         subject.encoder,
         use="selection",
         include_path=request.include_path,
         data_dir=request.data_dir,
-        limit=request.limit,
+        limit=request.limit + more,
         num_fewshot=request.num_fewshot,
         seed=request.seed,
     )
@@ -175,14 +206,11 @@ def _questions(request: ScoreRequest, subject: Subject) -> Questions:
 
 @contextmanager
 def _nothing_left_when_refused(folder: Path | None) -> Iterator[None]:
-    """Remove the journal, and the folder, of a run that a task at chance ends before it has begun."""
-    made = [path for path in (folder / JOURNAL, folder, *folder.parents) if not path.exists()] if folder else []
+    """Remove the journal of a run that a task at chance ends before it has begun."""
+    fresh = folder is not None and not (folder / JOURNAL).exists()
     try:
         yield
     except TaskError:
-        for path in made:
-            if path.is_file():
-                path.unlink()
-            elif path.is_dir():
-                path.rmdir()
+        if folder is not None and fresh:
+            (folder / JOURNAL).unlink(missing_ok=True)
         raise

@@ -4,15 +4,53 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from layerprune.anatomy import Anatomy
+from layerprune.documents import Limits
 from layerprune.documents.common import Operator
 from layerprune.errors import RefusedError, UsageError
 from layerprune.metrics.base import Metric
+from layerprune.planners import Anything, Contiguous, NoAdjacent, Shape
 from layerprune.planning.request import ScoreRequest
 from layerprune.removal import Removal, Unit
 
 OPERATORS: tuple[Operator, ...] = typing.get_args(Operator)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a removal has to keep to beside the protected layers and what the architecture demands."""
+
+    keep_period: bool = False  # only what llama.cpp and vLLM would read rightly
+    no_adjacent: bool = False  # no two neighbours
+    contiguous: bool = False  # one run of neighbours
+
+    def __post_init__(self) -> None:
+        if self.no_adjacent and self.contiguous:
+            raise UsageError("no_adjacent and contiguous exclude each other; ask for one of them")
+
+    @property
+    def shape(self) -> Shape:
+        """The rule about neighbours."""
+        return NoAdjacent() if self.no_adjacent else Contiguous() if self.contiguous else Anything()
+
+    def check(self, anatomy: Anatomy) -> Callable[[Removal], None]:
+        """Return what raises ``RefusedError`` for a removal that may not be."""
+        return keeping_period(anatomy) if self.keep_period else anatomy.check
+
+    def limits(self, protect: frozenset[int], anatomy: Anatomy | None) -> Limits:
+        """Return the rules as a plan records them."""
+        return Limits(
+            protect=tuple(sorted(protect)),
+            architecture=anatomy.remarks if anatomy is not None else (),
+            keep_period=self.keep_period,
+            no_adjacent=self.no_adjacent,
+            contiguous=self.contiguous,
+        )
+
+
+FREE = Rules()
 
 
 def keeping_period(anatomy: Anatomy) -> Callable[[Removal], None]:

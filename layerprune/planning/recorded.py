@@ -7,12 +7,11 @@ from tempfile import TemporaryDirectory
 
 from layerprune import documents
 from layerprune.anatomy import Anatomy, load_config, read_anatomy
-from layerprune.documents import Limits, Plan, Scores
+from layerprune.documents import Plan, Scores
 from layerprune.errors import ModelError, UsageError
 from layerprune.export import rehearse
-from layerprune.planners import SEARCHES, Constraints, Found, Search, parse_drop, parse_protect, table_judge
-from layerprune.planners.constraints import Move
-from layerprune.planning.limits import keeping_period
+from layerprune.planners import SEARCHES, Constraints, Found, Move, Search, parse_drop, parse_protect, table_judge
+from layerprune.planning.limits import FREE, Rules
 from layerprune.planning.written import written
 from layerprune.specs import build, options_of
 
@@ -20,7 +19,7 @@ UNREHEARSED = "planned without the model: whether export and other readers take 
 
 
 def replan(
-    scores: Scores, drop: str, protect: str | None = None, *, search: str | None = None, keep_period: bool = False
+    scores: Scores, drop: str, protect: str | None = None, *, search: str | None = None, rules: Rules = FREE
 ) -> Plan:
     """Plan from recorded scores, without a model; a search that needs what was not scored is a ``UsageError``.
 
@@ -32,15 +31,11 @@ def replan(
     entry, chosen = build(SEARCHES, search or ("greedy" if len(scores.rounds) >= wanted > 1 else "one-shot"))
     with TemporaryDirectory() as folder:
         anatomy = _anatomy(scores, Path(folder))
-        constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), anatomy, keep_period)
+        constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), anatomy, rules)
         found = _found(chosen, scores, constraints, wanted)
         if anatomy is not None:
             rehearse(Path(folder), found.removal)
-    limits = Limits(
-        protect=tuple(sorted(constraints.protect)),
-        architecture=anatomy.remarks if anatomy is not None else (),
-        keep_period=keep_period,
-    )
+    limits = rules.limits(constraints.protect, anatomy)
     warnings = anatomy.misread(found.removal) if anatomy is not None else (UNREHEARSED,)
     how = documents.Search(name=entry.name, options=options_of(chosen))
     return written(scores, found, how, limits, drop, None, warnings)
@@ -65,18 +60,18 @@ def _anatomy(scores: Scores, folder: Path) -> Anatomy | None:
 
 
 def _constraints(
-    scores: Scores, moves: list[Move], protect: frozenset[int], anatomy: Anatomy | None, keep_period: bool
+    scores: Scores, moves: list[Move], protect: frozenset[int], anatomy: Anatomy | None, rules: Rules
 ) -> Constraints:
-    if anatomy is None and keep_period:
+    if anatomy is None and rules.keep_period:
         raise UsageError("--keep-period needs the model's config, and scores.json holds none; plan from the model")
-    check = None if anatomy is None else keeping_period(anatomy) if keep_period else anatomy.check
     return Constraints(
         scores.model.layers,
         protect=protect,
         must_keep=frozenset() if anatomy is None else anatomy.must_keep,
         together=tuple(frozenset(int(unit) for unit in move) for move in moves if len(move) > 1),
         units=tuple(unit for move in moves for unit in move),
-        check=check,
+        check=None if anatomy is None else rules.check(anatomy),
+        shape=rules.shape,
     )
 
 

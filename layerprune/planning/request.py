@@ -31,13 +31,3 @@ class ScoreRequest:
     racing: bool = True  # stop candidates that are clearly not among the next to go
     operator: str = "skip"  # what stands in for a removed layer: "rescale" and "mean" put its average effect there
     unit: str = "layer"  # "half": the MLP of a layer with the attention of the next is a candidate too
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """What ``layerprune plan`` is asked."""
-
-    score: ScoreRequest
-    drop: str
-    search: str | None = None
-    keep_period: bool = False  # only removals that llama.cpp and vLLM would read rightly

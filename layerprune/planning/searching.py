@@ -2,56 +2,97 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layerprune.documents import Candidate, Plan, Scores, Search
+from layerprune import documents
+from layerprune.documents import Candidate, Plan, Scores
+from layerprune.errors import RefusedError
+from layerprune.lock import locked
 from layerprune.metrics import METRICS
-from layerprune.planners import SEARCHES, Constraints, parse_drop
+from layerprune.planners import SEARCHES, Constraints, Found, Judge
 from layerprune.planners.cascade import Cascade
+from layerprune.planning.asked import PlanRequest
 from layerprune.planning.desk import Desk
-from layerprune.planning.limits import keeping_period
+from layerprune.planning.goals import Reached
 from layerprune.planning.prediction import predict
-from layerprune.planning.request import PlanRequest, ScoreRequest
+from layerprune.planning.request import ScoreRequest
 from layerprune.planning.written import written
 from layerprune.progress import SILENT, Progress
+from layerprune.registry import Entry
 from layerprune.removal import Removal
 from layerprune.specs import build, options_of
-
-# Share of the selection items that no search sees: the chosen removal is judged on them once, for the prediction.
-HELD_BACK = 0.2
 
 
 def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = SILENT) -> tuple[Scores, Plan]:
     """Search for the removal that harms least; writes scores.json and plan.json into ``run_folder``."""
-    _, metric = build(METRICS, request.score.metric)
-    search_entry, search = build(SEARCHES, request.search or metric.search)
-    desk = Desk.open(request.score, run_folder, progress, held_back=HELD_BACK, drop=request.drop)
-    if request.keep_period:
-        desk.constraints = replace(desk.constraints, check=keeping_period(desk.subject.anatomy))
-    drop = parse_drop(request.drop, desk.constraints.depth)
-    desk.data.keep = _kept(request.score, desk.constraints, search, drop)
-
-    def watch(removal: Removal, best: Candidate) -> None:
-        progress.note(f"{len(removal)} of {drop} chosen: {removal}, {metric.unit} {best.score:.4f}")
-
-    look = search.proposed_by(desk.judge_by(search.by)) if isinstance(search, Cascade) else search
-    found = look(desk.judge, desk.constraints, drop, seed=request.score.seed, watch=watch)
-    desk.rehearse(found.removal)
-    scores = desk.scores(found.rounds)
-    plan = written(
-        scores,
-        found,
-        Search(name=search_entry.name, options=options_of(search)),
-        desk.limits(request.keep_period),
-        request.drop,
-        predict(desk, found.removal),
-        desk.subject.anatomy.misread(found.removal),
-    )
-    scores.save(run_folder / Scores.filename)
-    plan.save(run_folder / Plan.filename)
+    with locked(run_folder):
+        searcher = Searcher.open(request, run_folder, progress)
+        reached = request.goal.pursue(searcher.desk, searcher)
+        scores = searcher.desk.scores(reached.rounds)
+        plan = searcher.plan(reached, scores)
+        scores.save(run_folder / Scores.filename)
+        plan.save(run_folder / Plan.filename)
     return scores, plan
+
+
+@dataclass
+class Searcher:
+    """A search at a desk, ready to look for removals of any size; what it has judged it need not judge again."""
+
+    request: PlanRequest
+    desk: Desk
+    entry: Entry
+    search: Any
+    judges: dict[int | None, Judge] = field(default_factory=dict)  # by how many candidates a race has to get right
+    shown: set[Removal] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, request: PlanRequest, run_folder: Path, progress: Progress) -> Searcher:
+        """Validate everything, load model and items."""
+        _, metric = build(METRICS, request.score.metric)
+        entry, search = build(SEARCHES, request.search or metric.search)
+        desk = Desk.open(request.score, run_folder, progress, request.rules)
+        request.goal.require(desk)
+        desk.bring_items(request.goal.shares)
+        return cls(request, desk, entry, search)
+
+    def __call__(self, drop: int) -> Found:
+        """Return the removal of ``drop`` units; raises ``RefusedError`` where the constraints allow none."""
+        desk = self.desk
+        keep = desk.data.keep = _kept(self.request.score, desk.constraints, self.search, drop)
+        if keep not in self.judges:
+            self.judges[keep] = desk.judge()
+        search = self.search
+        look = search.proposed_by(desk.judge_by(search.by)) if isinstance(search, Cascade) else search
+
+        def watch(removal: Removal, best: Candidate) -> None:
+            if removal not in self.shown:
+                self.shown.add(removal)
+                desk.progress.note(f"{len(removal)} chosen: {removal}, {desk.metric.unit} {best.score:.4f}")
+
+        found: Found = look(self.judges[keep], desk.constraints, drop, seed=self.request.score.seed, watch=watch)
+        if refusal := desk.constraints.refusal(found.removal):
+            raise RefusedError(f"the search {self.entry.name!r} found {found.removal}, which may not go: {refusal}")
+        return found
+
+    def plan(self, reached: Reached, scores: Scores) -> Plan:
+        """Return the plan that carries out what was reached; raises ``RefusedError`` where export would."""
+        desk, removal = self.desk, reached.found.removal
+        desk.rehearse(removal)
+        how = documents.Search(name=self.entry.name, options=options_of(self.search))
+        limits = self.request.rules.limits(desk.constraints.protect, desk.subject.anatomy)
+        plan = written(
+            scores,
+            reached.found,
+            how,
+            limits,
+            self.request.goal.requested,
+            predict(desk, removal),
+            desk.subject.anatomy.misread(removal),
+        )
+        return plan.model_copy(update={"target": reached.target, "certificate": reached.certificate})
 
 
 def _kept(request: ScoreRequest, constraints: Constraints, search: Any, drop: int) -> int | None:

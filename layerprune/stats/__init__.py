@@ -1,6 +1,6 @@
 """The statistics every claim rests on: exact tests, paired intervals, relevance, rank agreement. No torch."""
 
-from layerprune.stats.certify import Certificate, Step, certify, draw_mixture, loss_p_value
+from layerprune.stats.certify import Certificate, Step, certify, draw_mixture, items_needed, loss_p_value
 from layerprune.stats.exact import McNemar, above_chance, as_bits, holm, mcnemar
 from layerprune.stats.intervals import Bounds, bootstrap_interval, mean_interval, paired_interval, paired_intervals
 from layerprune.stats.ranks import Agreement, Overlap, confusion, correlations, overlap, rank_agreement
@@ -24,6 +24,7 @@ __all__ = [
     "correlations",
     "draw_mixture",
     "holm",
+    "items_needed",
     "loss_p_value",
     "mcnemar",
     "mean_interval",

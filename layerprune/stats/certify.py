@@ -8,7 +8,7 @@ most ``1 - confidence``, whatever the model and the number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ from layerprune.stats.exact import Correct, paired_bits
 Floats = NDArray[np.float64]
 
 _UNCERTAIN = 1e-4  # Berger & Boos (1994): the nuisance is searched in its 99.99 % interval, 0.0001 is added to p
+_MOST_ITEMS = 2**20
 _GRID = 33  # points of that interval, a quarter of the nuisance's standard error apart; refined around the largest
 
 
@@ -44,11 +45,12 @@ class Certificate:
     steps: tuple[Step, ...]  # up to the first step that was not certified
 
 
-def certify(base: Correct, path: Sequence[Correct], limit: float, confidence: float = 0.95) -> Certificate:
+def certify(base: Correct, path: Iterable[Correct], limit: float, confidence: float = 0.95) -> Certificate:
     """Walk ``path`` (outcomes of ever larger removals on the base's items) as far as the loss is certified.
 
     The items must be drawn like those the guarantee is about and must have had no say in the path. ``limit`` is in
-    accuracy: 0.02 is two points. Steps beyond the first failure are not looked at.
+    accuracy: 0.02 is two points. Steps beyond the first failure are not asked for:
+    ``path`` may make them as it goes.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is not between 0 and 1")
@@ -61,6 +63,30 @@ def certify(base: Correct, path: Sequence[Correct], limit: float, confidence: fl
         if not steps[-1].certified:
             break
     return Certificate(limit, confidence, sum(step.certified for step in steps), tuple(steps))
+
+
+def items_needed(right_to_wrong: int, wrong_to_right: int, items: int, limit: float, confidence: float) -> int | None:
+    """Return about how many items would certify, were answers to flip as often as on these; None: no number would.
+
+    Where one flip more or less decides, the figure may be a few items off; beyond a million it is not looked for.
+    """
+
+    def enough(count: int) -> bool:
+        lost, won = (round(flips / items * count) for flips in (right_to_wrong, wrong_to_right))
+        return loss_p_value(lost, won, count, limit) <= 1 - confidence
+
+    if (right_to_wrong - wrong_to_right) / items >= limit:
+        return None
+    high = 1
+    while not enough(high):
+        high *= 2
+        if high > _MOST_ITEMS:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 @lru_cache(maxsize=4096)

@@ -106,11 +106,11 @@ class Questions:
             {name: replace(task, items=(*task.items, *other.tasks[name].items)) for name, task in self.tasks.items()}
         )
 
-    def held_back(self, share: float) -> tuple[Questions, Questions]:
+    def held_back(self, share: float, purpose: str = "held back") -> tuple[Questions, Questions]:
         """Split every task by item fingerprint into (the rest, about ``share`` of the items)."""
         parts: tuple[dict[str, TaskQuestions], ...] = ({}, {})
         for name, task in self.tasks.items():
-            ordered = sorted(task.items, key=lambda item: hash_share(item.fingerprint, "held back"))
+            ordered = sorted(task.items, key=lambda item: hash_share(item.fingerprint, purpose))
             chosen = {item.fingerprint for item in ordered[: round(share * len(ordered))]}
             for part, wanted in zip(parts, (False, True), strict=True):
                 part[name] = replace(task, items=tuple(i for i in task.items if (i.fingerprint in chosen) is wanted))

@@ -1,0 +1,107 @@
+"""What planning is asked, and the goal that the options of a command line or a recipe amount to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from layerprune.errors import UsageError
+from layerprune.planners import parse_drop
+from layerprune.planning.certifying import CERTIFY_LIMIT, MaxDrop
+from layerprune.planning.goals import Drop, Goal
+from layerprune.planning.limits import FREE, Rules
+from layerprune.planning.request import ScoreRequest
+from layerprune.planning.speeding import Faster
+from layerprune.planning.targets import Smaller
+from layerprune.sizes import parse_count, parse_size
+
+ANY_DEPTH = 10**6  # what is asked is checked before the model is known; the real depth is checked when it is
+CONFIDENCE = "95%"
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What ``layerprune plan`` is asked."""
+
+    score: ScoreRequest
+    goal: Goal
+    search: str | None = None
+    rules: Rules = FREE
+
+
+def goal_of(
+    *,
+    drop: str | None = None,
+    target_params: str | None = None,
+    target_bytes: str | None = None,
+    target_speedup: str | None = None,
+    max_drop: str | None = None,
+    confidence: str | None = None,
+    certify_limit: int | None = None,
+    up_to: str | None = None,
+) -> Goal:
+    """Return the one goal among the options; none, several, or one that makes no sense is a ``UsageError``."""
+    makers: dict[str, tuple[str | None, Callable[[str], Goal]]] = {
+        "--drop": (drop, _drop),
+        "--target-params": (target_params, _params),
+        "--target-bytes": (target_bytes, _bytes),
+        "--target-speedup": (target_speedup, _speedup),
+        "--max-drop": (max_drop, lambda text: _max_drop(text, confidence or CONFIDENCE, certify_limit, up_to)),
+    }
+    given = {option: text for option, (text, _) in makers.items() if text is not None}
+    if len(given) != 1:
+        said = f"{' and '.join(given)} are given" if given else "nothing says how far to go"
+        raise UsageError(f"{said}; give one of {', '.join(makers)}")
+    only_certified = {"--confidence": confidence, "--certify-limit": certify_limit, "--up-to": up_to}
+    stray = [option for option, value in only_certified.items() if value is not None]
+    if stray and max_drop is None:
+        raise UsageError(f"{stray[0]} belongs to --max-drop, and {next(iter(given))} is given")
+    option, text = next(iter(given.items()))
+    return makers[option][1](text)
+
+
+def _drop(text: str) -> Goal:
+    parse_drop(text, ANY_DEPTH)
+    return Drop(text)
+
+
+def _params(text: str) -> Goal:
+    return Smaller("parameters", parse_count(text, "--target-params"), f"--target-params {text}")
+
+
+def _bytes(text: str) -> Goal:
+    return Smaller("bytes", parse_size(text, "--target-bytes"), f"--target-bytes {text}")
+
+
+def _speedup(text: str) -> Goal:
+    try:
+        wanted = float(text.strip().removesuffix("x"))
+    except ValueError:
+        wanted = math.nan
+    if not 1 < wanted < math.inf:
+        raise UsageError(f"--target-speedup {text!r} is not a speed-up; write 1.3x")
+    return Faster(wanted, f"--target-speedup {text}")
+
+
+def _max_drop(text: str, confidence: str, items: int | None, up_to: str | None) -> Goal:
+    limit, sure = _share(text, "--max-drop", "2%"), _share(confidence, "--confidence", CONFIDENCE)
+    if sure < 0.5:
+        raise UsageError(f"--confidence {confidence!r} is less than a coin has; write {CONFIDENCE}")
+    if up_to is not None:
+        parse_drop(up_to, ANY_DEPTH, "--up-to")
+    requested = f"--max-drop {text} --confidence {confidence}" + (f" --up-to {up_to}" if up_to else "")
+    return MaxDrop(limit, sure, requested, CERTIFY_LIMIT if items is None else items, up_to)
+
+
+def _share(text: str, option: str, example: str) -> float:
+    try:
+        share = float(text.strip().removesuffix("%")) / 100 if text.strip().endswith("%") else math.nan
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise UsageError(f"{option} {text!r} is not a share between 0% and 100%; write {example}")
+    return round(share, 12)  # 2% is 0.02, and not what dividing leaves
+
+
+GOAL_OPTIONS = tuple(goal_of.__kwdefaults__ or ())

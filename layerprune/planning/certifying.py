@@ -1,0 +1,143 @@
+"""As far as a loss can be ruled out: the search proposes a path, items it has not seen decide how far to follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from layerprune import stats
+from layerprune.documents import Certificate, CertifiedStep, Outcomes
+from layerprune.errors import RefusedError, UsageError
+from layerprune.metrics.ablation import INTACT
+from layerprune.planners import Found, parse_drop
+from layerprune.planning.desk import Desk
+from layerprune.planning.goals import HELD_BACK, Look, Reached
+from layerprune.planning.slices import Shares
+from layerprune.removal import Removal
+
+# Items of each task that certify when --certify-limit does not say otherwise. Flips of 5 % of the answers each way and
+# no loss at all take about 700 items in all to rule out a loss of two points.
+CERTIFY_LIMIT = 2000
+
+
+@dataclass(frozen=True)
+class MaxDrop:
+    """The largest removal of the path whose mean accuracy provably falls by less than ``limit`` (0.02: two points)."""
+
+    limit: float
+    confidence: float
+    requested: str
+    items: int = CERTIFY_LIMIT
+    up_to: str | None = None
+
+    @property
+    def shares(self) -> Shares:
+        return Shares(HELD_BACK, certify=self.items, examined=True)
+
+    def require(self, desk: Desk) -> None:
+        if not desk.request.tasks:
+            raise UsageError(f"{self.requested} needs items that certify: give tasks, such as --tasks arc_easy")
+        if desk.request.operator != "skip":
+            raise UsageError(f"{self.requested} is about what export writes, which skips layers: leave --operator out")
+        if self.up_to is not None:
+            desk.constraints.require(parse_drop(self.up_to, desk.constraints.depth, "--up-to"))
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        examiner = desk.certification
+        assert examiner is not None  # shares asks for it
+        base = _bits(examiner.outcomes([INTACT], "the intact model")[INTACT])
+        self._enough(len(base))
+
+        def answers(removal: Removal) -> str:
+            return _bits(examiner.outcomes([removal], f"certifying {removal}")[removal])
+
+        depth = desk.constraints.depth
+        most = depth if self.up_to is None else parse_drop(self.up_to, depth, "--up-to")
+        counts = [count for count in desk.constraints.counts() if count <= most]
+        path, found = walk(look, counts, base, answers, self.limit, self.confidence)
+        if not found.certified:
+            raise RefusedError(self._nothing(path[0].removal, found.steps[0]))
+        fingerprints = {data.task: data.fingerprints for data in examiner.questions.data()}
+        certificate = Certificate(
+            limit=self.limit,
+            confidence=self.confidence,
+            statement=self._statement(path[found.certified - 1].removal, list(fingerprints), len(base)),
+            fingerprints=fingerprints,
+            steps=tuple(_step(own.removal, step) for own, step in zip(path, found.steps, strict=True)),
+        )
+        return Reached(path[found.certified - 1], path[-1].rounds, certificate=certificate)
+
+    def _enough(self, items: int) -> None:
+        """Raise ``UsageError`` where not even a removal that changes no answer could be certified."""
+        needed = stats.items_needed(0, 0, 1, self.limit, self.confidence)
+        if needed is None or items < needed:
+            raise UsageError(
+                f"{self.requested}: {items} certification items can certify nothing, not even a removal that changes "
+                f"no answer: {needed} at least, more where answers change; raise --certify-limit or add tasks"
+            )
+
+    def _nothing(self, removal: Removal, step: stats.Step) -> str:
+        lost, won = step.right_to_wrong, step.wrong_to_right
+        needed = stats.items_needed(lost, won, step.items, self.limit, self.confidence)
+        more = (
+            "if that is its true loss, no number of items would do"
+            if needed is None
+            else f"if that is its true loss, about {needed:,} items would be needed: raise --certify-limit or add tasks"
+        )
+        return (
+            f"no removal can be certified to lose less than {100 * self.limit:g} points with "
+            f"{100 * self.confidence:g} % confidence: "
+            f"without {removal} {lost} of {step.items} certification items turn wrong and {won} right "
+            f"(p = {step.p_value:.2g}); {more}"
+        )
+
+    def _statement(self, removal: Removal, tasks: list[str], items: int) -> str:
+        return (
+            f"With {100 * self.confidence:g} % confidence, removing {removal} lowers the mean accuracy on "
+            f"{', '.join(tasks)} by less than {100 * self.limit:g} points, on items drawn like the {items:,} that "
+            "certify it, none of which had a say in choosing the layers "
+            "(exact paired test, fixed sequence: arXiv:2110.01052)"
+        )
+
+
+def walk(
+    look: Look,
+    counts: Sequence[int],
+    base: str,
+    answers: Callable[[Removal], str],
+    limit: float,
+    confidence: float,
+) -> tuple[list[Found], stats.Certificate]:
+    """Search removal after removal and certify each, until one fails or the search can go no further.
+
+    The search sees nothing of ``answers``, so the path is fixed beforehand as far as they are concerned, even though it
+    is laid only as far as it is walked. Returns the path, the failed step included, and the statistics.
+    """
+    path: list[Found] = []
+
+    def steps() -> Iterator[str]:
+        for count in counts:
+            try:
+                path.append(look(count))
+            except RefusedError:
+                if not path:
+                    raise
+                return  # the architecture lets no more go: the path ends here
+            yield answers(path[-1].removal)
+
+    certificate = stats.certify(base, steps(), limit, confidence)
+    return path, certificate
+
+
+def _bits(outcomes: dict[str, Outcomes]) -> str:
+    return "".join(own.correct for own in outcomes.values())
+
+
+def _step(removal: Removal, step: stats.Step) -> CertifiedStep:
+    return CertifiedStep(
+        removal=removal.units,
+        right_to_wrong=step.right_to_wrong,
+        wrong_to_right=step.wrong_to_right,
+        p_value=float(f"{step.p_value:.4g}"),
+        certified=step.certified,
+    )

@@ -1,0 +1,48 @@
+"""A metric as a judge that answers each question once, and writes down what no journal would keep otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from layerprune.documents import Candidate
+from layerprune.engine.journal import Journal
+from layerprune.planners import Judge
+from layerprune.removal import Removal
+
+Question = tuple[Removal, ...]
+
+
+@dataclass
+class Remembered:
+    """Asks ``judge`` and remembers; ``journal`` is for metrics whose work the examiner's journal does not hold.
+
+    A question is a whole batch: what a race says of one removal depends on those it ran against.
+    """
+
+    judge: Judge
+    journal: Journal | None = None
+    known: dict[Question, list[Candidate]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for entry in self.journal.entries if self.journal else []:
+            question = tuple(Removal.from_units(units) for units in entry["removals"])
+            self.known[question] = [Candidate.model_validate(candidate) for candidate in entry["candidates"]]
+
+    def __call__(self, removals: Sequence[Removal]) -> list[Candidate]:
+        question = tuple(removals)
+        if question not in self.known:
+            self.known[question] = list(self.judge(removals))
+            if self.journal:
+                asked = [list(removal.units) for removal in removals]
+                answered = [candidate.model_dump(mode="json") for candidate in self.known[question]]
+                self.journal.append({"removals": asked, "candidates": answered})
+        return self.known[question]
+
+
+def journal_key(settings: dict[str, Any]) -> str:
+    """Return a hash of everything that judgements depend on."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

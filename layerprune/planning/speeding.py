@@ -1,0 +1,81 @@
+"""A target of speed: the fewest units that make the model so many times as fast, as measured on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from layerprune.audit.speed import REPEATS, time_both
+from layerprune.documents import Speed, Target
+from layerprune.errors import RefusedError, UsageError
+from layerprune.export.sharing import sharing_weights
+from layerprune.planning.desk import Desk
+from layerprune.planning.goals import HELD_BACK, Look, Reached
+from layerprune.planning.slices import Shares
+from layerprune.removal import Removal
+
+STAND_IN_REPEATS = 3  # of stand-ins, which only say where to begin; the chosen removal is timed REPEATS times
+
+
+@dataclass(frozen=True)
+class Faster:
+    """Prefill and decoding both at least ``wanted`` times as fast as the intact model, one sequence at a time.
+
+    Layers of one kind take alike long, so stand-ins are timed first, to say what can be reached and where to begin;
+    what the search then chooses is timed itself. Timings vary: the same command may end one layer further on.
+    """
+
+    wanted: float
+    requested: str
+    shares: Shares = field(default=Shares(HELD_BACK), init=False)
+
+    def require(self, desk: Desk) -> None:
+        most = _stand_in(desk, desk.constraints.counts()[-1])
+        best = speedup(_timed(desk, most, STAND_IN_REPEATS))
+        if best < self.wanted:
+            raise UsageError(
+                f"{self.requested} cannot be reached: with {len(most)} of {desk.constraints.depth} layers removed, "
+                f"as many as may go, the model is {best:.2f} times as fast here"
+            )
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        counts = desk.constraints.counts()
+        reached = 1.0
+        for count in counts[self._beginning(desk, counts) :]:
+            found = look(count)
+            speed = _timed(desk, found.removal, REPEATS)
+            reached = speedup(speed)
+            desk.progress.note(f"{count} removed: {reached:.2f} times as fast")
+            if reached >= self.wanted:
+                target = Target(what="speed-up", wanted=self.wanted, base=1.0, reached=round(reached, 4), speed=speed)
+                return Reached(found, found.rounds, target=target)
+        raise RefusedError(f"{self.requested} was not reached: the largest removal is {reached:.2f} times as fast here")
+
+    def _beginning(self, desk: Desk, counts: tuple[int, ...]) -> int:
+        """Return the position of the smallest count whose stand-in is fast enough, found by halving."""
+        low, high = 0, len(counts) - 1
+        while low < high:
+            middle = (low + high) // 2
+            fast = speedup(_timed(desk, _stand_in(desk, counts[middle]), STAND_IN_REPEATS)) >= self.wanted
+            low, high = (low, middle) if fast else (middle + 1, high)
+        return low
+
+
+def speedup(speed: Speed) -> float:
+    """Return how many times as fast the pruned model is, in the lesser of prefill and decoding (medians)."""
+    names = ("prefill_tokens_per_s", "decode_tokens_per_s")
+    return min(speed.pruned[name].median / speed.base[name].median for name in names)
+
+
+def _timed(desk: Desk, removal: Removal, repeats: int) -> Speed:
+    """Time the intact model and the pruned one in turn, as export would write it."""
+    trust = desk.request.trust_remote_code
+    pruned = sharing_weights(desk.subject, desk.checkpoint, removal, trust_remote_code=trust)
+    return time_both(desk.subject, pruned, repeats=repeats, progress=desk.progress)
+
+
+def _stand_in(desk: Desk, count: int) -> Removal:
+    """Return some removal of ``count`` units, from the end; ``RefusedError`` where the constraints allow none."""
+    removed = Removal(())
+    while len(removed) < count:
+        removed = removed.add(*desk.constraints.first_open(desk.constraints.moves[::-1], removed, count))
+    return removed
