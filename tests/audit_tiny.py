@@ -129,6 +129,7 @@ def exported(base: Path, out: Path, layer: int = 3, seen: tuple[TaskData, ...] =
     plan = samples.plan(model=reference(base), removal=(layer,), order=(layer,), ranking=(), data=seen)
     plan.save(out / "layerprune" / "plan.json")
     before, after = Checkpoint.open(base).nbytes, Checkpoint.open(out).nbytes
-    receipt = samples.receipt(plan, result=reference(out), bytes_before=before, bytes_after=after)
+    result = reference(out).model_copy(update={"id": out.name})
+    receipt = samples.receipt(plan, result=result, bytes_before=before, bytes_after=after)
     receipt.save(out / "layerprune" / "receipt.json")
     return out

@@ -84,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
             (r"/lfs/(\w+)$", self.store),
             (r"/api/models/(.+)/commit/([^?]+)", self.commit),
             (r"/api/models/(.+)/revision/([^?]+)", self.info),
+            (r"/api/models/([^/]+/[^/?]+)", self.info),
             (r"/api/models/(.+)/tree/([^?]+)", self.tree),
             (r"/([\w-]+/[\w.-]+)/resolve/(\w+)/([^?]+)", self.resolve),
             (r"/cdn/(\w+)/([^?]+)", self.deliver),
@@ -140,20 +141,27 @@ class Handler(BaseHTTPRequestHandler):
             made["pullRequestUrl"] = f"{self.server.url}/{repo}/discussions/1"
         self.send(made)
 
-    def info(self, body, repo, revision):
+    def info(self, body, repo, revision="main"):
         if repo not in self.server.repos or revision not in ("main", COMMIT):
             return self.send({"error": "Repository not found"}, 404)
-        siblings = [{"rfilename": path} for path in self.server.repos[repo]["files"]]
+        siblings = [{"rfilename": path, **self.large(path, data)} for path, data in self.files(repo).items()]
         return self.send({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "tags": []})
 
     def tree(self, body, repo, revision):
         entries = []
         for path, data in self.server.repos[repo]["files"].items():
             entry = {"type": "file", "oid": "0" * 40, "size": len(data), "path": path}
-            if path.endswith(".safetensors"):
-                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
-            entries.append(entry)
+            entries.append(entry | self.large(path, data))
         self.send(entries)
+
+    def files(self, repo):
+        return self.server.repos[repo]["files"]
+
+    def large(self, path, data):
+        """What the Hub tells of a file that is kept apart."""
+        digest = hashlib.sha256(data).hexdigest()
+        told = {"oid": digest, "sha256": digest, "size": len(data), "pointerSize": 134}
+        return {"lfs": told} if path.endswith(".safetensors") else {}
 
     def resolve(self, body, repo, revision, path):
         """Weights are sent from another place, as the Hub does."""
@@ -189,4 +197,5 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from layerprune.audit.continuing import Text, can_be_batched, write
 from layerprune.audit.running_text import read_text, text_loss, windows_of
 from layerprune.audit.speed import cache_bytes_per_token, time_both
-from layerprune.audit.writing import Text, faults, health, repeated_share, surprise, write
+from layerprune.audit.writing import faults, health, repeated_share, surprise
 from layerprune.errors import UsageError
 from layerprune.subject import Subject
 
@@ -79,6 +80,27 @@ def test_writing_is_greedy_decoding_step_by_step_without_a_cache(subjects):
             assert int(base.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()) == token
         ids.append(token)
     assert text.text == base.tokenizer.decode(text.ids)
+
+
+def test_prompts_side_by_side_are_continued_as_each_alone(subjects):
+    base, _ = subjects
+    prompts = ["Explain this.", "A much longer question that needs more tokens?", "Hm"]
+    assert can_be_batched(base, [base.tokenizer(prompt)["input_ids"] for prompt in prompts])
+    assert write(base, prompts) == [write(base, [prompt])[0] for prompt in prompts]
+
+
+def test_a_model_that_looks_at_padding_is_asked_one_prompt_at_a_time(subjects, monkeypatch):
+    base, _ = subjects
+    prompts = ["Explain this.", "A much longer question that needs more tokens?"]
+    alone = [write(base, [prompt])[0] for prompt in prompts]
+    forward = base.model.forward
+
+    def blind(*args, attention_mask=None, position_ids=None, **kwargs):  # as a model without masks would
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(base.model, "forward", blind)
+    assert not can_be_batched(base, [base.tokenizer(prompt)["input_ids"] for prompt in prompts])
+    assert write(base, prompts) == alone
 
 
 def test_surprise_is_the_mean_negative_log_likelihood(subjects):

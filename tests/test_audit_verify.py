@@ -11,7 +11,7 @@ from layerprune.audit.rerun import repeat
 from layerprune.audit.verify import verify
 from layerprune.documents import PRUNED, Audit, FileEntry, Plan, Receipt
 from layerprune.errors import UsageError
-from layerprune.report.card import write_card
+from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
 
 
@@ -100,6 +100,15 @@ def test_a_prettier_accuracy_is_found(out):
     model = task.models[PRUNED].model_copy(update={"accuracy": 0.99})
     rewrite(out, tasks=(task.model_copy(update={"models": {PRUNED: model}}),))
     assert "audit: the figures of toy do not follow from its items' outcomes" in verify(out).problems
+
+
+def test_a_prettier_figure_in_the_metadata_is_found_and_the_owners_own_keys_are_not(out):
+    path = out / "README.md"
+    metadata, _ = read_card(path)
+    value = metadata["model-index"][0]["results"][0]["metrics"][0]["value"]
+    text = path.read_text()
+    path.write_text(text.replace(f"value: {value}", "value: 0.99").replace("---\n", "---\nthumbnail: cat.png\n", 1))
+    assert verify(out).problems == ("README.md: the metadata's model-index is not what the documents say",)
 
 
 def test_an_audit_of_another_plan_is_found(out):

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import audit_tiny as tiny
 import hub_standin
@@ -9,9 +10,10 @@ import pytest
 
 from layerprune.audit import audit
 from layerprune.audit.verify import verify
-from layerprune.documents import FileEntry, Receipt
+from layerprune.documents import Audit, FileEntry, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.hub import PushError, push
+from layerprune.report.card import read_card, write_card
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,11 @@ def made(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def base(made):
+    return made.parent / "base"
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """The stand-in, and huggingface_hub told to use it (its settings are read at import, so they are set there)."""
@@ -38,6 +45,8 @@ def hub(monkeypatch):
 
     server = hub_standin.Hub()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", hub_standin.TOKEN)
@@ -48,26 +57,138 @@ def hub(monkeypatch):
 
 def pushed(folder, **options):
     waits = []
-    return push(folder, "me/smaller", wait=waits.append, **options), waits
+    return push(folder, "me/smaller", wait=waits.append, **(options or {"unnamed_base": True})), waits
 
 
 def refused(folder, **options):
     waits = []
+    options = options or {"unnamed_base": True}
     with pytest.raises(PushError) as raised:
         push(folder, "me/smaller", wait=waits.append, **options)
     return str(raised.value), waits
 
 
-def test_what_arrives_is_the_folder_and_verifies(hub, made, tmp_path):
+def test_what_arrives_is_the_folder_and_verifies_when_downloaded_again(hub, made, tmp_path):
+    from huggingface_hub import snapshot_download
+
     found, _ = pushed(made)
     stored = hub.repos["me/smaller"]["files"]
     assert {"model.safetensors", "README.md", "report.html", "layerprune/audit.json"} <= set(stored) == set(found.files)
-    for name, content in stored.items():
-        path = tmp_path / "again" / name
+    again = snapshot_download("me/smaller", local_dir=tmp_path / "again")
+    assert verify(Path(again)).problems == ()
+    assert (Path(again) / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+    assert found.url.startswith(hub.url)
+
+
+def test_the_bases_path_is_not_published_unasked(hub, made):
+    with pytest.raises(UsageError, match="made from the local folder base, and its documents hold that folder's path"):
+        push(made, "me/smaller")
+    with pytest.raises(UsageError, match="give one of them"):
+        push(made, "me/smaller", base_model="org/base", unnamed_base=True)
+    with pytest.raises(UsageError, match="'/tmp/base' is not a Hub id"):
+        push(made, "me/smaller", base_model="/tmp/base")
+    assert hub.seen == []
+
+
+def published(hub, folder):
+    for name, content in hub.repos["me/smaller"]["files"].items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    assert verify(tmp_path / "again").problems == ()
-    assert found.url.startswith(hub.url)
+    return folder
+
+
+def as_made(folder, base):
+    """Put the old name back into published documents: what a doubter who has the path would do."""
+    inside = folder / "layerprune"
+    plan, receipt, audit = (kind.load(inside / kind.filename) for kind in (Plan, Receipt, Audit))
+    old = {"id": str(base), "revision": None}
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update=old)})
+    there = receipt.base.model_copy(update=old)
+    receipt = receipt.model_copy(update={"base": there, "plan_sha256": plan.sha256(), "published": None})
+    chained = {"base": there, "plan_sha256": plan.sha256(), "receipt_sha256": receipt.sha256()}
+    return plan, receipt, audit.model_copy(update=chained)
+
+
+def test_an_unnamed_base_leaves_only_its_folders_name_and_the_old_hashes(hub, made, base, tmp_path):
+    before = {path.name: path.read_bytes() for path in (made / "layerprune").iterdir()}
+    pushed(made, unnamed_base=True)
+    assert not any(str(made.parent).encode() in content for content in hub.repos["me/smaller"]["files"].values())
+    out = published(hub, tmp_path)
+    receipt = Receipt.load(out / "layerprune" / "receipt.json")
+    assert (receipt.base.id, receipt.published.checked) == ("./base", "not compared: published without a Hub id")
+    assert verify(out).problems == ()
+    assert "base_model" not in read_card(out / "README.md")[0]
+    hashes = [document.sha256() for document in as_made(out, base)]
+    assert hashes == [receipt.published.plan_sha256, receipt.published.receipt_sha256, receipt.published.audit_sha256]
+    assert hashes == [verify(made).digests[name] for name in ("plan", "receipt", "audit")]
+    assert before == {path.name: path.read_bytes() for path in (made / "layerprune").iterdir()}  # here nothing changed
+
+
+def test_a_named_base_has_the_very_files_that_the_hub_has(hub, made, base, tmp_path):
+    weights = (base / "model.safetensors").read_bytes()
+    hub.blobs[hashlib.sha256(weights).hexdigest()] = weights
+    hub.repos["org/base"] = {"files": {"model.safetensors": weights, "config.json": b"{}"}, "private": False}
+    pushed(made, base_model="org/base")
+    out = published(hub, tmp_path)
+    receipt = Receipt.load(out / "layerprune" / "receipt.json")
+    assert (receipt.base.id, receipt.base.revision) == ("org/base", hub_standin.COMMIT)
+    assert receipt.published.checked == "sha256 of 1 weight file equal on the Hub"
+    assert read_card(out / "README.md")[0]["base_model"] == "org/base"
+    assert verify(out).problems == ()
+
+
+def test_another_model_is_not_taken_for_the_base(hub, made):
+    other = b"other weights"
+    hub.blobs[hashlib.sha256(other).hexdigest()] = other
+    hub.repos["org/base"] = {"files": {"model.safetensors": other}, "private": False}
+    with pytest.raises(UsageError, match=r"org/base is not the base of this checkpoint.*has another file of that name"):
+        push(made, "me/smaller", base_model="org/base")
+    said, _ = refused(made, base_model="org/nowhere")
+    assert "HTTP 404" in said
+    assert "me/smaller" not in hub.repos
+
+
+def test_a_base_that_is_gone_is_named_without_proof_and_says_so(hub, made, base, tmp_path):
+    hub.repos["org/base"] = {"files": {}, "private": False}
+    moved = base.rename(base.parent / "moved")
+    try:
+        pushed(made, base_model="org/base")
+    finally:
+        moved.rename(base)
+    receipt = Receipt.load(published(hub, tmp_path) / "layerprune" / "receipt.json")
+    assert receipt.published.checked == "not compared: the base's folder was not here any more"
+
+
+def test_a_path_in_any_other_file_stops_the_push(hub, made, tmp_path):
+    copy = shutil.copytree(made, tmp_path / "copy")
+    card = copy / "README.md"
+    card.write_text(card.read_text() + f"\nMade from {made.parent / 'base'}\n")
+    with pytest.raises(UsageError, match=r"README\.md holds the path of the local folder base"):
+        push(copy, "me/smaller", unnamed_base=True)
+    assert hub.seen == []
+
+
+def test_metadata_that_the_hub_would_refuse_is_refused_here(hub, made, tmp_path):
+    copy = unaudited(made, tmp_path)
+    card = copy / "README.md"
+    card.write_text(card.read_text().replace("---\n", "---\neval_results: all of them\n", 1))
+    with pytest.raises(UsageError, match=r"README\.md has metadata that the Hub does not take"):
+        push(copy, "me/smaller", unnamed_base=True, allow_unaudited=True)
+    assert hub.seen == []
+
+
+def unaudited(made, tmp_path):
+    copy = shutil.copytree(made, tmp_path / "unaudited")
+    (copy / "layerprune" / "audit.json").unlink()
+    (copy / "report.html").unlink()
+    write_card(copy)
+    return copy
+
+
+def test_a_pull_request_has_no_branch_of_its_own(made):
+    with pytest.raises(UsageError, match="a pull request is always made to main"):
+        push(made, "me/smaller", create_pr=True, revision="dev")
 
 
 def test_a_cut_upload_is_taken_up_again_and_nothing_is_sent_twice(hub, made):
@@ -109,17 +230,17 @@ def test_a_wrong_token_is_named_and_not_shown(hub, made, monkeypatch, capsys):
 
 def test_a_name_that_is_no_repo_is_refused(hub, made):
     with pytest.raises(PushError, match="is not a repo name"):
-        push(made, "a/b/c", wait=lambda _: None)
+        push(made, "a/b/c", unnamed_base=True, wait=lambda _: None)
 
 
 def test_a_pull_request_and_a_private_repo(hub, made):
-    found, _ = pushed(made, create_pr=True, private=True)
+    found, _ = pushed(made, create_pr=True, private=True, unnamed_base=True)
     assert found.url.endswith("/discussions/1")
     assert hub.repos["me/smaller"]["private"]
 
 
 def test_a_dry_run_sends_nothing(hub, made):
-    found, _ = pushed(made, dry_run=True)
+    found, _ = pushed(made, dry_run=True, unnamed_base=True)
     assert found.url is None
     assert "model.safetensors" in found.files
     assert hub.seen == []
@@ -130,12 +251,7 @@ def test_unaudited_or_changed_folders_are_refused_before_anything_is_sent(made, 
     (changed / "config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"config\.json"):
         push(changed, "me/smaller", dry_run=True)
-    unaudited = shutil.copytree(made, tmp_path / "unaudited")
-    (unaudited / "layerprune" / "audit.json").unlink()
-    (unaudited / "report.html").unlink()
-    from layerprune.report.card import write_card
-
-    write_card(unaudited)
+    copy = unaudited(made, tmp_path)
     with pytest.raises(UsageError, match="has not been audited"):
-        push(unaudited, "me/smaller", dry_run=True)
-    assert push(unaudited, "me/smaller", dry_run=True, allow_unaudited=True).url is None
+        push(copy, "me/smaller", dry_run=True)
+    assert push(copy, "me/smaller", dry_run=True, allow_unaudited=True, unnamed_base=True).url is None

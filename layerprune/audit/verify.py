@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerprune.audit.compare import SIGNIFICANT, adjusted, compare_models, overall
+from layerprune.audit.layerwise import layerwise
 from layerprune.audit.verdict import verdict
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.documents import Audit, AuditedTask, Document, HealLog, Plan, Receipt
+from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt
 from layerprune.documents.base import pretty
 from layerprune.errors import LayerpruneError, one_line
 from layerprune.progress import SILENT, Progress
-from layerprune.report.card import current_card
+from layerprune.report.card import card_faults
 from layerprune.report.page import REPORT, render_report
 
 FOLDER = "layerprune"
@@ -208,8 +209,22 @@ def _figures(audit: Audit) -> Iterator[str]:
         {k: v.model_dump() for k, v in everything.items()}, {k: v.model_dump() for k, v in audit.overall.items()}
     ):
         yield "audit: the overall figures do not follow from the tasks'"
+    if audit.layerwise is not None and not _layers_follow(audit, tasks):
+        yield "audit: the layerwise figures do not follow from their items' outcomes"
     if audit.verdict != verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation):
         yield "audit: the verdict does not follow from the figures"
+
+
+def _layers_follow(audit: Audit, tasks: Sequence[AuditedTask]) -> bool:
+    written = audit.layerwise
+    if written is None:
+        return True
+    asked = {one.units: one.correct for one in (*written.alone, *written.path) if one.units != audit.removal}
+    try:
+        found = layerwise(asked, written.parts, tasks, PRUNED if audit.heal_sha256 is None else UNHEALED)
+    except (KeyError, IndexError, ValueError):  # lists that are too short, tasks that are missing
+        return False
+    return found is not None and _alike(found.model_dump(), written.model_dump())
 
 
 def _worked_out(task: AuditedTask, seed: int) -> AuditedTask:
@@ -235,14 +250,12 @@ def _alike(a: object, b: object) -> bool:
 
 
 def _card(folder: Path) -> Iterator[str]:
-    """The card's generated part must say what the documents say."""
+    """The card must say what the documents say, in its metadata as in its generated part."""
     try:
-        present, expected = current_card(folder)
+        for fault in card_faults(folder):
+            yield f"{CARD}: {fault}"
     except LayerpruneError as error:
         yield one_line(error)
-        return
-    if present != expected:
-        yield f"{CARD}: the part between layerprune's marks is not what the documents say"
 
 
 def _report(folder: Path, audit: Audit | None) -> Iterator[str]:

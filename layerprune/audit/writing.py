@@ -7,73 +7,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from layerprune.audit.continuing import NEW_TOKENS, Text
 from layerprune.documents import Continuation, Generation
-from layerprune.progress import SILENT, Progress
 from layerprune.subject import Subject
 
-NEW_TOKENS = 48
 # A text is faulty from these values on; see docs/notes on how sound and broken texts are spread over them.
 REPEATED = 0.5  # share of 4-token windows that the text has had before
 AT_ONCE = 4  # an ending before this many tokens answers none of the prompts
 SHORT = 1 / 3  # of the base's length: a text the model ends before that is cut short (measured: "The sky is blue.")
 UNLIKELY = 5.0  # nats per token the base model gives it
 WORSE = 0.25  # share of prompts, beyond the base's own faults, from which on the model is called unhealthy
-
-
-@dataclass(frozen=True)
-class Text:
-    """One greedy continuation."""
-
-    prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]  # without the end mark
-    text: str
-    ended: bool  # the model ended it itself
-
-
-def write(subject: Subject, prompts: Sequence[str], progress: Progress = SILENT, label: str = "writing") -> list[Text]:
-    """Continue each prompt greedily by up to ``NEW_TOKENS`` tokens, through the chat template where there is one."""
-    texts = []
-    with progress.task(label, len(prompts), "texts") as advance:
-        for prompt in prompts:
-            texts.append(_continue(subject, _encoded(subject.tokenizer, prompt)))
-            advance(1)
-    return texts
-
-
-def _encoded(tokenizer: Any, prompt: str) -> list[int]:
-    if getattr(tokenizer, "chat_template", None):
-        turn = [{"role": "user", "content": prompt}]
-        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"])
-    return list(tokenizer(prompt + "\n")["input_ids"])
-
-
-@torch.no_grad()
-def _continue(subject: Subject, prompt: list[int]) -> Text:
-    from transformers import GenerationConfig
-
-    ends = _end_tokens(subject)
-    ids = torch.tensor([prompt], device=subject.device)
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0)
-    )
-    found = subject.model.generate(  # type: ignore[operator]
-        ids, attention_mask=torch.ones_like(ids), generation_config=settings
-    )
-    fresh = found[0, len(prompt) :].tolist()
-    stop = next((place for place, token in enumerate(fresh) if token in ends), len(fresh))
-    text = str(subject.tokenizer.decode(fresh[:stop], skip_special_tokens=False))
-    return Text(tuple(prompt), tuple(fresh[:stop]), text, ended=stop < len(fresh))
-
-
-def _end_tokens(subject: Subject) -> set[int]:
-    own = subject.model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
-    return {int(token) for token in (*listed, subject.tokenizer.eos_token_id) if token is not None}
 
 
 @torch.no_grad()

@@ -32,6 +32,11 @@ from layerprune.cli.verb import Verb, pass_console
 @click.option("--text", type=opt.FILE, metavar="FILE", help="A .txt or .jsonl text for perplexity and KL, too.")
 @click.option("--generation/--no-generation", default=None, help="Look at greedy continuations, too. Default: yes.")
 @click.option("--speed/--no-speed", default=None, help="Time both models, too. Default: no.")
+@click.option(
+    "--layerwise/--no-layerwise",
+    default=None,
+    help="Ask the base without each removed layer alone, too, on up to 200 items a task. Default: yes.",
+)
 @pass_console
 def audit(console: Console, folder: Path, compare: tuple[tuple[str, Path], ...], **options: Any) -> None:
     """Compare the exported model in FOLDER with its base on items that no earlier step has seen."""

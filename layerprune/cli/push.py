@@ -19,7 +19,7 @@ from layerprune.sizes import in_words
     examples=[
         "layerprune push smaller/ me/smaller-model --dry-run",
         "layerprune push smaller/ me/smaller-model --private",
-        "layerprune push smaller/ me/smaller-model --create-pr",
+        "layerprune push smaller/ me/smaller-model --create-pr --base-model org/base",
     ],
 )
 @click.argument("folder", type=opt.FOLDER)
@@ -27,6 +27,8 @@ from layerprune.sizes import in_words
 @click.option("--private", is_flag=True, help="Make a repo that does not exist yet private.")
 @click.option("--revision", metavar="BRANCH", help="Branch to push to, made where it is missing. Default: main.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--base-model", metavar="ID", help="Hub id of a base that was a local folder; its files must be equal.")
+@click.option("--unnamed-base", is_flag=True, help="Publish the bare name of a base that was a local folder.")
 @click.option("--dry-run", is_flag=True, help="Verify, and list what would go; nothing is sent.")
 @click.option("--allow-unaudited", is_flag=True, help="Push a folder whose losses nobody has measured.")
 @pass_console

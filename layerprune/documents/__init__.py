@@ -19,6 +19,7 @@ from layerprune.documents.audit import (
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units, as_removal
 from layerprune.documents.heal_log import CorpusRef, HealerRef, HealLog, HeldOut, LossPoint, Overlap
+from layerprune.documents.layerwise import Compensated, Compensation, Layerwise, Ranking, Without
 from layerprune.documents.plan import (
     Certificate,
     CertifiedStep,
@@ -30,7 +31,7 @@ from layerprune.documents.plan import (
     Search,
     Target,
 )
-from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Receipt
+from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Published, Receipt
 from layerprune.documents.recipe import Recipe
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
 
@@ -46,6 +47,8 @@ __all__ = [
     "Change",
     "Compared",
     "Comparison",
+    "Compensated",
+    "Compensation",
     "Continuation",
     "CorpusRef",
     "Document",
@@ -58,6 +61,7 @@ __all__ = [
     "HealerRef",
     "HeldOut",
     "Interval",
+    "Layerwise",
     "Limits",
     "LogitsProof",
     "LossPoint",
@@ -71,7 +75,9 @@ __all__ = [
     "Plan",
     "PredictedTask",
     "Prediction",
+    "Published",
     "Ranked",
+    "Ranking",
     "Receipt",
     "Recipe",
     "Round",
@@ -83,5 +89,6 @@ __all__ = [
     "TaskScore",
     "TextLoss",
     "Units",
+    "Without",
     "as_removal",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, ModelRef, Outcomes, TaskData, Units
+from layerprune.documents.layerwise import Layerwise, Ranking
 
 PRUNED = "pruned"  # the label of the audited checkpoint itself among the compared models
 UNHEALED = "unhealed"  # the label of a healed checkpoint before it was healed, among the compared models
@@ -148,6 +149,7 @@ class Speed(Part):
 class Audit(Document):
     """What a checkpoint lost and gained beside its base."""
 
+    gained: ClassVar[tuple[str, ...]] = ("heal_sha256", "layerwise", "rankings")
     filename: ClassVar[str] = "audit.json"
     kind: Literal["audit"] = "audit"
     format: Literal[1] = 1
@@ -169,15 +171,11 @@ class Audit(Document):
     text: TextLoss | None = None
     generation: Generation | None = None
     speed: Speed | None = None
+    layerwise: Layerwise | None = None
+    rankings: tuple[Ranking, ...] = Field(default=(), description="beside the plan's own, layer by layer")
     confidence: float = 0.95
     dtype: str
     device: str
     limit: int | None
     seed: int
     versions: dict[str, str]
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what an unhealed checkpoint has not: audits made before there was healing keep their hash."""
-        data: dict[str, Any] = write(self)
-        return data if self.heal_sha256 else {key: value for key, value in data.items() if key != "heal_sha256"}

@@ -35,9 +35,20 @@ class LogitsProof(Part):
     scale: float = Field(description="largest absolute logit of the bypassed base")
 
 
+class Published(Part):
+    """The public edition of a folder whose base was known by a local path: only the base's name differs."""
+
+    plan_sha256: str = Field(description="of the plan as it was made, with the path; so below")
+    receipt_sha256: str
+    heal_sha256: str | None
+    audit_sha256: str | None
+    checked: str = Field(description="how the public name was held against the base's weights")
+
+
 class Receipt(Document):
     """Export's account of itself."""
 
+    gained: ClassVar[tuple[str, ...]] = ("published",)
     filename: ClassVar[str] = "receipt.json"
     kind: Literal["receipt"] = "receipt"
     format: Literal[1] = 1
@@ -57,4 +68,5 @@ class Receipt(Document):
     unexpected_keys: tuple[str, ...] = ()
     proof: LogitsProof | None = None
     notes: tuple[str, ...] = Field(default=(), description="what could not be checked in full, and why")
+    published: Published | None = Field(default=None, description="in the public edition alone: what it was before")
     versions: dict[str, str]

@@ -108,6 +108,7 @@ class AuditStep(Part):
     text: str | None = Field(default=None, description="a .txt or .jsonl file for perplexity and KL")
     generation: bool | None = Field(default=None, description="whether to look at greedy continuations of prompts")
     speed: bool | None = Field(default=None, description="whether to time both models")
+    layerwise: bool | None = Field(default=None, description="whether to ask without each removed layer alone")
 
 
 class Recipe(Document):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL |
 # Taken over from the base model's own card: a derived model stays under its licence.
 INHERITED = ("license", "license_name", "license_link", "language")
 FILTERS = ("points", "points_interval", "percent", "percent_change", "accuracy", "p_value", "size", "number", "units")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # not ./name, as a folder may be called in public
 
 
 def write_card(folder: Path, base: Path | None = None) -> Path:
@@ -56,12 +57,16 @@ def render_card(folder: Path, kept: dict[str, Any]) -> tuple[dict[str, Any], str
     return metadata, _text(folder, plan, receipt, audit, log, metadata)
 
 
-def current_card(folder: Path) -> tuple[str | None, str]:
-    """Return the generated part of the card as it stands (None without one) and as the documents would have it."""
+def card_faults(folder: Path) -> Iterator[str]:
+    """Yield what in the card is not what the documents say: metadata that this tool sets, and its generated part."""
     kept, body = read_card(folder / "README.md")
+    metadata, text = render_card(folder, kept)
+    for key in ("base_model", "base_model_relation", "pipeline_tag", "library_name", "model-index"):
+        if key in metadata and kept.get(key) != metadata[key]:
+            yield f"the metadata's {key} is not what the documents say"
     start, stop = body.find(BEGIN), body.find(END)
-    present = body[start + len(BEGIN) : stop].strip("\n") if 0 <= start < stop else None
-    return present, render_card(folder, kept)[1]
+    if not 0 <= start < stop or body[start + len(BEGIN) : stop].strip("\n") != text:
+        yield "the part between layerprune's marks is not what the documents say"
 
 
 def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str, Any]:

@@ -2,7 +2,14 @@
 
 from layerprune.stats.certify import Certificate, Step, certify, draw_mixture, items_needed, loss_p_value
 from layerprune.stats.exact import McNemar, above_chance, as_bits, holm, mcnemar
-from layerprune.stats.intervals import Bounds, bootstrap_interval, mean_interval, paired_interval, paired_intervals
+from layerprune.stats.intervals import (
+    Bounds,
+    bootstrap_interval,
+    counted_interval,
+    mean_interval,
+    paired_interval,
+    paired_intervals,
+)
 from layerprune.stats.ranks import Agreement, Overlap, confusion, correlations, overlap, rank_agreement
 from layerprune.stats.relevance import relevance, relevance_interval, relevance_intervals
 from layerprune.stats.reliability import Losses, Reliability, mean_losses, resampled_losses, split_half
@@ -22,6 +29,7 @@ __all__ = [
     "certify",
     "confusion",
     "correlations",
+    "counted_interval",
     "draw_mixture",
     "holm",
     "items_needed",

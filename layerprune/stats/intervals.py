@@ -9,6 +9,7 @@ Everything that is not right-or-wrong (probabilities, nats): stratified BCa boot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -80,6 +81,21 @@ def _score_excess(difference: Floats, lost: Floats, won: Floats, items: Floats, 
     variance = np.maximum(items * (2 * restricted + difference * (1 - difference)), 0)
     excess: Floats = won - lost - items * difference - z * np.sqrt(variance)
     return excess
+
+
+def counted_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the interval of the mean of whole numbers, one an item, such as differences of several flips.
+
+    Normal, with one item of +1 and one of -1 added, as Bonett & Price (2012) do for paired proportions: without them no
+    flips would give a width of zero. The mean itself is always inside.
+    """
+    given = np.asarray(values, dtype=float)
+    if given.ndim != 1 or given.size == 0:
+        raise ValueError(f"the mean of {given.size} values in {given.ndim} dimensions has no interval")
+    padded = np.append(given, (1.0, -1.0))
+    half = quantile(confidence) * float(padded.std(ddof=1)) / math.sqrt(padded.size)
+    point, middle = float(given.mean()), float(padded.mean())
+    return min(point, middle - half), max(point, middle + half)
 
 
 def mean_interval(

@@ -1,0 +1,211 @@
+"""Layer by layer: the compensation check, the path from the base to the removal, and cosine beside the plan's ranking.
+
+A plan's own scores flatter the layers it chose: they were chosen by them. So single layers are asked again here, on
+items that no plan has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from layerprune.anatomy import Anatomy
+from layerprune.documents import (
+    AuditedTask,
+    Compensated,
+    Compensation,
+    Layerwise,
+    Plan,
+    Ranked,
+    Ranking,
+    Units,
+    Without,
+)
+from layerprune.engine import Engine, examine
+from layerprune.errors import RefusedError
+from layerprune.metrics.base import Data
+from layerprune.metrics.cosine import Cosine
+from layerprune.progress import Progress
+from layerprune.removal import Removal, Unit
+from layerprune.report import words
+from layerprune.stats import as_bits, counted_interval, mean_interval, paired_interval, relevance
+from layerprune.subject import Subject
+from layerprune.tasks import Questions
+from layerprune.tasks.items import hash_share
+
+ITEMS = 200  # of each task; asked once for each removed layer and once more along the path, so it has to end
+
+Correct = Mapping[Units, Mapping[str, str]]  # by removed units and task
+
+
+def chosen(fingerprints: Sequence[str], most: int = ITEMS) -> list[int]:
+    """Return the places of the layerwise items among a task's items: the same whoever works them out."""
+    places = sorted(range(len(fingerprints)), key=lambda place: hash_share(fingerprints[place], "layerwise"))
+    return sorted(places[:most])
+
+
+def layerwise_questions(questions: Questions) -> Questions:
+    """Return the layerwise items of every task; one that generates text is left out: it would take hours."""
+    return Questions(
+        {
+            name: replace(task, items=tuple(task.items[place] for place in chosen([i.fingerprint for i in task.items])))
+            for name, task in questions.tasks.items()
+            if not any(query.generation for item in task.items for query in item.queries)
+        }
+    )
+
+
+def parts_of(plan: Plan, anatomy: Anatomy) -> tuple[Units, ...]:
+    """Return what of the removal can go by itself, in the plan's order: single units, or those that go together."""
+    groups: dict[Unit, Units] = {
+        unit: tuple(sorted(group & set(plan.removal))) for group in anatomy.together for unit in group
+    }
+    return tuple(dict.fromkeys(groups.get(unit, (unit,)) for unit in plan.order))
+
+
+def ask_layers(
+    engine: Engine, questions: Questions, parts: Sequence[Units], progress: Progress
+) -> dict[Units, dict[str, str]]:
+    """Ask the base without each part alone and without the first 2, 3, ... of them; what it cannot do is left out."""
+    anatomy = engine.subject.anatomy
+    asked = [*parts, *(_all_of(parts[:count]) for count in range(2, len(parts)))]
+    removals = [removal for removal in map(Removal.from_units, asked) if _can_go(anatomy, removal)]
+    if len(parts) < 2 or not questions.tasks or not removals:  # one part alone is the whole removal
+        return {}
+    found = examine(engine, questions, list(dict.fromkeys(removals)), progress, "asking layer by layer")
+    return {removal.units: {name: outcomes.correct for name, outcomes in own.items()} for removal, own in found.items()}
+
+
+def _all_of(parts: Sequence[Units]) -> Units:
+    return tuple(sorted(unit for part in parts for unit in part))
+
+
+def _can_go(anatomy: Anatomy, removal: Removal) -> bool:
+    try:
+        anatomy.check(removal)
+    except RefusedError:
+        return False
+    return True
+
+
+def layerwise(
+    correct: Correct, parts: Sequence[Units], tasks: Sequence[AuditedTask], unhealed: str
+) -> Layerwise | None:
+    """Put what was asked into figures; ``unhealed`` labels the whole removal among the tasks' models.
+
+    The figures follow from ``correct`` and the audited tasks alone, so ``verify`` can work them out again.
+    """
+    if not correct:
+        return None
+    known = [task for task in tasks if all(task.data.task in own for own in correct.values())]
+    whole = _all_of(parts)
+    everything = {
+        **correct,
+        whole: {task.data.task: _picked(task, task.models[unhealed].outcomes.correct) for task in known},
+    }
+    firsts = [_all_of(parts[:count]) for count in range(1, len(parts) + 1)]
+    alone = [part for part in parts if part in correct]
+    return Layerwise(
+        items={task.data.task: len(_picked(task, task.base_outcomes.correct)) for task in known},
+        parts=tuple(parts),
+        alone=tuple(_without(units, everything, known) for units in alone),
+        path=tuple(_without(units, everything, known) for units in firsts if units in everything),
+        compensation=_compensation([correct[part] for part in parts], everything[whole], known)
+        if len(parts) > 1 and len(alone) == len(parts)
+        else None,
+    )
+
+
+def _picked(task: AuditedTask, outcomes: str) -> str:
+    return "".join(outcomes[place] for place in chosen(task.data.fingerprints))
+
+
+def _without(units: Units, correct: Correct, tasks: Sequence[AuditedTask]) -> Without:
+    pairs = [
+        (_picked(task, task.base_outcomes.correct), correct[units][task.data.task])
+        for task in tasks
+        if task.informative
+    ]
+    differences = [float(as_bits(own).mean() - as_bits(base).mean()) for base, own in pairs]
+    return Without(
+        units=units,
+        correct={task.data.task: correct[units][task.data.task] for task in tasks},
+        difference=_mean(differences),
+        interval=mean_interval(differences, [paired_interval(*pair) for pair in pairs]) if pairs else None,
+    )
+
+
+def _compensation(
+    singles: Sequence[Mapping[str, str]], whole: Mapping[str, str], tasks: Sequence[AuditedTask]
+) -> Compensation:
+    compared = [_compensated(task, [own[task.data.task] for own in singles], whole[task.data.task]) for task in tasks]
+    telling = [one for task, one in zip(tasks, compared, strict=True) if task.informative]
+    interval = mean_interval([one.excess for one in telling], [one.interval for one in telling]) if telling else None
+    alone, together = (_mean([getattr(one, name) for one in telling]) for name in ("alone", "together"))
+    return Compensation(
+        tasks=tuple(compared),
+        alone=alone,
+        together=together,
+        excess=_mean([one.excess for one in telling]),
+        interval=interval,
+        verdict=_sentence(len(singles), alone, together, interval),
+    )
+
+
+def _compensated(task: AuditedTask, singles: Sequence[str], whole: str) -> Compensated:
+    base = _picked(task, task.base_outcomes.correct)
+    before = as_bits(base).astype(int)
+    lost = sum((before - as_bits(own) for own in singles), np.zeros(len(base)))  # (items,)
+    joint = before - as_bits(whole)
+    chance, accuracy = task.data.chance, float(before.mean())
+    tells = task.informative and accuracy > chance
+    return Compensated(
+        task=task.data.task,
+        items=len(base),
+        alone=float(lost.mean()),
+        together=float(joint.mean()),
+        excess=float((joint - lost).mean()),
+        interval=counted_interval(joint - lost),
+        relevance_alone=sum(relevance(as_bits(own).mean(), accuracy, chance) for own in singles) if tells else None,
+        relevance_together=relevance(as_bits(whole).mean(), accuracy, chance) if tells else None,
+    )
+
+
+def _sentence(count: int, alone: float | None, together: float | None, interval: tuple[float, float] | None) -> str:
+    """Say in plain words whether single-layer scores told the truth."""
+    if alone is None or together is None or interval is None:
+        return "Whether single-layer scores tell the truth cannot be said: the base is at chance on every task."
+    told = (
+        f"Taken out one at a time, these {count} cost {_cost(alone)} in sum; taken out together they cost "
+        f"{_cost(together)} (difference {words.points(together - alone)}, 95 % CI {words.points_interval(interval)})"
+    )
+    if interval[0] > 0:
+        return f"{told}: they stand in for each other, so single-layer scores understate what this removal costs."
+    if interval[1] < 0:
+        return f"{told}: they harm the same answers, so single-layer scores overstate what this removal costs."
+    return f"{told}: as far as these items can tell, single-layer scores told the truth about this removal."
+
+
+def _cost(lost: float) -> str:
+    return f"{words.signed(100 * lost).removeprefix('+')} points"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def cosine_ranking(subject: Subject, questions: Questions, progress: Progress) -> Ranking | None:
+    """Return the cosine score of every layer on the layerwise items; None where there is no prompt to read."""
+    if not questions.tasks:
+        return None
+    data = Data(questions=questions, progress=progress)
+    removals = [Removal.of(layer) for layer in range(subject.anatomy.depth)]
+    found = Cosine().score(subject, removals, data)
+    return Ranking(
+        metric="cosine",
+        unit=Cosine.unit,
+        source=f"{len(questions)} audit items",
+        ranking=tuple(Ranked(unit=one.removal[0], score=one.score) for one in found),
+    )

@@ -1,0 +1,103 @@
+"""The public edition of a folder: the same documents with the base's public name, hashed and chained anew.
+
+Documents are chained by their hashes, so a name cannot be changed in one of them silently, and it is not: the
+receipt of the public edition says what the hashes were before. Whoever holds the documents as they were made can put
+the old name back and compare.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerprune.documents import Audit, Document, HealLog, Plan, Published, Receipt
+from layerprune.errors import UsageError
+from layerprune.hub.naming import Name
+from layerprune.report.card import write_card
+from layerprune.report.page import REPORT, write_report
+
+FOLDER = "layerprune"
+CARD = "README.md"
+WRITTEN = (".json", ".md", ".html", ".txt", ".jinja", ".yaml", ".py")  # files that may hold a path in words
+
+
+@dataclass(frozen=True)
+class Edition:
+    """The documents of a folder; there is no log of a checkpoint that was not healed, and no audit before there is."""
+
+    plan: Plan
+    receipt: Receipt
+    heal: HealLog | None
+    audit: Audit | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Edition:
+        """Read what lies in ``folder/layerprune``; raises ``DocumentError``."""
+        inside = folder / FOLDER
+        log, audit = inside / HealLog.filename, inside / Audit.filename
+        return cls(
+            Plan.load(inside / Plan.filename),
+            Receipt.load(inside / Receipt.filename),
+            HealLog.load(log) if log.exists() else None,
+            Audit.load(audit) if audit.exists() else None,
+        )
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        return tuple(one for one in (self.plan, self.receipt, self.heal, self.audit) if one is not None)
+
+    def renamed(self, name: Name) -> Edition:
+        """Return the documents with the base's public name in place of its path, chained by their new hashes."""
+        was = Published(
+            plan_sha256=self.plan.sha256(),
+            receipt_sha256=self.receipt.sha256(),
+            heal_sha256=self.heal.sha256() if self.heal else None,
+            audit_sha256=self.audit.sha256() if self.audit else None,
+            checked=name.checked,
+        )
+        plan, receipt = self._chained(name, was)
+        common = {"base": receipt.base, "plan_sha256": plan.sha256(), "receipt_sha256": receipt.sha256()}
+        heal = _renamed_log(self.heal, common) if self.heal else None
+        audit = None
+        if self.audit is not None:
+            audit = self.audit.model_copy(update={**common, "heal_sha256": heal.sha256() if heal else None})
+        return Edition(plan, receipt, heal, audit)
+
+    def _chained(self, name: Name, was: Published | None) -> tuple[Plan, Receipt]:
+        known = {"id": name.id, "revision": name.revision}
+        plan = self.plan.model_copy(update={"model": self.plan.model.model_copy(update=known)})
+        base = self.receipt.base.model_copy(update=known)
+        changed = {"base": base, "plan_sha256": plan.sha256(), "published": was}
+        return plan, self.receipt.model_copy(update=changed)
+
+
+def _renamed_log(log: HealLog, common: dict[str, Any]) -> HealLog:
+    earlier = _renamed_log(log.earlier, common) if log.earlier else None
+    return log.model_copy(update={**common, "earlier": earlier})
+
+
+def publish(folder: Path, out: Path, name: Name, files: Sequence[str]) -> None:
+    """Lay out the public edition of ``folder`` in ``out``; ``files`` that do not change are links to the folder's."""
+    rewritten = {f"{FOLDER}/{kind.filename}" for kind in (Plan, Receipt, HealLog, Audit)} | {CARD, REPORT}
+    for file in files:
+        target = out / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file not in rewritten:
+            target.symlink_to((folder / file).resolve())
+    edition = Edition.read(folder).renamed(name)
+    for document in edition.documents:
+        document.save(out / FOLDER / document.filename)
+    shutil.copyfile(folder / CARD, out / CARD)  # what people wrote outside the marks, and metadata of their own
+    write_card(out)
+    if edition.audit is not None:
+        write_report(out)
+
+
+def check_no_path(folder: Path, files: Sequence[str], path: str) -> None:
+    """Raise ``UsageError`` when a file that is about to be published holds a local path in words."""
+    for file in files:
+        if file.endswith(WRITTEN) and path.encode() in (folder / file).read_bytes():
+            raise UsageError(f"{file} holds the path of the local folder {Path(path).name}; nothing was sent")
