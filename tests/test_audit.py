@@ -215,7 +215,7 @@ def test_a_compared_plan_for_another_model_is_refused(out, tasks):
 
 
 def test_text_speed_and_writing_reach_the_document_and_the_card(out, tasks, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerprune.audit.auditing.PROMPTS", ("Say something.", "Say more."))
+    monkeypatch.setattr("layerprune.audit.measuring.PROMPTS", ("Say something.", "Say more."))
     text = tmp_path / "held-out.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     result = run(out, tasks, limit=8, generation=True, text=text, speed=True)

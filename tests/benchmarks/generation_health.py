@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from transformers import GenerationConfig
 
@@ -35,8 +33,9 @@ ORDERS = {
     "mild": (3, 26, 19, 7, 14, 15, 25, 5, 20, 17, 13, 18),  # greedy on accuracy for six, then cosine's favourites
     "from the end": (28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17),
 }
-COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
-SEEDS = (0, 1, 2)
+COUNTS = (1, 2, 3, 4, 6, 8, 10, 12)
+SEEDS = (0, 1)
+WINDOWS = 4  # of 512 tokens
 
 
 def main() -> None:
@@ -46,26 +45,21 @@ def main() -> None:
     parser.add_argument("--texts", type=Path)
     options = parser.parse_args()
     base = Subject.load(options.model)
-    windows = windows_of(read_text(options.text), base, most=8)
+    windows = windows_of(read_text(options.text), base, most=WINDOWS)
     greedy = write(base, PROMPTS)
-    table = Table("model", "loss", "repeated", "length of base's", "ended", "nats by base", "faults", "faulty", "agree")
+    print(
+        "model | loss | repeated | length / base's | ended | nats by base | faults | faulty | same as greedy",
+        flush=True,
+    )
     said = []
     for name, subject, texts in models(base, greedy):
         nats = [surprise(base, text) for text in texts]
         found = [faults(text, value, len(own.ids)) for text, value, own in zip(texts, nats, greedy, strict=True)]
-        table.add_row(
-            name,
-            f"{loss(subject, windows):.3f}",
-            *spreads(texts, nats, greedy),
-            *counted(found),
-            agreement(texts, greedy),
-        )
-        said += [
-            f"== {name}: {', '.join(own) or 'sound'} | {text.text!r}" for text, own in zip(texts, found, strict=True)
-        ]
-    Console(width=170).print(table)
-    if options.texts:
-        options.texts.write_text("\n".join(said))
+        figures = [f"{loss(subject, windows):.3f}", *spreads(texts, nats, greedy), *counted(found), same(texts, greedy)]
+        print(" | ".join([name, *figures]), flush=True)
+        said += [f"== {name}: {', '.join(own) or 'sound'} | {t.text!r}" for t, own in zip(texts, found, strict=True)]
+        if options.texts:
+            options.texts.write_text("\n".join(said))
 
 
 def models(base: Subject, greedy: list[Text]) -> Iterator[tuple[str, Subject, list[Text]]]:
@@ -142,7 +136,7 @@ def counted(found: Sequence[tuple[str, ...]]) -> list[str]:
     return [listed, f"{sum(map(bool, found))}/{len(found)}"]
 
 
-def agreement(texts: Sequence[Text], greedy: Sequence[Text]) -> str:
+def same(texts: Sequence[Text], greedy: Sequence[Text]) -> str:
     return f"{np.mean([text.ids == own.ids for text, own in zip(texts, greedy, strict=True)]):.2f}"
 
 
