@@ -45,6 +45,14 @@ class MetricRef(Part):
         return self.spec if self.operator == "skip" else f"{self.spec} with {self.operator}"
 
 
+class Ranked(Part):
+    """One unit in the order in which it would be removed."""
+
+    unit: Unit
+    score: float
+    interval: Interval | None = None
+
+
 class TaskData(Part):
     """The items of one task that a step has seen."""
 

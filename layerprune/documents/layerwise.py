@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from layerprune.documents.base import Part
-from layerprune.documents.common import Interval, Units
-from layerprune.documents.plan import Ranked
+from layerprune.documents.common import Interval, Ranked, Units
 
 
 class Without(Part):

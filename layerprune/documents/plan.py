@@ -8,8 +8,7 @@ from pydantic import Field
 
 from layerprune.documents.audit import Speed
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import Interval, MetricRef, ModelRef, TaskData, Units
-from layerprune.removal import Unit
+from layerprune.documents.common import Interval, MetricRef, ModelRef, Ranked, TaskData, Units
 
 
 class Search(Part):
@@ -29,14 +28,6 @@ class Limits(Part):
     keep_period: bool = Field(default=False, description="only removals that llama.cpp and vLLM read rightly")
     no_adjacent: bool = Field(default=False, description="no two neighbours")
     contiguous: bool = Field(default=False, description="one run of neighbours")
-
-
-class Ranked(Part):
-    """One unit in the order in which it would be removed."""
-
-    unit: Unit
-    score: float
-    interval: Interval | None = None
 
 
 class PredictedTask(Part):
