@@ -17,7 +17,7 @@ from layerprune.documents.audit import (
     TextLoss,
 )
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units, as_removal
+from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, Ranked, TaskData, Units, as_removal
 from layerprune.documents.heal_log import CorpusRef, HealerRef, HealLog, HeldOut, LossPoint, Overlap
 from layerprune.documents.layerwise import Compensated, Compensation, Layerwise, Ranking, Without
 from layerprune.documents.plan import (
@@ -27,7 +27,6 @@ from layerprune.documents.plan import (
     Plan,
     PredictedTask,
     Prediction,
-    Ranked,
     Search,
     Target,
 )
