@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -134,6 +136,14 @@ def test_link_out_of_the_folder(base: Path, tmp_path: Path) -> None:
     assert "a symbolic link out of the folder" in fails(make_plan(base, DROP), tmp_path / "out", CheckpointError)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_what_is_read_is_no_link_out_of_the_folder(base: Path, tmp_path: Path, name: str) -> None:
+    plan = make_plan(base, DROP)
+    (base / name).rename(tmp_path / "elsewhere")
+    (base / name).symlink_to(tmp_path / "elsewhere")
+    assert f"{name}, a symbolic link out of the folder" in fails(plan, tmp_path / "out", CheckpointError)
+
+
 def test_existing_folder_is_not_touched(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
@@ -170,6 +180,69 @@ def test_read_error(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(writer, "SMALL_RANGE_BYTES", 0)
     monkeypatch.setattr(os, "copy_file_range", broken)
     assert "Input/output error" in fails(plan, tmp_path / "out", ExportError)
+
+
+def test_read_error_while_the_weights_are_sampled(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(base, DROP)
+
+    class Broken(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    plain = Path.open
+
+    def opened(path: Path, mode: str = "r", buffering: int = -1, **options: object) -> object:
+        return Broken(path) if buffering == 0 else plain(path, mode, buffering, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", opened)
+    said = fails(plan, tmp_path / "out", CheckpointError)
+    assert said.startswith("cannot read tensor 'lm_head.weight' of ")
+    assert said.endswith("model.safetensors: Input/output error")
+
+
+def test_disk_that_really_ends(base: Path, tmp_path: Path) -> None:
+    """The kernel's own error in the middle of a file, not a stand-in's: a limit on the size of files."""
+    resource = pytest.importorskip("resource", reason="POSIX")
+    plan = make_plan(base, DROP)
+    size = (base / "model.safetensors").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 3, before[1]))
+    try:
+        said = fails(plan, tmp_path / "out", ExportError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "nothing was left behind: [Errno 27] File too large" in said
+    export(plan, tmp_path / "out")
+
+
+class Bomb:
+    """What must never be unpickled: it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_no_pickle_is_read(base: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "unpickled"
+    names = ("pytorch_model.bin", "tokenizer.pkl", "training_args.bin", "model.pt", "optimizer.pt", "vocab.pickle")
+    for name in names:
+        (base / name).write_bytes(pickle.dumps(Bomb(mark)))
+    receipt = export(make_plan(base, DROP), tmp_path / "out")
+    assert receipt.dropped_files == tuple(sorted(names))
+    (base / "model.safetensors").unlink()
+    fails(make_plan_of(receipt), tmp_path / "none", CheckpointError)
+    assert not mark.exists()
+    pickle.loads((base / "model.pt").read_bytes())
+    assert mark.exists(), "the bomb is none, so this shows nothing"
+
+
+def make_plan_of(receipt: Receipt) -> Plan:
+    return Plan.load(Path(receipt.base.id).parent / "out" / "layerprune" / "plan.json")
 
 
 def test_shard_that_disappears(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +327,7 @@ def test_signature_sees_constants_that_follow_the_index(tmp_path: Path, monkeypa
         rehearse(base, Removal.of(2))
 
 
+MARKED = "import pathlib; (pathlib.Path({mark!r})).touch()\n"
 REMOTE = {
     "configuration_toy.py": (
         "from transformers import LlamaConfig\nclass ToyConfig(LlamaConfig):\n    model_type = 'toy'\n"
@@ -266,18 +340,21 @@ REMOTE = {
 
 
 def test_custom_code_only_by_explicit_flag(base: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
     for name, text in REMOTE.items():
-        (base / name).write_text(text)
+        (base / name).write_text(MARKED.format(mark=str(mark)) + text)
     content = json.loads((base / "config.json").read_text())
     names = {"AutoConfig": "configuration_toy.ToyConfig", "AutoModelForCausalLM": "modeling_toy.ToyForCausalLM"}
     plan = make_plan(base, DROP)
     (base / "config.json").write_text(json.dumps({**content, "model_type": "toy", "auto_map": names}))
     assert "runs only with --trust-remote-code" in fails(plan, tmp_path / "out", LayerpruneError)
+    assert not mark.exists()
     receipt = export(plan, tmp_path / "out", trust_remote_code=True)
     assert receipt.proof is not None
     assert receipt.proof.max_difference == 0
     assert receipt.result.model_type == "toy"
     assert {*REMOTE} < receipt.files.keys()
+    assert mark.exists()
 
 
 def test_proof_refuses_nonsense() -> None:
