@@ -117,21 +117,42 @@ def test_layers_that_do_not_exist() -> None:
         read_anatomy(tiny_config("llama")).check(Removal.of(6))
 
 
+STEP = {"interleave_moe_layer_step": 2, "num_hidden_layers": 8}
+
+
 @pytest.mark.parametrize(
-    ("model_type", "units", "says"),
+    ("model_type", "changes", "units", "says"),
     [
-        ("gemma2", (1,), "llama.cpp takes layer_types of gemma2 to repeat every 2 layers"),
-        ("gemma2", (2, 3), ""),
-        ("gemma2", (5,), ""),
-        ("smollm3", (1,), "llama.cpp takes no_rope_layers of smollm3 to repeat every 4 layers"),
-        ("gpt_oss", (0,), "vLLM takes layer_types of gpt_oss"),
-        ("llama", (1,), ""),
+        ("gemma2", {}, (1,), "llama.cpp takes layer_types of gemma2 to repeat every 2 layers"),
+        ("gemma2", {}, (2, 3), ""),
+        ("gemma2", {}, (5,), ""),
+        ("gemma2", {}, (2.5, 3.5), ""),
+        ("gemma2", {}, (2.5,), "llama.cpp takes layer_types of gemma2 to repeat every 2 layers"),
+        ("gemma2", {"num_hidden_layers": 46}, (44, 45), "gives gemma2 models of 46 layers, and no others, their own"),
+        ("gemma3_text", {"num_hidden_layers": 62}, (61,), "gives gemma3_text models of 62 layers"),
+        ("exaone4", {"num_hidden_layers": 64}, (63,), "gives exaone4 models of 64 layers"),
+        ("exaone4", {"num_hidden_layers": 65}, (64,), "gives exaone4 models of 64 layers"),
+        ("exaone4", {"num_hidden_layers": 30}, (3,), ""),
+        ("smollm3", {}, (1,), "llama.cpp takes no_rope_layers of smollm3 to repeat every 4 layers"),
+        ("gpt_oss", {}, (0,), "vLLM takes layer_types of gpt_oss"),
+        ("llama4_text", STEP, (0,), "vLLM takes moe_layers of llama4_text to repeat every 2 layers"),
+        ("llama4_text", STEP, (0, 1, 2, 3), ""),
+        ("llama4_text", {"num_hidden_layers": 8}, (7,), ""),
+        ("llama4_text", {**STEP, "moe_layers": [1, 2, 3]}, (6, 7), ""),  # vLLM misreads the base already
+        ("llama", {}, (1,), ""),
     ],
 )
-def test_misreaders(model_type: str, units: tuple[int, ...], says: str) -> None:
-    warnings = read_anatomy(tiny_config(model_type)).misread(Removal.of(*units))
+def test_misreaders(model_type: str, changes: dict[str, Any], units: tuple[float, ...], says: str) -> None:
+    warnings = read_anatomy(tiny_config(model_type, **changes)).misread(Removal.of(*units))
     assert bool(warnings) == bool(says)
     assert any(says in warning for warning in warnings) or not says
+
+
+@pytest.mark.parametrize("units", [(0,), (5,), (1, 2)])
+def test_vllm_finds_as_many_windowed_layers_as_layers_where_the_base_has_so(units: tuple[int, ...]) -> None:
+    config = tiny_config("qwen2", use_sliding_window=True, max_window_layers=6, sliding_window=4)
+    new = read_anatomy(config).prune_config(config.to_dict(), Removal.of(*units))
+    assert new["max_window_layers"] == new["num_hidden_layers"] == 6 - len(units)
 
 
 def test_importing_the_room_needs_no_torch() -> None:
