@@ -42,6 +42,10 @@ class ExportError(LayerpruneError):
     """Writing a checkpoint failed; nothing was left behind."""
 
 
+class TrainingError(LayerpruneError):
+    """Training that ran away: the loss is not a number, or far above where it began."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

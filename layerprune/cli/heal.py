@@ -53,6 +53,8 @@ def heal(console: Console, checkpoint: Path, output: Path, **options: Any) -> No
     from layerprune.heal import heal as carry_out
 
     log = carry_out(HealRequest(checkpoint, **opt.given(options)), output, progress=console.progress)
+    if log is None:
+        return  # one of several processes, and not the one that speaks
     for part in healed(log):
         console.print(part)
     console.print(f"written: {output}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from layerprune.heal.publishing import spooled, write_healed
 from layerprune.healing import HEALERS
 from layerprune.healing.base import Case, Changed, Healer
 from layerprune.healing.losses import mean_nats
+from layerprune.healing.processes import leads
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import write_card
 from layerprune.specs import build, options_of, spec_of
@@ -69,8 +71,10 @@ class _Stopwatch:
             yield pair
 
 
-def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> HealLog:
+def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> HealLog | None:
     """Write the healed checkpoint to the new folder ``out`` and return its log.
+
+    Of several processes under ``accelerate launch`` the first one does; the others help to train and return None.
 
     The result has exactly the tensors, shapes and dtypes of the unhealed checkpoint. On any failure no folder is left;
     a method that was cut off may keep what it needs to go on in a hidden folder beside ``out``. Raises
@@ -90,6 +94,9 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
         gradients=healer.gradients,
         owner=entry.owner,
     )
+    if not leads():
+        deque(healer.heal(replace(case, progress=SILENT)), maxlen=0)
+        return None
     watch = _Stopwatch()
     changed = watch.timed(iter(healer.heal(case)))
     with spooled(Checkpoint.open(exported.folder), case.work / "changed.bin", changed) as spool, new_folder(out) as new:

@@ -7,5 +7,10 @@ from layerprune.registry import Registry
 HEALERS = Registry(
     kind="healing method",
     group="layerprune.healers",
-    builtin={},
+    builtin={
+        "distill": "layerprune.healing.distill:Distill",
+        "lora": "layerprune.healing.lora:Lora",
+        "partial": "layerprune.healing.partial:Partial",
+        "seams": "layerprune.healing.partial:Seams",
+    },
 )

@@ -1,0 +1,70 @@
+"""Distillation: the pruned model learns from what the intact base says of the text, not from the text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from layerprune.errors import UsageError
+from layerprune.healing.base import Case, Changed
+from layerprune.healing.goals import Goal
+from layerprune.healing.kept import Kept
+from layerprune.healing.places import cuts, final_norm, head_weights, last_layers, layer_weights, seams
+from layerprune.healing.processes import own_place
+from layerprune.healing.teacher import Distilled, Mix
+from layerprune.healing.trained import Trained, heal_weights, option, precision_of
+from layerprune.subject import Subject
+
+
+@dataclass(frozen=True)
+class Distill(Trained):
+    """Train towards the base's next-token distribution: all decoder layers unless told otherwise."""
+
+    train: Literal["layers", "all", "seams", "last"] = option(
+        "layers", "which weights: decoder layers and final norm, all, the layers at the cuts, or the last three"
+    )
+    weight: float = option(1.0, "share of the base's word in the loss; the rest is the text's next token")
+    temperature: float = option(1.0, "of both distributions; above 1 the base's unlikely tokens count more")
+    match: float = option(0.0, "weight of the relative squared distance of hidden states at the cuts")
+    keep: int = option(0, "keep the base's top so many tokens on disk, to read the text more than once; 0: ask anew")
+
+    needs_base: ClassVar[bool] = True
+    cost: ClassVar[str] = "a forward pass of the base, a forward and a backward pass over the text"
+    source: ClassVar[str] = "Hinton et al., arXiv:1503.02531; for removed layers: Minitron, arXiv:2408.11796"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.weight <= 1 or self.temperature <= 0 or self.match < 0 or self.keep < 0:
+            raise ValueError("weight is from 0 to 1, temperature above 0, match and keep at least 0")
+
+    def heal(self, case: Case) -> Iterator[Changed]:
+        def goal(student: Subject) -> Goal:
+            return self._goal(case, student)
+
+        yield from heal_weights(case, self, lambda subject: self._chosen(case, subject), goal)
+
+    def _chosen(self, case: Case, subject: Subject) -> set[str]:
+        every = range(len(subject.layers))
+        if self.train == "all":
+            return {name for name, _ in subject.model.named_parameters()}
+        if self.train == "seams":
+            return layer_weights(subject, seams(case.removal, case.receipt.base.layers, 1))
+        if self.train == "last":
+            return layer_weights(subject, last_layers(subject, min(3, len(every)))) | head_weights(subject)
+        return layer_weights(subject, every) | final_norm(subject)
+
+    def _goal(self, case: Case, student: Subject) -> Distilled:
+        from accelerate import PartialState
+
+        teacher = own_place(case).base_subject(precision_of(case))
+        if teacher.vocabulary != student.vocabulary:
+            raise UsageError(f"the base has {teacher.vocabulary} tokens and the pruned model {student.vocabulary}")
+        kept = None
+        if self.keep:
+            windows = case.text.train
+            kept = Kept.of(case.work / "teacher", teacher, windows, self.keep, self.temperature)
+            with PartialState().main_process_first():  # the first one asks, the others find the answers
+                case.record.tokens += kept.fill(teacher, windows, self.forward_windows(case, teacher), case.progress)
+        mix = Mix(self.weight, self.temperature, self.match)
+        return Distilled(mix, teacher, student, cuts(case.removal, case.receipt.base.layers), kept)

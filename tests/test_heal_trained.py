@@ -1,0 +1,269 @@
+"""The methods that train: which weights they train, towards what, and what is published."""
+
+import json
+
+import audit_tiny
+import heal_tiny
+import pytest
+import torch
+from families import FAMILIES
+from metric_tiny import subject_of
+from safetensors.torch import load_file
+
+from layerprune.audit.verify import verify
+from layerprune.checkpoint import Checkpoint
+from layerprune.corpus import build_corpus
+from layerprune.errors import LayerpruneError, UsageError
+from layerprune.heal import HealRequest, heal
+from layerprune.healing.distill import Distill
+from layerprune.healing.goals import NextToken
+from layerprune.healing.head import Head
+from layerprune.healing.lora import Lora
+from layerprune.healing.partial import Seams
+from layerprune.healing.places import Cut, cuts, final_norm, head_weights, projections, seams
+from layerprune.healing.teacher import Distilled, Mix
+from layerprune.healing.training import Text, Training, make_trainable, train
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+
+WINDOW = 16
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A base that has learned the prose, and what is left of it without layers 2 and 4."""
+    folder = tmp_path_factory.mktemp("trained")
+    prose = heal_tiny.prose(folder / "prose.txt", documents=40, words=40)
+    audit_tiny.base_model(folder / "base")
+    base = Subject.load(str(folder / "base"), dtype="float32")
+    make_trainable(base.model, {name for name, _ in base.model.named_parameters()})
+    corpus = build_corpus(str(prose), base.tokenizer, window=WINDOW)
+    schooling = Training(steps=40, lr=0.01, precision="float32", warmup=4, measures=1)
+    train(base.model, NextToken(), Text(corpus.train, corpus.heldout), schooling, folder / "schooling")
+    base.model.save_pretrained(folder / "base")
+    heal_tiny.pruned(folder, 2, 4)
+    return folder
+
+
+def request_of(home, method, **changed):
+    given = {"corpus": str(home / "prose.txt"), "window": WINDOW, "dtype": "float32"}
+    return HealRequest(home / "pruned-2-4", method, **{**given, **changed})
+
+
+def tensors(folder):
+    return {name: value for file in Checkpoint.open(folder).files for name, value in load_file(file).items()}
+
+
+def changed(home, folder):
+    """Names of the tensors that differ from the unhealed checkpoint's; all have its names, shapes and dtypes."""
+    old, new = tensors(home / "pruned-2-4"), tensors(folder)
+    assert {name: (value.dtype, value.shape) for name, value in old.items()} == {
+        name: (value.dtype, value.shape) for name, value in new.items()
+    }
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+# Base layers 0, 1, 3 and 5 are the pruned model's 0 to 3: the cuts are after its layers 1 and 2.
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [
+        ("partial:layers=1,lr=0.003,steps=4,patience=9", ("layers.3.", "lm_head", "model.norm")),
+        ("partial:layers=2,head=false,lr=0.003,steps=4,patience=9", ("layers.2.", "layers.3.")),
+        ("seams:lr=0.003,steps=4,patience=9", ("layers.1.", "layers.2.", "layers.3.")),
+        ("distill:lr=0.003,steps=4,patience=9", ("layers.", "model.norm")),
+        ("distill:train=seams,lr=0.003,steps=4,patience=9", ("layers.1.", "layers.2.", "layers.3.")),
+        ("distill:train=all,weight=0.5,temperature=2,match=1,lr=0.003,steps=4,patience=9", ("",)),
+        ("lora:lr=0.003,steps=4,patience=9,rank=4", ("_proj.weight",)),
+    ],
+)
+def test_what_is_trained_is_what_changes_and_it_helps(home, tmp_path, method, trained):
+    log = heal(request_of(home, method), tmp_path / "healed")
+    every = tensors(home / "pruned-2-4")
+    assert changed(home, tmp_path / "healed") == {n for n in every if any(part in n for part in trained)}
+    assert log.heldout.after < log.heldout.before
+    assert log.curve[-1].heldout < log.curve[0].heldout
+    assert log.tokens == 4 * 4 * WINDOW
+    assert log.found["steps"] == 4
+    assert (log.dtype, log.device) == ("float32", "cpu")
+    assert verify(tmp_path / "healed", base=str(home / "base")).ok
+    assert [path.name for path in tmp_path.iterdir()] == ["healed"]
+
+
+def test_the_adapter_on_the_unhealed_checkpoint_is_the_merged_model(home, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    heal(request_of(home, "lora:lr=0.003,steps=4,patience=9,rank=4"), tmp_path / "healed")
+    adapter = tmp_path / "healed" / "adapter"
+    ids = torch.arange(3, 40)[None]
+    unhealed = AutoModelForCausalLM.from_pretrained(home / "pruned-2-4")
+    with torch.no_grad():
+        before = unhealed(ids).logits
+        adapted = PeftModel.from_pretrained(unhealed, adapter).eval()(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "healed")(ids).logits
+    assert (merged - before).abs().max() > 100 * (merged - adapted).abs().max()
+    assert torch.allclose(merged, adapted, atol=1e-5)
+    said = json.loads((adapter / "adapter_config.json").read_text())
+    assert said["base_model_name_or_path"] == "pruned-2-4"  # a name, no path of this machine
+    assert not [file for file in adapter.iterdir() if str(home).encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_places_are_found_in_every_family(kind):
+    subject = subject_of(kind)
+    targets = projections(subject)
+    for layer in range(len(subject.layers)):
+        mine = [target for target in targets if f".{layer}." in target]
+        assert mine, f"layer {layer} has no linear map"
+    assert not [target for target in targets if "lm_head" in target or "embed" in target]
+    assert len(final_norm(subject)) in (1, 2)
+    shapes = {tuple(subject.model.get_parameter(name).shape) for name in head_weights(subject)}
+    assert tuple(subject.model.get_output_embeddings().weight.shape) in shapes
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_peft_takes_the_targets_of_every_family(kind):
+    from layerprune.healing.lora import with_adapter
+
+    subject = subject_of(kind)
+    targets = projections(subject)
+    ids = torch.arange(3, 20)[None]
+    before = subject.model(ids).logits
+    adapted = with_adapter(subject, targets, Lora(rank=2).config(targets, subject, "x"), seed=0)
+    assert torch.equal(subject.model(ids).logits, before)  # fresh adapters change nothing
+    found = {name.split(".lora_A")[0] for name, _ in adapted.get_base_model().named_parameters() if ".lora_A" in name}
+    assert found == set(targets)
+
+
+def test_cuts_and_seams():
+    assert cuts(Removal.of(2, 4), 6) == (Cut(1, 3), Cut(2, 5))
+    assert cuts(Removal.of(0, 1), 6) == (Cut(-1, 2),)
+    assert cuts(Removal.of(5), 6) == (Cut(4, 6),)
+    assert cuts(Removal.of(2.5), 6) == (Cut(2, 4),)  # layer 2 is A2 M3: its output stands for that of 3
+    assert seams(Removal.of(2, 4), 6, 1) == (1, 2, 3)
+    assert seams(Removal.of(3), 8, 2) == (1, 2, 3, 4)
+    assert seams(Removal.of(0), 6, 1) == (0,)
+    assert seams(Removal.of(5), 6, 1) == (4,)
+
+
+def test_a_kept_teacher_teaches_what_a_present_one_does(home, tmp_path):
+    one = heal(request_of(home, "distill:lr=0.003,steps=4,patience=9"), tmp_path / "asked")
+    other = heal(
+        request_of(home, "distill:lr=0.003,steps=4,patience=9,keep=99999"), tmp_path / "kept"
+    )  # the whole vocabulary
+    few = heal(request_of(home, "distill:lr=0.003,steps=4,patience=9,keep=4"), tmp_path / "few")
+    losses = [[point.loss for point in log.curve[1:]] for log in (one, other, few)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[2][0] < losses[0][0]  # what the top tokens do not tell apart is not asked of the student
+    assert other.tokens == one.tokens + one.corpus.windows * WINDOW  # the teacher's own reading
+
+
+def test_an_intact_student_has_nothing_to_learn(home, tmp_path):
+    """Taught by itself, KL and distance are zero, and stay so."""
+    teacher, student = (Subject.load(str(home / "base"), dtype="float32") for _ in range(2))
+    windows = build_corpus(str(home / "prose.txt"), teacher.tokenizer, window=WINDOW).train.first(3)
+    ids, counted = torch.tensor(windows.ids), torch.tensor(windows.counted)[:, 1:]
+    labels = ids[:, 1:][counted]
+
+    def loss(goal, without=()):
+        grade = goal.prepare(torch.arange(3), ids, counted, labels)
+        with student.without(Removal.of(*without)) if without else torch.enable_grad():
+            hidden = Head(student.model).hidden(ids)[:, :-1][counted]
+        return float(Head(student.model).loss(hidden, grade) + goal.beside(counted)) / len(labels)
+
+    places = (Cut(1, 2), Cut(3, 4))
+    assert loss(Distilled(Mix(match=1.0), teacher, student, places)) == pytest.approx(0, abs=1e-5)
+    assert loss(Distilled(Mix(), teacher, student), without=(2,)) > 1e-3
+    assert loss(Distilled(Mix(match=1.0), teacher, student, places), without=(2,)) == pytest.approx(
+        loss(Distilled(Mix(), teacher, student), without=(2,)) + distance(teacher, ids, counted), rel=1e-4
+    )
+    mixed = loss(Distilled(Mix(weight=0.25), teacher, student), without=(2,))
+    parts = [loss(goal, without=(2,)) for goal in (Distilled(Mix(), teacher, student), NextToken())]
+    assert mixed == pytest.approx(0.25 * parts[0] + 0.75 * parts[1], rel=1e-5)
+
+
+def distance(subject, ids, counted):
+    """Relative squared distance at the cut after layer 3 when layer 2 is gone, half of it: the other cut has none."""
+    with torch.no_grad():
+        whole = subject.model(ids, output_hidden_states=True, use_cache=False).hidden_states[4][:, :-1][counted]
+        with subject.without(Removal.of(2)):
+            cut = subject.model(ids, output_hidden_states=True, use_cache=False).hidden_states[4][:, :-1][counted]
+    return float(((whole - cut).norm(dim=-1) / whole.norm(dim=-1)).pow(2).mean()) / 2
+
+
+def test_bfloat16_trains_float32_weights(home, tmp_path):
+    log = heal(request_of(home, "distill:lr=0.003,steps=4,patience=9", dtype="bfloat16"), tmp_path / "healed")
+    assert log.dtype == "bfloat16"
+    assert log.heldout.after < log.heldout.before
+    assert changed(home, tmp_path / "healed")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Lora(rank=0), "rank is at least 1"),
+        (lambda: Seams(width=0), "width is 0 and has to be at least 1"),
+        (lambda: Distill(weight=1.5), "weight is from 0 to 1"),
+        (lambda: Distill(lr=0), "lr is 0 and has to be above 0"),
+        (lambda: Distill(steps=0), "steps and micro are at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "message"),
+    [
+        ("partial:layers=9", {}, "the last 9 layers were asked for and the model has 4"),
+        ("lora", {"dtype": "float16"}, "gradients do not fit float16"),
+        ("seams", {"corpus": None}, "seams reads text"),
+    ],
+)
+def test_faults_are_told_before_anything_is_written(home, tmp_path, method, changed, message):
+    with pytest.raises(UsageError, match=message):
+        heal(request_of(home, method, **changed), tmp_path / "healed")
+    assert not (tmp_path / "healed").exists()
+
+
+def test_a_run_that_was_cut_off_goes_on(home, tmp_path, monkeypatch):
+    import signal
+
+    class Pressing:
+        """Presses Ctrl-C at the second step."""
+
+        def __init__(self):
+            self.steps, self.said = 0, []
+
+        def task(self, description, total, unit=""):
+            from contextlib import nullcontext
+
+            def advance(amount=1):
+                self.steps += description == "training"
+                if self.steps == 1:
+                    signal.raise_signal(signal.SIGINT)
+
+            return nullcontext(advance)
+
+        def note(self, message):
+            self.said.append(message)
+
+    method = "seams:lr=0.01,steps=6"
+    whole = heal(request_of(home, method), tmp_path / "whole")
+    pressing = Pressing()
+    with pytest.raises(KeyboardInterrupt):
+        heal(request_of(home, method), tmp_path / "cut", progress=pressing)
+    assert not (tmp_path / "cut").exists()
+    log = heal(request_of(home, method), tmp_path / "cut", progress=pressing)
+    assert "going on from step 2 of 6" in pressing.said
+    assert log.result.fingerprint == whole.result.fingerprint
+    assert log.curve == whole.curve
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+def test_training_that_runs_away_leaves_its_best_weights(home, tmp_path):
+    with pytest.raises(LayerpruneError, match=r"run away .* are kept in .*\.healed\.healing/training/.*/best"):
+        heal(request_of(home, "seams:lr=1e30,steps=6,clip=1e30,warmup=0"), tmp_path / "healed")
+    assert list(tmp_path.glob(".healed.healing/training/*/best/weights.safetensors"))
+    assert not (tmp_path / "healed").exists()
