@@ -21,6 +21,7 @@ COMMANDS = {  # name: (what it does, as `layerprune --help` says it; where it is
     "push": ("Send an audited model to the Hub.", "layerprune.cli.push:push"),
     "run": ("Score, plan, export, heal and audit as a recipe says; resumable.", "layerprune.cli.run:run"),
     "compare": ("Show how far two scores.json agree.", "layerprune.cli.compare:compare"),
+    "study": ("Ask which metric knows which layers of a model matter.", "layerprune.cli.study:study"),
     "metrics": ("List the metrics that can score layers, with their options.", "layerprune.cli.metrics:metrics"),
     "healers": ("List the ways to heal a pruned model, with their options.", "layerprune.cli.healers:healers"),
     "demo": ("Do the whole job on a small real model.", "layerprune.cli.demo:demo"),

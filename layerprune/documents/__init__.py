@@ -33,6 +33,7 @@ from layerprune.documents.plan import (
 from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Published, Receipt
 from layerprune.documents.recipe import Recipe
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
+from layerprune.documents.study import Study
 
 __all__ = [
     "PRUNED",
@@ -83,6 +84,7 @@ __all__ = [
     "Scores",
     "Search",
     "Speed",
+    "Study",
     "Target",
     "TaskData",
     "TaskScore",

@@ -12,7 +12,7 @@ import yaml
 from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt
 from layerprune.documents.base import write_atomically
 from layerprune.errors import DocumentError
-from layerprune.report import words
+from layerprune.report.templating import environment
 
 BEGIN = "<!-- layerprune: generated from here to the end mark; text outside the marks is kept -->"
 END = "<!-- layerprune: end -->"
@@ -137,20 +137,11 @@ def _result(task: Any) -> dict[str, Any]:
 def _text(
     folder: Path, plan: Plan, receipt: Receipt, audit: Audit | None, log: HealLog | None, metadata: dict[str, Any]
 ) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("layerprune.report", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, not HTML; table cells go through the filter "cell"
-    )
-    environment.filters |= {name: getattr(words, name) for name in FILTERS}
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    made = environment(FILTERS, autoescape=False)  # Markdown, not HTML; table cells go through the filter "cell"
+    made.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     licences = sorted(entry.name for pattern in ("LICENSE*", "LICENCE*", "NOTICE*") for entry in folder.glob(pattern))
     return (
-        environment.get_template("card.md.jinja")
+        made.get_template("card.md.jinja")
         .render(
             title=title(receipt),
             base=base_name(receipt.base.id),

@@ -9,6 +9,7 @@ from layerprune.documents import PRUNED, UNHEALED, Audit, Plan, Receipt, Scores
 from layerprune.documents.base import write_atomically
 from layerprune.report import plots, words
 from layerprune.report.card import FILTERS, base_name, title
+from layerprune.report.templating import environment
 
 REPORT = "report.html"
 
@@ -27,22 +28,14 @@ def write_report(folder: Path, scores: Sequence[Scores] = (), to: Path | None = 
 
 def render_report(folder: Path, scores: Sequence[Scores] = ()) -> str:
     """Return the page. It holds everything it shows: styles and plots inside, no script, no external request."""
-    import jinja2
     from markupsafe import Markup
 
     folder = Path(folder)
     inside = folder / "layerprune"
     plan, receipt = Plan.load(inside / Plan.filename), Receipt.load(inside / Receipt.filename)
     audit = Audit.load(inside / Audit.filename)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("layerprune.report", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
-    environment.filters |= {name: getattr(words, name) for name in FILTERS}
-    return environment.get_template("report.html.jinja").render(
+    made = environment(FILTERS, autoescape=True)
+    return made.get_template("report.html.jinja").render(
         title=title(receipt),
         base=base_name(receipt.base.id),
         plan=plan,

@@ -4,6 +4,7 @@ from layerprune.stats.certify import Certificate, Step, certify, draw_mixture, i
 from layerprune.stats.exact import McNemar, above_chance, as_bits, holm, mcnemar
 from layerprune.stats.intervals import (
     Bounds,
+    bca_interval,
     bootstrap_interval,
     counted_interval,
     mean_interval,
@@ -25,6 +26,7 @@ __all__ = [
     "Step",
     "above_chance",
     "as_bits",
+    "bca_interval",
     "bootstrap_interval",
     "certify",
     "confusion",

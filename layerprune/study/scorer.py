@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from layerprune import __version__
-from layerprune.documents import Candidate
+from layerprune.engine import JOURNAL
 from layerprune.engine.journal import Journal
 from layerprune.metrics import METRICS
-from layerprune.metrics.base import Data, Metric
+from layerprune.metrics.base import Data
 from layerprune.planners import SEARCHES, Constraints, Found, Judge
 from layerprune.planners.cascade import Cascade
-from layerprune.removal import Removal
+from layerprune.planning import tool_versions
+from layerprune.planning.judging import Remembered, journal_key
 from layerprune.specs import build
 from layerprune.subject import Subject
-
-JUDGED = "judged.jsonl"  # what metrics said that keep no journal of their own
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Scorer:
         if metric.needs == "items":
             return lambda removals: metric.score(self.subject, removals, data)
         journal = self._journal(spec, data) if metric.needs == "text" else None  # the rest costs nothing to ask again
-        return Remembered(metric, self.subject, data, journal)
+        return Remembered(lambda removals: metric.score(self.subject, removals, data), journal)
 
     def find(
         self, metric: str, search: str, constraints: Constraints, drop: int, *, seed: int | None = None,
@@ -57,7 +54,7 @@ class Scorer:
         if self.folder is None:
             return None
         settings = {
-            "layerprune": __version__,
+            "versions": tool_versions(),
             "model": self.subject.ref.fingerprint,
             "dtype": str(self.subject.dtype),
             "device": self.subject.device.type,
@@ -65,24 +62,4 @@ class Scorer:
             "seed": data.seed,
             "texts": hashlib.sha256(json.dumps(data.texts).encode()).hexdigest(),
         }
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        return Journal(self.folder / JUDGED, key)
-
-
-class Remembered:
-    """A metric's judgements on one set of texts, each asked for once and written down as it comes."""
-
-    def __init__(self, metric: Metric, subject: Subject, data: Data, journal: Journal | None) -> None:
-        self.metric, self.subject, self.data, self.journal = metric, subject, data, journal
-        entries = journal.entries if journal else []
-        judged = [Candidate.model_validate(one) for entry in entries for one in entry["candidates"]]
-        self.known = {candidate.removal: candidate for candidate in judged}
-
-    def __call__(self, removals: Sequence[Removal]) -> list[Candidate]:
-        fresh = [removal for removal in dict.fromkeys(removals) if removal.units not in self.known]
-        if fresh:
-            candidates = self.metric.score(self.subject, fresh, self.data)
-            if self.journal:
-                self.journal.append({"candidates": [one.model_dump(mode="json") for one in candidates]})
-            self.known |= {candidate.removal: candidate for candidate in candidates}
-        return [self.known[removal.units] for removal in removals]
+        return Journal(self.folder / JOURNAL, journal_key(settings))

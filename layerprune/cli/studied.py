@@ -1,0 +1,24 @@
+"""From the options of ``layerprune study`` to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from layerprune.cli import options as opt
+from layerprune.planning import ScoreRequest
+from layerprune.progress import Progress
+from layerprune.study import StudyRequest, study, verdict_of, write_study
+
+WORK = "work"  # of the study's folder: journals of what was measured
+
+
+def studied(model: str, output: Path, progress: Progress, options: Mapping[str, Any]) -> tuple[str, list[Path]]:
+    """Do a study and write it; return its summary and the files to look at."""
+    told = opt.given(options)
+    own = {name: told.pop(name) for name in {field.name for field in fields(StudyRequest)} & told.keys()}
+    request = StudyRequest(score=ScoreRequest(model=model, **told), **own)
+    found = study(request, output / WORK, progress=progress)
+    return verdict_of(found), write_study(found, output)

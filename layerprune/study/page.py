@@ -1,0 +1,128 @@
+"""The study as a page: README.md with its plots beside it, and study.html that holds everything it shows."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerprune.documents import Study
+from layerprune.documents.base import write_atomically
+from layerprune.report.card import base_name
+from layerprune.report.templating import environment
+from layerprune.report.words import accuracy
+from layerprune.study import prose
+from layerprune.study.condensed import (
+    Shown,
+    agreement,
+    calibration,
+    counterexample,
+    lead,
+    overlap,
+    paths,
+    reliability,
+    spread,
+)
+from layerprune.study.findings import Findings
+from layerprune.study.plots import Plot, plots
+from layerprune.study.tables import tables
+
+PAGE, README = "study.html", "README.md"
+PLOTS, TABLES = "plots", "tables"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question and its answer."""
+
+    anchor: str
+    question: str
+    paragraphs: Sequence[str]
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Shown] = ()
+
+
+def write_study(study: Study, folder: Path) -> list[Path]:
+    """Write tables, plots, both pages and study.json into ``folder``; return the two pages and study.json.
+
+    study.json comes last: where it stands, everything stands.
+    """
+    it = Findings(study)
+    drawn = list(plots(it))
+    for table in tables(study):
+        _write(folder / TABLES / f"{table.name}.csv", table.as_csv())
+        _write(folder / TABLES / f"{table.name}.md", table.as_markdown())
+    for plot in drawn:
+        _write(folder / PLOTS / f"{plot.name}.svg", plot.svg)
+    text, html = render(it, drawn)
+    return [_write(folder / PAGE, html), _write(folder / README, text), study.save(folder / Study.filename)]
+
+
+def verdict_of(study: Study) -> str:
+    """Return a study in one paragraph."""
+    return prose.verdict(Findings(study))
+
+
+def render(it: Findings, drawn: Sequence[Plot]) -> tuple[str, str]:
+    """Return README.md and study.html; the page holds everything it shows: no script, no external request."""
+    given = {
+        "study": it.study,
+        "title": f"What the layers of {base_name(it.study.model.id)} are worth",
+        "verdict": prose.verdict(it),
+        "sections": sections(it, {plot.name: plot for plot in drawn}),
+        "sha256": it.study.sha256(),
+        "plots": PLOTS,
+        "tables": TABLES,
+    }
+    text = environment((), autoescape=False)
+    text.filters["cell"] = lambda cell: str(cell).replace("|", "\\|")
+    html = environment(("accuracy", "p_value", "number"), autoescape=True)
+    html.filters["data_uri"] = _data_uri
+    text.filters["accuracy"] = accuracy
+    return text.get_template("study.md.jinja").render(given), html.get_template("study.html.jinja").render(given)
+
+
+def sections(it: Findings, drawn: dict[str, Plot]) -> list[Section]:
+    """Return the page's questions in order."""
+    return [
+        Section(
+            "reference",
+            "How sure is the accuracy that is lost?",
+            prose.on_reliability(it),
+            [drawn["layers"]],
+            [reliability(it)],
+        ),
+        Section(
+            "agreement",
+            "Which metric ranks the layers as accuracy does?",
+            prose.on_agreement(it),
+            [drawn["agreement"], drawn["confusion"]],
+            [agreement(it), overlap(it)],
+        ),
+        Section(
+            "spread",
+            "Does a layer's worth depend on the task?",
+            prose.on_spread(it),
+            [drawn["spread"]] if "spread" in drawn else [],
+            [spread(it)] if it.study.spread else [],
+        ),
+        Section("paths", "What is left when layers go?", prose.on_paths(it), [drawn["paths"]], [paths(it), lead(it)]),
+        Section("calibration", "What should a metric read?", prose.on_calibration(it), [], [calibration(it)]),
+        Section(
+            "counterexample",
+            "Can a layer that turns nothing decide everything?",
+            prose.on_counterexample(it),
+            [],
+            [counterexample(it)],
+        ),
+    ]
+
+
+def _data_uri(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+def _write(path: Path, text: str) -> Path:
+    write_atomically(path, text.encode())
+    return path
