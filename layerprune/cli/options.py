@@ -141,7 +141,17 @@ goal = together(
         metavar="N",
         help="Items of each task that certify --max-drop, beyond --limit; no search sees them. Default: 2000.",
     ),
-    click.option("--up-to", metavar="N|N%", help="Where --max-drop ends at the latest. Default: all that may go."),
+    click.option(
+        "--front",
+        is_flag=True,
+        default=None,
+        help="A plan for each step of one path, in front/, with a table and a plot.",
+    ),
+    click.option(
+        "--up-to",
+        metavar="N|N%",
+        help="Where --front or --max-drop ends at the latest. Default: 75% for a front, else all that may go.",
+    ),
 )
 rules = together(
     click.option(

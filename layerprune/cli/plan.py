@@ -49,6 +49,7 @@ def score(console: Console, model: str, output: Path, force: bool, **options: An
         "layerprune plan MODEL --metric cosine --tasks arc_easy --drop 25% --protect 0,1,-1 -o run/",
         "layerprune plan MODEL --tasks arc_easy --target-params 110M --no-adjacent -o run/",
         "layerprune plan MODEL --tasks arc_easy,piqa --max-drop 2% --confidence 95% -o run/",
+        "layerprune plan MODEL --tasks arc_easy,piqa --front --up-to 50% -o run/",
         "layerprune plan --scores run/scores.json --drop 4 -o run2/",
     ],
 )
@@ -64,12 +65,17 @@ def score(console: Console, model: str, output: Path, force: bool, **options: An
 @pass_console
 def plan(console: Console, output: Path, force: bool, **options: Any) -> None:
     """Choose which layers of MODEL (a folder or a Hub id) to remove; write scores.json and plan.json."""
+    from layerprune.cli import planned as ways
     from layerprune.cli import tables
-    from layerprune.cli.planned import plan_anew, plan_from_scores
-    from layerprune.cli.reached import reached
+    from layerprune.cli.reached import front, reached
 
+    if options["front"]:
+        refuse_to_replace(output / "front" / "front.json", force)
+        for part in front(ways.front_anew(output=output, force=force, progress=console.progress, **options), output):
+            console.print(part)
+        return
     refuse_to_replace(output / "plan.json", force)
-    make = plan_anew if options["scores"] is None else plan_from_scores
+    make = ways.plan_anew if options["scores"] is None else ways.plan_from_scores
     scores, planned = make(output=output, force=force, progress=console.progress, **options)
     for part in (*tables.planned(scores, planned), *reached(planned)):
         console.print(part)

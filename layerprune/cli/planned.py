@@ -4,30 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerprune.cli import options as opt
-from layerprune.documents import Plan, Scores
+from layerprune.documents import Front, Plan, Scores
 from layerprune.errors import UsageError
 from layerprune.progress import Progress
+
+if TYPE_CHECKING:
+    from layerprune.planning import PlanRequest
 
 RULES = ("keep_period", "no_adjacent", "contiguous")
 FOR_SCORES = ("drop", "protect", "search", *RULES)  # what can still be said when the scores are there
 
 
-def plan_anew(
-    *,
-    model: str | None,
-    search: str | None,
-    scores: None,
-    output: Path,
-    force: bool,
-    progress: Progress,
-    **options: Any,
-) -> tuple[Scores, Plan]:
+def plan_anew(*, output: Path, progress: Progress, **options: Any) -> tuple[Scores, Plan]:
     """Score a model and plan."""
-    from layerprune.planning import GOAL_OPTIONS, PlanRequest, Rules, ScoreRequest, goal_of, plan_model
+    from layerprune.planning import plan_model
 
+    return plan_model(asked(output=output, **options), run_folder=output, progress=progress)
+
+
+def front_anew(*, output: Path, progress: Progress, **options: Any) -> Front:
+    """Score a model and plan every step of one path."""
+    from layerprune.planning import front_model
+
+    return front_model(asked(output=output, **options), run_folder=output, progress=progress)[1]
+
+
+def asked(
+    *, model: str | None, search: str | None, scores: Path | None, output: Path, force: bool, **options: Any
+) -> PlanRequest:
+    """Return the request that the options amount to; refuse to replace scores."""
+    from layerprune.planning import GOAL_OPTIONS, PlanRequest, Rules, ScoreRequest, goal_of
+
+    if scores is not None:
+        raise UsageError("--scores plans without a model, and a front asks it how far to go: leave --scores out")
     if model is None:
         raise UsageError("name the MODEL to plan for, or give --scores to plan from an earlier scores.json")
     goal, rules = goal_of(**picked(options, GOAL_OPTIONS)), Rules(**picked(options, RULES))
@@ -36,8 +48,7 @@ def plan_anew(
             f"{output / Scores.filename} exists; plan from it with --scores, give another folder with -o, or --force"
         )
     rest = {name: value for name, value in options.items() if name not in (*GOAL_OPTIONS, *RULES)}
-    request = PlanRequest(ScoreRequest(model=model, **opt.given(rest)), goal, search, rules)
-    return plan_model(request, run_folder=output, progress=progress)
+    return PlanRequest(ScoreRequest(model=model, **opt.given(rest)), goal, search, rules)
 
 
 def plan_from_scores(

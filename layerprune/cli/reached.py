@@ -11,7 +11,9 @@ from layerprune.cli.tables import names, table
 from layerprune.sizes import in_words
 
 if TYPE_CHECKING:
-    from layerprune.documents import Certificate, Plan, Speed, Target
+    from pathlib import Path
+
+    from layerprune.documents import Certificate, Front, Plan, Speed, Target
 
 
 def reached(plan: Plan) -> Iterator[Table | str]:
@@ -21,6 +23,27 @@ def reached(plan: Plan) -> Iterator[Table | str]:
     if plan.certificate is not None:
         yield steps(plan.certificate)
         yield f"certified: {plan.certificate.statement}"
+
+
+def front(found: Front, output: Path) -> Iterator[Table | str]:
+    """Yield every step of a path, and what to do with it."""
+    columns = ["removed", "last to go", "accuracy", "difference", "95 % CI", "weights", "plan"]
+    made = table(f"{found.search.name} by {found.metric.spec}, on {found.source}", *columns, numbers=columns[:-1])
+    made.add_row("0", "", f"{found.accuracy:.3f}", "", "", in_words(found.bytes), "")
+    gone: set[float] = set()
+    for point in found.points:
+        last = names(tuple(unit for unit in point.removal if unit not in gone))
+        gone.update(point.removal)
+        low, high = (f"{100 * end:+.1f}" for end in point.interval)
+        difference = f"{100 * point.accuracy_difference:+.1f}"
+        row = [str(len(point.removal)), last, f"{point.accuracy:.3f}", difference, f"{low} … {high}"]
+        made.add_row(*row, in_words(point.bytes), point.plan)
+    folder = output / "front"
+    yield made
+    yield "each interval is for its row alone; to pick a row by them is to use these items, and the audit uses others"
+    plans = f"{len(found.points)} plans"
+    yield f"written: {output / 'scores.json'}, {folder / 'front.json'}, front.csv, front.png and {plans}"
+    yield f"next: layerprune export {folder / found.points[len(found.points) // 3].plan} -o smaller/"
 
 
 def target(found: Target) -> str:

@@ -18,6 +18,7 @@ from layerprune.documents.audit import (
 )
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, Ranked, TaskData, Units, as_removal
+from layerprune.documents.front import Front, FrontPoint
 from layerprune.documents.heal_log import CorpusRef, HealerRef, HealLog, HeldOut, LossPoint, Overlap
 from layerprune.documents.layerwise import Compensated, Compensation, Layerwise, Ranking, Without
 from layerprune.documents.plan import (
@@ -56,6 +57,8 @@ __all__ = [
     "FileEntry",
     "FlippedItem",
     "Flips",
+    "Front",
+    "FrontPoint",
     "Generation",
     "HealLog",
     "HealerRef",

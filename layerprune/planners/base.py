@@ -34,7 +34,10 @@ class Found:
 
 
 class Search(Protocol):
-    """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer."""
+    """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer.
+
+    A class attribute ``nested`` says that every beginning of ``Found.order`` is a removal the search stood at.
+    """
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from layerprune.documents import Candidate, Ranked, Round
 from layerprune.errors import RefusedError
@@ -18,6 +19,7 @@ Path = tuple[Unit, ...]  # units in the order of choosing
 class Beam:
     """Keep the ``width`` least harmful removals of every size and extend each; a width of 1 is greedy."""
 
+    nested: ClassVar[bool] = True
     width: int = field(default=4, metadata={"help": "removals followed at once"})
 
     def __post_init__(self) -> None:

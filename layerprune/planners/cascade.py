@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 from layerprune.documents import Candidate, Ranked, Round
 from layerprune.errors import UsageError
@@ -20,6 +21,7 @@ class Cascade:
     ``proposed_by``: a search itself never sees a model.
     """
 
+    nested: ClassVar[bool] = True
     by: str = field(default="cosine", metadata={"help": "spec of the metric that proposes, without its own options"})
     keep: int = field(default=8, metadata={"help": "layers judged in a round"})
 

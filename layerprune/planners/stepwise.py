@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from layerprune.documents import Candidate, Round
 from layerprune.planners.base import Found, Judge, Watch, judged, order_moves, ranked
@@ -13,6 +14,8 @@ from layerprune.removal import Removal
 @dataclass(frozen=True)
 class OneShot:
     """Score every layer once, alone, and remove the lowest. Source: ShortGPT (arXiv:2403.03853)."""
+
+    nested: ClassVar[bool] = True
 
     def next_to_go(self, drop: int) -> int:
         """Return how many of a round's candidates matter: the judge may stop the others early."""
@@ -40,6 +43,8 @@ class OneShot:
 @dataclass(frozen=True)
 class Greedy:
     """Remove the layer that harms least, score the others again without it, and so on. Source: arXiv:2605.14075."""
+
+    nested: ClassVar[bool] = True
 
     def next_to_go(self, drop: int) -> int:
         """Return how many of a round's candidates matter: the judge may stop the others early."""

@@ -1,6 +1,9 @@
 """From a model to a plan: score removals by a metric, search, predict what the result costs, write it down."""
 
 from layerprune.planning.asked import GOAL_OPTIONS, PlanRequest, goal_of
+from layerprune.planning.farthest import Farthest
+from layerprune.planning.front import FOLDER as FRONT_FOLDER
+from layerprune.planning.front import front_model
 from layerprune.planning.goals import HELD_BACK, Drop, Goal
 from layerprune.planning.limits import Rules, keeping_period
 from layerprune.planning.recorded import replan
@@ -11,13 +14,16 @@ from layerprune.planning.versions import tool_versions
 
 __all__ = [
     "DEFAULT_LIMIT",
+    "FRONT_FOLDER",
     "GOAL_OPTIONS",
     "HELD_BACK",
     "Drop",
+    "Farthest",
     "Goal",
     "PlanRequest",
     "Rules",
     "ScoreRequest",
+    "front_model",
     "goal_of",
     "keeping_period",
     "plan_model",

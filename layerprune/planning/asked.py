@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from layerprune.errors import UsageError
 from layerprune.planners import parse_drop
 from layerprune.planning.certifying import CERTIFY_LIMIT, MaxDrop
+from layerprune.planning.farthest import Farthest
 from layerprune.planning.goals import Drop, Goal
 from layerprune.planning.limits import FREE, Rules
 from layerprune.planning.request import ScoreRequest
@@ -40,6 +41,7 @@ def goal_of(
     confidence: str | None = None,
     certify_limit: int | None = None,
     up_to: str | None = None,
+    front: bool = False,
 ) -> Goal:
     """Return the one goal among the options; none, several, or one that makes no sense is a ``UsageError``."""
     makers: dict[str, tuple[str | None, Callable[[str], Goal]]] = {
@@ -48,16 +50,18 @@ def goal_of(
         "--target-bytes": (target_bytes, _bytes),
         "--target-speedup": (target_speedup, _speedup),
         "--max-drop": (max_drop, lambda text: _max_drop(text, confidence or CONFIDENCE, certify_limit, up_to)),
+        "--front": ("yes" if front else None, lambda _: _front(up_to)),
     }
     given = {option: text for option, (text, _) in makers.items() if text is not None}
     if len(given) != 1:
         said = f"{' and '.join(given)} are given" if given else "nothing says how far to go"
         raise UsageError(f"{said}; give one of {', '.join(makers)}")
-    only_certified = {"--confidence": confidence, "--certify-limit": certify_limit, "--up-to": up_to}
-    stray = [option for option, value in only_certified.items() if value is not None]
-    if stray and max_drop is None:
-        raise UsageError(f"{stray[0]} belongs to --max-drop, and {next(iter(given))} is given")
     option, text = next(iter(given.items()))
+    belongings = {"--confidence": confidence, "--certify-limit": certify_limit, "--up-to": up_to}
+    for stray in (name for name, value in belongings.items() if value is not None):
+        owners = ("--max-drop", "--front") if stray == "--up-to" else ("--max-drop",)
+        if option not in owners:
+            raise UsageError(f"{stray} belongs to {' or '.join(owners)}, and {option} is given")
     return makers[option][1](text)
 
 
@@ -92,6 +96,13 @@ def _max_drop(text: str, confidence: str, items: int | None, up_to: str | None) 
         parse_drop(up_to, ANY_DEPTH, "--up-to")
     requested = f"--max-drop {text} --confidence {confidence}" + (f" --up-to {up_to}" if up_to else "")
     return MaxDrop(limit, sure, requested, CERTIFY_LIMIT if items is None else items, up_to)
+
+
+def _front(up_to: str | None) -> Goal:
+    if up_to is None:
+        return Farthest()
+    parse_drop(up_to, ANY_DEPTH, "--up-to")
+    return Farthest(up_to)
 
 
 def _share(text: str, option: str, example: str) -> float:

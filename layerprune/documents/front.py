@@ -1,0 +1,44 @@
+"""front.json: what the model would lose and weigh after each step of one path of removals."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from layerprune.documents.base import Document, Part
+from layerprune.documents.common import Interval, MetricRef, ModelRef, Units
+from layerprune.documents.plan import Limits, PredictedTask, Search
+
+
+class FrontPoint(Part):
+    """One removal of the path; its plan can be exported as it stands."""
+
+    removal: Units
+    plan: str = Field(description="file name, beside this one")
+    plan_sha256: str
+    parameters: int
+    bytes: int = Field(description="of the weights that export writes")
+    accuracy: float = Field(description="mean over the tasks, on held-back items")
+    accuracy_difference: float = Field(description="to the intact model on the same items (0.01 = one point)")
+    interval: Interval = Field(description="95 %, of the difference, for this point on its own")
+    tasks: dict[str, PredictedTask]
+
+
+class Front(Document):
+    """A nested path of removals, each with what it costs on items that had no say in it."""
+
+    filename: ClassVar[str] = "front.json"
+    kind: Literal["front"] = "front"
+    format: Literal[1] = 1
+    model: ModelRef
+    metric: MetricRef
+    search: Search
+    limits: Limits
+    bytes: int = Field(description="of the intact model's weights")
+    accuracy: float = Field(description="of the intact model, mean over the tasks, on held-back items")
+    source: str = Field(description="which items the accuracies are from")
+    points: tuple[FrontPoint, ...] = Field(description="smallest removal first, each within the next")
+    scores_sha256: str
+    seed: int
+    versions: dict[str, str]

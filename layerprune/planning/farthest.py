@@ -1,0 +1,44 @@
+"""As far as a path goes: the goal behind a front, whose steps are the path's beginnings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from layerprune.errors import UsageError
+from layerprune.planners import parse_drop
+from layerprune.planning.desk import Desk
+from layerprune.planning.goals import HELD_BACK, Look, Reached
+from layerprune.planning.slices import Shares
+
+FAR = "75%"  # of the layers, when --up-to does not say otherwise: beyond, nothing is left to trade
+
+
+@dataclass(frozen=True)
+class Farthest:
+    """The removal of ``up_to`` layers, or of as many as may go where that is fewer."""
+
+    up_to: str = FAR
+
+    @property
+    def requested(self) -> str:
+        return f"--front --up-to {self.up_to}"
+
+    @property
+    def shares(self) -> Shares:
+        return Shares(HELD_BACK, examined=True)
+
+    def require(self, desk: Desk) -> None:
+        if not desk.request.tasks:
+            raise UsageError("a front shows accuracy: give tasks, such as --tasks arc_easy")
+        self._count(desk)
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        found = look(self._count(desk))
+        return Reached(found, found.rounds)
+
+    def _count(self, desk: Desk) -> int:
+        most = parse_drop(self.up_to, desk.constraints.depth, "--up-to")
+        within = [count for count in desk.constraints.counts() if count <= most]
+        if not within:
+            raise UsageError(f"--up-to {self.up_to} leaves the front without a point: no {most} layers or fewer may go")
+        return within[-1]

@@ -1,0 +1,105 @@
+"""The whole trade-off at once: one path of removals, and a plan for each step of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from layerprune.documents import Front, FrontPoint, Plan, Prediction, Scores
+from layerprune.errors import UsageError
+from layerprune.export.weights import Weight
+from layerprune.lock import locked
+from layerprune.metrics import METRICS
+from layerprune.planners import SEARCHES, Constraints, Found
+from layerprune.planning.asked import PlanRequest
+from layerprune.planning.prediction import prepare
+from layerprune.planning.searching import Searcher
+from layerprune.progress import SILENT, Progress
+from layerprune.removal import Removal
+from layerprune.report.front import write_csv, write_plot
+from layerprune.specs import build
+
+FOLDER = "front"  # of the plans, in the run folder
+
+
+def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = SILENT) -> tuple[Scores, Front]:
+    """Search once, judge every step of the path on the held-back items, and write a plan for each.
+
+    Into ``run_folder``: scores.json, and in ``front/`` the plans, front.json, front.csv and front.png. Raises
+    ``UsageError`` for a search whose smaller removals do not lie within its larger ones.
+    """
+    _, metric = build(METRICS, request.score.metric)
+    entry, search = build(SEARCHES, request.search or metric.search)
+    if not getattr(search, "nested", False):
+        raise UsageError(f"--front follows one path, and the search {entry.name!r} lays none: use greedy or one-shot")
+    with locked(run_folder):
+        searcher = Searcher.open(request, run_folder, progress)
+        reached = request.goal.pursue(searcher.desk, searcher)
+        path = path_of(reached.found, searcher.desk.constraints)
+        prepare(searcher.desk, [found.removal for found in path])
+        scores = searcher.desk.scores(reached.rounds)
+        plans = [searcher.plan(replace(reached, found=found), scores) for found in path]
+        front = _front(plans, searcher.desk.weigh(Removal(()), *(found.removal for found in path)))
+        _write(run_folder, scores, plans, front)
+    return scores, front
+
+
+def path_of(found: Found, constraints: Constraints) -> list[Found]:
+    """Return what was found after each stroke, smallest removal first; what goes together goes in one stroke."""
+    size = {unit: len(move) for move in constraints.moves for unit in move}
+    path, place = [], 0
+    while place < len(found.order):
+        place += size[found.order[place]]
+        path.append(replace(found, order=found.order[:place]))
+    return path
+
+
+def _front(plans: list[Plan], weights: list[Weight]) -> Front:
+    intact, *left = weights
+    first = plans[0]
+    base = [task.base_accuracy for task in _predicted(first).tasks.values()]
+    return Front(
+        model=first.model,
+        metric=first.metric,
+        search=first.search,
+        limits=first.limits,
+        bytes=intact.nbytes,
+        accuracy=round(sum(base) / len(base), 6),
+        source=_predicted(first).source,
+        points=tuple(_point(plan, weight, len(plans[-1].removal)) for plan, weight in zip(plans, left, strict=True)),
+        scores_sha256=first.scores_sha256,
+        seed=first.seed,
+        versions=first.versions,
+    )
+
+
+def _point(plan: Plan, weight: Weight, largest: int) -> FrontPoint:
+    predicted = _predicted(plan)
+    accuracies = [task.accuracy for task in predicted.tasks.values()]
+    return FrontPoint(
+        removal=plan.removal,
+        plan=f"plan-{len(plan.removal):0{max(2, len(str(largest)))}}.json",
+        plan_sha256=plan.sha256(),
+        parameters=weight.parameters,
+        bytes=weight.nbytes,
+        accuracy=round(sum(accuracies) / len(accuracies), 6),
+        accuracy_difference=predicted.accuracy_difference,
+        interval=predicted.interval,
+        tasks=predicted.tasks,
+    )
+
+
+def _predicted(plan: Plan) -> Prediction:
+    assert plan.predicted is not None  # Farthest has items held back
+    return plan.predicted
+
+
+def _write(run_folder: Path, scores: Scores, plans: list[Plan], front: Front) -> None:
+    """Write all documents, the one that names the others last."""
+    folder = run_folder / FOLDER
+    scores.save(run_folder / Scores.filename)
+    for plan, point in zip(plans, front.points, strict=True):
+        plan.save(folder / point.plan)
+    write_csv(front, folder / "front.csv")
+    write_plot(front, folder / "front.png")
+    front.save(folder / Front.filename)

@@ -1,0 +1,114 @@
+"""A front: one path, a plan for each step that export takes as it stands, a table and a plot. On a tiny model."""
+
+import csv
+
+import audit_tiny
+import pytest
+from cli_tiny import done, refused
+
+from layerprune.checkpoint import Checkpoint
+from layerprune.documents import Front, Plan, Receipt, Scores
+from layerprune.planners import Constraints
+from layerprune.planners.base import Found
+from layerprune.planning.front import path_of
+from layerprune.report.front import COLUMNS, write_plot
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("front")
+    audit_tiny.base_model(folder / "base")
+    for name, items in (("toy", 20), ("other", 20), ("more", 60)):
+        audit_tiny.questions(folder / "base", folder / "tasks", name, train=items, test=2)
+    folder.joinpath("said.txt").write_text(done(*front(folder, folder / "run", "--up-to", "70%")).stdout)
+    return folder
+
+
+def front(home, out, *words, tasks="toy,other"):
+    return ["plan", home / "base", "--tasks", tasks, "--include-path", home / "tasks", "--front", "-o", out, *words]
+
+
+def test_each_step_has_a_plan_of_its_own_that_holds_the_last(home):
+    found, scores = Front.load(home / "run/front/front.json"), Scores.load(home / "run/scores.json")
+    assert [point.plan for point in found.points] == ["plan-01.json", "plan-02.json", "plan-03.json", "plan-04.json"]
+    assert not (home / "run" / "plan.json").exists()
+    before = frozenset()
+    for count, point in enumerate(found.points, 1):
+        plan = Plan.load(home / "run" / "front" / point.plan)
+        assert plan.sha256() == point.plan_sha256
+        assert plan.scores_sha256 == found.scores_sha256 == scores.sha256()
+        assert plan.requested == "--front --up-to 70%"
+        assert plan.removal == point.removal
+        assert len(plan.removal) == len(plan.order) == count
+        assert before < set(plan.removal)
+        before = set(plan.removal)
+        assert plan.predicted.tasks == point.tasks
+        mean = sum(task.accuracy for task in point.tasks.values()) / 2
+        assert point.accuracy == pytest.approx(mean, abs=1e-6)
+        assert point.accuracy - found.accuracy == pytest.approx(point.accuracy_difference, abs=2e-6)
+        assert point.interval[0] <= point.accuracy_difference <= point.interval[1]
+
+
+def test_the_plans_are_those_that_drop_would_make(home, tmp_path):
+    words = ["plan", home / "base", "--tasks", "toy,other", "--include-path", home / "tasks", "--drop", 3]
+    done(*words, "-o", tmp_path / "run")
+    alone, step = Plan.load(tmp_path / "run/plan.json"), Plan.load(home / "run/front/plan-03.json")
+    assert (alone.order, alone.ranking, alone.predicted) == (step.order, step.ranking, step.predicted)
+
+
+def test_a_plan_of_a_front_is_exported_as_it_stands_and_weighs_what_it_said(home, tmp_path):
+    point = Front.load(home / "run/front/front.json").points[1]
+    done("export", home / "run" / "front" / point.plan, "-o", tmp_path / "smaller")
+    receipt = Receipt.load(tmp_path / "smaller" / "layerprune" / "receipt.json")
+    assert (receipt.result.parameters, receipt.bytes_after) == (point.parameters, point.bytes)
+
+
+def test_the_table_has_the_same_figures(home):
+    found = Front.load(home / "run/front/front.json")
+    rows = list(csv.DictReader((home / "run/front/front.csv").read_text().splitlines()))
+    assert tuple(rows[0]) == COLUMNS
+    assert rows[0]["parameters"] == str(Checkpoint.open(home / "base").parameters)
+    assert float(rows[0]["accuracy"]) == found.accuracy
+    for row, point in zip(rows[1:], found.points, strict=True):
+        assert [int(layer) for layer in row["layers"].split()] == list(point.removal)
+        assert (float(row["difference"]), int(row["bytes"])) == (point.accuracy_difference, point.bytes)
+    said = (home / "said.txt").read_text()
+    assert all(point.plan in said for point in found.points)
+    assert f"{100 * found.points[0].accuracy_difference:+.1f}" in said
+
+
+def test_the_plot_is_a_picture_the_same_for_the_same_front(home, tmp_path):
+    drawn = (home / "run/front/front.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    assert len(drawn) > 10_000
+    write_plot(Front.load(home / "run/front/front.json"), tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == drawn
+
+
+def test_what_a_front_cannot_be_is_refused_before_a_model_is_loaded(home, tmp_path):
+    out = tmp_path / "out"
+    said = refused(*front(home, out, "--search", "evolution"))
+    assert said == "--front follows one path, and the search 'evolution' lays none: use greedy or one-shot"
+    assert "--drop and --front are given" in refused(*front(home, out, "--drop", 2))
+    assert "belongs to --max-drop, and --front is given" in refused(*front(home, out, "--confidence", "90%"))
+    assert "--up-to 0: the model has" in refused(*front(home, out, "--up-to", 0))
+    assert "give tasks" in refused("plan", home / "base", "--metric", "random", "--front", "-o", out)
+    scores = home / "run" / "scores.json"
+    assert "leave --scores out" in refused("plan", "--scores", scores, "--front", "-o", out)
+    assert not out.exists()
+    said = refused(*front(home, home / "run"))
+    assert said.startswith(f"{home / 'run' / 'front' / 'front.json'} exists; give another folder with -o, or --force")
+
+
+def test_a_cheap_metric_has_a_front_too_and_protected_layers_shorten_it(home, tmp_path):
+    done(*front(home, tmp_path / "run", "--metric", "cosine", "--protect", "0,1,2", "--no-adjacent", tasks="more"))
+    found = Front.load(tmp_path / "run/front/front.json")
+    assert len(found.points) == 2  # of layers 3, 4 and 5
+    assert found.search.name == "one-shot"
+    assert found.limits.no_adjacent
+
+
+def test_layers_that_go_together_are_one_step():
+    constraints = Constraints(6, together=(frozenset({1, 2}),))
+    path = path_of(Found(order=(4, 1, 2, 0), rounds=(), ranking=()), constraints)
+    assert [step.removal.units for step in path] == [(4,), (1, 2, 4), (0, 1, 2, 4)]
