@@ -172,6 +172,7 @@ def _set(options: dict[str, Any]) -> dict[str, Any]:
 
 def _checks() -> Mapping[Place, Check]:
     from layerprune.healing import HEALERS
+    from layerprune.judgement import asked_objective
     from layerprune.metrics import METRICS
     from layerprune.planning import goal_of
 
@@ -190,7 +191,12 @@ def _checks() -> Mapping[Place, Check]:
         if isinstance(value, str) and not Path(value).is_file():
             raise UsageError(f"the file {value} does not exist")
 
+    def objective(value: Any) -> None:
+        if isinstance(value, dict):
+            asked_objective(value.get("objective"), value.get("weights"), value.get("floor"))
+
     return {
+        ("score",): objective,
         ("score", "metric"): lambda value: build(METRICS, str(value)),
         ("plan", "search"): lambda value: build(SEARCHES, str(value)),
         **{("plan", name): goal(name) for name in GOALS},

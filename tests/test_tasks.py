@@ -137,7 +137,7 @@ def test_gold_probability_and_chance_of_choices(place, subject):
     verdict = task.judge(task.items[0], [(-1.0, False), (-2.0, False), (-3.0, False), (-4.0, False)])
     gold = task.items[0].key[0].doc["gold"]
     weights = [0.6439, 0.2369, 0.0871, 0.0321]
-    assert verdict == Verdict(gold == 0, pytest.approx(weights[gold], abs=1e-4))
+    assert verdict == Verdict(gold == 0, pytest.approx(weights[gold], abs=1e-4), 1.0 if gold == 0 else -float(gold))
 
 
 def test_selection_takes_the_training_split_and_evaluation_the_test_split(place, subject):

@@ -53,6 +53,39 @@ class Labelled(click.ParamType):
         return label, Path(path)
 
 
+class Figures(click.ParamType):
+    """Numbers by name: ``arc_easy=2,piqa=1``."""
+
+    name = "TASK=NUMBER,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        found: dict[str, float] = {}
+        for part in value.split(","):
+            name, equals, text = (piece.strip() for piece in part.partition("="))
+            try:
+                if not (name and equals) or name in found:
+                    raise ValueError
+                found[name] = float(text)
+            except ValueError:
+                self.fail(f"{part!r} is not a task, named once, with a number; write arc_easy=2,piqa=1", param, ctx)
+        return found
+
+
+def joined(
+    ctx: click.Context, param: click.Parameter, given: tuple[dict[str, float], ...]
+) -> dict[str, float] | None:
+    """Put the figures of an option that was given several times together; a task named twice is an error."""
+    found: dict[str, float] = {}
+    for figures in given:
+        twice = found.keys() & figures.keys()
+        if twice:
+            raise click.BadParameter(f"the task {min(twice)!r} is named twice", ctx, param)
+        found |= figures
+    return found or None
+
+
 FOLDER, FILE = click.Path(path_type=Path, file_okay=False), click.Path(path_type=Path, dir_okay=False)
 POSITIVE = click.IntRange(min=1)
 
@@ -101,12 +134,35 @@ def limit(default: str) -> Decorator:
     return click.option("--limit", type=POSITIVE, metavar="N", help=text)
 
 
+objective = together(
+    click.option(
+        "--objective",
+        type=click.Choice(["mean", "worst", "weighted"]),
+        metavar="NAME",
+        help="What counts of several tasks: the mean, the worst of them, or a weighted mean (see --weights).",
+    ),
+    click.option(
+        "--weights",
+        type=Figures(),
+        multiple=True,
+        callback=joined,
+        help="Weights of tasks in the mean; a task not named counts 1.",
+    ),
+    click.option(
+        "--floor",
+        type=Figures(),
+        multiple=True,
+        callback=joined,
+        help="Share of the intact model's accuracy above chance that a task must keep on the search items: gsm8k=0.9.",
+    ),
+)
 scoring = together(
     revision,
     click.option("--metric", metavar="SPEC", help="What judges a layer, see `layerprune metrics`. Default: ablation."),
     click.option("--tasks", type=Names(), help="lm-eval tasks and groups that supply the items."),
     limit("1000"),
     items,
+    objective,
     machine,
     click.option(
         "--operator",

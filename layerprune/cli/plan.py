@@ -22,22 +22,27 @@ CONTINUE = "run the same command again: what was finished is kept"
     examples=[
         "layerprune score MODEL --metric ablation --tasks arc_easy,hellaswag -o run/",
         "layerprune score MODEL --metric cosine:tokens=last --tasks arc_easy -o cosine/",
+        "layerprune score MODEL --metric ablation:signal=blend --tasks arc_easy,piqa --stability -o run/",
     ],
 )
 @click.argument("model")
 @opt.scoring
+@click.option("--stability", is_flag=True, help="Say how far other items would repeat the ranking.")
 @opt.output("Folder that gets scores.json.")
 @click.option("--force", is_flag=True, help="Replace a scores.json that is already there.")
 @pass_console
-def score(console: Console, model: str, output: Path, force: bool, **options: Any) -> None:
+def score(console: Console, model: str, output: Path, force: bool, stability: bool, **options: Any) -> None:
     """Measure what each layer's removal costs MODEL (a folder or a Hub id), and write scores.json."""
     from layerprune.cli import tables
     from layerprune.planning import ScoreRequest, score_model
 
     refuse_to_replace(output / "scores.json", force)
-    scores = score_model(ScoreRequest(model=model, **opt.given(options)), run_folder=output, progress=console.progress)
+    request = ScoreRequest(model=model, **opt.given(options))
+    scores = score_model(request, run_folder=output, progress=console.progress, stability=stability)
     path = scores.save(output / "scores.json")
     console.print(tables.ranking(scores))
+    if stability:
+        console.print(tables.stability(scores))
     console.print(f"written: {path}")
 
 
@@ -50,13 +55,18 @@ def score(console: Console, model: str, output: Path, force: bool, **options: An
         "layerprune plan MODEL --tasks arc_easy --target-params 110M --no-adjacent -o run/",
         "layerprune plan MODEL --tasks arc_easy,piqa --max-drop 2% --confidence 95% -o run/",
         "layerprune plan MODEL --tasks arc_easy,piqa --front --up-to 50% -o run/",
+        "layerprune plan MODEL --tasks arc_easy,piqa --objective worst --floor piqa=0.9 --drop 4 -o run/",
         "layerprune plan --scores run/scores.json --drop 4 -o run2/",
     ],
 )
 @click.argument("model", required=False)
 @opt.goal
 @click.option("--search", metavar="SPEC", help=f"{SEARCHES}. Default: the metric's own, greedy for ablation.")
-@click.option("--racing/--no-racing", default=None, help="Stop layers early that are clearly not next. Default: yes.")
+@click.option(
+    "--racing/--no-racing",
+    default=None,
+    help="Stop layers early that are clearly not next. Default: yes, but for --objective worst and --floor.",
+)
 @opt.rules
 @click.option("--scores", type=opt.FILE, metavar="FILE", help="Plan from this scores.json instead of a model.")
 @opt.scoring

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from layerprune.planning import PlanRequest
 
 RULES = ("keep_period", "no_adjacent", "contiguous")
-FOR_SCORES = ("drop", "protect", "search", *RULES)  # what can still be said when the scores are there
+OBJECTIVE = ("objective", "weights", "floor")
+FOR_SCORES = ("drop", "protect", "search", *RULES, *OBJECTIVE)  # what can still be said when the scores are there
 
 
 def plan_anew(*, output: Path, progress: Progress, **options: Any) -> tuple[Scores, Plan]:
@@ -61,7 +62,8 @@ def plan_from_scores(
     progress: Progress,
     **options: Any,
 ) -> tuple[Scores, Plan]:
-    """Plan from a scores.json; a copy of it is laid beside the plan."""
+    """Plan from a scores.json; a copy of it, judged again where another objective is given, is laid beside the plan."""
+    from layerprune.judgement import asked_objective, rejudged
     from layerprune.planning import Rules, replan
 
     unused = [name for name in opt.given(options) if name not in FOR_SCORES]
@@ -70,16 +72,21 @@ def plan_from_scores(
         raise UsageError(f"--scores plans without a model: {what} cannot be given with it")
     if options["drop"] is None:
         raise UsageError("nothing says how far to go; with --scores, give --drop")
-    read = Scores.load(scores)
+    read = again = Scores.load(scores)
+    if picked(options, OBJECTIVE):
+        again = rejudged(read, asked_objective(*(options[name] for name in OBJECTIVE)))
     rules = Rules(**picked(options, RULES))
-    planned = replan(read, options["drop"], options["protect"], search=search, rules=rules)
+    planned = replan(again, options["drop"], options["protect"], search=search, rules=rules)
     copy = output / Scores.filename
-    if not (copy.exists() and copy.samefile(scores)):
+    same = copy.exists() and copy.samefile(scores)
+    if same and again != read:
+        raise UsageError(f"another objective makes other scores than {scores}; give another folder with -o")
+    if not same:
         if copy.exists() and not force:
             raise UsageError(f"{copy} exists; give another folder with -o, or --force to replace it")
-        read.save(copy)
+        again.save(copy)
     planned.save(output / Plan.filename)
-    return read, planned
+    return again, planned
 
 
 def picked(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -191,6 +191,25 @@ def options(entry: Entry) -> Table:
     return made
 
 
+def stability(scores: Scores) -> Table:
+    """Return how far the ranking would repeat on other items: by all tasks together, and by each alone."""
+    from layerprune.judgement import reliability_of
+    from layerprune.stats import TARGET
+
+    columns = ["ranking by", "items", "two halves agree", "reliability", f"items for {TARGET}"]
+    title = "stability: Spearman r between random halves of the items; reliability of all of them, 2r/(1+r)"
+    made = table(title, *columns, numbers=columns[1:])
+    alone = [data.task for data in scores.data] if len(scores.data) > 1 else []
+    for name, task in [(scores.metric.words, None), *((task, task) for task in alone)]:
+        found = reliability_of(scores, task)
+        known = ["all layers alike"] * 2 if found.halves is None or found.whole is None else [
+            f"{found.halves:.2f}", f"{found.whole:.2f}"
+        ]  # fmt: skip
+        needed = "cannot be told" if found.items_needed is None else f"{found.items_needed:,}"
+        made.add_row(name, f"{found.items:,}", *known, needed)
+    return made
+
+
 def compared(found: Comparison, specs: tuple[str, str]) -> Table:
     """Return every layer with its score and rank in two documents."""
     left, right = specs if specs[0] != specs[1] else (f"{specs[0]} (1)", f"{specs[1]} (2)")

@@ -17,7 +17,18 @@ from layerprune.documents.audit import (
     TextLoss,
 )
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, Ranked, TaskData, Units, as_removal
+from layerprune.documents.common import (
+    MEAN,
+    Interval,
+    MetricRef,
+    ModelRef,
+    Objective,
+    Outcomes,
+    Ranked,
+    TaskData,
+    Units,
+    as_removal,
+)
 from layerprune.documents.front import Front, FrontPoint
 from layerprune.documents.heal_log import CorpusRef, HealerRef, HealLog, HeldOut, LossPoint, Overlap
 from layerprune.documents.layerwise import Compensated, Compensation, Layerwise, Ranking, Without
@@ -37,6 +48,7 @@ from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round
 from layerprune.documents.study import Study
 
 __all__ = [
+    "MEAN",
     "PRUNED",
     "UNHEALED",
     "Audit",
@@ -71,6 +83,7 @@ __all__ = [
     "Measured",
     "MetricRef",
     "ModelRef",
+    "Objective",
     "Outcomes",
     "Overall",
     "Overlap",

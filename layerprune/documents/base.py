@@ -27,7 +27,7 @@ class Part(BaseModel):
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = write(self)
         for name in self.gained:
-            if getattr(self, name) == type(self).model_fields[name].default:
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
                 data.pop(name, None)
         return data
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import math
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from layerprune.documents.base import Part
 from layerprune.removal import Removal, Unit
@@ -25,10 +26,44 @@ class ModelRef(Part):
     parameters: int
 
 
+class Objective(Part):
+    """What a removal costs over several tasks, and what no task may lose; see ``layerprune.judgement.objective``."""
+
+    name: Literal["mean", "worst", "weighted"] = "mean"
+    weights: dict[str, float] = Field(default_factory=dict, description="by task, for 'weighted'; others count 1")
+    floors: dict[str, float] = Field(
+        default_factory=dict, description="by task: share of the intact accuracy above chance that it must keep"
+    )
+
+    @model_validator(mode="after")
+    def _weights_belong_to_weighted(self) -> Self:
+        if bool(self.weights) != (self.name == "weighted"):
+            raise ValueError(f"weights are for the objective 'weighted', which needs some; got {self.name!r}")
+        for what, given, most in (("weight", self.weights, math.inf), ("floor", self.floors, 1.0)):
+            for task, value in given.items():
+                if not 0 <= value <= most:
+                    limits = "at least 0" if most > 1 else "from 0 to 1"
+                    raise ValueError(f"the {what} of {task!r} is {value}; needed is a number {limits}")
+        return self
+
+    @property
+    def words(self) -> str:
+        """The objective for titles: ``worst task``, ``weights piqa=2``; empty for the plain mean."""
+        given = {"worst": "worst task", "weighted": f"weights {_pairs(self.weights)}", "mean": ""}[self.name]
+        return ", ".join(part for part in (given, f"floors {_pairs(self.floors)}" if self.floors else "") if part)
+
+
+MEAN = Objective()
+
+
+def _pairs(given: dict[str, float]) -> str:
+    return ",".join(f"{name}={value:g}" for name, value in given.items())
+
+
 class MetricRef(Part):
     """A relevance metric as it was run."""
 
-    gained: ClassVar[tuple[str, ...]] = ("operator",)
+    gained: ClassVar[tuple[str, ...]] = ("operator", "objective")
     name: str
     spec: str = Field(description="what the command line takes, defaults left out: 'cosine:tokens=last'")
     options: dict[str, str | int | float | bool | None]
@@ -38,11 +73,13 @@ class MetricRef(Part):
     operator: Operator = Field(
         default="skip", description="what stood in for a removed layer: nothing, or its average effect on the stream"
     )
+    objective: Objective = Field(default=MEAN, description="what a removal costs over the tasks")
 
     @property
     def words(self) -> str:
-        """How removals were judged, for titles: ``ablation:signal=margin with rescale``."""
-        return self.spec if self.operator == "skip" else f"{self.spec} with {self.operator}"
+        """How removals were judged, for titles: ``ablation with rescale (worst task)``."""
+        how = self.spec if self.operator == "skip" else f"{self.spec} with {self.operator}"
+        return f"{how} ({self.objective.words})" if self.objective.words else how
 
 
 class Ranked(Part):
@@ -68,9 +105,15 @@ class TaskData(Part):
 class Outcomes(Part):
     """What happened item by item, in the order of TaskData.fingerprints."""
 
+    gained: ClassVar[tuple[str, ...]] = ("margin",)
     correct: str = Field(description="'1' right, '0' wrong, one character an item")
     gold_probability: tuple[float, ...] | None = Field(
         default=None, description="probability of the gold answer among the choices, per item"
+    )
+    margin: tuple[float, ...] | None = Field(
+        default=None,
+        description="log-likelihood of the gold answer minus that of the best wrong one, per item: nats a character of "
+        "the answer where the accuracy is acc_norm, else nats; only where it is the metric's signal",
     )
 
     @property

@@ -44,6 +44,11 @@ class ScoreStep(Part):
     limit: PositiveInt | None = Field(default=None, description="items of each task")
     num_fewshot: NonNegativeInt | None = None
     unit: Literal["layer", "half"] | None = Field(default=None, description="half: half-layer runs are candidates too")
+    objective: Literal["mean", "worst", "weighted"] | None = Field(default=None, description="over the tasks")
+    weights: dict[str, float] | None = Field(default=None, description="of tasks in a weighted mean; others count 1")
+    floor: dict[str, float] | None = Field(
+        default=None, description="share of the intact accuracy above chance that a task must keep"
+    )
     operator: Operator | None = Field(default=None, description="what stands in for a removed layer")
     racing: bool | None = Field(default=None, description="stop candidates early that are clearly not next to go")
 

@@ -14,6 +14,7 @@ from layerprune.tasks.items import Answer, Item, Query, Questions, Request, Verd
 
 # Decimals kept of a probability: a document's size is mostly these, and the fifth is noise in bfloat16.
 DECIMALS = 5
+MARGIN_DIGITS = 4  # significant ones kept of a margin, which may be hundredths of a nat or tens
 
 
 def examine(
@@ -30,29 +31,35 @@ def examine(
     return {removal: judged(questions, own) for removal, own in zip(removals, answers, strict=True)}
 
 
-def judged(questions: Questions, answers: Sequence[Sequence[Answer]]) -> dict[str, Outcomes]:
+def judged(
+    questions: Questions, answers: Sequence[Sequence[Answer]], *, margins: bool = False
+) -> dict[str, Outcomes]:
     """Judge one removal's answers, item after item through the tasks in order."""
     given = iter(answers)
     return {
-        name: outcomes([task.judge(item, next(given)) for item in task.items]) for name, task in questions.tasks.items()
+        name: outcomes([task.judge(item, next(given)) for item in task.items], margins=margins)
+        for name, task in questions.tasks.items()
     }
 
 
-def outcomes(verdicts: Sequence[Verdict]) -> Outcomes:
-    """Write verdicts the way documents hold them."""
+def outcomes(verdicts: Sequence[Verdict], *, margins: bool = False) -> Outcomes:
+    """Write verdicts the way documents hold them, the margins where asked for."""
     known = [v.gold_probability for v in verdicts if v.gold_probability is not None]
+    leads = [v.margin for v in verdicts if v.margin is not None] if margins else []
     return Outcomes(
         correct="".join("1" if verdict.correct else "0" for verdict in verdicts),
         gold_probability=tuple(round(p, DECIMALS) for p in known) if len(known) == len(verdicts) else None,
+        margin=tuple(float(f"{m:.{MARGIN_DIGITS}g}") for m in leads) if leads and len(leads) == len(verdicts) else None,
     )
 
 
 def joined(pieces: Sequence[Outcomes]) -> Outcomes:
     """Put the outcomes of consecutive items together."""
-    probabilities = [piece.gold_probability for piece in pieces]
+    probabilities, margins = [piece.gold_probability for piece in pieces], [piece.margin for piece in pieces]
     return Outcomes(
         correct="".join(piece.correct for piece in pieces),
         gold_probability=None if None in probabilities else tuple(p for ps in probabilities if ps for p in ps),
+        margin=None if None in margins else tuple(m for ms in margins if ms for m in ms),
     )
 
 

@@ -30,7 +30,7 @@ BLOCK_ITEMS = 50
 Harm = Callable[[dict[str, Outcomes]], np.ndarray]
 
 JOURNAL = "journal.jsonl"
-JOURNAL_FORMAT = 1  # raised when an entry's form changes: entries of another form are left alone
+JOURNAL_FORMAT = 2  # raised when an entry's form changes: entries of another form are left alone
 
 Piece = dict[str, Outcomes]  # one removal on one block, by task
 
@@ -74,7 +74,7 @@ class Examiner:
         items = [item for task in questions.tasks.values() for item in task.items]
         before = replace(self.engine.account)
         answers = answer_items(self.engine, items, removals, advance)
-        pieces = [judged(questions, own) for own in answers]
+        pieces = [judged(questions, own, margins=True) for own in answers]
         entry = {
             "block": block,
             "removals": [list(removal.units) for removal in removals],

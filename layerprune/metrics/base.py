@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
-from layerprune.documents import Candidate
+from layerprune.documents import MEAN, Candidate, Objective
 from layerprune.engine import Examiner
 from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
@@ -25,6 +25,7 @@ class Data:
 
     questions: Questions | None = None
     examiner: Examiner | None = None  # answers the questions under any removal and remembers; for ``needs = "items"``
+    objective: Objective = MEAN  # over the tasks, for ``needs = "items"``
     keep: int | None = None  # only this many of the candidates asked about matter; None: all of them
     seed: int = 0
     progress: Progress = SILENT

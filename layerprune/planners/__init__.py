@@ -1,6 +1,16 @@
 """Searches over removals. They see only a judge and constraints, never a model, and repeat exactly under a seed."""
 
-from layerprune.planners.base import Found, Judge, Search, Watch, by_harm, judged, table_judge
+from layerprune.planners.base import (
+    Found,
+    Judge,
+    Search,
+    Watch,
+    by_harm,
+    judged,
+    require_floors,
+    shortfall,
+    table_judge,
+)
 from layerprune.planners.constraints import Constraints, parse_drop, parse_protect
 from layerprune.planners.shapes import Anything, Contiguous, Move, NoAdjacent, Shape
 from layerprune.planners.stepwise import Greedy, OneShot, greedy, one_shot
@@ -39,5 +49,7 @@ __all__ = [
     "one_shot",
     "parse_drop",
     "parse_protect",
+    "require_floors",
+    "shortfall",
     "table_judge",
 ]

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from layerprune.documents import Candidate, Ranked, Round
+from layerprune.errors import RefusedError
 from layerprune.planners.constraints import Constraints
 from layerprune.planners.shapes import Move
 from layerprune.removal import Removal, Unit
+
+NOTHING = Removal(())
 
 Judge = Callable[[Sequence[Removal]], Sequence[Candidate]]
 """Scores whole removals (what is already gone included), one candidate each, in the order asked."""
@@ -53,12 +56,13 @@ def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
     return candidates
 
 
-def by_harm(candidate: Candidate) -> tuple[bool, float, float, tuple[Unit, ...]]:
+def by_harm(candidate: Candidate) -> tuple[bool, bool, float, float, tuple[Unit, ...]]:
     """Sort key, least harm first: the score, then its tie-break, then the lowest units.
 
-    One that left a race early comes after all that finished, whatever its score on the few items it has seen.
+    One that left a race early comes after all that finished, whatever its score on the few items it has seen, and one
+    with a task below its floor after all that keep the floors.
     """
-    return candidate.stopped, candidate.score, candidate.tie_break, candidate.removal
+    return candidate.stopped, bool(candidate.below_floor), candidate.score, candidate.tie_break, candidate.removal
 
 
 def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_before: float = 0.0) -> list[int]:
@@ -69,14 +73,33 @@ def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_be
     """
     same_size = len({len(move) for move in moves}) <= 1
 
-    def key(position: int) -> tuple[bool, float, float, Move]:
+    def key(position: int) -> tuple[bool, bool, float, float, Move]:
         move, candidate = moves[position], candidates[position]
+        behind = candidate.stopped, bool(candidate.below_floor)
         if same_size:
-            return candidate.stopped, candidate.score, candidate.tie_break, move
+            return *behind, candidate.score, candidate.tie_break, move
         share = 1 / len(move)
-        return candidate.stopped, (candidate.score - score_before) * share, candidate.tie_break * share, move
+        return *behind, (candidate.score - score_before) * share, candidate.tie_break * share, move
 
     return sorted(range(len(moves)), key=key)
+
+
+def require_floors(candidates: Sequence[Candidate], removed: Removal = NOTHING) -> None:
+    """Raise ``RefusedError`` when every candidate of a round leaves some task below its floor."""
+    if all(candidate.below_floor for candidate in candidates):
+        nearest = min(candidates, key=lambda candidate: (max(candidate.below_floor.values()), candidate.removal))
+        what = f"with {removed} gone, nothing more can go" if len(removed) else "nothing can go"
+        raise RefusedError(f"{what} within the floors; the nearest: {shortfall(nearest)}; lower --floor or --drop")
+
+
+def shortfall(candidate: Candidate) -> str:
+    """Say in words which floor a removal misses most, and by how much."""
+    task, missed = max(candidate.below_floor.items(), key=lambda entry: entry[1])
+    kept = 1 - candidate.tasks[task].relevance
+    return (
+        f"without {Removal.from_units(candidate.removal)} {task} keeps {kept:.3f} of its accuracy above chance, "
+        f"its floor is {kept + missed:.3g}"
+    )
 
 
 def ranked(moves: Sequence[Move], candidates: Sequence[Candidate]) -> tuple[Ranked, ...]:

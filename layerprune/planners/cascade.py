@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from layerprune.documents import Candidate, Ranked, Round
 from layerprune.errors import UsageError
-from layerprune.planners.base import Found, Judge, Search, Watch, judged, order_moves, ranked
+from layerprune.planners.base import Found, Judge, Search, Watch, judged, order_moves, ranked, require_floors
 from layerprune.planners.constraints import Constraints
 from layerprune.removal import Removal, Unit
 
@@ -59,6 +59,7 @@ class Cascade:
             allowed = constraints.open_moves(removed, drop)
             proposed = sorted(sorted(allowed, key=turn.__getitem__)[: self.keep])
             candidates = judged(judge, [removed.add(*move) for move in proposed])
+            require_floors(candidates, removed)
             rounds.append(Round(removed=removed.units, candidates=candidates))
             ranking = ranking or ranked(proposed, candidates)
             best = order_moves(proposed, candidates, cost.score if cost else 0.0)[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from layerprune.documents import Candidate, Round
-from layerprune.planners.base import Found, Judge, Watch, judged, order_moves, ranked
+from layerprune.planners.base import Found, Judge, Watch, judged, order_moves, ranked, require_floors
 from layerprune.planners.constraints import Constraints
 from layerprune.removal import Removal
 
@@ -60,6 +60,7 @@ class Greedy:
         while len(removed) < drop:
             moves = constraints.open_moves(removed, drop)
             candidates = judged(judge, [removed.add(*move) for move in moves])
+            require_floors(candidates, removed)
             rounds.append(Round(removed=removed.units, candidates=candidates))
             ranking = ranking or ranked(moves, candidates)
             best = order_moves(moves, candidates, cost.score if cost else 0.0)[0]

@@ -14,13 +14,14 @@ from layerprune.engine.journal import Journal
 from layerprune.errors import TaskError, UsageError
 from layerprune.export import rehearse, weigh
 from layerprune.export.weights import Weight
+from layerprune.judgement import asked_objective, check_tasks, signal_of
 from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import examine_base
 from layerprune.metrics.base import Data, Metric
 from layerprune.operators import stand_in
 from layerprune.planners import Constraints, Judge, parse_protect
 from layerprune.planning.judging import Remembered, journal_key
-from layerprune.planning.limits import FREE, Rules, candidate_units, check_operator
+from layerprune.planning.limits import FREE, Rules, candidate_units, check_objective, check_operator
 from layerprune.planning.request import ScoreRequest
 from layerprune.planning.slices import Shares, Slices
 from layerprune.planning.versions import tool_versions
@@ -56,6 +57,8 @@ class Desk:
         if metric.needs != "nothing" and not request.tasks:
             raise UsageError(f"the metric {entry.name!r} needs {metric.needs}: give tasks, such as --tasks arc_easy")
         check_operator(request, entry.name, metric)
+        objective = asked_objective(request.objective, request.weights, request.floor)
+        check_objective(objective, request.racing, entry.name, metric)
         progress.note(f"loading {request.model}")
         subject = Subject.load(
             request.model,
@@ -74,7 +77,7 @@ class Desk:
             check=rules.check(anatomy),
             shape=rules.shape,
         )
-        data = Data(seed=request.seed, progress=progress)
+        data = Data(objective=objective, seed=request.seed, progress=progress)
         return cls(request, entry, metric, subject, constraints, data, progress, folder)
 
     def bring_items(self, shares: Shares) -> None:
@@ -82,6 +85,7 @@ class Desk:
         if not self.request.tasks:
             return
         questions = _questions(self.request, self.subject, shares.certify)
+        check_tasks(self.data.objective, list(questions.tasks))
         judged = self.metric.needs == "items"
         if not judged and not shares.examined:
             self.everything = self.data.questions = questions
@@ -100,7 +104,8 @@ class Desk:
         self.held_back, self.certification = examiner(slices.held_back), examiner(slices.certification)
         examiners = [each for each in (self.data.examiner, self.held_back, self.certification) if each is not None]
         with _nothing_left_when_refused(self.folder):
-            base = examine_base(slices.everything if judged else slices.unseen, examiners)
+            judged_items = slices.everything if judged else slices.unseen
+            base = examine_base(judged_items, examiners, signal_of(self.metric_ref()))
         self.base = base if judged else {}
         remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
         self.progress.note(f"evaluation path: {examiners[0].path} ({remarks})")
@@ -175,6 +180,7 @@ class Desk:
             scope=self.metric.scope,
             owner=self.entry.owner,
             operator=self.request.operator,
+            objective=self.data.objective,
         )
 
     def weigh(self, *removals: Removal) -> list[Weight]:

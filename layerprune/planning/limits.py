@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerprune.anatomy import Anatomy
-from layerprune.documents import Limits
+from layerprune.documents import MEAN, Limits, Objective
 from layerprune.documents.common import Operator
 from layerprune.errors import RefusedError, UsageError
+from layerprune.judgement import additive
 from layerprune.metrics.base import Metric
 from layerprune.planners import Anything, Contiguous, NoAdjacent, Shape
 from layerprune.planning.request import ScoreRequest
@@ -78,6 +79,21 @@ def check_operator(request: ScoreRequest, name: str, metric: Metric) -> None:
         )
     if request.unit == "half":
         raise UsageError(f"--operator {request.operator} stands in for whole layers; leave it or --unit half out")
+
+
+def check_objective(objective: Objective, racing: bool | None, name: str, metric: Metric) -> None:
+    """Raise ``UsageError`` for an objective that the metric knows nothing of, or that a race cannot stand on."""
+    if objective == MEAN:
+        return
+    if metric.needs != "items":
+        raise UsageError(
+            f"the metric {name!r} does not answer tasks: leave out --objective, --weights and --floor, or use ablation"
+        )
+    if racing and not additive(objective):
+        raise UsageError(
+            f"--racing goes by the mean over items, which {objective.words} is not: leave it out, or take another "
+            "objective"
+        )
 
 
 def candidate_units(unit: str, anatomy: Anatomy) -> tuple[Unit, ...] | None:

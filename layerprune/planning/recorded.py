@@ -8,9 +8,19 @@ from tempfile import TemporaryDirectory
 from layerprune import documents
 from layerprune.anatomy import Anatomy, load_config, read_anatomy
 from layerprune.documents import Plan, Scores
-from layerprune.errors import ModelError, UsageError
+from layerprune.errors import ModelError, RefusedError, UsageError
 from layerprune.export import rehearse
-from layerprune.planners import SEARCHES, Constraints, Found, Move, Search, parse_drop, parse_protect, table_judge
+from layerprune.planners import (
+    SEARCHES,
+    Constraints,
+    Found,
+    Move,
+    Search,
+    parse_drop,
+    parse_protect,
+    shortfall,
+    table_judge,
+)
 from layerprune.planning.limits import FREE, Rules
 from layerprune.planning.written import written
 from layerprune.specs import build, options_of
@@ -33,12 +43,21 @@ def replan(
         anatomy = _anatomy(scores, Path(folder))
         constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), anatomy, rules)
         found = _found(chosen, scores, constraints, wanted)
+        _require_floors(scores, found)
         if anatomy is not None:
             rehearse(Path(folder), found.removal)
     limits = rules.limits(constraints.protect, anatomy)
     warnings = anatomy.misread(found.removal) if anatomy is not None else (UNREHEARSED,)
     how = documents.Search(name=entry.name, options=options_of(chosen))
     return written(scores, found, how, limits, drop, None, warnings)
+
+
+def _require_floors(scores: Scores, found: Found) -> None:
+    """Raise ``RefusedError`` when what is to go, or one of its layers alone, leaves a task below its floor."""
+    asked = [found.cost] if found.cost else scores.rounds[0].candidates
+    below = [one for one in asked if one.below_floor and set(one.removal) <= set(found.removal)]
+    if below:
+        raise RefusedError(f"what was found breaks a floor: {shortfall(below[0])}; lower --floor or --drop")
 
 
 def _moves(scores: Scores) -> list[Move]:

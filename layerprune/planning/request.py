@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ class ScoreRequest:
     revision: str | None = None
     trust_remote_code: bool = False
     protect: str | None = None
-    racing: bool = True  # stop candidates that are clearly not among the next to go
+    racing: bool | None = None  # stop candidates that are clearly not next to go; None: where the objective allows it
+    objective: str | None = None  # "mean", "worst", "weighted"; None: weighted where there are weights, else the mean
+    weights: Mapping[str, float] | None = None  # by task; those not named count 1
+    floor: Mapping[str, float] | None = None  # by task: share of accuracy above chance it must keep
     operator: str = "skip"  # what stands in for a removed layer: "rescale" and "mean" put its average effect there
     unit: str = "layer"  # "half": the MLP of a layer with the attention of the next is a candidate too

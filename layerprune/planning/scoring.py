@@ -5,16 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from layerprune.documents import Round, Scores
+from layerprune.errors import UsageError
 from layerprune.lock import locked
+from layerprune.metrics import METRICS
 from layerprune.planning.desk import Desk
 from layerprune.planning.request import ScoreRequest
 from layerprune.planning.slices import Shares
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
+from layerprune.specs import build
 
 
-def score_model(request: ScoreRequest, *, run_folder: Path | None = None, progress: Progress = SILENT) -> Scores:
-    """Score every single removal the architecture allows; ``run_folder`` keeps what is measured, for going on."""
+def score_model(
+    request: ScoreRequest, *, run_folder: Path | None = None, progress: Progress = SILENT, stability: bool = False
+) -> Scores:
+    """Score every single removal the architecture allows; ``run_folder`` keeps what is measured, for going on.
+
+    ``stability``: refuse, before anything slow, a metric whose ranking does not stand on answered items.
+    """
+    entry, metric = build(METRICS, request.metric)
+    if stability and metric.needs != "items":
+        raise UsageError(f"--stability splits answered items, and the metric {entry.name!r} answers none; use ablation")
     with locked(run_folder):
         desk = Desk.open(request, run_folder, progress)
         desk.bring_items(Shares())

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from layerprune import documents
-from layerprune.documents import Candidate, Plan, Scores
+from layerprune.documents import Candidate, Objective, Plan, Scores
 from layerprune.errors import RefusedError
+from layerprune.judgement import additive
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
-from layerprune.planners import SEARCHES, Constraints, Found, Judge
+from layerprune.planners import SEARCHES, Constraints, Found, Judge, shortfall
 from layerprune.planners.cascade import Cascade
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.desk import Desk
@@ -61,7 +62,7 @@ class Searcher:
     def __call__(self, drop: int) -> Found:
         """Return the removal of ``drop`` units; raises ``RefusedError`` where the constraints allow none."""
         desk = self.desk
-        keep = desk.data.keep = _kept(self.request.score, desk.constraints, self.search, drop)
+        keep = desk.data.keep = _kept(self.request.score, desk.data.objective, desk.constraints, self.search, drop)
         if keep not in self.judges:
             self.judges[keep] = desk.judge()
         search = self.search
@@ -75,7 +76,17 @@ class Searcher:
         found: Found = look(self.judges[keep], desk.constraints, drop, seed=self.request.score.seed, watch=watch)
         if refusal := desk.constraints.refusal(found.removal):
             raise RefusedError(f"the search {self.entry.name!r} found {found.removal}, which may not go: {refusal}")
+        self._require_floors(found, self.judges[keep])
         return found
+
+    def _require_floors(self, found: Found, judge: Judge) -> None:
+        """Raise ``RefusedError`` when what was found leaves a task below its floor; judged whole if it was not yet."""
+        if not self.desk.data.objective.floors:
+            return
+        whole = found.cost or judge([found.removal])[0]
+        if whole.below_floor:
+            what = shortfall(whole)
+            raise RefusedError(f"what was found breaks a floor: {what}; use --search greedy, or lower --floor")
 
     def plan(self, reached: Reached, scores: Scores) -> Plan:
         """Return the plan that carries out what was reached; raises ``RefusedError`` where export would."""
@@ -95,12 +106,12 @@ class Searcher:
         return plan.model_copy(update={"target": reached.target, "certificate": reached.certificate})
 
 
-def _kept(request: ScoreRequest, constraints: Constraints, search: Any, drop: int) -> int | None:
+def _kept(request: ScoreRequest, objective: Objective, constraints: Constraints, search: Any, drop: int) -> int | None:
     """Return how many candidates of a round a race has to get right; None: no racing.
 
     Searches without ``next_to_go`` compare more than the next to go; moves of different sizes are compared per layer,
-    which the race does not know of.
+    which the race does not know of; nor does it know of floors, and of the worst task.
     """
-    if not request.racing or not hasattr(search, "next_to_go") or len({len(move) for move in constraints.moves}) > 1:
-        return None
-    return int(search.next_to_go(drop))
+    alike = len({len(move) for move in constraints.moves}) == 1
+    races = hasattr(search, "next_to_go") and alike and additive(objective)
+    return int(search.next_to_go(drop)) if races and request.racing is not False else None

@@ -29,7 +29,7 @@ def written(
         scores_sha256=scores.sha256(),
         data=scores.data,
         predicted=predicted,
-        warnings=(*warnings, *caveats(scores.metric)),
+        warnings=(*warnings, *caveats(scores, predicted)),
         seed=scores.seed,
         versions=scores.versions,
     )

@@ -10,12 +10,14 @@ from layerprune.stats.intervals import (
     mean_interval,
     paired_interval,
     paired_intervals,
+    quantile,
 )
 from layerprune.stats.ranks import Agreement, Overlap, confusion, correlations, overlap, rank_agreement
 from layerprune.stats.relevance import relevance, relevance_interval, relevance_intervals
-from layerprune.stats.reliability import Losses, Reliability, mean_losses, resampled_losses, split_half
+from layerprune.stats.reliability import TARGET, Losses, Reliability, mean_losses, resampled_losses, split_half, stepped
 
 __all__ = [
+    "TARGET",
     "Agreement",
     "Bounds",
     "Certificate",
@@ -42,10 +44,12 @@ __all__ = [
     "overlap",
     "paired_interval",
     "paired_intervals",
+    "quantile",
     "rank_agreement",
     "relevance",
     "relevance_interval",
     "relevance_intervals",
     "resampled_losses",
     "split_half",
+    "stepped",
 ]

@@ -8,7 +8,7 @@ of its reliability.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,15 +66,31 @@ def half_losses(losses: Losses, splits: int, seed: int) -> tuple[Floats, Floats]
     return np.stack(first, axis=1), np.stack(second, axis=1)
 
 
-def split_half(losses: Losses, splits: int = 200, seed: int = 0) -> Reliability:
-    """Return the split-half reliability of the units' ranking by mean loss; raises ``ValueError`` under two items."""
-    one, other = (halves.mean(axis=1) for halves in half_losses(losses, splits, seed))
+def mean_over_tasks(losses: Floats) -> Floats:
+    """Return the mean of (splits, tasks, units) over the tasks, (splits, units)."""
+    means: Floats = losses.mean(axis=1)
+    return means
+
+
+def stepped(reliability: float, factor: float) -> float:
+    """Return the reliability on ``factor`` times the items: k r / (1 + (k - 1) r) (Spearman 1910; Brown 1910)."""
+    return factor * reliability / (1 + (factor - 1) * reliability)
+
+
+def split_half(
+    losses: Losses, splits: int = 200, seed: int = 0, combine: Callable[[Floats], Floats] = mean_over_tasks
+) -> Reliability:
+    """Return the split-half reliability of the units' ranking; raises ``ValueError`` under two items.
+
+    ``combine`` makes one loss of those of all tasks, (splits, tasks, units) to (splits, units).
+    """
+    one, other = (combine(halves) for halves in half_losses(losses, splits, seed))
     agreed = correlations(one, other)["spearman"]
     known = agreed[np.isfinite(agreed)]
     items = sum(len(lost) for lost in losses.values())
     if not known.size:
         return Reliability(items, splits, None, None, None)
     halves = float(known.mean())
-    whole = 2 * halves / (1 + halves) if halves > -1 else -1.0
+    whole = stepped(halves, 2) if halves > -1 else -1.0
     needed = int(np.ceil(items * TARGET * (1 - whole) / (whole * (1 - TARGET)))) if whole > 0 else None
     return Reliability(items, splits, halves, whole, needed)

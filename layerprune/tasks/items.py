@@ -45,6 +45,7 @@ class Verdict:
 
     correct: bool
     gold_probability: float | None
+    margin: float | None = None  # of the gold answer's log-likelihood over the best wrong one's
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class LmEvalJudge:
         value = self.task.process_results(instances[0].doc, results)[self.metric]
         if value not in (0, 1):
             raise TaskError(f"task {self.task.config.task!r}: {self.metric} of one item is {value!r}; needed is 0 or 1")
-        return Verdict(bool(value), self._gold_probability(instances[0].doc, answers))
+        doc = instances[0].doc
+        return Verdict(bool(value), self._gold_probability(doc, answers), self._margin(doc, answers))
 
     def _gold_probability(self, doc: Any, answers: Sequence[Answer]) -> float | None:
         kind = self.task.OUTPUT_TYPE
@@ -46,6 +47,21 @@ class LmEvalJudge:
         top = max(logs)
         weights = [math.exp(value - top) for value in logs]
         return sum(weights[g] for g in gold_of(self.task, doc) if g < count) / sum(weights)
+
+    def _margin(self, doc: Any, answers: Sequence[Answer]) -> float | None:
+        """Return by how much the best gold answer leads the best wrong one: positive where the accuracy says right.
+
+        In nats per character of the answer where the accuracy is acc_norm, which compares those, else in nats.
+        """
+        if self.task.OUTPUT_TYPE != "multiple_choice":
+            return None
+        choices, gold = choices_of(self.task, doc), set(gold_of(self.task, doc))
+        logs = [answer[0] for answer in answers[: len(choices)]]  # type: ignore[index]
+        if self.metric == "acc_norm":
+            logs = [value / len(choice) for value, choice in zip(logs, choices, strict=True)]
+        right = [value for number, value in enumerate(logs) if number in gold]
+        wrong = [value for number, value in enumerate(logs) if number not in gold]
+        return max(right) - max(wrong) if right and wrong else None
 
 
 def accuracy_of(task: Any) -> str:
