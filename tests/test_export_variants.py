@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import make_plan, save_tiny
+from families import make_plan, save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 
 from layerprune.checkpoint import Checkpoint
@@ -90,6 +91,41 @@ def test_tied_weights(tmp_path: Path, tied: bool) -> None:
 )
 def test_variants(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
     exported(save_tiny(model_type, tmp_path / "base", **changes), tmp_path / "out")
+
+
+@pytest.mark.parametrize("units", [(1, 4), (0.5, 3)])
+@pytest.mark.parametrize("named", ["language_model.model", "model.language_model"])
+def test_composite_with_a_vision_tower_as_deep_as_the_decoder(
+    tmp_path: Path, units: tuple[float, ...], named: str
+) -> None:
+    """Both ways in which files name the decoder; what is not the decoder's is carried along byte for byte."""
+    base = save_tiny("gemma3", tmp_path / "base")
+    rewrite(base, lambda name: re.sub("^language_model.model", named, name))
+    names = set(Checkpoint.open(base).tensors)
+    assert f"{named}.layers.5.mlp.up_proj.weight" in names
+    assert "vision_tower.encoder.layers.5.mlp.fc1.weight" in names
+    config, left = exported(base, tmp_path / "out", Removal.of(*units))
+    assert config["text_config"]["num_hidden_layers"] == 4
+    assert config["vision_config"]["num_hidden_layers"] == 6
+    outside = {name for name in names if f"{named}.layers." not in name}
+    assert {name for name in left if f"{named}.layers." not in name} == outside
+    old, new = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
+    assert all(old[name].equal(new[name]) for name in outside)
+
+
+def test_encoder_decoder_is_refused_and_its_decoder_is_not(tmp_path: Path) -> None:
+    from transformers import BartForCausalLM, BartForConditionalGeneration
+
+    whole = BartForConditionalGeneration(tiny_config("bart", is_encoder_decoder=True, is_decoder=False))
+    whole.save_pretrained(tmp_path / "whole")
+    with pytest.raises(RefusedError, match="architectures: BartForConditionalGeneration is an encoder-decoder"):
+        make_plan(tmp_path / "whole", DROP)
+    decoder = BartForCausalLM(whole.config)
+    decoder.model.decoder.load_state_dict(whole.model.decoder.state_dict())
+    decoder.save_pretrained(tmp_path / "decoder")
+    config, names = exported(tmp_path / "decoder", tmp_path / "out")
+    assert config["decoder_layers"] == 4
+    assert {name.split(".")[3] for name in names if ".layers." in name} == set("0123")
 
 
 def test_sharded_base_in_bfloat16(tmp_path: Path) -> None:

@@ -113,7 +113,9 @@ def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -
     Raises ``ModelError`` when transformers cannot build the model or it has no decoder stack, ``RefusedError`` when no
     layer of this type can be removed exactly.
     """
+    whole = config.architectures if config.is_encoder_decoder else None  # building may change the config
     model = build_on_meta(config, trust_remote_code=trust_remote_code)
+    _refuse_encoder_decoder(whole, type(model).__name__)
     stack = find_stack(model, config)
     layers = list(model.get_submodule(stack).children())
     depth, path = len(layers), _decoder_path(config)
@@ -126,6 +128,15 @@ def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -
         together=tuple(limits.together), keep_one=tuple(limits.keep_one), tail_only=limits.tail_only,
         half_refusal=halving, remarks=tuple(limits.remarks), config=config, path=path,
     )  # fmt: skip
+
+
+def _refuse_encoder_decoder(architectures: list[str] | None, causal: str) -> None:
+    """Raise ``RefusedError`` for a whole encoder-decoder: its causal LM has weights that its checkpoint ties away."""
+    if architectures and causal not in architectures:
+        raise RefusedError(
+            f"architectures: {architectures[0]} is an encoder-decoder, and layers are removed from causal language "
+            f"models; load its decoder as a {causal} and save that first"
+        )
 
 
 def _fields(config: PretrainedConfig, path: tuple[str, ...]) -> dict[str, Any]:
