@@ -3,10 +3,11 @@
 Nothing here decodes a tensor: a tensor is a name, a dtype, a shape and a byte range of a file.
 """
 
+from layerprune.checkpoint.folder import new_folder
 from layerprune.checkpoint.header import Tensor, read_header
 from layerprune.checkpoint.locate import Folder, fetch, locate
 from layerprune.checkpoint.opened import Checkpoint, contained
-from layerprune.checkpoint.writer import new_folder, plan_shards, write_shards
+from layerprune.checkpoint.writer import plan_shards, write_shards
 
 __all__ = [
     "Checkpoint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from layerprune.checkpoint.writer import flush_to_disk
+from layerprune.checkpoint.folder import flush_to_disk
 from layerprune.documents import FileEntry
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder written whole or not at all, and tensors copied as byte ranges, never decoded."""
+"""Shards written: tensors copied as byte ranges, never decoded."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import errno
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from layerprune.checkpoint.folder import write_file
 from layerprune.checkpoint.header import DTYPE_BITS, LENGTH_BYTES, METADATA, Tensor
+from layerprune.checkpoint.hub_file import File
 from layerprune.checkpoint.opened import INDEX, WEIGHTS
-from layerprune.errors import CheckpointError, ExportError, one_line
+from layerprune.errors import CheckpointError
 from layerprune.progress import SILENT, Advance, Progress
 
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what the Hub's own library has long split at
@@ -26,7 +25,7 @@ SMALL_RANGE_BYTES = 64 * 2**10  # shorter ones are gathered in memory, a system 
 NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
 
 
-Range = tuple[Path, int, int]  # file, start, stop
+Range = tuple[File, int, int]  # file, start, stop
 
 
 @dataclass(frozen=True)
@@ -84,38 +83,6 @@ class Shard:
     parts: tuple[Part, ...]
 
 
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a hidden sibling of ``out`` to write into; rename it to ``out`` on success, remove it on any failure.
-
-    Raises ``ExportError`` when ``out`` exists or cannot be made; operating-system errors inside the block (a full disk)
-    become one-line ``ExportError``s. What a killed process left behind is removed by the next export to the same place.
-    """
-    out = Path(out).absolute()
-    if os.path.lexists(out):
-        raise ExportError(f"{out} exists already; choose a new folder or remove it")
-    try:
-        made = _make_parents(out.parent)
-        _remove_abandoned(out)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=_prefix(out)))
-    except OSError as error:
-        raise ExportError(f"cannot write to {out.parent}: {error.strerror or error}") from error
-    lock = _lock(partial)
-    try:
-        yield partial
-        _publish(partial, out)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:
-            folder.rmdir()
-        if isinstance(error, OSError):
-            raise ExportError(f"writing {out} failed, nothing was left behind: {one_line(error)}") from error
-        raise
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
 def plan_shards(parts: Sequence[Part], max_bytes: int | None = None) -> list[Shard]:
     """Return the files to write, each of at most ``max_bytes`` of data (default 5 GB) or a single larger tensor."""
     limit = DEFAULT_SHARD_BYTES if max_bytes is None else max_bytes
@@ -152,24 +119,6 @@ def write_shards(
         yield INDEX
 
 
-def flush_to_disk(path: Path) -> None:
-    """Wait until a written file is on the disk; a disk that fills up only now raises ``OSError`` here."""
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file and flush it to disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
 def header_bytes(shard: Shard, metadata: dict[str, str]) -> bytes:
     """Return the safetensors length prefix and header of a shard, padded so that the data starts at a multiple of 8."""
     content: dict[str, object] = {METADATA: metadata}
@@ -190,7 +139,7 @@ def _aligned(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def _write_shard(path: Path, shard: Shard, metadata: dict[str, str], advance: Advance) -> None:
-    sources: dict[Path, IO[bytes]] = {}
+    sources: dict[File, IO[bytes]] = {}
     try:
         with path.open("wb", buffering=0) as target:
             target.write(header_bytes(shard, metadata))
@@ -275,61 +224,3 @@ def _kernel_copy(source: IO[bytes], start: int, stop: int, target: IO[bytes], ad
         position += count
         advance(count)
     return position
-
-
-def _prefix(out: Path) -> str:
-    return f".{out.name}.partial-"
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    """Make the missing parents; return those made, innermost first, so that a failure can take them away again."""
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _lock(folder: Path) -> int | None:
-    """Hold a lock that the kernel drops when this process dies, however it dies; None where there are no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: abandoned folders stay, hidden, until someone removes them
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return handle
-
-
-def _remove_abandoned(out: Path) -> None:
-    """Remove partial folders whose writer was killed: nobody holds their lock."""
-    for folder in [entry for entry in out.parent.iterdir() if entry.name.startswith(_prefix(out))]:
-        try:
-            lock = _lock(folder)
-        except BlockingIOError:
-            continue  # its writer is alive
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name: data first, then the name, both flushed to disk."""
-    umask = os.umask(0)
-    os.umask(umask)
-    partial.chmod(0o777 & ~umask)  # mkdtemp makes private folders; a checkpoint is for sharing
-    for path in partial.rglob("*"):
-        _sync_folder(path) if path.is_dir() else flush_to_disk(path)
-    _sync_folder(partial)
-    if os.path.lexists(out):
-        raise ExportError(f"{out} appeared while it was being written; nothing was changed")
-    partial.rename(out)
-    _sync_folder(out.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,7 +14,8 @@ from layerprune import __version__
 from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, locate, new_folder, plan_shards, write_shards
 from layerprune.checkpoint.entries import entry_of
-from layerprune.checkpoint.writer import Shard, write_file
+from layerprune.checkpoint.folder import write_file
+from layerprune.checkpoint.writer import Shard
 from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
 from layerprune.errors import DocumentError, ExportError
 from layerprune.export.blueprint import Blueprint, blueprint

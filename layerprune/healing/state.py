@@ -127,7 +127,7 @@ class _replacing:
         if kind is not None:
             shutil.rmtree(self.fresh, ignore_errors=True)
             return
-        from layerprune.checkpoint.writer import flush_to_disk
+        from layerprune.checkpoint.folder import flush_to_disk
 
         for path in self.fresh.iterdir():
             flush_to_disk(path)
