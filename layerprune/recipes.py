@@ -1,4 +1,4 @@
-"""Running a recipe: score, plan, export, heal, audit in one run folder; what is finished is not done again.
+"""Running a recipe: score, plan, export, heal, audit in one run folder, or a study; what is finished is not done again.
 
 A run folder holds ``recipe.json`` (what was asked), ``scores.json``, ``plan.json``, ``checkpoint/`` and, where the
 recipe heals, ``healed/``, which is then what is audited. Each document names the hash of the one it was made from, so a
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune.documents import Audit, HealLog, Plan, Receipt, Recipe, Scores
+from layerprune.documents import Audit, HealLog, Instructions, Plan, Receipt, Recipe, Scores, Study, StudyRecipe
 from layerprune.documents.faults import Place
+from layerprune.documents.marked import read_marked
 from layerprune.documents.recipe import GOALS, Check, difference, recipe_error
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
 from layerprune.lock import FILENAME as LOCK
 from layerprune.lock import locked
-from layerprune.planners import SEARCHES, parse_protect
+from layerprune.planners import SEARCHES, parse_drop, parse_protect
 from layerprune.progress import SILENT, Progress
 from layerprune.sizes import parse_size
 from layerprune.specs import build
@@ -42,9 +43,13 @@ class Finished:
     audit: Audit
 
 
-def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; raises one ``DocumentError`` with every fault of its form and of its values, line by line."""
-    recipe, faults = Recipe.examine(path, changes, _checks())
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe | StudyRecipe:
+    """Read a recipe; raises one ``DocumentError`` with every fault of its form and of its values, line by line.
+
+    The steps say what kind it is: one with a ``study`` is a study's.
+    """
+    kind = StudyRecipe if "study" in read_marked(path).data else Recipe
+    recipe, faults = kind.examine(path, changes, _checks())
     if recipe is None or faults:
         raise recipe_error(path, faults)
     return recipe
@@ -67,17 +72,42 @@ def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> 
     return Finished(folder, scores, plan, receipt, log, audit)
 
 
-def _claim(folder: Path, recipe: Recipe) -> bool:
+def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT) -> Study:
+    """Do a study that is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
+    from layerprune.planning import ScoreRequest
+    from layerprune.study import WORK, StudyRequest, study, write_study
+
+    folder = Path(folder)
+    with locked(folder):
+        fresh = _claim(folder, recipe)
+        if (folder / Study.filename).exists():
+            progress.note("study: done before")
+            return Study.load(folder / Study.filename)
+        step = _set(recipe.study.model_dump())
+        own = {name: step.pop(name) for name in ("metrics", "audit_limit", "text", "counts", "greedy") if name in step}
+        own |= {"text": Path(own["text"])} if "text" in own else {}
+        score = ScoreRequest(model=recipe.model, **_told(recipe, {"revision": recipe.revision, **step}))
+        try:
+            found = study(StudyRequest(score=score, **own), folder / WORK, progress=progress)
+        except LayerpruneError:
+            if fresh:
+                _give_up(folder)
+            raise
+        write_study(found, folder)
+    return found
+
+
+def _claim(folder: Path, recipe: Instructions) -> bool:
     """Write the recipe into a new run folder, or find the same one there; return whether it was written."""
     record = folder / Recipe.filename
     if record.exists():
-        changed = difference(Recipe.load(record), recipe)
+        changed = difference(type(recipe).load(record), recipe)
         if changed:
             raise UsageError(
                 f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o"
             )
         return False
-    for name in (Scores.filename, Plan.filename, CHECKPOINT, HEALED):
+    for name in (Scores.filename, Plan.filename, CHECKPOINT, HEALED, Study.filename):
         if (folder / name).exists():
             raise UsageError(f"{folder / name} exists and is of no recipe; give another folder with -o")
     recipe.save(record)
@@ -157,7 +187,7 @@ def _audited(recipe: Recipe, receipt: Receipt, log: HealLog | None, folder: Path
     return audit(out, progress=progress, **_told(recipe, own))
 
 
-def _told(recipe: Recipe, more: dict[str, Any]) -> dict[str, Any]:
+def _told(recipe: Instructions, more: dict[str, Any]) -> dict[str, Any]:
     """Return the options that the recipe sets; what it leaves out keeps its default, where that is declared."""
     names = ("batch_size", "dtype", "device", "seed", "trust_remote_code")
     options = {name: getattr(recipe, name) for name in names} | more
@@ -207,4 +237,8 @@ def _checks() -> Mapping[Place, Check]:
         ("data_dir",): folders,
         ("heal", "method"): lambda value: build(HEALERS, str(value)),
         ("audit", "text"): file,
+        ("study", "metrics"): lambda value: isinstance(value, list) and [build(METRICS, str(spec)) for spec in value],
+        ("study", "greedy"): lambda value: parse_drop(str(value), ANY_DEPTH, "--greedy"),
+        ("study", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
+        ("study", "text"): file,
     }

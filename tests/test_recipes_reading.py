@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from layerprune.documents import Recipe
+from layerprune.documents import Recipe, StudyRecipe
 from layerprune.documents.recipe import difference
 from layerprune.errors import DocumentError, UsageError
 
@@ -126,13 +126,13 @@ def test_differences_are_named_by_key(written):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_sound_and_headed_by_the_command_that_runs_them(path):
-    recipe = Recipe.load(path)
+    recipe = (StudyRecipe if path.stem == "study" else Recipe).load(path)
     first = path.read_text().splitlines()[0]
     assert first == f"# layerprune run recipes/{path.name} -o {path.stem}/"
-    assert recipe.score.tasks
+    assert (recipe.study if path.stem == "study" else recipe.score).tasks
 
 
 def test_the_promised_recipes_are_there():
-    assert {"quickstart", "cosine-baseline", "paper-ablation"} <= {path.stem for path in RECIPES}
+    assert {"quickstart", "cosine-baseline", "paper-ablation", "study"} <= {path.stem for path in RECIPES}
     paper = next(path for path in RECIPES if path.stem == "paper-ablation")
     assert len(Recipe.load(paper).score.tasks) == 8

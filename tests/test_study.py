@@ -252,7 +252,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_measured(home, finis
     cases = [
         (["--counts", "1,6"], "cannot remove 6 of 6 layers"),
         (["--counts", "two"], "is not a list of numbers"),
-        (["--greedy", "100%"], "between 1 and 5 can be removed"),
+        (["--greedy", "100%"], "--greedy 100% (6 layers): the model has 6 layers; between 1 and 5"),
         (["--metric", "cosin"], "Did you mean 'cosine'?"),
         (["--text", home / "none.txt"], "is not a file"),
         (["--protect", "9"], "layer 9 does not exist"),

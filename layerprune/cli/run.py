@@ -24,15 +24,11 @@ from layerprune.cli.verb import Verb, pass_console
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one key; may be repeated.")
 @pass_console
 def run(console: Console, recipe: Path, output: Path, changes: tuple[str, ...]) -> None:
-    """Score, plan, export, heal and audit as RECIPE (a YAML file) says; again after an interruption, it goes on."""
-    from layerprune.cli import tables
-    from layerprune.cli.audited import audited
-    from layerprune.cli.healed import healed
-    from layerprune.recipes import read_recipe, run_recipe
+    """Do what RECIPE (a YAML file) says: score, plan, export, heal and audit, or a study; run again, it goes on."""
+    from layerprune.cli.ran import ran
+    from layerprune.recipes import read_recipe
 
-    finished = run_recipe(read_recipe(recipe, changes), output, progress=console.progress)
-    work = healed(finished.heal) if finished.heal else []
-    for part in [*tables.planned(finished.scores, finished.plan), *work, *audited(finished.audit)]:
+    parts, names = ran(read_recipe(recipe, changes), output, console.progress)
+    for part in parts:
         console.print(part)
-    names = ["scores.json", "plan.json", "checkpoint", *(["healed"] if finished.heal else [])]
     console.print(f"written: {', '.join(str(output / name) for name in names)}")

@@ -10,9 +10,7 @@ from typing import Any
 from layerprune.cli import options as opt
 from layerprune.planning import ScoreRequest
 from layerprune.progress import Progress
-from layerprune.study import StudyRequest, study, verdict_of, write_study
-
-WORK = "work"  # of the study's folder: journals of what was measured
+from layerprune.study import WORK, StudyRequest, study, verdict_of, write_study
 
 
 def studied(model: str, output: Path, progress: Progress, options: Mapping[str, Any]) -> tuple[str, list[Path]]:

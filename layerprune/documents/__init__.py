@@ -43,7 +43,7 @@ from layerprune.documents.plan import (
     Target,
 )
 from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Published, Receipt
-from layerprune.documents.recipe import Recipe
+from layerprune.documents.recipe import Instructions, Recipe, StudyRecipe
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
 from layerprune.documents.study import Study
 
@@ -75,6 +75,7 @@ __all__ = [
     "HealLog",
     "HealerRef",
     "HeldOut",
+    "Instructions",
     "Interval",
     "Layerwise",
     "Limits",
@@ -101,6 +102,7 @@ __all__ = [
     "Search",
     "Speed",
     "Study",
+    "StudyRecipe",
     "Target",
     "TaskData",
     "TaskScore",

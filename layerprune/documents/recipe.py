@@ -116,13 +116,10 @@ class AuditStep(Part):
     layerwise: bool | None = Field(default=None, description="whether to ask without each removed layer alone")
 
 
-class Recipe(Document):
-    """Score, plan, export, heal and audit of one model in one run folder; paths are as on the command line."""
+class Instructions(Document):
+    """What every recipe says: which model, where the tasks come from, on what machine. Paths as on the command line."""
 
     filename: ClassVar[str] = "recipe.json"
-    gained: ClassVar[tuple[str, ...]] = ("heal",)
-    kind: Literal["recipe"] = "recipe"
-    format: Literal[1] = 1
     model: str = Field(min_length=1, description="local folder or Hub id")
     revision: str | None = None
     include_path: tuple[str, ...] = Field(default=(), description="folders of task YAMLs")
@@ -132,11 +129,6 @@ class Recipe(Document):
     device: str | None = None
     seed: int | None = None
     trust_remote_code: bool | None = None
-    score: ScoreStep
-    plan: PlanStep
-    export: ExportStep = ExportStep()
-    heal: HealStep | None = None
-    audit: AuditStep = AuditStep()
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -167,6 +159,43 @@ class Recipe(Document):
             return None, [*faults, *faults_of(error, cls, marked)]
 
 
+class Recipe(Instructions):
+    """Score, plan, export, heal and audit of one model in one run folder."""
+
+    gained: ClassVar[tuple[str, ...]] = ("heal",)
+    kind: Literal["recipe"] = "recipe"
+    format: Literal[1] = 1
+    score: ScoreStep
+    plan: PlanStep
+    export: ExportStep = ExportStep()
+    heal: HealStep | None = None
+    audit: AuditStep = AuditStep()
+
+
+class StudyStep(Part):
+    """What the paper's questions are asked on."""
+
+    tasks: Names
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None, description="specs, ablation among them"
+    )
+    limit: PositiveInt | None = Field(default=None, description="items of each task that metrics and searches see")
+    audit_limit: PositiveInt | None = Field(default=None, description="other items, that accuracy is measured on")
+    num_fewshot: NonNegativeInt | None = None
+    text: str | None = Field(default=None, description="a .txt or .jsonl file that metrics read, too")
+    counts: tuple[PositiveInt, ...] = Field(default=(), description="layers removed where accuracy is measured")
+    greedy: Text | None = Field(default=None, description="how far to follow greedy ablation: 6, or 25%")
+    protect: Text | None = Field(default=None, description="layers never to remove: 0,1,-1")
+
+
+class StudyRecipe(Instructions):
+    """A study of one model in one folder."""
+
+    kind: Literal["study-recipe"] = "study-recipe"
+    format: Literal[1] = 1
+    study: StudyStep
+
+
 def recipe_error(path: Path, faults: list[Fault]) -> DocumentError:
     """Return one error that lists all faults, each with its line; a single fault takes a single line."""
     ordered = sorted(faults, key=lambda fault: (fault.line or 0, fault.key))
@@ -174,7 +203,7 @@ def recipe_error(path: Path, faults: list[Fault]) -> DocumentError:
     return DocumentError("\n".join([*head, *(f"{path}{fault}" for fault in ordered)]))
 
 
-def difference(before: Recipe, after: Recipe) -> list[str]:
+def difference(before: Instructions, after: Instructions) -> list[str]:
     """Return what differs between two recipes, one ``key: old -> new`` each."""
     old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]

@@ -2,6 +2,6 @@
 
 from layerprune.study.page import verdict_of, write_study
 from layerprune.study.request import StudyRequest
-from layerprune.study.studying import study
+from layerprune.study.studying import WORK, study
 
-__all__ = ["StudyRequest", "study", "verdict_of", "write_study"]
+__all__ = ["WORK", "StudyRequest", "study", "verdict_of", "write_study"]

@@ -77,7 +77,7 @@ def greedy_choice(bench: Bench, counts: Sequence[int]) -> Choice | None:
     """Return ablation's greedy path as far as it was asked for."""
     if bench.request.greedy is None:
         return None
-    most = parse_drop(bench.request.greedy, bench.constraints.depth)
+    most = parse_drop(bench.request.greedy, bench.constraints.depth, "--greedy")
     wanted = [count for count in counts if count <= most]
     choice, seeds = Choice("ablation", "greedy"), [bench.request.score.seed]
     return _followed(choice, bench.scorer(), bench.constraints, wanted, seeds)

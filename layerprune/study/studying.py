@@ -23,6 +23,8 @@ from layerprune.study.rankings import judged, ranked
 from layerprune.study.request import StudyRequest
 from layerprune.study.shown import counterexample_shown
 
+WORK = "work"  # of a study's folder: journals of what was measured
+
 
 def study(request: StudyRequest, folder: Path, *, progress: Progress = SILENT) -> Study:
     """Answer the paper's questions for one model; what was measured stays in ``folder``, and a killed study goes on.
@@ -83,7 +85,7 @@ def check(request: StudyRequest) -> None:
     for count in request.counts:
         limits.require(count)
     if request.greedy is not None:
-        limits.require(parse_drop(request.greedy, anatomy.depth))
+        limits.require(parse_drop(request.greedy, anatomy.depth, "--greedy"))
 
 
 def provenance(bench: Bench) -> dict[str, Any]:

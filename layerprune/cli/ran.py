@@ -1,0 +1,24 @@
+"""What a recipe's run says at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from layerprune.cli import tables
+from layerprune.cli.audited import audited
+from layerprune.cli.healed import healed
+from layerprune.documents import Recipe, StudyRecipe
+from layerprune.progress import Progress
+from layerprune.recipes import run_recipe, run_study
+from layerprune.study import verdict_of
+
+
+def ran(recipe: Recipe | StudyRecipe, output: Path, progress: Progress) -> tuple[list[Any], list[str]]:
+    """Run a recipe of either kind; return what to print, and the names of what was written."""
+    if isinstance(recipe, StudyRecipe):
+        return [verdict_of(run_study(recipe, output, progress=progress))], ["study.html", "README.md", "study.json"]
+    finished = run_recipe(recipe, output, progress=progress)
+    work = healed(finished.heal) if finished.heal else []
+    parts = [*tables.planned(finished.scores, finished.plan), *work, *audited(finished.audit)]
+    return parts, ["scores.json", "plan.json", "checkpoint", *(["healed"] if finished.heal else [])]
