@@ -77,6 +77,24 @@ def test_all_removals_at_once_equal_one_plain_forward_each(kind):
     assert engine.path.name == "trees", engine.remarks
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_examples_before_every_question_are_read_once_and_looked_back_at(kind):
+    subject = subject_of(kind)
+    depth = len(subject.layers)
+    requests, groups = multiple_choice(subject.vocabulary, count=4)
+    rng = random.Random(1)
+    head = [rng.randrange(3, subject.vocabulary) for _ in range(70)]
+    requests = [Request((*head, *request.tokens), request.scored) for request in requests]
+    removals = [Removal(()), *(Removal.of(layer) for layer in range(depth)), Removal.of(0, depth - 1)]
+    engine = Engine(subject, tokens=64)
+    sums, _ = engine.measure(requests, groups, removals)
+    np.testing.assert_allclose(sums, plainly(subject, requests, removals), atol=2e-4)
+    assert engine.path.name == "beginnings", engine.remarks
+    states = depth - 1 + depth * (depth - 1) // 2 + depth - 2  # as a walk has them; 0 and last removed: the middle
+    tokens = 70 + sum(row.length for row in engine.path.layout(requests, groups))  # those of the examples once
+    assert engine.account.computed < 1.6 * states * tokens  # the rest is padding
+
+
 @pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "gpt_neox"])  # its halves run side by side
 def test_half_layers_equal_the_bypassed_model(kind):
     subject = subject_of(kind)

@@ -7,7 +7,18 @@ import random
 import numpy as np
 import pytest
 
-from layerprune.engine.trees import PACK_TOKENS, ROW_TOKENS, batches, chains, shared_length, tree_size, trees
+from layerprune.engine.trees import (
+    BEGINNING_TOKENS,
+    PACK_TOKENS,
+    ROW_TOKENS,
+    batches,
+    beginnings,
+    chains,
+    shared_length,
+    tree_size,
+    trees,
+    trees_after_beginnings,
+)
 from layerprune.tasks.items import Request
 
 
@@ -80,6 +91,52 @@ def test_a_joint_row_does_not_outgrow_its_limit():
     rows = trees(requests, groups)
     assert 1 < len(rows) < 80
     assert all(row.length <= ROW_TOKENS for row in rows)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_after_a_beginning_see_it_and_nothing_of_it_is_in_them(seed):
+    requests, groups = questions(seed, examples=BEGINNING_TOKENS + seed)
+    others, more = questions(100 + seed, count=4)  # begin with nothing in common
+    more = [[i + len(requests) for i in group] for group in more]
+    requests, groups = [*requests, *others], [*groups, *more]
+    seen, kept = set(), 0
+    for row in trees_after_beginnings(requests, groups):
+        visible, before = row.visible(), len(row.beginning)
+        kept += bool(before)
+        for target in row.targets:
+            request = requests[target.request]
+            seen.add(target.request)
+            assert target.tokens.tolist() == list(request.tokens[-request.scored :])
+            for offset, node in enumerate(target.nodes):
+                own = np.flatnonzero(visible[node])
+                expected = request.tokens[: len(request.tokens) - request.scored + offset]
+                assert [*row.beginning, *row.tokens[own]] == list(expected)
+                assert row.positions[own].tolist() == list(range(before, len(expected)))
+    assert kept
+    assert seen == set(range(len(requests)))
+
+
+def test_a_beginning_leaves_every_question_a_token_that_predicts_its_answer():
+    head = tuple(range(BEGINNING_TOKENS + 1))
+    requests = [Request((*head, answer), 1) for answer in range(5)]  # the whole context is shared
+    [(shared, members)] = beginnings(requests, [[i] for i in range(5)])
+    assert shared == len(head) - 1
+    assert len(members) == 5
+
+
+def test_few_questions_or_short_beginnings_are_not_worth_keeping():
+    assert [shared for shared, _ in beginnings(*questions(1, count=2, examples=BEGINNING_TOKENS))] == [0]
+    assert [shared for shared, _ in beginnings(*questions(1, count=9, examples=BEGINNING_TOKENS // 2))] == [0]
+
+
+def test_a_batch_has_one_beginning():
+    requests, groups = questions(8, count=9, examples=BEGINNING_TOKENS)
+    others, more = questions(9, count=9, examples=BEGINNING_TOKENS + 9)
+    groups += [[i + len(requests) for i in group] for group in more]
+    rows = trees_after_beginnings([*requests, *others], groups)
+    assert len({row.beginning for row in rows}) == 2
+    for batch in batches(rows, 10_000):
+        assert len({row.beginning for row in batch}) == 1
 
 
 def test_chains_are_the_distinct_inputs():

@@ -8,7 +8,7 @@ from table_judge import TableJudge
 
 from layerprune.documents import Candidate
 from layerprune.errors import RefusedError, UsageError
-from layerprune.planners import Constraints, greedy, one_shot, parse_drop, parse_protect, table_judge
+from layerprune.planners import Constraints, Greedy, greedy, one_shot, parse_drop, parse_protect, table_judge
 from layerprune.removal import Removal
 
 
@@ -46,6 +46,40 @@ def test_greedy_asks_again_after_each_removal_and_one_shot_does_not():
     assert len(judge.asked) == 1
     assert greedy(judge, Constraints(4), 2).removal.units == (0, 2)
     assert judge.asked[1:] == [[(0,), (1,), (2,), (3,)], [(0, 1), (0, 2), (0, 3)]]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("drop", [2, 5])
+def test_lazy_greedy_equals_greedy_where_harm_never_falls_and_asks_less(seed, drop):
+    weights = [random.Random(f"{seed}-{layer}").random() for layer in range(24)]
+
+    def score(units):  # each pair of neighbours that both go costs extra: removing more makes the rest dearer
+        pairs = sum(1 for a, b in itertools.pairwise(sorted(units)) if b == a + 1)
+        return sum(weights[unit] for unit in units) + 0.3 * pairs
+
+    eager, lazy = TableJudge(score=score), TableJudge(score=score)
+    expected = greedy(eager, Constraints(24), drop)
+    found = Greedy(lazy=True)(lazy, Constraints(24), drop)
+    assert found.order == expected.order
+    assert found.cost == expected.cost
+    assert found.ranking == expected.ranking
+    assert sum(map(len, lazy.asked)) < sum(map(len, eager.asked)) / (1.5 if drop == 2 else 2)
+
+
+def test_lazy_greedy_goes_on_to_a_layer_whose_promise_is_beaten_by_nobody():
+    # after 0 has gone, 1 to 4 are dear and 5, which promised more than they did, is the best
+    def score(units):
+        return sum(0.1 * (unit + 1) for unit in units) + (9.0 if 0 in units and set(units) & {1, 2, 3, 4} else 0.0)
+
+    assert Greedy(lazy=True)(TableJudge(score=score), Constraints(8), 2).order == (0, 5)
+
+
+def test_a_candidate_that_a_race_let_in_comes_first_and_one_it_put_out_last():
+    def judge(removals):
+        places = {0: {}, 1: {"stopped": True, "accepted": True}, 2: {"stopped": True}}
+        return [Candidate(removal=r.units, score=[0.1, 0.2, 0.0][r.units[0]], **places[r.units[0]]) for r in removals]
+
+    assert one_shot(judge, Constraints(3), 2).order == (1, 0)
 
 
 def test_equal_scores_are_ordered_by_tie_break_then_by_layer():

@@ -26,14 +26,13 @@ class TaskScore(Part):
 class Candidate(Part):
     """One removal and its score; higher means more harm in removing."""
 
-    gained: ClassVar[tuple[str, ...]] = ("below_floor",)
+    gained: ClassVar[tuple[str, ...]] = ("accepted", "below_floor")
     removal: Units
     score: float
     interval: Interval | None = None
     tie_break: float = Field(default=0.0, description="orders equal scores: loss of mean gold probability")
-    stopped: bool = Field(
-        default=False, description="left the race early, clearly not among the next to go; scored on fewer items"
-    )
+    stopped: bool = Field(default=False, description="left the race early, its place clear; scored on fewer items")
+    accepted: bool = Field(default=False, description="left the race early as clearly among the next to go")
     below_floor: dict[str, float] = Field(
         default_factory=dict, description="tasks that keep less than their floor, and the share they miss it by"
     )

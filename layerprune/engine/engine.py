@@ -74,7 +74,7 @@ class Engine:
         sums = np.full((len(removals), len(requests)), np.nan)
         greedy = np.zeros((len(removals), len(requests)), dtype=bool)
         rows = self.path.layout(requests, groups)
-        for part in self._portions(removals):
+        for part in self._portions(removals, max(len(row.beginning) for row in rows)):
             chosen = [removals[number] for number in part]
             for members, (s, g) in self._run(rows, chosen):
                 sums[np.ix_(part, members)], greedy[np.ix_(part, members)] = s, g
@@ -82,9 +82,13 @@ class Engine:
         self._count(requests, removals)
         return sums, greedy
 
-    def _portions(self, removals: Sequence[Removal]) -> list[list[int]]:
-        """Split the removals so that a batch of at least 512 tokens of each fits into the state memory."""
-        most = max(1, self.state_bytes // (512 * self._state_size()))
+    def _portions(self, removals: Sequence[Removal], beginning: int) -> list[list[int]]:
+        """Split the removals so that a batch of at least 512 tokens of each fits into the state memory.
+
+        Of a beginning, so many tokens long, every removal keeps keys and values in half of the layers on average.
+        """
+        kept = beginning * self._cache_size() * len(self.subject.layers) // 2
+        most = max(1, self.state_bytes // (512 * self._state_size() + kept))
         numbers = sorted(range(len(removals)), key=lambda number: removals[number].units)  # like stays with like
         return [numbers[start : start + most] for start in range(0, len(numbers), most)]
 
@@ -100,6 +104,14 @@ class Engine:
     def _state_size(self) -> int:
         config = self.subject.model.config.get_text_config()
         return int(config.hidden_size) * self.subject.dtype.itemsize
+
+    def _cache_size(self) -> int:
+        """Return the bytes of a token's keys and values in one layer."""
+        config = self.subject.model.config.get_text_config()
+        heads = int(getattr(config, "num_attention_heads", None) or 1)
+        shared = int(getattr(config, "num_key_value_heads", None) or heads)
+        width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        return 2 * shared * width * self.subject.dtype.itemsize
 
     def _run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> Iterator[tuple[list[int], Grades]]:
         """Measure batch after batch; out of device memory, halve the batches and go on with what is left."""

@@ -17,7 +17,7 @@ from layerprune.engine.engine import Account, Engine
 from layerprune.engine.exam import answer_items, as_requests, joined, judged
 from layerprune.engine.journal import Journal
 from layerprune.progress import SILENT, Advance, Progress
-from layerprune.racing import Race
+from layerprune.racing import Field, Race
 from layerprune.removal import Removal
 from layerprune.tasks.items import Questions
 
@@ -33,6 +33,14 @@ JOURNAL = "journal.jsonl"
 JOURNAL_FORMAT = 2  # raised when an entry's form changes: entries of another form are left alone
 
 Piece = dict[str, Outcomes]  # one removal on one block, by task
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What a race ended with."""
+
+    outcomes: dict[Removal, dict[str, Outcomes]]  # of the items each removal ran over
+    accepted: frozenset[Removal]  # left before the end as clearly among the best
 
 
 @dataclass
@@ -112,29 +120,29 @@ class Examiner:
 
     def race(
         self, removals: Sequence[Removal], keep: int, harm: Harm, label: str = "racing"
-    ) -> dict[Removal, dict[str, Outcomes]]:
-        """Return outcomes as far as each removal ran: one that is clearly not among the ``keep`` best stops early.
+    ) -> Raced:
+        """Run the removals until it is clear which ``keep`` of them do least harm; each stops when its place is clear.
 
-        Removals that were measured in full before run along for nothing.
+        What was measured before is not measured again.
         """
-        running = list(dict.fromkeys(removals))
-        race = Race(len(running), len(self.questions), keep, len(self.blocks))
-        ran = dict.fromkeys(running, 0)
-        with self.progress.task(label, len(self.questions) * len(running), "items") as advance:
+        asked = list(dict.fromkeys(removals))
+        field = Field.of(Race(len(asked), len(self.questions), keep, len(self.blocks)))
+        ran = dict.fromkeys(asked, 0)
+        with self.progress.task(label, len(self.questions) * len(asked), "items") as advance:
             for block in range(len(self.blocks)):
+                running = [asked[number] for number in field.running]
                 pending = [removal for removal in running if (block, removal) not in self.known]
                 if pending:
                     self.measure(block, pending, advance)
                 advance(len(self.blocks[block]) * (len(running) - len(pending)))
                 for removal in running:
                     ran[removal] = block + 1
-                harms = np.stack([harm(self.seen(removal, block + 1)) for removal in running])
-                go_on = race.running(harms)
-                rest = sum(len(questions) for questions in self.blocks[block + 1 :])
-                advance(rest * int((~go_on).sum()))
-                if block + 1 < len(self.blocks):
-                    running = [removal for removal, on in zip(running, go_on, strict=True) if on]
-        return {removal: self.seen(removal, blocks) for removal, blocks in ran.items()}
+                left = field.settle(np.stack([harm(self.seen(removal, block + 1)) for removal in running]))
+                advance(len(left) * sum(len(questions) for questions in self.blocks[block + 1 :]))
+                if field.over:
+                    break
+        accepted = frozenset(asked[number] for number in field.accepted if ran[asked[number]] < len(self.blocks))
+        return Raced({removal: self.seen(removal, blocks) for removal, blocks in ran.items()}, accepted)
 
     def seen(self, removal: Removal, blocks: int) -> dict[str, Outcomes]:
         """Return a removal's outcomes on the first ``blocks`` blocks."""

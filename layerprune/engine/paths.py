@@ -1,8 +1,9 @@
 """The ways to get log-likelihoods out of a model, fastest first. All return the same numbers, or the self-test says so.
 
-trees   a row per prefix tree, with a 4-D mask and explicit positions; one walk for all removals
-chains  a row per distinct input, plain causal attention; one walk for all removals
-plain   a row per distinct input, one ordinary forward per removal with its layers bypassed: the slow, obvious way
+beginnings  as trees, and what many questions begin with is read once, its keys and values kept
+trees       a row per prefix tree, with a 4-D mask and explicit positions; one walk for all removals
+chains      a row per distinct input, plain causal attention; one walk for all removals
+plain       a row per distinct input, one ordinary forward per removal with its layers bypassed: the slow, obvious way
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 
 from layerprune.engine.likelihood import Places, grade
-from layerprune.engine.trees import Row, chains, trees
+from layerprune.engine.prefix import SharedBeginning
+from layerprune.engine.trees import Row, chains, trees, trees_after_beginnings
 from layerprune.engine.walk import Tensor, Walk
 from layerprune.removal import Removal
 from layerprune.subject import Subject
@@ -55,9 +57,14 @@ class TreePath:
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         places = Places(rows)
         drops = [removal.sublayers for removal in removals]
-        found = self.walk.hidden(self._inputs(rows), drops, places.rows, places.nodes)
+        beginning = self._read(rows[0].beginning, drops)
+        found = self.walk.hidden(self._inputs(rows), drops, places.rows, places.nodes, beginning)
         graded = [grade(self.walk, hidden, places, self.subject.vocabulary) for hidden in found]
         return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))
+
+    def _read(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
+        """Return what follows on these tokens may look back at; None where there are none."""
+        return None
 
     def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         device, dtype = self.subject.device, self.subject.dtype
@@ -84,16 +91,42 @@ def window_of(subject: Subject) -> int | None:
 def _mask(rows: Sequence[Row], width: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """Return what to add to attention scores: 0 where a token may look, the lowest number where it may not.
 
-    (rows, 1, width, width). A padding token sees itself, or its softmax would divide nothing by nothing.
+    (rows, 1, width, beginning + width). A padding token sees itself, or its softmax would divide nothing by nothing.
     """
-    mask = torch.full((len(rows), 1, width, width), torch.finfo(dtype).min, dtype=dtype)
+    before = len(rows[0].beginning)
+    mask = torch.full((len(rows), 1, width, before + width), torch.finfo(dtype).min, dtype=dtype)
     for number, row in enumerate(rows):
-        visible = row.visible()
+        visible = np.concatenate([np.ones((row.length, before), dtype=bool), row.visible()], axis=1)
         if window is not None:
-            visible &= row.positions[:, None] - row.positions[None] < window
-        mask[number, 0, : row.length, : row.length].masked_fill_(torch.from_numpy(visible), 0.0)
-    mask.diagonal(dim1=-2, dim2=-1).zero_()
+            visible &= row.positions[:, None] - np.concatenate([np.arange(before), row.positions])[None] < window
+        mask[number, 0, : row.length, : before + row.length].masked_fill_(torch.from_numpy(visible), 0.0)
+    mask[..., before:].diagonal(dim1=-2, dim2=-1).zero_()
     return mask
+
+
+class BeginningPath(TreePath):
+    """Trees, and what many of them begin with is read once for all batches that follow."""
+
+    name = "beginnings"
+
+    def __init__(self, subject: Subject, windows: Windows = "none") -> None:
+        super().__init__(subject, windows)
+        self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = None  # the last one
+
+    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
+        return trees_after_beginnings(requests, groups)
+
+    def _read(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
+        if not tokens:
+            return None
+        if self.read is None or self.read[:2] != (tokens, drops):
+            self.read = None  # two at once would be twice the memory
+            beginning, here = SharedBeginning(), torch.zeros(1, dtype=torch.long)
+            ids = torch.tensor([tokens], device=self.subject.device)
+            self.walk.hidden({"input_ids": ids}, drops, here, here, beginning)
+            beginning.close(len(tokens))
+            self.read = tokens, drops, beginning
+        return self.read[2]
 
 
 class ChainPath(TreePath):

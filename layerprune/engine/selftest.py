@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from layerprune.engine.paths import ChainPath, Path, PlainPath, TreePath, Windows, window_of
-from layerprune.engine.trees import tree_size
+from layerprune.engine.paths import BeginningPath, ChainPath, Path, PlainPath, TreePath, Windows, window_of
+from layerprune.engine.trees import BEGINNING_GROUPS, beginnings, tree_size
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks.items import Request
@@ -55,15 +55,20 @@ class Trial:
         if (reason := self._excess(chains, HALF_MEAN)) is not None:
             return PlainPath(self.subject), [f"trees and chains: {reason}"]
         reasons: dict[str, None] = {}
-        for windows in self._windows():
-            trees = self._differences(partial(TreePath, windows=windows))
-            if not isinstance(trees, str):
-                reason = self._excess(trees, HALF_NOISE * float(chains.mean()) + HALF_FLOOR)
-                if reason is None:
-                    return TreePath(self.subject, windows), []
-                trees = reason
-            reasons[f"trees: {trees}"] = None
+        kinds = [BeginningPath, TreePath] if self._has_beginnings() else [TreePath]
+        for kind in kinds:
+            for windows in self._windows():
+                trees = self._differences(partial(kind, windows=windows))
+                if not isinstance(trees, str):
+                    reason = self._excess(trees, HALF_NOISE * float(chains.mean()) + HALF_FLOOR)
+                    if reason is None:
+                        return kind(self.subject, windows), list(reasons)
+                    trees = reason
+                reasons[f"{kind.name}: {trees}"] = None
         return ChainPath(self.subject), list(reasons)
+
+    def _has_beginnings(self) -> bool:
+        return any(shared for shared, _ in beginnings(self.requests, self.groups))
 
     def _windows(self) -> tuple[Windows, ...]:
         """Return the kinds of mask to try: where no request is longer than the model's window they are all one."""
@@ -95,10 +100,12 @@ class Trial:
 
 
 def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count: int = 4) -> list[list[int]]:
-    """Return the longest group (masks with a window show there), the shortest, and some in between."""
+    """Return the longest group (masks with a window show there), the shortest, some between, and some that begin alike."""
     ordered = sorted(groups, key=lambda group: tree_size(requests[i].tokens[:-1] for i in group))
     picks = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)})
-    return [list(ordered[pick]) for pick in picks]
+    chosen = [list(ordered[pick]) for pick in picks]
+    shared, alike = max(beginnings(requests, groups), key=lambda pair: pair[0])
+    return chosen + [group for group in alike[:BEGINNING_GROUPS] if shared and group not in chosen]
 
 
 def _removals(subject: Subject) -> list[Removal]:

@@ -8,8 +8,8 @@ causal row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,13 @@ MIN_SHARED = 0.25
 # unequal length is padding to a third (arc_easy 0-shot, 50 items: 1.2 to 1.5 times the tokens). Attention in a row of
 # 256 tokens is a twelfth of a layer's arithmetic where d = 576.
 PACK_TOKENS = 256
+# A beginning is kept apart and read once when so many groups begin with so many tokens: below that, rows that hold
+# it anyway share it well enough.
+BEGINNING_GROUPS = 3
+BEGINNING_TOKENS = 64
+
+
+Requests = Sequence[Request] | Mapping[int, Request]
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Row:
     positions: np.ndarray  # (length,) position of each token in its own request
     spans: tuple[tuple[int, int, int], ...]  # branches: (start, stop, index of the parent token or -1)
     targets: tuple[Target, ...]
+    beginning: tuple[int, ...] = ()  # tokens before the row, seen by all of it and not part of it
 
     @property
     def length(self) -> int:
@@ -72,12 +80,60 @@ def chains(requests: Sequence[Request]) -> list[Row]:
     return [_row(requests, members) for members in groups.values()]
 
 
-def trees(requests: Sequence[Request], groups: Iterable[Sequence[int]]) -> list[Row]:
+def trees(requests: Requests, groups: Iterable[Sequence[int]]) -> list[Row]:
     """Lay out one row per group of request indices, joining groups that share much and packing those that are short."""
     return [_row(requests, members) for members in _packed(_joined(requests, groups))]
 
 
-def _joined(requests: Sequence[Request], groups: Iterable[Sequence[int]]) -> list[tuple[int, list[int]]]:
+def trees_after_beginnings(requests: Requests, groups: Iterable[Sequence[int]]) -> list[Row]:
+    """Lay out trees, those of many groups with a long common beginning without it."""
+    rows: list[Row] = []
+    for shared, members in beginnings(requests, groups):
+        if not shared:
+            rows += trees(requests, members)
+            continue
+        beginning = requests[members[0][0]].tokens[:shared]
+        rest = {
+            i: Request(requests[i].tokens[shared:], requests[i].scored) for i in (i for group in members for i in group)
+        }
+        rows += [
+            replace(row, positions=row.positions + shared, beginning=beginning) for row in trees(rest, members)
+        ]
+    return rows
+
+
+def beginnings(requests: Requests, groups: Iterable[Sequence[int]]) -> list[tuple[int, list[list[int]]]]:
+    """Split groups by the beginning they share: (its tokens, the groups), 0 for those that share none worth keeping.
+
+    A beginning ends at least one token before the first answer: that token's prediction is the group's own.
+    """
+    ordered = sorted((list(group) for group in groups), key=lambda group: requests[group[0]].tokens)
+    clusters: list[tuple[int, list[list[int]]]] = []
+    for group in ordered:
+        own = _context(requests, group)
+        if clusters:
+            shared, members = clusters[-1]
+            first = requests[members[0][0]].tokens
+            joint = min(shared, own, shared_length(first, requests[group[0]].tokens))
+            enough = joint >= BEGINNING_TOKENS and (len(members) == 1 or joint >= 0.8 * shared)
+            if enough:
+                clusters[-1] = joint, [*members, group]
+                continue
+        clusters.append((own, [group]))
+    kept = [(shared, members) for shared, members in clusters if len(members) >= BEGINNING_GROUPS]
+    others = [group for _, members in clusters if len(members) < BEGINNING_GROUPS for group in members]
+    return [*kept, *([(0, others)] if others else [])]
+
+
+def _context(requests: Requests, group: Sequence[int]) -> int:
+    """Return how many tokens all requests of a group share before the token that predicts the first answer token."""
+    first = requests[group[0]].tokens
+    return min(
+        min(shared_length(first, requests[i].tokens), len(requests[i].tokens) - requests[i].scored - 1) for i in group
+    )
+
+
+def _joined(requests: Requests, groups: Iterable[Sequence[int]]) -> list[tuple[int, list[int]]]:
     """Join groups that share much of their beginning; returns (tokens of the tree, its request indices)."""
     ordered = sorted((list(group) for group in groups), key=lambda group: requests[group[0]].tokens)
     joint: list[tuple[int, list[int]]] = []
@@ -134,7 +190,7 @@ def shared_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return low
 
 
-def _row(requests: Sequence[Request], members: Sequence[int]) -> Row:
+def _row(requests: Requests, members: Sequence[int]) -> Row:
     """Lay out the prefix tree of the members' inputs."""
     tree: dict[tuple[int, ...], None] = dict.fromkeys(sorted(requests[i].tokens[:-1] for i in members))
     tokens: list[int] = []
@@ -162,10 +218,14 @@ def _row(requests: Sequence[Request], members: Sequence[int]) -> Row:
 
 
 def batches(rows: Sequence[Row], budget: int, most: int | None = None) -> Iterator[list[Row]]:
-    """Yield rows in batches of like length: of ``most`` rows, or else of up to ``budget`` tokens, padding counted."""
+    """Yield rows in batches of like length: of ``most`` rows, or else of up to ``budget`` tokens, padding counted.
+
+    A batch has one beginning; batches with the same one follow each other.
+    """
     batch: list[Row] = []
-    for row in sorted(rows, key=lambda row: -row.length):
-        if batch and (len(batch) == most if most else batch[0].length * (len(batch) + 1) > budget):
+    for row in sorted(rows, key=lambda row: (row.beginning, -row.length)):
+        full = len(batch) == most if most else bool(batch) and batch[0].length * (len(batch) + 1) > budget
+        if batch and (full or row.beginning != batch[0].beginning):
             yield batch
             batch = []
         batch.append(row)

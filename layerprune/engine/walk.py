@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from layerprune.bypass import HALVES, PassOn, refuse_halves, silenced
+
+if TYPE_CHECKING:
+    from layerprune.engine.prefix import SharedBeginning
 
 Tensor = torch.Tensor
 
@@ -27,6 +30,17 @@ class State:
 
     hidden: Tensor  # (rows, tokens, hidden)
     shared: dict[str, dict[Any, Any]] = field(default_factory=dict)  # mappings layers write to, by keyword (shared KV)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer, and what the model's forward calls it with beside the hidden states."""
+
+    index: int
+    original: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    beginning: SharedBeginning | None
 
 
 @dataclass
@@ -79,12 +93,18 @@ class Walk:
 
     @torch.no_grad()
     def hidden(
-        self, inputs: Mapping[str, Any], drops: Sequence[frozenset[int]], rows: Tensor, nodes: Tensor
+        self,
+        inputs: Mapping[str, Any],
+        drops: Sequence[frozenset[int]],
+        rows: Tensor,
+        nodes: Tensor,
+        beginning: SharedBeginning | None = None,
     ) -> list[Tensor]:
         """Return for each set of dropped sublayers (``Removal.sublayers``) the last layer's output at given places.
 
         ``inputs`` go to the model's forward; ``rows`` and ``nodes`` (both (places,)) say which row and which token.
-        Each result is (places, hidden), before the final norm.
+        Each result is (places, hidden), before the final norm. ``beginning``: what the inputs follow on; one that is
+        still open is written by this walk.
         """
         for drop in drops if self.pass_on else ():
             refuse_halves(drop)
@@ -96,45 +116,43 @@ class Walk:
                 incoming, args, kwargs = split_hidden(args, kwargs)
                 if index == 0:
                     states[frozenset()] = State(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
-                self._step(index, original, states, drops, args, kwargs)
+                self._step(Step(index, original, args, kwargs, beginning), states, drops)
                 return self.wraps[index](incoming if index < last else next(iter(states.values())).hidden)
 
             return forward
 
         with replaced_forwards(self.layers, make):
-            self._call_body(inputs)
+            self._call_body({**inputs, "past_key_values": beginning} if beginning is not None else inputs)
         return [states[drop].hidden[rows, nodes] for drop in drops]
 
     def _call_body(self, inputs: Mapping[str, Any]) -> None:
         """Run the model's forward for the sake of its layers, with as little of the head as it allows."""
+        use_cache = "past_key_values" in inputs
         body = getattr(self.model, "base_model", None)
         if body is None or body is self.model:
-            self.model(**inputs, use_cache=False)
+            self.model(**inputs, use_cache=use_cache)
         else:
-            body(**inputs, use_cache=False)  # without the head: its logits would not be used
+            body(**inputs, use_cache=use_cache)  # without the head: its logits would not be used
 
     def _step(
-        self,
-        index: int,
-        original: Any,
-        states: dict[frozenset[int], State],
-        drops: Sequence[frozenset[int]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, step: Step, states: dict[frozenset[int], State], drops: Sequence[frozenset[int]]
     ) -> None:
         """Carry every state that is still needed through (or past) one layer."""
+        index = step.index
         wanted = {frozenset(part for part in drop if part < 2 * index + 2) for drop in drops}
         attention, mlp = frozenset({2 * index}), frozenset({2 * index + 1})
         fresh: dict[frozenset[int], State] = {}
         for key, state in states.items():
+            if step.beginning is not None:
+                step.beginning.key = key
             if key in wanted:
-                fresh[key] = self._through(original, state, args, kwargs)
+                fresh[key] = self._through(step, state)
             if key | attention | mlp in wanted:
                 fresh[key | attention | mlp] = self._past(index, state)
             for half, cut in zip(HALVES, (attention, mlp), strict=True):
                 if key | cut in wanted:
                     with silenced(self.layers[index], half):
-                        fresh[key | cut] = self._through(original, state, args, kwargs)
+                        fresh[key | cut] = self._through(step, state)
         states.clear()
         states.update(fresh)
 
@@ -142,11 +160,12 @@ class Walk:
         """Carry a state past a layer that is removed."""
         return state if self.pass_on is None else replace(state, hidden=self.pass_on(index, state.hidden))
 
-    def _through(self, original: Any, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
+    def _through(self, step: Step, state: State) -> State:
+        kwargs = step.kwargs
         for name, content in state.shared.items():
             kwargs[name].clear()
             kwargs[name].update(content)
-        output = original(state.hidden, *args, **kwargs)
+        output = step.original(state.hidden, *step.args, **kwargs)
         hidden = output[0] if isinstance(output, tuple | list) else output
         self.work.computed += hidden.shape[0] * hidden.shape[1]
         return State(hidden, {name: dict(kwargs[name]) for name in state.shared})

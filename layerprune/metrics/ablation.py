@@ -11,7 +11,7 @@ import numpy as np
 from layerprune.documents import BaseTask, Candidate, Outcomes
 from layerprune.engine import Examiner
 from layerprune.engine.exam import joined
-from layerprune.engine.examiner import Harm
+from layerprune.engine.examiner import Harm, Raced
 from layerprune.errors import TaskError, UsageError
 from layerprune.judgement import Intact, Signal, additive, as_recorded, judge, rounded, shares, values
 from layerprune.metrics.base import Data, Needs, Scope
@@ -52,10 +52,15 @@ class Ablation:
         intact = Intact.of(data.questions.data(), base, self.signal, data.objective)
         label = f"ablation of {len(removals)} candidates"
         if data.keep is None or data.keep >= len(removals):
-            found = data.examiner.outcomes(removals, label)
+            found = Raced(data.examiner.outcomes(removals, label), frozenset())
         else:
             found = data.examiner.race(removals, data.keep, harm_of(intact), label)
-        return [judge(intact, removal.units, found[removal]) for removal in removals]
+        return [
+            judge(intact, removal.units, found.outcomes[removal]).model_copy(
+                update={"accepted": removal in found.accepted}
+            )
+            for removal in removals
+        ]
 
 
 def harm_of(intact: Intact) -> Harm:

@@ -56,13 +56,18 @@ def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
     return candidates
 
 
-def by_harm(candidate: Candidate) -> tuple[bool, bool, float, float, tuple[Unit, ...]]:
+def by_harm(candidate: Candidate) -> tuple[int, bool, float, float, tuple[Unit, ...]]:
     """Sort key, least harm first: the score, then its tie-break, then the lowest units.
 
-    One that left a race early comes after all that finished, whatever its score on the few items it has seen, and one
-    with a task below its floor after all that keep the floors.
+    One that left a race early stands before or after all that finished, by what the race said of it, whatever its score
+    on the few items it has seen, and one with a task below its floor after all that keep the floors.
     """
-    return candidate.stopped, bool(candidate.below_floor), candidate.score, candidate.tie_break, candidate.removal
+    return standing(candidate), bool(candidate.below_floor), candidate.score, candidate.tie_break, candidate.removal
+
+
+def standing(candidate: Candidate) -> int:
+    """Return 0 for a candidate that a race let in early, 2 for one that it put out, 1 for one that saw all items."""
+    return 0 if candidate.accepted else 2 if candidate.stopped else 1
 
 
 def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_before: float = 0.0) -> list[int]:
@@ -73,9 +78,9 @@ def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_be
     """
     same_size = len({len(move) for move in moves}) <= 1
 
-    def key(position: int) -> tuple[bool, bool, float, float, Move]:
+    def key(position: int) -> tuple[int, bool, float, float, Move]:
         move, candidate = moves[position], candidates[position]
-        behind = candidate.stopped, bool(candidate.below_floor)
+        behind = standing(candidate), bool(candidate.below_floor)
         if same_size:
             return *behind, candidate.score, candidate.tie_break, move
         share = 1 / len(move)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from layerprune.documents import Candidate, Round
 from layerprune.planners.base import Found, Judge, Watch, judged, order_moves, ranked, require_floors
-from layerprune.planners.constraints import Constraints
+from layerprune.planners.constraints import Constraints, Move
 from layerprune.removal import Removal
 
 
@@ -40,11 +41,24 @@ class OneShot:
         return Found(tuple(order), (only_round,), ranked(moves, candidates), cost)
 
 
+# Moves that a lazy round judges at a time: they share the walk up to where they differ, so one alone is dear.
+LAZY_BATCH = 4
+
+
 @dataclass(frozen=True)
 class Greedy:
-    """Remove the layer that harms least, score the others again without it, and so on. Source: arXiv:2605.14075."""
+    """Remove the layer that harms least, score the others again without it, and so on. Source: arXiv:2605.14075.
+
+    Lazily, a round asks about the layers that promised least harm when they were judged last, and ends once the best of
+    them does less harm than any other had promised: right where the harm of removing a layer never falls as others go
+    (Minoux 1978, the accelerated greedy algorithm), and an approximation where it does.
+    """
 
     nested: ClassVar[bool] = True
+
+    lazy: bool = field(
+        default=False, metadata={"help": "judge a layer again only while its last harm could make it the next to go"}
+    )
 
     def next_to_go(self, drop: int) -> int:
         """Return how many of a round's candidates matter: the judge may stop the others early."""
@@ -57,18 +71,56 @@ class Greedy:
         removed, order, rounds = Removal(()), list[int | float](), list[Round]()
         cost: Candidate | None = None
         ranking = None
+        promised: dict[Move, float] = {}
         while len(removed) < drop:
             moves = constraints.open_moves(removed, drop)
-            candidates = judged(judge, [removed.add(*move) for move in moves])
-            require_floors(candidates, removed)
-            rounds.append(Round(removed=removed.units, candidates=candidates))
-            ranking = ranking or ranked(moves, candidates)
-            best = order_moves(moves, candidates, cost.score if cost else 0.0)[0]
-            removed, cost = removed.add(*moves[best]), candidates[best]
-            order.extend(moves[best])
+            before = cost.score if cost else 0.0
+            seen = self._round(judge, removed, moves, promised, before)
+            require_floors(list(seen.values()), removed)
+            rounds.append(Round(removed=removed.units, candidates=tuple(seen.values())))
+            ranking = ranking or ranked(list(seen), list(seen.values()))
+            promised |= {move: _harm(candidate, move, before) for move, candidate in seen.items()}
+            best = _best(seen, before)
+            removed, cost = removed.add(*best), seen[best]
+            order.extend(best)
             if watch:
                 watch(removed, cost)
         return Found(tuple(order), tuple(rounds), ranking or (), cost)
+
+    def _round(
+        self, judge: Judge, removed: Removal, moves: Sequence[Move], promised: dict[Move, float], before: float
+    ) -> dict[Move, Candidate]:
+        """Judge the moves of one round, all of them or as many as may hold the best."""
+        seen: dict[Move, Candidate] = {}
+        for batch in self._batches(moves, promised):
+            best = _best(seen, before) if seen else None
+            if best and not seen[best].below_floor and _harm(seen[best], best, before) <= promised[batch[0]]:
+                break
+            asked = [*([best] if best else []), *batch]  # the best so far runs along: it may have been let in early
+            answers = judged(judge, [removed.add(*move) for move in asked])
+            seen |= dict(zip(asked, answers, strict=True))
+        return {move: seen[move] for move in moves if move in seen}
+
+    def _batches(self, moves: Sequence[Move], promised: dict[Move, float]) -> Iterator[Sequence[Move]]:
+        """Yield the moves in the order of asking: what was never judged first, then the least harm promised."""
+        if not self.lazy or not promised:
+            yield moves
+            return
+        fresh = [move for move in moves if move not in promised]
+        known = sorted((move for move in moves if move in promised), key=lambda move: (promised[move], move))
+        if fresh:
+            yield fresh
+        for start in range(0, len(known), LAZY_BATCH):
+            yield known[start : start + LAZY_BATCH]
+
+
+def _harm(candidate: Candidate, move: Move, before: float) -> float:
+    return (candidate.score - before) / len(move)
+
+
+def _best(seen: dict[Move, Candidate], before: float) -> Move:
+    moves = list(seen)
+    return moves[order_moves(moves, list(seen.values()), before)[0]]
 
 
 one_shot = OneShot()
