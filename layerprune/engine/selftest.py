@@ -100,7 +100,7 @@ class Trial:
 
 
 def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count: int = 4) -> list[list[int]]:
-    """Return the longest group (masks with a window show there), the shortest, some between, and some that begin alike."""
+    """Return the longest group (masks with a window show there), the shortest, some between, some that begin alike."""
     ordered = sorted(groups, key=lambda group: tree_size(requests[i].tokens[:-1] for i in group))
     picks = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)})
     chosen = [list(ordered[pick]) for pick in picks]
