@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from layerprune.documents import Candidate, Round
 from layerprune.planners.base import Found, Judge, Watch, judged, order_moves, ranked, require_floors
-from layerprune.planners.constraints import Constraints, Move
+from layerprune.planners.constraints import Constraints
+from layerprune.planners.shapes import Move
 from layerprune.removal import Removal
 
 
