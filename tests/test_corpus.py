@@ -196,3 +196,21 @@ def test_too_little_text_is_refused(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("a few words")
     with pytest.raises(UsageError, match=r"has \d+ tokens, not one full window; give more text or a smaller window"):
         build_corpus(str(tmp_path / "a.txt"), tokenizer, window=64)
+
+
+def test_the_corpus_of_the_package_is_varied_and_fills_windows(tokenizer):
+    name, documents = read_documents("builtin")
+    texts = [document.text for document in documents]
+    assert name == "builtin"
+    assert 30_000 < sum(map(len, texts)) < 60_000
+    assert len(set(texts)) == len(texts) > 40
+    words = re.findall(r"[a-z]+", " ".join(texts).lower())
+    assert len(set(words)) > 1500
+    corpus = build_corpus("builtin", tokenizer, window=512)
+    assert len(corpus.heldout) >= 4
+
+
+def test_the_corpus_of_the_package_comes_with_its_licence():
+    from importlib.resources import files
+
+    assert "Apache-2.0" in (files("layerprune") / "corpus" / "prose.LICENSE.txt").read_text()
