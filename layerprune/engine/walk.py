@@ -125,6 +125,28 @@ class Walk:
             self._call_body({**inputs, "past_key_values": beginning} if beginning is not None else inputs)
         return [states[drop].hidden[rows, nodes] for drop in drops]
 
+    @torch.no_grad()
+    def through(self, index: int, hidden: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Return what one layer makes of hidden states, (rows, tokens, hidden).
+
+        ``inputs`` go to the model's forward, which makes masks and positions of them; its other layers do not run.
+        """
+        found: list[Tensor] = []
+
+        def make(number: int, original: Any) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                incoming, args, kwargs = split_hidden(args, kwargs)
+                if number == index:
+                    output = original(hidden, *args, **kwargs)
+                    found.append(output[0] if isinstance(output, tuple | list) else output)
+                return self.wraps[number](incoming)
+
+            return forward
+
+        with replaced_forwards(self.layers, make):
+            self._call_body(inputs)
+        return found[0]
+
     def _call_body(self, inputs: Mapping[str, Any]) -> None:
         """Run the model's forward for the sake of its layers, with as little of the head as it allows."""
         use_cache = "past_key_values" in inputs

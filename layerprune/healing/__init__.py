@@ -9,8 +9,10 @@ HEALERS = Registry(
     group="layerprune.healers",
     builtin={
         "distill": "layerprune.healing.distill:Distill",
+        "linear": "layerprune.healing.linear:Linear",
         "lora": "layerprune.healing.lora:Lora",
         "partial": "layerprune.healing.partial:Partial",
+        "rescale": "layerprune.healing.rescale:Rescale",
         "seams": "layerprune.healing.partial:Seams",
     },
 )

@@ -20,6 +20,11 @@ def batches(windows: Windows, most: int = BATCH_TOKENS) -> list[Windows]:
     ]
 
 
+def id_batches(windows: Windows, most: int = BATCH_TOKENS) -> list[torch.Tensor]:
+    """Return the token ids of windows in batches, each (windows, tokens)."""
+    return [torch.from_numpy(batch.ids) for batch in batches(windows, most)]
+
+
 @torch.no_grad()
 def mean_nats(model: nn.Module, windows: Windows, progress: Progress = SILENT, label: str = "reading text") -> float:
     """Return the mean negative log-likelihood of the counted tokens, nats per token.

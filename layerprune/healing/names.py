@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import nn
 
 from layerprune.checkpoint import Checkpoint, Tensor
@@ -51,3 +52,12 @@ def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
     hits = [tensor for other, tensor in checkpoint.tensors.items() if f".{other}".endswith(end)]
     if len(hits) == 1:
         yield hits[0]
+
+
+def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """Return one tensor as it is on disk, on the CPU."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.tensors[name].file, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor

@@ -1,0 +1,152 @@
+"""The projections that write into the residual stream, found by what they do and not by a table of names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerprune.anatomy import halves
+from layerprune.anatomy.halves import ATTENTION, MLP
+from layerprune.bypass import silenced
+from layerprune.errors import RefusedError
+from layerprune.healing.streams import Stream
+
+# A push on a projection's output must come out of the layer unchanged but for rounding. bfloat16 keeps 8 bits.
+PUSH_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear module whose output a layer adds to the residual stream as it is."""
+
+    path: str  # of the module in the model, "model.layers.3.mlp.down_proj"
+    module: nn.Module
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is (in, out), as in GPT-2's Conv1D, and not (out, in), as in nn.Linear."""
+        return not isinstance(self.module, nn.Linear)
+
+    @property
+    def bias(self) -> bool:
+        return getattr(self.module, "bias", None) is not None
+
+    @property
+    def bias_value(self) -> torch.Tensor | None:
+        """A copy of the bias, None where there is none."""
+        return self.module.bias.detach().clone() if self.bias else None  # type: ignore[operator,union-attr]
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The weight as (out, in)."""
+        weight: torch.Tensor = self.module.weight.detach()  # type: ignore[assignment,operator]
+        return weight.T if self.transposed else weight
+
+    def put(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Set the weight, given as (out, in), and the bias, where there is one; rounded to the model's dtype."""
+        with torch.no_grad():
+            self.module.weight.copy_(matrix.T if self.transposed else matrix)  # type: ignore[operator,union-attr]
+            if bias is not None:
+                self.module.bias.copy_(bias)  # type: ignore[operator,union-attr]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The module's weights by parameter name."""
+        return {f"{self.path}.{name}": value.detach() for name, value in self.module.named_parameters()}
+
+
+def down_projection(stream: Stream) -> Projection:
+    """Return the projection through which the MLP of the layer at the stream's depth writes into the residual stream.
+
+    Found by pushing: what is added to the output of the right module comes out of the layer as it went in. Raises
+    ``RefusedError`` naming the layer where there is none: a norm or a scale behind the MLP, or a mixture of experts.
+    """
+    found = [each for each in _linear_modules(stream) if _of_mlp(stream, each) and _arrives(stream, each.module)]
+    if len(found) != 1:
+        raise _refusal(stream, "MLP", found)
+    return found[0]
+
+
+def output_projections(stream: Stream) -> list[Projection]:
+    """Return all that the layer at the stream's depth writes into the residual stream through: attention's, then MLP's.
+
+    A push on the attention's goes on through the MLP, which is silenced for it. Raises ``RefusedError`` as above.
+    """
+    layer = stream.subject.layers[stream.depth]
+    try:
+        halves.split(halves.weighted(layer))
+        alone = silenced(layer, "mlp")
+    except RefusedError:  # attention and MLP side by side: nothing to silence
+        alone = nullcontext()
+    with alone:
+        rest = [each for each in _linear_modules(stream) if not _of_mlp(stream, each)]
+        first = [each for each in rest if _arrives(stream, each.module)]
+    if len(first) != 1:
+        raise _refusal(stream, "attention", first)
+    return [*first, down_projection(stream)]
+
+
+def _linear_modules(stream: Stream) -> list[Projection]:
+    subject, depth = stream.subject, stream.depth
+    width = stream.states[0].shape[-1]
+    modules = subject.layers[depth].named_modules()
+    return [
+        Projection(f"{subject.anatomy.stack}.{depth}.{name}", module)
+        for name, module in modules
+        if _writes(module, width)
+    ]
+
+
+def _of_mlp(stream: Stream, projection: Projection) -> bool:
+    inner = projection.path.removeprefix(f"{stream.subject.anatomy.stack}.{stream.depth}.")
+    return inner.partition(".")[0] in MLP or not set(inner.split(".")) & ATTENTION
+
+
+def _refusal(stream: Stream, half: str, found: list[Projection]) -> RefusedError:
+    count = f"{len(found)} of its linear modules write" if found else "none of its linear modules writes"
+    return RefusedError(
+        f"the {half} of layer {stream.depth} of this {stream.subject.anatomy.model_type} model has no single output "
+        f"projection to fold anything into: {count} into the residual stream as it is (a norm or a scale may stand "
+        "behind them, or experts may be chosen); a method that trains heals it"
+    )
+
+
+def _writes(module: nn.Module, width: int) -> bool:
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        return isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.shape[0] == width
+    conv1d = type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor)  # transformers' own, of GPT-2
+    return conv1d and weight.shape[1] == width  # type: ignore[union-attr]
+
+
+def _arrives(stream: Stream, module: nn.Module) -> bool:
+    """Whether what is added to a module's output is added to the layer's output, neither more nor less."""
+    ids, states = stream.ids[0][:1, :8], stream.states[0][:1, :8]
+    before = stream.walk.through(stream.depth, states, {"input_ids": ids.to(states.device)})
+    push = torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
+    push = push * before.square().mean().sqrt()
+    with _pushed(module, push) as calls:
+        after = stream.walk.through(stream.depth, states, {"input_ids": ids.to(states.device)})
+    if len(calls) != 1:
+        return False
+    missed = (after.double() - before.double() - push.double()).norm() / push.double().norm()
+    return bool(missed <= PUSH_TOLERANCE[before.dtype])
+
+
+@contextmanager
+def _pushed(module: nn.Module, push: torch.Tensor) -> Iterator[list[None]]:
+    calls: list[None] = []
+
+    def add(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        return output + push.reshape(output.shape) if output.numel() == push.numel() else output
+
+    handle = module.register_forward_hook(add)
+    try:
+        yield calls
+    finally:
+        handle.remove()
