@@ -1,0 +1,208 @@
+"""What each way of healing wins back: accuracy, perplexity, seconds and tokens, method by plan, in one table.
+
+    python tests/benchmarks/healing.py MODEL EVAL -o FOLDER --plans cosine-6=run/plan.json ... --corpus TEXT
+        [--methods none rescale linear:fit=map linear lora ...] [--items 200] [--windows 32] [--dtype bfloat16]
+
+MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/`` and texts in ``text/``. Each plan is
+exported and healed once per method; what comes out answers --items items a task of the evaluation split that no plan
+has seen, the same for every row, and reads --windows windows of wikitext's test split and of EVAL/text/heldout.jsonl.
+The intact model is the first row. Perplexities are per token. "won back" is the share of the lost nats per token on
+heldout.jsonl.
+
+Every row is a file in FOLDER, written when it is finished: killed, the same command goes on, and other methods or plans
+add their rows. Healed checkpoints are removed once measured unless --keep is given. Prints the table, and writes it to
+FOLDER/table.md. --seconds stops before a row that would begin later than that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from layerprune.audit.exported import seen_items
+from layerprune.cli.console import PlainProgress
+from layerprune.cli.quiet import quiet_libraries
+from layerprune.corpus import Document, Passage, Windows, pack, read_documents
+from layerprune.documents import HealLog, Plan
+from layerprune.documents.base import write_atomically
+from layerprune.engine import Engine, examine
+from layerprune.export import export
+from layerprune.heal import HealRequest, heal
+from layerprune.healing.losses import mean_nats
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+from layerprune.tasks.loading import load_tasks
+
+INTACT, NONE, BASE = Removal(()), "none", "base"
+TASKS = "local_arc_easy,local_hellaswag,local_piqa"  # on which SmolLM2-135M is clearly above chance
+METHODS = ("none", "rescale", "linear:fit=map", "linear")
+WINDOW = 512
+
+
+@dataclass
+class Bench:
+    """Everything rows are measured with, read once."""
+
+    options: argparse.Namespace
+    plans: dict[str, Plan]
+    progress: Any
+
+    @cached_property
+    def wikitext(self) -> list[Document]:
+        tasks = load_tasks(["local_wikitext"], [self.options.eval / "tasks"], None)
+        (task,) = tasks.values()
+        return [Document(text=task.doc_to_target(doc)) for doc in task.eval_docs]
+
+    @cached_property
+    def prose(self) -> list[Document]:
+        return read_documents(str(self.options.eval / "text" / "heldout.jsonl"))[1]
+
+    def measure(self, folder: str) -> dict[str, Any]:
+        """Return accuracies by task, and nats per token on both texts, of one checkpoint."""
+        subject = Subject.load(folder, dtype=self.options.dtype)
+        questions = load_questions(
+            self.options.tasks.split(","), subject.encoder, use="evaluation", limit=self.options.items,
+            include_path=[self.options.eval / "tasks"], exclude=seen_items(*self.plans.values()),
+        )  # fmt: skip
+        found = examine(Engine(subject), questions, [INTACT], self.progress, f"asking {folder}")[INTACT]
+        nats = {name: mean_nats(subject.model, self.windows(subject, documents), self.progress, name)
+                for name, documents in (("wikitext", self.wikitext), ("prose", self.prose))}  # fmt: skip
+        return {
+            "accuracy": {name: outcomes.accuracy for name, outcomes in found.items()},
+            "probability": {name: outcomes.mean_gold_probability for name, outcomes in found.items()},
+            "items": {name: len(outcomes.correct) for name, outcomes in found.items()},
+            "nats": nats,
+        }
+
+    def windows(self, subject: Subject, documents: list[Document]) -> Windows:
+        head = subject.encoder.prefix_token_id
+        encoded = (subject.tokenizer(each.text, add_special_tokens=False, verbose=False) for each in documents)
+        return pack((Passage.of_text(ids["input_ids"], head) for ids in encoded), WINDOW).spread(self.options.windows)
+
+
+def main() -> None:
+    options = arguments()
+    plans = dict(named(text) for text in options.plans)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with quiet_libraries(True):
+        bench = Bench(options, plans, PlainProgress(sys.stderr))
+        started = time.monotonic()
+        for label, method in [(BASE, NONE), *((label, method) for method in options.methods for label in plans)]:
+            if options.seconds is not None and time.monotonic() - started > options.seconds:
+                print(f"out of time before {label}, {method}: the same command goes on", file=sys.stderr)
+                break
+            if not row_file(options.output, label, method).exists():
+                measure_row(bench, label, method)
+    text = table(list(rows(options.output)), options)
+    print(text)
+    (options.output / "table.md").write_text(text + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("eval", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--plans", nargs="+", required=True, metavar="LABEL=PLAN")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--corpus", required=True)
+    parser.add_argument("--tasks", default=TASKS)
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--keep", action="store_true")
+    return parser.parse_args()
+
+
+def named(text: str) -> tuple[str, Plan]:
+    label, _, path = text.partition("=")
+    return label, Plan.load(Path(path))
+
+
+def row_file(folder: Path, label: str, method: str) -> Path:
+    name = re.sub(r"[^\w.=-]+", "_", method)
+    return folder / "rows" / f"{label}--{name}.json"
+
+
+def measure_row(bench: Bench, label: str, method: str) -> None:
+    """Make one checkpoint, measure it, write its row."""
+    options = bench.options
+    row: dict[str, Any] = {"plan": label, "method": method}
+    if label == BASE:
+        row |= bench.measure(options.model)
+    else:
+        pruned = options.output / label
+        if not pruned.exists():
+            export(bench.plans[label], pruned, base=options.model)
+        folder = pruned
+        if method != NONE:
+            folder = options.output / f"{label}--healed"
+            if folder.exists():
+                shutil.rmtree(folder)
+            log = heal(request(options, pruned, method), folder, progress=bench.progress)
+            row |= account(log)
+        row |= bench.measure(str(folder))
+        if folder is not pruned and not options.keep:
+            shutil.rmtree(folder)
+    write_atomically(row_file(options.output, label, method), (json.dumps(row, indent=1) + "\n").encode())
+
+
+def request(options: argparse.Namespace, pruned: Path, method: str) -> HealRequest:
+    return HealRequest(
+        pruned, method, options.corpus, base=options.model, tasks=tuple(options.tasks.split(",")),
+        include_path=(options.eval / "tasks",), dtype=options.dtype,
+    )  # fmt: skip
+
+
+def account(log: HealLog) -> dict[str, Any]:
+    return {"seconds": log.seconds, "tokens": log.tokens, "changed": len(log.changed), "found": log.found,
+            "dropped": log.corpus.dropped_documents if log.corpus else 0}  # fmt: skip
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows that are there, oldest first within a plan, plans by name."""
+    files = sorted((folder / "rows").glob("*.json"), key=lambda file: file.stat().st_mtime)
+    found = [json.loads(file.read_text()) for file in files]
+    yield from sorted(found, key=lambda row: (row["plan"] != BASE, row["plan"]))
+
+
+def table(found: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """Return the table as Markdown."""
+    tasks = options.tasks.split(",")
+    base = next((row for row in found if row["plan"] == BASE), None)
+    plain = {row["plan"]: row for row in found if row["method"] == NONE}
+    names = [name.removeprefix("local_") for name in tasks]
+    head = ["plan", "method", *names, "mean", "wikitext ppl", "prose ppl", "won back", "seconds", "tokens"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for row in found:
+        accuracies = [row["accuracy"][task] for task in tasks]
+        cells = [row["plan"], row["method"], *(f"{value:.3f}" for value in accuracies)]
+        cells += [f"{sum(accuracies) / len(accuracies):.3f}"]
+        cells += [f"{math.exp(row['nats'][name]):.2f}" for name in ("wikitext", "prose")]
+        cells += [won_back(row, plain.get(row["plan"]), base)]
+        cells += [f"{row['seconds']:.0f}", f"{row['tokens']:,}"] if "seconds" in row else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def won_back(row: dict[str, Any], plain: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
+    if base is None or plain is None or row is plain or row is base:
+        return ""
+    lost = plain["nats"]["prose"] - base["nats"]["prose"]
+    return f"{100 * (plain['nats']['prose'] - row['nats']['prose']) / lost:.0f} %" if lost > 0 else ""
+
+
+if __name__ == "__main__":
+    main()
