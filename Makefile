@@ -15,7 +15,7 @@ test: lint
 	$(RUN) -m pytest --cov --cov-report=term
 
 slow: $(STAMP)
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow or browser"
 
 bench: $(STAMP)
 	$(RUN) -m pytest -m bench -s

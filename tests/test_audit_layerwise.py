@@ -11,9 +11,10 @@ from test_audit_compare import task
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from layerprune.audit import audit
-from layerprune.audit.layerwise import ITEMS, chosen, layerwise, parts_of
+from layerprune.audit.layerwise import ITEMS, chosen, layerwise, parts_of, recorded_ranking
 from layerprune.audit.verify import verify
-from layerprune.documents import PRUNED, Audit
+from layerprune.documents import PRUNED, Audit, Candidate, Round, Scores
+from layerprune.errors import DocumentError
 from layerprune.export import export
 from layerprune.stats import counted_interval
 
@@ -155,6 +156,23 @@ def test_each_single_layer_is_what_a_model_rebuilt_without_it_does(made):
     assert found.path[-1].correct["toy"] == document.tasks[0].models[PRUNED].outcomes.correct
     assert found.path[-1].difference == pytest.approx(document.tasks[0].models[PRUNED].difference)
     assert len(document.rankings[0].ranking) == tiny.DEPTH
+
+
+def test_recorded_scores_are_taken_for_the_same_base_alone(made):
+    def scores(fingerprint, *removals):
+        return Scores(
+            model=tiny.reference(made / "base").model_copy(update={"fingerprint": fingerprint}),
+            metric=samples.plan().metric, data=(), seed=0, versions={},
+            rounds=(Round(removed=(), candidates=tuple(Candidate(removal=r, score=sum(r)) for r in removals)),),
+        )  # fmt: skip
+
+    base = tiny.reference(made / "base")
+    found = recorded_ranking(scores(base.fingerprint, (0,), (2,), (3, 4)), base)
+    assert [(one.unit, one.score) for one in found.ranking] == [(0, 0), (2, 2)]
+    with pytest.raises(DocumentError, match="of another model"):
+        recorded_ranking(scores("sha256:" + "0" * 64, (0,)), base)
+    with pytest.raises(DocumentError, match="hold no single layer"):
+        recorded_ranking(scores(base.fingerprint, (0, 1)), base)
 
 
 def test_forged_layerwise_figures_are_found(made, tmp_path):

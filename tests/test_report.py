@@ -2,20 +2,21 @@
 
 import html.parser
 import re
+import shlex
 import shutil
-import subprocess
 
 import audit_samples as samples
 import audit_tiny as tiny
 import pytest
+import report_samples
 
 from layerprune.audit import audit
-from layerprune.documents import BaseTask, Candidate, MetricRef, Outcomes, Round, Scores, TaskScore
+from layerprune.documents import PRUNED, Audit, Plan
 from layerprune.errors import DocumentError
-from layerprune.report import plots, words
+from layerprune.report import layers, plots, words
+from layerprune.report.card import write_card
+from layerprune.report.commands import commands
 from layerprune.report.page import write_report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +27,6 @@ def out(tmp_path_factory):
     out = tiny.exported(base, folder / "out")
     audit(out, ["toy"], include_path=[folder / "tasks"], generation=False)
     return out
-
-
-def scores(spec, order):
-    def candidate(*removal):
-        task = TaskScore(
-            relevance=0.5,
-            interval=(0, 1),
-            accuracy=0.9 - 0.1 * len(removal),
-            gold_probability=None,
-            items=2,
-            outcomes=Outcomes(correct="10", gold_probability=None),
-        )
-        return Candidate(removal=removal, score=0.1 * removal[0], interval=(-0.1, 0.7), tasks={"toy": task})
-
-    return Scores(
-        model=samples.model_ref(),
-        metric=MetricRef(name=spec, spec=spec, options={}, unit="relevance", scope="any", owner="layerprune"),
-        data=(),
-        base={"toy": BaseTask(accuracy=0.9, gold_probability=None, p_value=0, outcomes=Outcomes(correct="11"))},
-        rounds=(Round(removed=(), candidates=tuple(candidate(n) for n in range(6))),
-                Round(removed=order[:1], candidates=(candidate(*order),))),
-        seed=0,
-        versions={},
-    )  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
@@ -71,10 +48,9 @@ class Page(html.parser.HTMLParser):
             assert self.open.pop() == tag, tag
 
 
-def test_the_page_needs_nothing_from_outside_and_is_well_formed(out, tmp_path):
-    text = write_report(
-        out, [scores("ablation", (3, 4)), scores("cosine", (3, 4))], to=tmp_path / "run.html"
-    ).read_text(encoding="utf-8")
+@pytest.mark.parametrize("healed", [False, True])
+def test_the_page_needs_nothing_from_outside_and_is_well_formed(tmp_path, healed):
+    text = write_report(report_samples.folder(tmp_path, healed=healed)).read_text(encoding="utf-8")
     page = Page(text)
     assert page.fetched == []
     assert page.open == []
@@ -82,15 +58,13 @@ def test_the_page_needs_nothing_from_outside_and_is_well_formed(out, tmp_path):
     assert ("html", {"lang": "en"}) in page.tags
     assert any(tag == "meta" and "viewport" in attrs.get("name", "") for tag, attrs in page.tags)
     plots_shown = [attrs for tag, attrs in page.tags if tag == "svg"]
-    assert len(plots_shown) >= 3
+    assert len(plots_shown) == 4
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in plots_shown)
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     assert "prefers-color-scheme: dark" in text
 
 
 def test_the_page_says_what_the_audit_says(out):
-    from layerprune.documents import PRUNED, Audit
-
     document = Audit.load(out / "layerprune" / "audit.json")
     text = write_report(out).read_text(encoding="utf-8")
     task = document.tasks[0]
@@ -105,8 +79,6 @@ def test_the_page_says_what_the_audit_says(out):
 
 
 def test_text_from_models_and_tasks_is_escaped(out, tmp_path):
-    from layerprune.documents import Audit
-
     copy = shutil.copytree(out, tmp_path / "copy")
     path = copy / "layerprune" / "audit.json"
     document = Audit.load(path)
@@ -116,6 +88,88 @@ def test_text_from_models_and_tasks_is_escaped(out, tmp_path):
     flipped = (task.flipped[0].model_copy(update={"question": evil, "answers": (evil,)}),)
     document.model_copy(update={"tasks": (task.model_copy(update={"data": data, "flipped": flipped}),)}).save(path)
     assert "<script" not in write_report(copy).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    return report_samples.folder(tmp_path_factory.mktemp("sample"))
+
+
+def documents(folder):
+    inside = folder / "layerprune"
+    return Plan.load(inside / "plan.json"), Audit.load(inside / "audit.json")
+
+
+def test_both_rankings_are_drawn_and_stand_in_a_table_with_what_is_removed(sample):
+    plan, audit = documents(sample)
+    shown = layers.rankings(plan, audit)
+    assert [ranks.name for ranks in shown] == ["ablation", "cosine"]
+    rows = layers.table(plan, shown)
+    assert [unit for unit, _, _ in rows] == [str(unit) for unit in range(report_samples.DEPTH)]
+    assert {int(unit) for unit, removed, _ in rows if removed} == set(report_samples.REMOVAL)
+    three = next(one.score for one in plan.ranking if one.unit == 3)
+    assert rows[3][2][0] == f"{three:.3g}".replace("-", words.MINUS)
+    for ranks in shown:
+        assert layers.drawn(ranks, plan).count('class="bar marked"') == len(report_samples.REMOVAL)
+
+
+def test_the_path_goes_through_every_step_and_the_others_stand_beside_it(sample):
+    _, audit = documents(sample)
+    drawn = layers.path(audit)
+    for one in audit.layerwise.path:
+        said = (
+            f"{len(one.units)} removed: {words.points(one.difference)} points ({words.points_interval(one.interval)})"
+        )
+        assert said in drawn
+    assert drawn.count('class="dot beside"') == 1
+    assert f"cosine: {words.points(audit.overall['cosine'].difference)} points" in drawn
+    assert layers.path(audit.model_copy(update={"layerwise": None})) is None
+
+
+def test_the_compensation_check_reaches_page_and_card_in_words(sample):
+    _, audit = documents(sample)
+    said = audit.layerwise.compensation.verdict
+    assert said in write_report(sample).read_text(encoding="utf-8")
+    assert said in write_card(sample).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("healed", [False, True])
+def test_the_commands_to_reproduce_are_commands_that_exist(tmp_path, healed):
+    import click
+
+    from layerprune.cli.app import app
+
+    plan, audit = documents(report_samples.folder(tmp_path, healed=healed))
+    log = healing_log() if healed else None
+    lines = commands(plan, audit, log)
+    assert [line.split()[1] for line in lines] == ["plan", "export", *(["heal"] * healed), "audit", "verify"]
+    context = click.Context(app)
+    for line in lines:
+        _, name, *words_given = shlex.split(line)
+        made = app.get_command(context, name).make_context(name, words_given)  # every option is known and well formed
+        assert made.params
+    asked = dict(zip(lines[-2].split()[2:], lines[-2].split()[3:], strict=False))
+    assert asked["--limit"] == "240"
+    assert asked["--compare"] == "cosine=cosine/plan.json"
+    assert "unhealed" not in lines[-2]
+
+
+def healing_log():
+    from layerprune.documents import HealerRef, HealLog
+
+    method = HealerRef(name="linear", spec="linear:ridge=0.01", options={}, gradients=False, owner="layerprune")
+    receipt = samples.receipt()
+    return HealLog(
+        method=method, base=receipt.base, unhealed=receipt.result, result=receipt.result, changed=(), files={},
+        plan_sha256="1" * 64, receipt_sha256="2" * 64, tokens=1000, seconds=3.0, dtype="float32", device="cpu",
+        seed=0, versions={},
+    )  # fmt: skip
+
+
+def test_a_local_bases_path_stands_in_no_command(sample):
+    plan, audit = documents(sample)
+    local = plan.model_copy(update={"model": plan.model.model_copy(update={"id": "/home/me/base", "revision": None})})
+    assert not any("/home" in line for line in commands(local, audit, None))
 
 
 def test_without_an_audit_there_is_no_report(tmp_path):
@@ -129,37 +183,20 @@ def test_plots_put_values_where_they_belong():
     assert heights[0] == pytest.approx(2 * heights[1], rel=0.01)
     assert heights[1] == pytest.approx(heights[2], rel=0.01)
     assert drawn.count('class="bar marked"') == 1
+    line = plots.curve(
+        "title",
+        [plots.Point(0, 0.0, "a"), plots.Point(2, -4.0, "b", (-6.0, -2.0))],
+        "x",
+        "y",
+        [plots.Point(2, -1, "c")],
+    )
+    ((first, second),) = re.findall(r'class="line" points="[\d.]+,([\d.]+) [\d.]+,([\d.]+)"', line)
+    ((low, high),) = re.findall(r'class="whisker" [^>]*y1="([\d.]+)" y2="([\d.]+)"', line)
+    (beside,) = re.findall(r'class="dot beside" cx="[\d.]+" cy="([\d.]+)"', line)
+    assert float(second) == pytest.approx((float(low) + float(high)) / 2, abs=0.1)
+    assert float(beside) - float(first) == pytest.approx((float(second) - float(first)) / 4, abs=0.1)
     row = plots.forest("title", [("a", -0.02, (-0.04, 0.0)), ("b", 0.01, (0.0, 0.02))])
     (zero,) = re.findall(r'class="zero" x1="([\d.]+)"', row)
     ends = [(float(a), float(b)) for a, b in re.findall(r'class="whisker" x1="([\d.]+)" x2="([\d.]+)"', row)]
     assert ends[0][1] == pytest.approx(float(zero)) == pytest.approx(ends[1][0])
     assert (ends[0][1] - ends[0][0]) == pytest.approx(2 * (ends[1][1] - ends[1][0]), rel=0.01)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("width", [390, 1100])
-def test_the_page_renders_without_scrolling_sideways(out, tmp_path, width):
-    """A screenshot at a phone's and a desk's width; the picture has the page's ground and its accent in it."""
-    from PIL import Image
-
-    page = write_report(out, [scores("ablation", (3, 4))], to=tmp_path / "run.html")
-    shot = tmp_path / f"{width}.png"
-    quiet = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
-    where = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400", f"--screenshot={shot}"]
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--no-first-run",
-        "--hide-scrollbars",
-        *quiet,
-        *where,
-        page.as_uri(),
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    picture = Image.open(shot).convert("RGB")
-    assert picture.size == (width, 2400)
-    colours = {colour for _, colour in picture.getcolors(10_000_000)}
-    assert {(251, 251, 249), (179, 68, 30)} <= colours  # the light page and the accent: styles and plots arrived
-    right_edge = {picture.getpixel((width - 1, y)) for y in range(0, 2400, 7)}
-    assert right_edge == {(251, 251, 249)}  # nothing is cut off at the right

@@ -10,10 +10,11 @@ from pathlib import Path
 from layerprune import __version__
 from layerprune.audit.compare import overall
 from layerprune.audit.exported import Exported, columns
+from layerprune.audit.layerwise import recorded_ranking
 from layerprune.audit.measuring import Findings, Job, measure
 from layerprune.audit.models import Loading
 from layerprune.audit.verdict import verdict
-from layerprune.documents import Audit, Compared, Plan
+from layerprune.documents import Audit, Compared, Plan, Scores
 from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import write_card
@@ -38,6 +39,7 @@ def audit(
     generation: bool = True,
     speed: bool = False,
     layerwise: bool = True,
+    scores: Sequence[Scores] = (),
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Audit:
@@ -48,7 +50,8 @@ def audit(
     ``limit`` is items per task, ``batch_size`` a number of rows or "auto". ``text``: a .txt or .jsonl file for
     perplexity and KL; ``generation``: look at greedy continuations of fixed prompts; ``speed``: time both models
     (``text`` and ``speed`` hold both in memory). ``layerwise``: ask the base without each removed layer alone and
-    along the plan's order, too, on at most 200 items of each task. No item that any of the plans has seen is used.
+    along the plan's order, too, on at most 200 items of each task. ``scores``: rankings of the base by other metrics,
+    to be shown beside the plan's own. No item that any of the plans has seen is used.
     Raises ``DocumentError`` when folder, plans and base do not belong together, ``TaskError`` and ``ModelError``.
     """
     exported = Exported.read(folder)
@@ -66,6 +69,7 @@ def audit(
         generation=generation,
         speed=speed,
         layerwise=layerwise,
+        rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in scores),
         seed=seed,
     )
     result = _document(job, measure(job, progress))

@@ -17,14 +17,16 @@ from layerprune.documents import (
     Compensated,
     Compensation,
     Layerwise,
+    ModelRef,
     Plan,
     Ranked,
     Ranking,
+    Scores,
     Units,
     Without,
 )
 from layerprune.engine import Engine, examine
-from layerprune.errors import RefusedError
+from layerprune.errors import DocumentError, RefusedError
 from layerprune.metrics.base import Data
 from layerprune.metrics.cosine import Cosine
 from layerprune.progress import Progress
@@ -194,6 +196,24 @@ def _cost(lost: float) -> str:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def recorded_ranking(scores: Scores, base: ModelRef) -> Ranking:
+    """Return what a scores.json says of every single layer; raises ``DocumentError`` when there is nothing to take."""
+    if scores.model.fingerprint != base.fingerprint:
+        raise DocumentError(
+            f"the scores by {scores.metric.words} are of another model: {scores.model.id}, not {base.id}"
+        )
+    singles = [one for one in scores.rounds[0].candidates if len(one.removal) == 1]
+    if not singles:
+        raise DocumentError(f"the scores by {scores.metric.words} hold no single layer, only sets of them")
+    items = sum(data.items for data in scores.data)
+    return Ranking(
+        metric=scores.metric.words,
+        unit=scores.metric.unit,
+        source=f"{items} selection items" if items else "no items",
+        ranking=tuple(Ranked(unit=one.removal[0], score=one.score, interval=one.interval) for one in singles),
+    )
 
 
 def cosine_ranking(subject: Subject, questions: Questions, progress: Progress) -> Ranking | None:

@@ -55,6 +55,7 @@ class Job:
     generation: bool
     speed: bool
     layerwise: bool
+    rankings: tuple[Ranking, ...]  # of other metrics, as they were recorded
     seed: int
 
 
@@ -135,13 +136,15 @@ def _layer_by_layer(
     job: Job, engine: Engine, questions: Questions, tasks: Sequence[AuditedTask], progress: Progress
 ) -> tuple[Layerwise | None, tuple[Ranking, ...]]:
     if not job.layerwise:
-        return None, ()
+        return None, job.rankings
     plan, few = job.exported.plan, layerwise_questions(questions)
     parts = parts_of(plan, engine.subject.anatomy)
     whole = PRUNED if job.exported.heal is None else UNHEALED
     found = layerwise(ask_layers(engine, few, parts, progress), parts, tasks, whole)
-    cosine = None if plan.metric.name == "cosine" else cosine_ranking(engine.subject, few, progress)
-    return found, (cosine,) if cosine else ()
+    if "cosine" in (plan.metric.spec, *(ranking.metric for ranking in job.rankings)):
+        return found, job.rankings
+    cosine = cosine_ranking(engine.subject, few, progress)
+    return found, (*job.rankings, *([cosine] if cosine else []))
 
 
 def _both(base: int | None, pruned: int | None) -> tuple[int, int] | None:

@@ -29,6 +29,9 @@ from layerprune.cli.verb import Verb, pass_console
 @click.option(
     "--compare", type=opt.Labelled(), multiple=True, help="Another plan for the same base, run on the same items too."
 )
+@click.option(
+    "--scores", type=opt.FILE, metavar="FILE", multiple=True, help="scores.json of another metric, to be shown beside."
+)
 @click.option("--text", type=opt.FILE, metavar="FILE", help="A .txt or .jsonl text for perplexity and KL, too.")
 @click.option("--generation/--no-generation", default=None, help="Look at greedy continuations, too. Default: yes.")
 @click.option("--speed/--no-speed", default=None, help="Time both models, too. Default: no.")
@@ -38,14 +41,16 @@ from layerprune.cli.verb import Verb, pass_console
     help="Ask the base without each removed layer alone, too, on up to 200 items a task. Default: yes.",
 )
 @pass_console
-def audit(console: Console, folder: Path, compare: tuple[tuple[str, Path], ...], **options: Any) -> None:
+def audit(
+    console: Console, folder: Path, compare: tuple[tuple[str, Path], ...], scores: tuple[Path, ...], **options: Any
+) -> None:
     """Compare the exported model in FOLDER with its base on items that no earlier step has seen."""
     from layerprune.audit import audit as examine
     from layerprune.cli.audited import audited
-    from layerprune.documents import Plan
+    from layerprune.documents import Plan, Scores
 
-    others = {label: Plan.load(path) for label, path in compare}
-    found = examine(folder, **opt.given(options), compare=others, progress=console.progress)
+    others, rankings = {label: Plan.load(path) for label, path in compare}, [Scores.load(path) for path in scores]
+    found = examine(folder, **opt.given(options), compare=others, scores=rankings, progress=console.progress)
     for part in audited(found):
         console.print(part)
-    console.print(f"written: {folder / 'layerprune' / 'audit.json'}, {folder / 'README.md'}")
+    console.print(f"written: {folder / 'layerprune' / 'audit.json'}, {folder / 'README.md'}, {folder / 'report.html'}")

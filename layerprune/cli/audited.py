@@ -17,7 +17,7 @@ def audited(audit: Audit) -> list[Table | str]:
         if label != PRUNED:
             change = f"{points(overall.difference)} points ({points_interval(overall.interval)})"
             parts.append(f"{label}, on the same items: accuracy {change}")
-    return [*parts, *_text(audit), *_generation(audit), *_speed(audit)]
+    return [*parts, *_layerwise(audit), *_text(audit), *_generation(audit), *_speed(audit)]
 
 
 def tasks(audit: Audit) -> Table:
@@ -34,6 +34,11 @@ def tasks(audit: Audit) -> Table:
                 f"{own.flips.p_value:.2g}",
             )  # fmt: skip
     return made
+
+
+def _layerwise(audit: Audit) -> list[str]:
+    found = audit.layerwise
+    return [found.compensation.verdict] if found and found.compensation else []
 
 
 def _text(audit: Audit) -> list[str]:

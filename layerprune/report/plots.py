@@ -1,14 +1,21 @@
-"""Plots as inline SVG: no library, no script, colours from the page, and every figure readable as text."""
+"""Plots as inline SVG: no library, no script, colours from the page, and every figure readable as text.
+
+A page scales a plot to its width. On a phone the page's style makes letters larger in the plot's own units, so there is
+room for both: labels stand above what they name, and ticks are few.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from layerprune.report import words
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 680, 64, 16, 14, 40  # user units; the page scales the whole
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 680, 88, 16, 14, 54  # user units; the page scales the whole
+TICKS = 8  # at most, along an axis of layers
+ROW = 52  # of a forest plot: a label, and below it the interval
 
 
 @dataclass(frozen=True)
@@ -23,55 +30,57 @@ class Bar:
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a curve."""
+    """One point of a curve, or beside it."""
 
     x: float
     y: float
     label: str
+    interval: tuple[float, float] | None = None
 
 
-def bars(title: str, given: Sequence[Bar], y_name: str, height: int = 240) -> str:
-    """Return a bar chart; marked bars are filled in the accent colour."""
+def bars(title: str, given: Sequence[Bar], y_name: str, x_name: str = "layer", height: int = 250) -> str:
+    """Return a bar chart; marked bars are filled in the accent colour and hatched, so that colour is not all."""
     ends = [end for bar in given for end in (bar.interval or (bar.value, bar.value))]
     scale = _Scale(min(0.0, *ends), max(0.0, *ends), height)
     step = (WIDTH - LEFT - RIGHT) / max(1, len(given))
-    parts = [scale.axis(y_name)]
-    every = max(1, len(given) // 16)
+    parts = [scale.axis(y_name), _x_name(x_name, height)]
+    every = math.ceil(len(given) / TICKS)
     for place, bar in enumerate(given):
         x, top, bottom = LEFT + (place + 0.5) * step, scale(max(bar.value, 0)), scale(min(bar.value, 0))
-        css = "bar marked" if bar.marked else "bar"
+        css, said = ("bar marked", ", removed") if bar.marked else ("bar", "")
         parts.append(
             f'<rect class="{css}" x="{x - 0.36 * step:.1f}" y="{top:.1f}" width="{0.72 * step:.1f}" '
-            f'height="{max(bottom - top, 0.8):.1f}"><title>{escape(bar.label)}: {bar.value:.3f}</title></rect>'
+            f'height="{max(bottom - top, 0.8):.1f}"><title>{escape(bar.label)}: {bar.value:.3g}{said}</title></rect>'
         )
         if bar.interval:
             low, high = (scale(end) for end in bar.interval)
-            parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+            parts.append(_whisker(x, low, high))
         if place % every == 0:
-            parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{height - 20}" text-anchor="middle">{escape(bar.label)}</text>'
-            )
+            parts.append(_tick(x, height - 30, bar.label))
     return _svg(title, parts, height)
 
 
-def curve(title: str, points: Sequence[Point], x_name: str, y_name: str, height: int = 240) -> str:
-    """Return a line through points."""
-    ys = [point.y for point in points]
-    room = (max(ys) - min(ys)) * 0.1 or 0.01
-    scale = _Scale(min(ys) - room, max(ys) + room, height)
-    most = max(point.x for point in points) or 1
-    across = [(LEFT + point.x / most * (WIDTH - LEFT - RIGHT - 12), scale(point.y)) for point in points]
-    parts = [
-        scale.axis(y_name),
-        '<polyline class="line" points="' + " ".join(f"{x:.1f},{y:.1f}" for x, y in across) + '"/>',
-    ]
-    for (x, y), point in zip(across, points, strict=True):
-        parts.append(
-            f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(point.label)}</title></circle>'
-        )
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 20}" text-anchor="middle">{point.x:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>')
+def curve(
+    title: str, points: Sequence[Point], x_name: str, y_name: str, beside: Sequence[Point] = (), height: int = 280
+) -> str:
+    """Return a line through points with their intervals; those ``beside`` it are hollow and carry their label."""
+    every = (*points, *beside)
+    ends = [end for point in every for end in (point.interval or (point.y, point.y))]
+    scale = _Scale(min(*ends, 0.0), max(*ends, 0.0), height)
+    most = max(point.x for point in every) or 1
+
+    def across(x: float) -> float:
+        return LEFT + 14 + x / most * (WIDTH - LEFT - RIGHT - 28)
+
+    line = " ".join(f"{across(point.x):.1f},{scale(point.y):.1f}" for point in points)
+    parts = [scale.axis(y_name), _x_name(x_name, height), f'<polyline class="line" points="{line}"/>']
+    parts += [_dot(across(point.x), scale, point, "dot") for point in points]
+    parts += [_dot(across(point.x), scale, point, "dot beside") for point in beside]
+    heights = _apart([scale(point.y) for point in beside])
+    for point, y in zip(beside, heights, strict=True):
+        parts.append(_beside_label(across(point.x), y, point.label.partition(":")[0]))
+    whole = math.ceil(most)
+    parts += [_tick(across(x), height - 30, str(x)) for x in range(0, whole + 1, math.ceil(whole / TICKS))]
     return _svg(title, parts, height)
 
 
@@ -81,37 +90,39 @@ def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) -
     low, high = min(ends), max(ends)
     room = (high - low) * 0.08 or 0.01
     low, high = low - room, high + room
-    left = 190
+    edge = 40
 
     def across(value: float) -> float:
-        return left + (value - low) / (high - low) * (WIDTH - left - RIGHT)
+        return edge + (value - low) / (high - low) * (WIDTH - 2 * edge)
 
-    height = 34 * len(rows) + 40
-    parts = [f'<line class="zero" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="6" y2="{height - 30}"/>']
+    height = ROW * len(rows) + 44
+    parts = [f'<line class="zero" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="4" y2="{height - 36}"/>']
     for place, (label, value, interval) in enumerate(rows):
-        y = 24 + 34 * place
+        y = 40 + ROW * place
         said = f"{label}: {words.points(value)} points ({words.points_interval(interval)})"
-        parts.append(f'<text class="name" x="{left - 12}" y="{y + 5}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<text class="name" x="0" y="{y - 19}">{escape(label)}</text>')
         parts.append(
             f'<line class="whisker" x1="{across(interval[0]):.1f}" x2="{across(interval[1]):.1f}" y1="{y}" y2="{y}"/>'
         )
         parts.append(
-            f'<circle class="dot" cx="{across(value):.1f}" cy="{y}" r="5"><title>{escape(said)}</title></circle>'
+            f'<circle class="dot" cx="{across(value):.1f}" cy="{y}" r="6"><title>{escape(said)}</title></circle>'
         )
-    for value in (low + room, 0.0, high - room):
-        if value == 0.0 or abs(across(value) - across(0)) > 70:
-            said = words.points(value)
-            parts.append(
-                f'<text class="tick" x="{across(value):.1f}" y="{height - 10}" text-anchor="middle">{said}</text>'
-            )
+    step = _round_step((high - low) / 5)
+    for count in range(math.ceil(low / step), math.floor(high / step) + 1):
+        parts.append(_tick(across(count * step), height - 10, words.points(count * step)))
     return _svg(title, parts, height)
 
 
 class _Scale:
-    """Values to heights on the page, with rounded grid lines."""
+    """Values to heights on the page, with grid lines at round figures that include zero."""
 
     def __init__(self, low: float, high: float, height: int) -> None:
-        self.low, self.high = (low, high) if high > low else (low, low + 1)
+        spread = (high - low) or 1.0
+        self.step = _round_step(spread / 4)
+        self.low = math.floor(round(low / self.step, 9)) * self.step
+        self.high = math.ceil(round(high / self.step, 9)) * self.step
+        if self.high == self.low:
+            self.high += self.step
         self.top, self.bottom = TOP, height - BOTTOM
 
     def __call__(self, value: float) -> float:
@@ -119,16 +130,55 @@ class _Scale:
 
     def axis(self, name: str) -> str:
         lines = []
-        for part in range(5):
-            value = self.low + part / 4 * (self.high - self.low)
-            y = self(value)
-            lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            lines.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        for part in range(round((self.high - self.low) / self.step) + 1):
+            value = self.low + part * self.step
+            y, css = self(value), "grid" if abs(value) > self.step / 100 else "grid nought"
+            lines.append(f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            said = f"{value:.4g}".replace("-", words.MINUS) if css == "grid" else "0"
+            lines.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{said}</text>')
         middle = (self.top + self.bottom) / 2
-        turned = f'transform="rotate(-90 14 {middle})"'
+        turned = f'transform="rotate(-90 18 {middle})"'
         return "".join(
-            [*lines, f'<text class="tick" x="14" y="{middle}" text-anchor="middle" {turned}>{escape(name)}</text>']
+            [*lines, f'<text class="tick" x="18" y="{middle}" text-anchor="middle" {turned}>{escape(name)}</text>']
         )
+
+
+def _round_step(about: float) -> float:
+    """Return 1, 2 or 5 times a power of ten, the smallest that is not below ``about``."""
+    power = 10.0 ** math.floor(math.log10(about))
+    return next(power * times for times in (1, 2, 5, 10) if power * times >= about * (1 - 1e-9))
+
+
+def _dot(x: float, scale: _Scale, point: Point, css: str) -> str:
+    whisker = _whisker(x, scale(point.interval[0]), scale(point.interval[1])) if point.interval else ""
+    said = f"<title>{escape(point.label)}</title>"
+    return f'{whisker}<circle class="{css}" cx="{x:.1f}" cy="{scale(point.y):.1f}" r="6">{said}</circle>'
+
+
+def _apart(heights: Sequence[float], room: float = 26) -> list[float]:
+    """Return the heights, moved down where two labels would lie on each other."""
+    moved, lowest = [0.0] * len(heights), -math.inf
+    for place in sorted(range(len(heights)), key=lambda index: heights[index]):
+        moved[place] = lowest = max(heights[place], lowest + room)
+    return moved
+
+
+def _beside_label(x: float, y: float, label: str) -> str:
+    """A label stands on the side where there is more room."""
+    away, anchor = (-12, "end") if x > WIDTH / 2 else (12, "start")
+    return f'<text class="tick" x="{x + away:.1f}" y="{y + 5:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
+
+
+def _whisker(x: float, low: float, high: float) -> str:
+    return f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+
+
+def _tick(x: float, y: float, label: str) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{y}" text-anchor="middle">{escape(label)}</text>'
+
+
+def _x_name(name: str, height: int) -> str:
+    return _tick((LEFT + WIDTH - RIGHT) / 2, height - 8, name)
 
 
 def _svg(title: str, parts: Sequence[str], height: int) -> str:

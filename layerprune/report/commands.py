@@ -1,0 +1,80 @@
+"""How to make a checkpoint and its audit again, as command lines; every figure in them comes from the documents."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from layerprune.documents import UNHEALED, Audit, HealLog, Plan
+
+CORPUS = "FILE"  # the audit knows a text by its name and hash, not by its place
+
+
+def commands(plan: Plan, audit: Audit, log: HealLog | None) -> list[str]:
+    """Return the commands in order: choose the layers, export, heal, audit, and check what is here."""
+    healed = [_heal(step, number, len(log.steps)) for number, step in enumerate(log.steps)] if log else []
+    return [
+        _plan(plan),
+        _line("export", "run/plan.json", "-o", "smaller/"),
+        *healed,
+        _audit(audit, "healed/" if log else "smaller/"),
+        _line("verify", ".", "--rerun", 20, "--digests"),
+    ]
+
+
+def _plan(plan: Plan) -> str:
+    words: list[object] = ["plan", _base(plan.model.id), *_option("--revision", plan.model.revision)]
+    words += ["--metric", plan.metric.spec]
+    if plan.metric.operator != "skip":
+        words += ["--operator", plan.metric.operator]
+    if plan.data:
+        words += ["--tasks", ",".join(data.task for data in plan.data)]
+        words += ["--limit", max(data.items for data in plan.data), *_shots([data.num_fewshot for data in plan.data])]
+    if any(one.unit != int(one.unit) for one in plan.ranking):
+        words += ["--unit", "half"]
+    words += ["--drop", plan.requested, "--search", plan.search.name]
+    if plan.limits.protect:
+        words += ["--protect", ",".join(map(str, plan.limits.protect))]
+    if plan.limits.keep_period:
+        words.append("--keep-period")
+    return _line(*words, "--seed", plan.seed, "-o", "run/")
+
+
+def _heal(step: HealLog, number: int, of: int) -> str:
+    before = "smaller/" if number == 0 else f"healed-{number}/"
+    after = "healed/" if number + 1 == of else f"healed-{number + 1}/"
+    corpus = ["--corpus", step.corpus.source] if step.corpus else []
+    return _line("heal", before, "-o", after, "--method", step.method.spec, *corpus, "--seed", step.seed)
+
+
+def _audit(audit: Audit, folder: str) -> str:
+    words: list[object] = ["audit", folder, "--tasks", ",".join(task.data.task for task in audit.tasks)]
+    words += _option("--limit", audit.limit)
+    words += _shots([task.data.num_fewshot for task in audit.tasks])
+    words += ["--dtype", audit.dtype, "--seed", audit.seed]
+    for label in audit.compared:
+        if label != UNHEALED:
+            words += ["--compare", f"{label}={label}/plan.json"]
+    words += ["--text", audit.text.source.split(" (")[0]] if audit.text else []
+    words += [] if audit.generation else ["--no-generation"]
+    words += [] if audit.layerwise or audit.rankings else ["--no-layerwise"]
+    words += ["--speed"] if audit.speed else []
+    return _line(*words)
+
+
+def _shots(counts: Sequence[int]) -> list[object]:
+    """Few-shot examples where all tasks have the same number; else each has the number its task says."""
+    return ["--num-fewshot", counts[0]] if len(set(counts)) == 1 else []
+
+
+def _base(model_id: str) -> str:
+    """A local path is nobody else's: the command names the folder alone."""
+    return model_id.rstrip("/").rpartition("/")[2] + "/" if model_id.startswith(("/", ".")) else model_id
+
+
+def _option(name: str, value: object) -> list[object]:
+    return [] if value is None else [name, value]
+
+
+def _line(*words: object) -> str:
+    return shlex.join(["layerprune", *map(str, words)])
