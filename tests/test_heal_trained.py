@@ -267,3 +267,29 @@ def test_training_that_runs_away_leaves_its_best_weights(home, tmp_path):
         heal(request_of(home, "seams:lr=1e30,steps=6,clip=1e30,warmup=0"), tmp_path / "healed")
     assert list(tmp_path.glob(".healed.healing/training/*/best/weights.safetensors"))
     assert not (tmp_path / "healed").exists()
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_two_processes_heals_as_one(home, tmp_path):
+    """The command itself in two CPU processes: one folder, one log, the loss curve of a single process."""
+    import subprocess
+    import sys
+
+    from layerprune.documents import HealLog
+
+    method = "distill:lr=0.003,steps=4,patience=9,keep=20"
+    alone = heal(request_of(home, method), tmp_path / "one")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    asked = ["--method", method, "--corpus", str(home / "prose.txt"), "--window", str(WINDOW), "--dtype", "float32"]
+    done = subprocess.run(
+        [*launch, "--module", "layerprune", "heal", str(home / "pruned-2-4"), "-o", str(tmp_path / "two"), *asked],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written: ") == 1
+    shared = HealLog.load(tmp_path / "two" / "layerprune" / "heal.json")
+    figures = [[p.heldout for p in log.curve] + [p.loss for p in log.curve[1:]] for log in (alone, shared)]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+    assert shared.tokens == alone.tokens
+    assert verify(tmp_path / "two", base=str(home / "base")).ok
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

@@ -1,6 +1,6 @@
 """Text for healing and for perplexity: documents, what benchmarks stand in them, token windows, a held-out part."""
 
-from layerprune.corpus.building import WINDOW, Corpus, build_corpus
+from layerprune.corpus.building import WINDOW, Corpus, build_corpus, pack_documents
 from layerprune.corpus.overlap import find_overlap
 from layerprune.corpus.reading import BUILTIN, Document, read_documents
 from layerprune.corpus.windows import IGNORED, Passage, Windows, pack
@@ -16,5 +16,6 @@ __all__ = [
     "build_corpus",
     "find_overlap",
     "pack",
+    "pack_documents",
     "read_documents",
 ]

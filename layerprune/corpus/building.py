@@ -30,6 +30,7 @@ class Corpus:
     train: Windows
     heldout: Windows
     ref: CorpusRef
+    documents: tuple[Document, ...] = ()  # what ``train`` was packed from, in order
 
 
 def build_corpus(
@@ -54,8 +55,10 @@ def build_corpus(
     marked = sorted({_mark(document): document for document in kept}.items(), key=lambda entry: _place(entry[0], seed))
     heldout = [(mark, document) for mark, document in marked if hash_share(mark, "held out") < HELD_OUT]
     train = [(mark, document) for mark, document in marked if hash_share(mark, "held out") >= HELD_OUT]
-    parts = [_windows(part, tokenizer, window, f"{source}, {what}") for part, what in
-             ((train, "without what is held out,"), (heldout, "the held-out tenth,"))]  # fmt: skip
+    parts = [
+        pack_documents([document for _, document in part], tokenizer, window, f"{source}, {what}")
+        for part, what in ((train, "without what is held out,"), (heldout, "the held-out tenth,"))
+    ]
     measured = parts[1].spread(HELDOUT_WINDOWS)
     ref = CorpusRef(
         source=name,
@@ -70,13 +73,14 @@ def build_corpus(
         counted=int(parts[0].counted.sum()),
         answers_only=any(document.text is None for document in kept),
     )
-    return Corpus(parts[0], measured, ref)
+    return Corpus(parts[0], measured, ref, tuple(document for _, document in train))
 
 
-def _windows(
-    part: Sequence[tuple[str, Document]], tokenizer: PreTrainedTokenizerBase, window: int, what: str
+def pack_documents(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, window: int, what: str
 ) -> Windows:
-    passages = [_passage(document, tokenizer) for _, document in part]
+    """Tokenise documents and cut full windows; ``UsageError``, naming ``what``, where they do not fill one."""
+    passages = [_passage(document, tokenizer) for document in documents]
     made = pack(passages, window)
     check_enough(made, what, sum(len(passage.ids) for passage in passages))
     return made

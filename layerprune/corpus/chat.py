@@ -21,12 +21,12 @@ def chat_passage(tokenizer: PreTrainedTokenizerBase, messages: tuple[tuple[str, 
     if not tokenizer.is_fast:
         raise UsageError(f"{type(tokenizer).__name__} gives no character offsets; chats need a fast tokenizer")
     turns = [{"role": role, "content": content} for role, content in messages]
-    text = _render(tokenizer, turns, False)
+    text = render(tokenizer, turns, False)
     spans: list[tuple[int, int]] = []
     for place, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            before = _render(tokenizer, turns[:place], True)
-            after = _render(tokenizer, turns[: place + 1], False)
+            before = render(tokenizer, turns[:place], True)
+            after = render(tokenizer, turns[: place + 1], False)
             if not after.startswith(before) or not text.startswith(after):
                 raise UsageError("the model's chat template rewrites earlier messages; answers cannot be told apart")
             spans.append((len(before), len(after)))
@@ -36,7 +36,8 @@ def chat_passage(tokenizer: PreTrainedTokenizerBase, messages: tuple[tuple[str, 
     return Passage(tuple(encoded["input_ids"]), counted)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], asked: bool) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], asked: bool) -> str:
+    """Return a chat as the template renders it; ``asked``: up to where the assistant is to speak. ``UsageError``."""
     if not turns:
         raise UsageError("a chat begins with the assistant; put the user's message before it")
     try:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from layerprune.corpus import pack_documents
 from layerprune.errors import UsageError
+from layerprune.healing.answers import Author
 from layerprune.healing.base import Case, Changed
-from layerprune.healing.goals import Goal
 from layerprune.healing.kept import Kept
 from layerprune.healing.places import cuts, final_norm, head_weights, last_layers, layer_weights, seams
-from layerprune.healing.processes import own_place
+from layerprune.healing.processes import leader_first, own_place
 from layerprune.healing.teacher import Distilled, Mix
 from layerprune.healing.trained import Trained, heal_weights, option, precision_of
 from layerprune.subject import Subject
@@ -27,6 +28,10 @@ class Distill(Trained):
     weight: float = option(1.0, "share of the base's word in the loss; the rest is the text's next token")
     temperature: float = option(1.0, "of both distributions; above 1 the base's unlikely tokens count more")
     match: float = option(0.0, "weight of the relative squared distance of hidden states at the cuts")
+    answers: Literal["corpus", "base"] = option(
+        "corpus", "base: the base first writes the answers of the corpus's chats afresh, and they are what is read"
+    )
+    answer_tokens: int = option(256, "of an answer that the base writes, at most")
     keep: int = option(0, "keep the base's top so many tokens on disk, to read the text more than once; 0: ask anew")
 
     needs_base: ClassVar[bool] = True
@@ -37,12 +42,26 @@ class Distill(Trained):
         super().__post_init__()
         if not 0 <= self.weight <= 1 or self.temperature <= 0 or self.match < 0 or self.keep < 0:
             raise ValueError("weight is from 0 to 1, temperature above 0, match and keep at least 0")
+        if self.answer_tokens < 1:
+            raise ValueError(f"answer_tokens is {self.answer_tokens} and has to be at least 1")
 
     def heal(self, case: Case) -> Iterator[Changed]:
-        def goal(student: Subject) -> Goal:
-            return self._goal(case, student)
+        """Yield the distilled weights; the base is loaded once, and writes before it teaches."""
+        teacher = own_place(case).base_subject(precision_of(case))
+        if self.answers == "base":
+            case = self._with_answers(case, teacher)
+        yield from heal_weights(
+            case, self, lambda subject: self._chosen(case, subject), lambda student: self._goal(case, teacher, student)
+        )
 
-        yield from heal_weights(case, self, lambda subject: self._chosen(case, subject), goal)
+    def _with_answers(self, case: Case, teacher: Subject) -> Case:
+        """Return the case with a text whose answers are the base's; what is held out stays as it is."""
+        author, corpus = Author(teacher, self.answer_tokens), case.text
+        with leader_first():  # the first one writes, the others read
+            documents = author.rewrite(corpus.documents, case.work / "answers", case.progress)
+        train = pack_documents(documents, teacher.tokenizer, corpus.train.window, "what the base has written")
+        case.record.notes.append(f"{len(documents)} chats were answered by the base before they were read")
+        return replace(case, corpus=replace(corpus, train=train))
 
     def _chosen(self, case: Case, subject: Subject) -> set[str]:
         every = range(len(subject.layers))
@@ -54,17 +73,14 @@ class Distill(Trained):
             return layer_weights(subject, last_layers(subject, min(3, len(every)))) | head_weights(subject)
         return layer_weights(subject, every) | final_norm(subject)
 
-    def _goal(self, case: Case, student: Subject) -> Distilled:
-        from accelerate import PartialState
-
-        teacher = own_place(case).base_subject(precision_of(case))
+    def _goal(self, case: Case, teacher: Subject, student: Subject) -> Distilled:
         if teacher.vocabulary != student.vocabulary:
             raise UsageError(f"the base has {teacher.vocabulary} tokens and the pruned model {student.vocabulary}")
         kept = None
         if self.keep:
             windows = case.text.train
             kept = Kept.of(case.work / "teacher", teacher, windows, self.keep, self.temperature)
-            with PartialState().main_process_first():  # the first one asks, the others find the answers
+            with leader_first():  # the first one asks, the others find the answers
                 case.record.tokens += kept.fill(teacher, windows, self.forward_windows(case, teacher), case.progress)
         mix = Mix(self.weight, self.temperature, self.match)
         return Distilled(mix, teacher, student, cuts(case.removal, case.receipt.base.layers), kept)

@@ -1,0 +1,110 @@
+"""Self-data distillation: what the base writes is what it says to each prompt alone, and it is what is trained on."""
+
+import json
+
+import audit_tiny
+import heal_tiny
+import pytest
+import torch
+
+from layerprune.corpus import Document
+from layerprune.engine.journal import Journal
+from layerprune.errors import UsageError
+from layerprune.export import export
+from layerprune.heal import HealRequest, heal
+from layerprune.healing.answers import Author
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+CHATS = tuple(
+    Document(messages=chat)
+    for chat in (
+        (("user", "Where is the river?"), ("assistant", "There.")),
+        (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And now?"), ("assistant", "Bye")),
+        (("user", "A much longer question about stones and winter light"), ("assistant", "Yes")),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A tiny base that speaks in chats, a checkpoint pruned from it, and chats to heal with."""
+    import families
+
+    folder = tmp_path_factory.mktemp("answers")
+    audit_tiny.base_model(folder / "base")
+    config = json.loads((folder / "base" / "tokenizer_config.json").read_text())
+    (folder / "base" / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    export(families.make_plan(folder / "base", Removal.of(2)), folder / "pruned")
+    words = heal_tiny.WORDS
+    rows = [{"prompt": f"{a} {b}?", "completion": f"{b} {a} and {a}."} for a in words for b in words]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(home):
+    return Subject.load(str(home / "base"), dtype="float32")
+
+
+def said(base, messages, most):
+    """What the base says next, token by token, each prompt alone and without a cache."""
+    turns = [{"role": role, "content": content} for role, content in messages]
+    text = base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    start = len(ids)
+    while len(ids) < start + most and ids[-1] != base.tokenizer.eos_token_id:
+        with torch.no_grad():
+            ids.append(int(base.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return base.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def test_every_answer_is_what_the_base_says_to_its_prompt_alone(base, tmp_path):
+    written = Author(base, 6).rewrite([Document(text="prose"), *CHATS], tmp_path)
+    assert [len(document.messages) for document in written] == [2, 5, 2]
+    for old, new in zip(CHATS, written, strict=True):
+        for place, (role, content) in enumerate(new.messages):
+            expected = said(base, new.messages[:place], 6) if role == "assistant" else old.messages[place][1]
+            assert content == expected
+
+
+def test_it_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("layerprune.healing.answers.BATCH", 1)
+    whole = Author(base, 6).rewrite(CHATS, tmp_path / "whole")
+    appended, append = [], Journal.append
+
+    def killed(self, entry):
+        append(self, entry)
+        appended.append(entry)
+        if len(appended) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Author(base, 6).rewrite(CHATS, tmp_path / "cut")
+    assert Author(base, 6).rewrite(CHATS, tmp_path / "cut") == whole
+    assert len(appended) == 3
+    assert Author(base, 3).rewrite(CHATS, tmp_path / "cut") != whole  # other settings are not taken for these
+
+
+def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path):
+    chats = str(home / "chats.jsonl")
+    method = "distill:answers=base,answer_tokens=8,weight=0,steps=3,patience=9,lr=0.001"
+    log = heal(HealRequest(home / "pruned", method, chats, window=32, dtype="float32"), tmp_path / "own")
+    other = heal(
+        HealRequest(home / "pruned", method.replace("=base", "=corpus"), chats, window=32, dtype="float32"),
+        tmp_path / "theirs",
+    )
+    assert log.corpus == other.corpus
+    assert log.curve[0].heldout == other.curve[0].heldout  # what is held out stays as it is
+    assert log.curve[-1].loss < other.curve[-1].loss  # its own words are less of a surprise
+    assert log.notes == (f"{log.corpus.documents} chats were answered by the base before they were read",)
+
+
+def test_prose_asks_nothing(base, tmp_path):
+    with pytest.raises(UsageError, match="the corpus holds none: give chats"):
+        Author(base, 6).rewrite([Document(text="prose")], tmp_path)
