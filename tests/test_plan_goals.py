@@ -91,6 +91,21 @@ def test_what_cannot_be_reached_is_refused_with_what_can(home, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("goal", "answer"),
+    [
+        ("--target-speedup 1.1x", "--target-speedup 1.1x cannot begin: none of the 6 layers may go"),
+        ("--max-drop 2%", "--max-drop 2% --confidence 95% cannot begin: none of the 6 layers may go"),
+        ("--front", "--front --up-to 75% cannot begin: no 5 layers or fewer may go"),
+        ("--front --up-to 1", "--front --up-to 1 cannot begin: no 1 layers or fewer may go"),
+        ("--drop 1", "cannot remove 1 layers: of 6 layers 0 may go (protected: 0, 1, 2, 3, 4, 5)"),
+    ],
+)
+def test_nothing_may_go(home, tmp_path, goal, answer):
+    assert refused(*plan(home, tmp_path / "out", *goal.split(), "--protect", "0,1,2,3,4,5")) == answer
+    assert not (tmp_path / "out").exists()
+
+
 def test_shapes_reach_the_plan_and_its_limits(home, tmp_path):
     done(*plan(home, tmp_path / "apart", "--drop", 3, "--no-adjacent"))
     made = Plan.load(tmp_path / "apart" / "plan.json")
@@ -144,6 +159,32 @@ def test_the_largest_certified_removal_is_planned_with_its_guarantee(home, tmp_p
     judged = scores.rounds[0].candidates[0].tasks["many"].items
     assert certifying < seen
     assert len(seen) == judged + made.predicted.tasks["many"].items + len(certifying) == made.data[0].items
+
+
+def test_the_model_card_states_the_guarantee(home, tmp_path):
+    words = ("--metric", "cosine", "--max-drop", "95%", "--up-to", 1, "--limit", 30, "--certify-limit", 60)
+    done(*plan(home, tmp_path / "run", *words, task="many"))
+    done("export", tmp_path / "run", "-o", tmp_path / "smaller")
+    statement = Plan.load(tmp_path / "run" / "plan.json").certificate.statement
+    assert f"Certified: {statement}." in (tmp_path / "smaller" / "README.md").read_text()
+
+
+def test_a_recipe_says_how_far_to_go_in_the_same_words(home, tmp_path):
+    whole = Checkpoint.open(home / "base")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {home / 'base'}\ninclude_path: [{home / 'tasks'}]\nscore:\n  tasks: toy\n  metric: cosine\n"
+        f"plan:\n  target_params: {whole.parameters - 5}\n  protect: 5\n  no_adjacent: true\n"
+        "audit:\n  tasks: many\n  limit: 2\n  generation: false\n"
+    )
+    done("run", recipe, "-o", tmp_path / "run")
+    made = Plan.load(tmp_path / "run" / "plan.json")
+    assert made.requested == f"--target-params {whole.parameters - 5}"
+    assert (len(made.removal), made.limits.no_adjacent, made.limits.protect) == (1, True, (5,))
+    again = done("run", recipe, "-o", tmp_path / "run")
+    assert "score, plan: done before" in again.stderr
+    assert "plan.target_params" in refused("run", recipe, "--set", "plan.target_params=many", "-o", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_what_certifies_has_had_no_say_in_the_search(home, tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ def test_the_fewest_layers_are_removed_that_are_fast_enough(home, tmp_path, cloc
 def test_a_stand_in_that_promised_too_much_is_followed_by_a_larger_removal(home, tmp_path, clock, monkeypatch):
     real = speeding.speedup
     monkeypatch.setattr(speeding, "speedup", lambda speed: real(speed) * (0.93 if speed.layers_kept == 4 / 6 else 1))
-    monkeypatch.setattr(speeding.Faster, "_beginning", lambda self, desk, counts: 1)
+    monkeypatch.setattr(speeding.Faster, "_beginning", lambda self, desk: 2)
     done(*random(home, tmp_path / "run", "--target-speedup", "1.15x"))
     assert len(Plan.load(tmp_path / "run" / "plan.json").removal) == 3
 
@@ -116,6 +116,22 @@ def test_a_speed_beyond_reach_is_refused_with_what_is_reached(home, tmp_path, cl
     said = last_line(*random(home, tmp_path / "run", "--target-speedup", "1.7x", "--contiguous", "--protect", "2"))
     assert "with 3 of 6 layers removed" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_the_architecture_lets_no_stand_in_reach_is_not_the_end(home, tmp_path):
+    """Layers share keys and values: their sets are refused one by one, and what can be reached is still found."""
+    from layerprune.errors import RefusedError
+    from layerprune.planners import Constraints
+    from layerprune.planning.speeding import Faster
+
+    def check(removal):
+        if len(removal) > 3:
+            raise RefusedError("three at most")
+
+    class Desk:
+        constraints = Constraints(6, check=check)
+
+    assert [len(removal) for removal in Faster(1.5, "x")._stand_ins(Desk)] == [1, 2, 3]
 
 
 def test_the_lesser_of_prefill_and_decoding_counts():

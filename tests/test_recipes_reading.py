@@ -7,6 +7,7 @@ import pytest
 from layerprune.documents import Recipe, StudyRecipe
 from layerprune.documents.recipe import difference
 from layerprune.errors import DocumentError, UsageError
+from layerprune.recipes import read_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 GOOD = """\
@@ -78,6 +79,36 @@ def test_every_fault_is_reported_at_once_with_its_line(written):
         "10: batch_size: should be 'auto' or should be a valid integer; got 'autoo'",
         "11: include_path.1: should be a valid string; got 3",
     ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("drop: 2\n  max_drop: 2%", "plan: drop and max_drop are given; give one of drop, target_params,"),
+        ("drop: 2\n  confidence: 90%", "plan: confidence belongs to max_drop, and drop is given"),
+        ("drop: 2\n  no_adjacent: true\n  contiguous: true", "plan: no_adjacent and contiguous exclude each other"),
+        ("max_drop: 2", "plan.max_drop: --max-drop '2' is not a share between 0% and 100%; write 2%"),
+        ("max_drop: 2%\n  confidence: sure", "plan.confidence: --confidence 'sure' is not a share"),
+        ("max_drop: 2%\n  up_to: none", "plan.up_to: --up-to 'none' is neither a count nor a share"),
+        ("max_drop: 2%\n  certify_limit: 0", "plan.certify_limit: should be greater than 0; got 0"),
+        ("target_params: many", "plan.target_params: --target-params 'many' is not a number of parameters"),
+        ("target_speedup: 0.5", "plan.target_speedup: --target-speedup '0.5' is not a speed-up; write 1.3x"),
+        ("target_bytes: 5 apples", "plan.target_bytes: --target-bytes '5 apples' is not a size"),
+    ],
+)
+def test_one_goal_and_what_belongs_to_it(written, lines, message):
+    with pytest.raises(DocumentError) as raised:
+        read_recipe(written(f"model: org/name\nscore:\n  tasks: [arc_easy]\nplan:\n  {lines}\n"))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("line", ["max_drop: 2%", "target_params: 1.2B", "target_speedup: 1.3", "target_bytes: 2GB"])
+def test_goals_are_written_as_on_the_command_line(written, line):
+    recipe = read_recipe(written(f"model: org/name\nscore:\n  tasks: [arc_easy]\nplan:\n  {line}\n"))
+    key, value = line.split(": ")
+    assert getattr(recipe.plan, key) == value
+    assert set(recipe.model_dump()["plan"]) == {"drop", "protect", "search", "keep_period", key}  # no new key unasked
 
 
 def test_changes_from_the_command_line_come_on_top(written):

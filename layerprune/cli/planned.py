@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layerprune.cli import options as opt
 from layerprune.documents import Front, Plan, Scores
 from layerprune.errors import UsageError
+from layerprune.lock import locked
 from layerprune.progress import Progress
 
 if TYPE_CHECKING:
@@ -78,14 +79,15 @@ def plan_from_scores(
     rules = Rules(**picked(options, RULES))
     planned = replan(again, options["drop"], options["protect"], search=search, rules=rules)
     copy = output / Scores.filename
-    same = copy.exists() and copy.samefile(scores)
-    if same and again != read:
-        raise UsageError(f"another objective makes other scores than {scores}; give another folder with -o")
-    if not same:
-        if copy.exists() and not force:
-            raise UsageError(f"{copy} exists; give another folder with -o, or --force to replace it")
-        again.save(copy)
-    planned.save(output / Plan.filename)
+    with locked(output):
+        same = copy.exists() and copy.samefile(scores)
+        if same and again != read:
+            raise UsageError(f"another objective makes other scores than {scores}; give another folder with -o")
+        if not same:
+            if copy.exists() and not force:
+                raise UsageError(f"{copy} exists; give another folder with -o, or --force to replace it")
+            again.save(copy)
+        planned.save(output / Plan.filename)
     return again, planned
 
 

@@ -28,7 +28,7 @@ def reached(plan: Plan) -> Iterator[Table | str]:
 def front(found: Front, output: Path) -> Iterator[Table | str]:
     """Yield every step of a path, and what to do with it."""
     columns = ["removed", "last to go", "accuracy", "difference", "95 % CI", "weights", "plan"]
-    made = table(f"{found.search.name} by {found.metric.spec}, on {found.source}", *columns, numbers=columns[:-1])
+    made = table(f"{found.search.name} by {found.metric.words}, on {found.source}", *columns, numbers=columns[:-1])
     made.add_row("0", "", f"{found.accuracy:.3f}", "", "", in_words(found.bytes), "")
     gone: set[float] = set()
     for point in found.points:

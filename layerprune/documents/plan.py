@@ -53,9 +53,11 @@ class Target(Part):
     """What the removal had to reach, and what it reaches."""
 
     what: Literal["parameters", "bytes", "speed-up"]
-    wanted: float = Field(description="at most so many parameters or bytes of weights; at least so many times as fast")
-    base: float = Field(description="of the intact model; 1 for the speed-up")
-    reached: float = Field(
+    wanted: int | float = Field(
+        description="at most so many parameters or bytes of weights; at least so many times as fast"
+    )
+    base: int | float = Field(description="of the intact model; 1 for the speed-up")
+    reached: int | float = Field(
         description="as export writes it; speed-up: the lesser of prefill and decoding, ratio of the medians measured"
     )
     speed: Speed | None = Field(default=None, description="what was measured, on which machine")

@@ -9,9 +9,9 @@ from layerprune import stats
 from layerprune.documents import Certificate, CertifiedStep, Outcomes
 from layerprune.errors import RefusedError, UsageError
 from layerprune.metrics.ablation import INTACT
-from layerprune.planners import Found, parse_drop
+from layerprune.planners import Found
 from layerprune.planning.desk import Desk
-from layerprune.planning.goals import HELD_BACK, Look, Reached
+from layerprune.planning.goals import HELD_BACK, Look, Reached, counts_up_to
 from layerprune.planning.slices import Shares
 from layerprune.removal import Removal
 
@@ -39,8 +39,7 @@ class MaxDrop:
             raise UsageError(f"{self.requested} needs items that certify: give tasks, such as --tasks arc_easy")
         if desk.request.operator != "skip":
             raise UsageError(f"{self.requested} is about what export writes, which skips layers: leave --operator out")
-        if self.up_to is not None:
-            desk.constraints.require(parse_drop(self.up_to, desk.constraints.depth, "--up-to"))
+        counts_up_to(desk, self.up_to, self.requested)
 
     def pursue(self, desk: Desk, look: Look) -> Reached:
         examiner = desk.certification
@@ -51,9 +50,7 @@ class MaxDrop:
         def answers(removal: Removal) -> str:
             return _bits(examiner.outcomes([removal], f"certifying {removal}")[removal])
 
-        depth = desk.constraints.depth
-        most = depth if self.up_to is None else parse_drop(self.up_to, depth, "--up-to")
-        counts = [count for count in desk.constraints.counts() if count <= most]
+        counts = counts_up_to(desk, self.up_to, self.requested)
         path, found = walk(look, counts, base, answers, self.limit, self.confidence)
         if not found.certified:
             raise RefusedError(self._nothing(path[0].removal, found.steps[0]))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from layerprune.errors import UsageError
-from layerprune.planners import parse_drop
 from layerprune.planning.desk import Desk
-from layerprune.planning.goals import HELD_BACK, Look, Reached
+from layerprune.planning.goals import HELD_BACK, Look, Reached, counts_up_to
 from layerprune.planning.slices import Shares
 
 FAR = "75%"  # of the layers, when --up-to does not say otherwise: beyond, nothing is left to trade
@@ -30,15 +29,8 @@ class Farthest:
     def require(self, desk: Desk) -> None:
         if not desk.request.tasks:
             raise UsageError("a front shows accuracy: give tasks, such as --tasks arc_easy")
-        self._count(desk)
+        counts_up_to(desk, self.up_to, self.requested)
 
     def pursue(self, desk: Desk, look: Look) -> Reached:
-        found = look(self._count(desk))
+        found = look(counts_up_to(desk, self.up_to, self.requested)[-1])
         return Reached(found, found.rounds)
-
-    def _count(self, desk: Desk) -> int:
-        most = parse_drop(self.up_to, desk.constraints.depth, "--up-to")
-        within = [count for count in desk.constraints.counts() if count <= most]
-        if not within:
-            raise UsageError(f"--up-to {self.up_to} leaves the front without a point: no {most} layers or fewer may go")
-        return within[-1]

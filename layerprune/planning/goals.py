@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from layerprune.documents import Certificate, Round, Target
+from layerprune.errors import UsageError
 from layerprune.planners import Found, parse_drop
 from layerprune.planning.desk import Desk
 from layerprune.planning.slices import Shares
@@ -33,7 +34,10 @@ class Reached:
 class Goal(Protocol):
     """How far to go, as it was asked."""
 
-    requested: str  # as the plan records it
+    @property
+    def requested(self) -> str:
+        """What was asked, as the plan records it."""
+        ...
 
     @property
     def shares(self) -> Shares:
@@ -47,6 +51,17 @@ class Goal(Protocol):
     def pursue(self, desk: Desk, look: Look) -> Reached:
         """Search until it is reached."""
         ...
+
+
+def counts_up_to(desk: Desk, up_to: str | None, requested: str) -> list[int]:
+    """Return every number of units that may go, up to ``--up-to``; raises ``UsageError`` when there is none."""
+    depth = desk.constraints.depth
+    most = depth if up_to is None else parse_drop(up_to, depth, "--up-to")
+    within = [count for count in desk.constraints.counts() if count <= most]
+    if not within:
+        what = f"no {most} layers or fewer" if up_to is not None else f"none of the {depth} layers"
+        raise UsageError(f"{requested} cannot begin: {what} may go")
+    return within
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,11 @@ class Slices:
             rest, spared = questions.held_back(share, "certification")
             certification = _mixture(spared, request.seed)
         search, held_back = rest.held_back(shares.held_back)
-        if not (_complete(search) and _complete(held_back)):
-            if shares.examined:
-                raise UsageError(f"{len(rest)} selection items are too few to hold some back; raise --limit")
-            search, held_back = rest, None
-        return cls(search, held_back, certification)
+        if _complete(search) and _complete(held_back):
+            return cls(search, held_back, certification)
+        if shares.examined:
+            raise UsageError(f"{len(rest)} selection items are too few to hold some back; raise --limit")
+        return cls(rest, None, certification)
 
     @property
     def everything(self) -> Questions:

@@ -9,7 +9,7 @@ from layerprune.documents import Speed, Target
 from layerprune.errors import RefusedError, UsageError
 from layerprune.export.sharing import sharing_weights
 from layerprune.planning.desk import Desk
-from layerprune.planning.goals import HELD_BACK, Look, Reached
+from layerprune.planning.goals import HELD_BACK, Look, Reached, counts_up_to
 from layerprune.planning.slices import Shares
 from layerprune.removal import Removal
 
@@ -29,7 +29,7 @@ class Faster:
     shares: Shares = field(default=Shares(HELD_BACK), init=False)
 
     def require(self, desk: Desk) -> None:
-        most = _stand_in(desk, desk.constraints.counts()[-1])
+        most = self._stand_ins(desk)[-1]
         best = speedup(_timed(desk, most, STAND_IN_REPEATS))
         if best < self.wanted:
             raise UsageError(
@@ -38,9 +38,8 @@ class Faster:
             )
 
     def pursue(self, desk: Desk, look: Look) -> Reached:
-        counts = desk.constraints.counts()
-        reached = 1.0
-        for count in counts[self._beginning(desk, counts) :]:
+        beginning, reached = self._beginning(desk), 1.0
+        for count in (count for count in desk.constraints.counts() if count >= beginning):
             found = look(count)
             speed = _timed(desk, found.removal, REPEATS)
             reached = speedup(speed)
@@ -50,14 +49,23 @@ class Faster:
                 return Reached(found, found.rounds, target=target)
         raise RefusedError(f"{self.requested} was not reached: the largest removal is {reached:.2f} times as fast here")
 
-    def _beginning(self, desk: Desk, counts: tuple[int, ...]) -> int:
-        """Return the position of the smallest count whose stand-in is fast enough, found by halving."""
-        low, high = 0, len(counts) - 1
+    def _beginning(self, desk: Desk) -> int:
+        """Return the smallest number of units whose stand-in is fast enough, found by halving."""
+        stand_ins = self._stand_ins(desk)
+        low, high = 0, len(stand_ins) - 1
         while low < high:
             middle = (low + high) // 2
-            fast = speedup(_timed(desk, _stand_in(desk, counts[middle]), STAND_IN_REPEATS)) >= self.wanted
+            fast = speedup(_timed(desk, stand_ins[middle], STAND_IN_REPEATS)) >= self.wanted
             low, high = (low, middle) if fast else (middle + 1, high)
-        return low
+        return len(stand_ins[low])
+
+    def _stand_ins(self, desk: Desk) -> list[Removal]:
+        """Return one allowed removal of each size that has one, smallest first; ``UsageError`` when none has."""
+        found = [_stand_in(desk, count) for count in counts_up_to(desk, None, self.requested)]
+        allowed = [removal for removal in found if removal is not None]
+        if not allowed:
+            raise UsageError(f"{self.requested} cannot begin: none of the layers may go")
+        return allowed
 
 
 def speedup(speed: Speed) -> float:
@@ -73,9 +81,12 @@ def _timed(desk: Desk, removal: Removal, repeats: int) -> Speed:
     return time_both(desk.subject, pruned, repeats=repeats, progress=desk.progress)
 
 
-def _stand_in(desk: Desk, count: int) -> Removal:
-    """Return some removal of ``count`` units, from the end; ``RefusedError`` where the constraints allow none."""
+def _stand_in(desk: Desk, count: int) -> Removal | None:
+    """Return some removal of ``count`` units, from the end; None where that way ends before."""
     removed = Removal(())
-    while len(removed) < count:
-        removed = removed.add(*desk.constraints.first_open(desk.constraints.moves[::-1], removed, count))
+    try:
+        while len(removed) < count:
+            removed = removed.add(*desk.constraints.first_open(desk.constraints.moves[::-1], removed, count))
+    except RefusedError:
+        return None
     return removed

@@ -41,7 +41,7 @@ def write_plot(front: Front, path: Path) -> None:
     reach = [[abs(point.interval[side] - point.accuracy_difference) for point in front.points] for side in (0, 1)]
     label = "95 % interval of the difference"
     axes.errorbar(removed, accuracy, reach, fmt="none", ecolor=SHADE, elinewidth=2, capsize=3, label=label)
-    axes.plot([0, *removed], [front.accuracy, *accuracy], color=INK, marker="o", markersize=4, label=front.metric.spec)
+    axes.plot([0, *removed], [front.accuracy, *accuracy], color=INK, marker="o", markersize=4, label=front.metric.words)
     axes.axhline(front.accuracy, color="0.35", linewidth=1, linestyle="--", label="intact model")
     axes.set_xlabel(f"layers removed, of {front.model.layers}")
     axes.set_ylabel(f"accuracy, mean of {len(front.points[0].tasks)} task{'s' * (len(front.points[0].tasks) > 1)}")
