@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,8 @@ def attempt(server: subprocess.Popen[str], out: Path, seconds: float | None) -> 
     child, start = int(server.stdout.readline()), time.monotonic()
     if seconds is not None:
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was done before
+            os.kill(child, signal.SIGKILL)
     assert server.stdout.readline() == "over\n"
     return time.monotonic() - start
 
