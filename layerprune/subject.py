@@ -72,8 +72,8 @@ class Subject:
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{model} cannot be loaded: {one_line(error)}") from error
+        except Exception as error:  # loaders and quantisers raise what they like, NameError for a missing package too
+            raise ModelError(f"{model} cannot be loaded: {one_line(error)}{_quantised(config)}") from error
         if info["missing_keys"]:  # transformers fills these at random and says nothing
             first = sorted(info["missing_keys"])[0]
             raise ModelError(f"{model} lacks {len(info['missing_keys'])} of its weights, {first} for one")
@@ -123,6 +123,15 @@ class Subject:
 def fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware (measured with AMX: 7 to 8 times float32's rate)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _quantised(config: Any) -> str:
+    """Return what to add to why a model cannot be loaded, where its weights are quantised."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return ""
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    return f"; its weights are quantised ({method}), which may take a package or a device that is not here"
 
 
 def _device(device: str) -> str:

@@ -21,6 +21,8 @@ from layerprune.removal import Removal
 DROP = Removal.of(1, 4)
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "modules_in_block_to_quantize": [["self_attn.q_proj"]],
         "dynamic": {"-:model\\.layers\\.1\\..*": {}, "+:model\\.layers\\.5\\..*": {"bits": 8}}}  # fmt: skip
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True, "version": "gemm",
+       "modules_to_not_convert": ["model.layers.4.mlp", "model.layers.5.mlp.gate_proj"]}  # fmt: skip
 FP8 = {"quant_method": "fp8", "weight_block_size": [16, 16], "modules_to_not_convert": [
     "lm_head", "model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj", "model.layers.5.self_attn"]}  # fmt: skip
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": [
@@ -34,6 +36,14 @@ def gptq(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     packed = torch.randint(-(2**31), 2**31 - 1, (columns // 8, rows), dtype=torch.int32)
     return {f"{name}.qweight": packed, f"{name}.scales": torch.rand(columns // 16, rows).half(),
             f"{name}.g_idx": torch.arange(columns, dtype=torch.int32)}  # fmt: skip
+
+
+def awq(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    rows, columns = weight.shape
+    sizes = ((columns, rows // 8), (columns // 16, rows // 8))
+    packed = [torch.randint(-(2**31), 2**31 - 1, size, dtype=torch.int32) for size in sizes]
+    return {f"{name}.qweight": packed[0], f"{name}.qzeros": packed[1],
+            f"{name}.scales": torch.rand(columns // 16, rows).half()}  # fmt: skip
 
 
 def fp8(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -63,11 +73,12 @@ def quantised(folder: Path, pack: Any, settings: dict[str, Any]) -> Path:
     ("pack", "settings", "expected"),
     [
         (gptq, GPTQ, {"dynamic": {"+:model\\.layers\\.3\\..*": {"bits": 8}}}),
+        (awq, AWQ, {"modules_to_not_convert": ["model.layers.3.mlp.gate_proj"]}),
         (fp8, FP8, {"modules_to_not_convert": ["lm_head", "model.layers.1.mlp.down_proj", "model.layers.3.self_attn"]}),
         (bnb, COMPRESSED, {"ignore": ["lm_head", "re:.*lm_head", "re:model\\.layers\\.2\\.mlp\\..*"]}),
         (bnb, BITSANDBYTES, {"llm_int8_skip_modules": ["model.layers.2.mlp"]}),
     ],
-    ids=["gptq", "fp8", "compressed-tensors", "bitsandbytes"],
+    ids=["gptq", "awq", "fp8", "compressed-tensors", "bitsandbytes"],
 )
 def test_bytes_and_paths(tmp_path: Path, pack: Any, settings: dict[str, Any], expected: dict[str, Any]) -> None:
     base = quantised(tmp_path / "base", pack, settings)

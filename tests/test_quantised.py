@@ -6,6 +6,7 @@ The oracle is the same model with its weights unpacked by hand into an ordinary 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import cli_tiny
 import pytest
 import torch
-from cli_tiny import done
+from cli_tiny import done, last_line
 from safetensors.torch import load_file, save_file
 
 from layerprune.documents import Plan, Receipt, Scores
@@ -112,6 +113,19 @@ def test_scores_are_those_of_the_weights_that_are_meant(home: Path, tmp_path: Pa
     assert receipt.notes == ()
     written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert "model.layers.2.self_attn.q_proj" in written.get("ignore", written.get("modules_to_not_convert"))
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_what_cannot_run_here_is_one_line(home: Path, tmp_path: Path, method: str) -> None:
+    """Kernels for these need a GPU; such a model can be exported by a plan from elsewhere, and says so when scored."""
+    model = tmp_path / method
+    shutil.copytree(home / "base", model)
+    config = json.loads((model / "config.json").read_text())
+    settings = {"quant_method": method, "bits": 4, "group_size": 16}
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    said = last_line("score", model, "--metric", "reverse-order", "-o", tmp_path / "run")
+    assert said.startswith(f"{model} cannot be loaded: ")
+    assert said.endswith(f"its weights are quantised ({method}), which may take a package or a device that is not here")
 
 
 @pytest.mark.slow
