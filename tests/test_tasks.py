@@ -199,3 +199,17 @@ def test_held_back_items_are_a_fixed_share_and_disjoint():
     assert (len(seen), len(unseen)) == (40, 10)
     assert {i.fingerprint for i in seen.tasks["t"].items}.isdisjoint(i.fingerprint for i in unseen.tasks["t"].items)
     assert seen.followed_by(unseen).tasks["t"].items == (*seen.tasks["t"].items, *unseen.tasks["t"].items)
+
+
+def test_templates_compiled_once_render_the_same_and_are_forgotten():
+    from lm_eval import utils
+
+    from layerprune.tasks.loading import templates_compiled_once
+
+    docs = [{"x": number} for number in range(3)]
+    plain = [utils.apply_template("{{x}} and {{x + 1}}", doc) for doc in docs]
+    with templates_compiled_once():
+        assert utils.env.from_string("{{x}}") is utils.env.from_string("{{x}}")
+        assert [utils.apply_template("{{x}} and {{x + 1}}", doc) for doc in docs] == plain
+    assert "from_string" not in vars(utils.env)
+    assert utils.env.from_string("{{x}}") is not utils.env.from_string("{{x}}")

@@ -11,7 +11,7 @@ from layerprune.errors import TaskError
 from layerprune.tasks.encoding import Encoder, encode
 from layerprune.tasks.items import Item, Questions, Request, TaskQuestions, Verdict, fingerprint, hash_share
 from layerprune.tasks.judging import LmEvalJudge, chance_of
-from layerprune.tasks.loading import load_tasks
+from layerprune.tasks.loading import load_tasks, templates_compiled_once
 
 __all__ = ["Item", "Questions", "Request", "TaskQuestions", "Verdict", "item_texts", "load_questions"]
 
@@ -42,9 +42,10 @@ def load_questions(
     if limit is not None and limit < 1:
         raise TaskError(f"the limit is {limit} items; it must be at least 1")
     tasks = load_tasks(names, include_path, data_dir)
-    return Questions(
-        {name: _build(name, task, encoder, use, limit, num_fewshot, seed, exclude) for name, task in tasks.items()}
-    )
+    with templates_compiled_once():
+        return Questions(
+            {name: _build(name, task, encoder, use, limit, num_fewshot, seed, exclude) for name, task in tasks.items()}
+        )
 
 
 def item_texts(
@@ -55,9 +56,11 @@ def item_texts(
     Raises ``TaskError`` as ``load_questions`` does.
     """
     found = {}
-    for name, task in load_tasks(names, include_path, data_dir).items():
-        docs, split = _docs(task, "evaluation")
-        found[name] = (split, {_fingerprint(task, doc): " ".join(map(str, _shown(task, doc))) for doc in docs})
+    tasks = load_tasks(names, include_path, data_dir)
+    with templates_compiled_once():
+        for name, task in tasks.items():
+            docs, split = _docs(task, "evaluation")
+            found[name] = (split, {_fingerprint(task, doc): " ".join(map(str, _shown(task, doc))) for doc in docs})
     return found
 
 

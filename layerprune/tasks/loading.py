@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,21 @@ def _reading_from(data_dir: Path | None) -> Iterator[None]:
         yield
     finally:
         datasets.load_dataset = original
+
+
+@contextmanager
+def templates_compiled_once() -> Iterator[None]:
+    """Let lm-eval keep its compiled templates while many documents are rendered.
+
+    It compiles a task's templates again for every document, six times each: 12 s of CPU for the 2,376 of arc_easy.
+    """
+    from lm_eval.utils import env
+
+    env.from_string = functools.lru_cache(maxsize=256)(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string  # the instance attribute; the class's own method stands behind it
 
 
 def _advice(error: BaseException) -> str:
