@@ -30,6 +30,7 @@ class Comparison:
     agreement: Agreement
     overlaps: tuple[Overlap, ...]
     only_in_one: tuple[Unit, ...]  # judged in one of the two, and left out
+    shared_items: int  # that both have looked at
 
 
 def compare_scores(first: Scores, second: Scores) -> Comparison:
@@ -51,7 +52,13 @@ def compare_scores(first: Scores, second: Scores) -> Comparison:
     counts = sorted({max(1, len(pairs) // share) for share in SHARES})
     first_ranks, second_ranks = ([pair.ranks[side] for pair in pairs] for side in (0, 1))
     overlaps = tuple(overlap(first_ranks, second_ranks, count) for count in counts)
-    return Comparison(pairs, agreement, overlaps, tuple(sorted(ours.keys() ^ theirs.keys())))
+    only_in_one = tuple(sorted(ours.keys() ^ theirs.keys()))
+    return Comparison(pairs, agreement, overlaps, only_in_one, len(_seen(first) & _seen(second)))
+
+
+def _seen(scores: Scores) -> set[tuple[str, str]]:
+    """Return the items a document has looked at, by task and fingerprint."""
+    return {(data.task, fingerprint) for data in scores.data for fingerprint in data.fingerprints}
 
 
 def _single(scores: Scores) -> dict[Unit, Candidate]:

@@ -100,6 +100,27 @@ def test_the_last_layer_is_looked_at_before_the_final_norm(kind):
     assert abs(found - float(normed)) > 1e-4  # the mistake would show
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_cosine_and_angular_equal_what_the_models_own_hidden_states_say(kind):
+    """For all layers but the last, whose output the model reports after its final norm."""
+    subject = subject_of(kind)
+    last = len(subject.layers) - 1
+    turns, angles, count = [0.0] * last, 0.0, 0
+    for text in TEXTS:
+        with torch.no_grad():
+            ids = torch.tensor([text])
+            states = subject.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        own = [state[0].double() for state in states]
+        count += len(text)
+        for layer in range(last):
+            turns[layer] += float((1 - torch.cosine_similarity(own[layer], own[layer + 1], dim=-1)).sum())
+        angles += float(torch.cosine_similarity(own[1][-1], own[last][-1], dim=-1).arccos()) / math.pi
+    removals = [Removal.of(layer) for layer in range(last)]
+    assert scores(Cosine(), subject, TEXTS, removals) == pytest.approx([t / count for t in turns], abs=1e-6)
+    block = [Removal.of(*range(1, last))]
+    assert scores(Angular(tokens="last"), subject, TEXTS, block) == pytest.approx([angles / len(TEXTS)], abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_relative_update(kind):
     subject = subject_of(kind)

@@ -21,11 +21,12 @@ from layerprune.cli.verb import Verb, pass_console
 @pass_console
 def compare(console: Console, first: Path, second: Path) -> None:
     """Show how far two scores.json, FIRST and SECOND, agree about which layers to remove."""
-    from layerprune.cli import tables
+    from layerprune.cli import compared
     from layerprune.comparison import compare_scores
     from layerprune.documents import Scores
 
     ours, theirs = Scores.load(first), Scores.load(second)
     found = compare_scores(ours, theirs)
-    console.print(tables.compared(found, (ours.metric.words, theirs.metric.words)))
-    console.print(tables.agreement(found))
+    console.print(compared.sources(found, ours, theirs))
+    console.print(compared.layers(found, (ours.metric.words, theirs.metric.words)))
+    console.print(compared.agreement(found))

@@ -7,6 +7,7 @@ from functools import singledispatch
 from typing import Any
 
 from layerprune.cli import tables
+from layerprune.cli.compared import layers
 from layerprune.cli.console import duration
 from layerprune.demo.sequence import ABLATION, COSINE, Chosen, Finished, Spoken
 from layerprune.documents import PRUNED, Audit, Receipt
@@ -23,7 +24,7 @@ def shown(result: object) -> Iterator[Any]:
 def _(result: Chosen) -> Iterator[Any]:
     scores, agreed = result.scores, result.comparison.agreement
     items = ", ".join(f"{data.items} of {data.task}" for data in scores[ABLATION].data)
-    yield tables.compared(result.comparison, (scores[COSINE].metric.spec, scores[ABLATION].metric.spec))
+    yield layers(result.comparison, (scores[COSINE].metric.spec, scores[ABLATION].metric.spec))
     if agreed.spearman is None:
         yield "rank agreement: none can be told, one of the metrics calls all layers alike"
     else:

@@ -13,10 +13,11 @@ from layerprune.sizes import in_words
 from layerprune.specs import declared_options
 
 if TYPE_CHECKING:
-    from layerprune.comparison import Comparison
     from layerprune.documents import Candidate, Plan, Scores, Units
     from layerprune.inspection import Inspection
     from layerprune.registry import Entry, Registry
+
+FAR = 100_000  # items: an extrapolation that far says "many", not how many
 
 
 def table(title: str, *columns: str, numbers: Iterable[str] = (), wrapped: Iterable[str] = ()) -> Table:
@@ -37,8 +38,10 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     intervals = any(candidate.interval for candidate in candidates)  # cosine and its like have none
     columns = ["layer", scores.metric.unit, *(["95 % interval"] if intervals else []), *tasks]
     raced = any(candidate.stopped for candidate in candidates)
-    columns += ["items"] if raced else []
-    title = f"{scores.metric.words}: what each removal costs, least first (layers are 0-based)"
+    floors = bool(scores.metric.objective.floors)
+    columns += ["items"] * raced + ["below its floor"] * floors
+    title = f"{scores.metric.words}: what each removal costs, least first (layers are 0-based"
+    title += "; of each task: the share of its accuracy above chance that is lost)" if tasks else ")"
     made = table(title, *columns, *(["removed"] if plan else []), numbers=columns)
     turn = {each: number for number, each in enumerate(plan.order, 1)} if plan else {}
     for candidate in candidates:
@@ -46,6 +49,8 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
         row += [figure(candidate.tasks[task].relevance) if task in candidate.tasks else "" for task in tasks]
         if raced:
             row.append(str(sum(task.items for task in candidate.tasks.values())))
+        if floors:
+            row.append(", ".join(f"{task} by {figure(missed)}" for task, missed in candidate.below_floor.items()))
         if plan:
             whole = all(each in turn for each in candidate.removal)
             row.append(", ".join(ordinal(turn[each]) for each in candidate.removal) if whole else "")
@@ -206,34 +211,9 @@ def stability(scores: Scores) -> Table:
             f"{found.halves:.2f}", f"{found.whole:.2f}"
         ]  # fmt: skip
         needed = "cannot be told" if found.items_needed is None else f"{found.items_needed:,}"
+        if (found.items_needed or 0) > FAR:
+            needed = f"over {FAR:,}"
         made.add_row(name, f"{found.items:,}", *known, needed)
-    return made
-
-
-def compared(found: Comparison, specs: tuple[str, str]) -> Table:
-    """Return every layer with its score and rank in two documents."""
-    left, right = specs if specs[0] != specs[1] else (f"{specs[0]} (1)", f"{specs[1]} (2)")
-    columns = ["layer", left, f"rank by {left}", right, f"rank by {right}"]
-    made = table("layers in both rankings (rank 1 is removed first)", *columns, numbers=columns)
-    for pair in found.pairs:
-        scores, ranks = pair.scores, pair.ranks
-        made.add_row(str(pair.unit), figure(scores[0]), str(ranks[0]), figure(scores[1]), str(ranks[1]))
-    return made
-
-
-def agreement(found: Comparison) -> Table:
-    """Return how far two rankings agree, beside what two unrelated rankings would show."""
-    made = table("agreement", "measure", "seen", "by chance", numbers=("seen", "by chance"))
-    seen = found.agreement
-    for name, value in (("Spearman", seen.spearman), ("Kendall", seen.kendall), ("Pearson", seen.pearson)):
-        chance = f"0 ± {seen.spearman_spread:.2f}" if name == "Spearman" else "0"
-        made.add_row(name, "one is constant" if value is None else f"{value:.2f}", chance)
-    made.add_row("rank positions misplaced", f"{seen.misplaced_share:.0%}", f"{seen.misplaced_by_chance:.0%}")
-    for overlap in found.overlaps:
-        name = f"of the first {overlap.count} to remove, in both"
-        made.add_row(name, f"{overlap.shared:g}", f"{overlap.by_chance:.1f}")
-    if found.only_in_one:
-        made.add_row("judged in one of the two only", names(found.only_in_one), "")
     return made
 
 

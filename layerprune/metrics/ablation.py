@@ -40,7 +40,7 @@ class Ablation:
     scope: ClassVar[Scope] = "any set"
     runs_without: ClassVar[bool] = True
     needs: ClassVar[Needs] = "items"
-    cost: ClassVar[str] = "one evaluation per removal, shared work computed once"
+    cost: ClassVar[str] = "one forward pass over the items per removal, shared work computed once"
     source: ClassVar[str] = "arXiv:2605.14075"
     search: ClassVar[str] = "greedy"
 

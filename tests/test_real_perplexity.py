@@ -1,0 +1,59 @@
+"""Slow: the perplexity metric on a real model and real text equals lm-eval's wikitext, whole and without a layer."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+from test_real_model import EVAL, model, pytestmark  # noqa: F401  the same model, the same reasons to skip
+
+from layerprune.metrics.base import Data
+from layerprune.metrics.losses import INTACT, predicted_tokens, text_losses
+from layerprune.metrics.perplexity import Perplexity
+from layerprune.progress import SILENT
+from layerprune.removal import Removal
+
+DOCUMENTS = int(os.environ.get("LAYERPRUNE_WIKITEXT", "2"))  # of wikitext's test split, some thousand tokens each
+
+
+def by_lm_eval(encoder):
+    """lm-eval's figure for the model behind ``encoder``, the documents as it read them, and the bytes it counted."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    found = simple_evaluate(
+        model=encoder,
+        tasks=["local_wikitext"],
+        task_manager=TaskManager(include_path=str(EVAL / "tasks"), include_defaults=False),
+        limit=DOCUMENTS,
+        bootstrap_iters=0,
+    )
+    samples = found["samples"]["local_wikitext"]
+    asked = [sample["arguments"] for sample in samples]
+    documents = [one["gen_args_0"]["arg_0"] if isinstance(one, dict) else one[0][0] for one in asked]
+    size = sum(len(sample["doc"]["page"].encode()) for sample in samples)  # of the page before its spaces are put right
+    return found["results"]["local_wikitext"]["byte_perplexity,none"], documents, size
+
+
+def test_perplexity_equals_lm_evals_wikitext(model):  # noqa: F811
+    from layerprune.subject import Subject
+
+    subject = Subject.load(str(model), dtype="float32", device="cpu")
+    encoder, removal = subject.encoder, Removal.of(15)
+    intact, documents, size = by_lm_eval(encoder)
+    with subject.without(removal):
+        without, *_ = by_lm_eval(encoder)
+    texts = [
+        (encoder.prefix_token_id, *encoder.tok_encode(document, add_special_tokens=False)) for document in documents
+    ]
+    assert max(map(len, texts)) <= encoder.max_length + 1  # or lm-eval reads them in windows
+    losses = text_losses(subject, texts, [INTACT, removal], SILENT, "").sum(axis=1)  # nats
+    assert [math.exp(nats / size) for nats in losses] == pytest.approx([intact, without], rel=1e-5)
+
+    data = Data()
+    data.texts = texts  # what a task's items supply otherwise
+    (found,) = Perplexity().score(subject, [removal], data)
+    rise = (math.log(without) - math.log(intact)) * size / predicted_tokens(texts)
+    assert found.score == pytest.approx(rise, rel=1e-3)
+    assert rise > 0.05
