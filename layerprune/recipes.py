@@ -168,6 +168,7 @@ def _healed(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) 
     tasks = tuple(dict.fromkeys([*recipe.score.tasks, *(recipe.audit.tasks or ())]))
     options = _told(recipe, {"tasks": tasks} | _set(recipe.heal.model_dump()))
     options.pop("batch_size", None)
+    options.pop("memory", None)
     return heal(HealRequest(folder / CHECKPOINT, **options), out, progress=progress)
 
 
@@ -191,6 +192,7 @@ def _told(recipe: Instructions, more: dict[str, Any]) -> dict[str, Any]:
     """Return the options that the recipe sets; what it leaves out keeps its default, where that is declared."""
     names = ("batch_size", "dtype", "device", "seed", "trust_remote_code")
     options = {name: getattr(recipe, name) for name in names} | more
+    options["memory"] = None if recipe.memory is None else parse_size(recipe.memory, "memory")
     options["include_path"] = tuple(Path(path) for path in recipe.include_path)
     options["data_dir"] = None if recipe.data_dir is None else Path(recipe.data_dir)
     return _set(options)

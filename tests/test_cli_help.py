@@ -93,10 +93,13 @@ def in_words(value, none="as each task says"):
 
 
 def test_the_defaults_that_help_speaks_of_are_the_defaults():
+    from layerprune.engine.engine import MEMORY
     from layerprune.planning import ScoreRequest
+    from layerprune.sizes import parse_size
 
     actual = {field.name: in_words(field.default) for field in dataclasses.fields(ScoreRequest)}
     told = told_defaults("score")
+    assert parse_size(told.pop("memory"), "") == MEMORY
     assert told.keys() >= {"metric", "limit", "num_fewshot", "batch_size", "dtype", "device", "seed"}
     assert told == {name: actual[name] for name in told}
     assert ScoreRequest.racing is None

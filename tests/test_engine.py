@@ -156,8 +156,37 @@ def test_removals_are_measured_in_portions_when_memory_is_short():
     requests, groups = multiple_choice(subject.vocabulary)
     removals = [Removal.of(layer) for layer in range(len(subject.layers))]
     whole, _ = Engine(subject).measure(requests, groups, removals)
-    scarce, _ = Engine(subject, state_bytes=1).measure(requests, groups, removals)
+    scarce, _ = Engine(subject, memory=1).measure(requests, groups, removals)
     np.testing.assert_allclose(scarce, whole, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gemma4"] if "gemma4" in FAMILIES else ["llama", "gemma3"])
+def test_later_rounds_find_the_intact_states_of_earlier_ones(kind):
+    subject = subject_of(kind)
+    depth = len(subject.layers)
+    requests, groups = multiple_choice(subject.vocabulary)
+    engine, fresh = Engine(subject), Engine(subject)
+    engine.measure(requests, groups, [Removal.of(layer) for layer in range(depth)])
+    before = engine.account.computed
+    second = [Removal.of(layer, depth - 1) for layer in range(depth - 1)]
+    sums, _ = engine.measure(requests, groups, second)
+    expected, _ = fresh.measure(requests, groups, second)
+    assert (sums == expected).all()
+    spared = fresh.account.computed - (engine.account.computed - before)
+    tokens = sum(row.length for row in engine.path.layout(requests, groups))
+    assert spared >= tokens * (depth - 2)  # the intact states up to the last layer that a removal keeps
+
+
+def test_the_states_that_are_kept_stay_within_the_memory():
+    subject = subject_of("llama")
+    requests, groups = multiple_choice(subject.vocabulary, count=40)
+    engine = Engine(subject, memory=2_000_000)
+    engine.measure(requests, groups, [Removal.of(1), Removal.of(2)])
+    trunks = engine.path.walk.trunks
+    assert trunks is not None
+    kept = [state.hidden for trunk in trunks.by_batch.values() for state in trunk.states]
+    assert kept
+    assert sum(hidden.numel() * hidden.element_size() for hidden in kept) == trunks.used <= 500_000
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):

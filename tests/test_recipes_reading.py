@@ -61,12 +61,13 @@ def test_every_fault_is_reported_at_once_with_its_line(written):
         "  protect: 0\n"
         "audit: everything\n"
         "batch_size: autoo\n"
+        "memory: lots\n"
         "include_path: [a, 3]\n"
     )
     with pytest.raises(DocumentError) as raised:
         Recipe.load(path)
     first, *others = str(raised.value).splitlines()
-    assert first == f"{path} has 9 faults"
+    assert first == f"{path} has 10 faults"
     told = [line.removeprefix(f"{path}:").partition(" Known:")[0] for line in others]
     assert told == [
         "2: revison: unknown key. Did you mean 'revision'?",
@@ -77,7 +78,8 @@ def test_every_fault_is_reported_at_once_with_its_line(written):
         "7: plan: nothing says how far to go; give one of drop, target_params, target_bytes, target_speedup, max_drop",
         "9: audit: this key holds further keys; got 'everything'",
         "10: batch_size: should be 'auto' or should be a valid integer; got 'autoo'",
-        "11: include_path.1: should be a valid string; got 3",
+        "11: memory: should be a size such as 5GB or 500MB; got 'lots'",
+        "12: include_path.1: should be a valid string; got 3",
     ]
 
 

@@ -34,6 +34,7 @@ def audit(
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int | str = "auto",
+    memory: int | None = None,
     trust_remote_code: bool = False,
     text: Path | None = None,
     generation: bool = True,
@@ -47,11 +48,11 @@ def audit(
 
     ``tasks``: lm-eval names, by default those of the plan. ``base``: where the base model is now, by default where it
     was exported from. ``compare``: other plans for the same base by label, run on the same items as removals.
-    ``limit`` is items per task, ``batch_size`` a number of rows or "auto". ``text``: a .txt or .jsonl file for
-    perplexity and KL; ``generation``: look at greedy continuations of fixed prompts; ``speed``: time both models
-    (``text`` and ``speed`` hold both in memory). ``layerwise``: ask the base without each removed layer alone and
-    along the plan's order, too, on at most 200 items of each task. ``scores``: rankings of the base by other metrics,
-    to be shown beside the plan's own. No item that any of the plans has seen is used.
+    ``limit`` is items per task, ``batch_size`` a number of rows or "auto", ``memory`` in bytes. ``text``: a .txt or
+    .jsonl file for perplexity and KL; ``generation``: look at greedy continuations of fixed prompts; ``speed``: time
+    both models (``text`` and ``speed`` hold both in memory). ``layerwise``: ask the base without each removed layer
+    alone and along the plan's order, too, on at most 200 items of each task. ``scores``: rankings of the base by other
+    metrics, to be shown beside the plan's own. No item that any of the plans has seen is used.
     Raises ``DocumentError`` when folder, plans and base do not belong together, ``TaskError`` and ``ModelError``.
     """
     exported = Exported.read(folder)
@@ -64,7 +65,9 @@ def audit(
         data_dir=data_dir,
         limit=limit,
         num_fewshot=num_fewshot,
-        loading=Loading(dtype, device, batch_size if isinstance(batch_size, int) else None, trust_remote_code),
+        loading=Loading(
+            dtype, device, batch_size if isinstance(batch_size, int) else None, memory, trust_remote_code
+        ),
         text=text,
         generation=generation,
         speed=speed,

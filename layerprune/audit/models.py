@@ -21,6 +21,7 @@ class Loading:
     dtype: str = "auto"
     device: str = "auto"
     rows: int | None = None  # a fixed number of rows in a batch; None: the engine's own token budget
+    memory: int | None = None  # bytes that evaluating may hold beside the weights
     trust_remote_code: bool = False
 
     def subject(self, model: str, revision: str | None = None) -> Subject:
@@ -33,7 +34,7 @@ class Loading:
         )
 
     def engine(self, subject: Subject) -> Engine:
-        return Engine(subject, rows=self.rows)
+        return Engine(subject, rows=self.rows, memory=self.memory)
 
 
 def base_source(receipt: Receipt, where: str | None) -> tuple[str, str | None]:

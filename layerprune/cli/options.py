@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from layerprune.sizes import parse_size
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -37,6 +39,17 @@ class BatchSize(click.ParamType):
         if not value.isdigit() or int(value) == 0:
             self.fail(f"{value!r} is neither auto nor a number of at least 1", param, ctx)
         return int(value)
+
+
+class Size(click.ParamType):
+    """Bytes, as people write them: ``4GB``."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        return parse_size(value, param.opts[0] if param else "the size")
 
 
 class Labelled(click.ParamType):
@@ -121,6 +134,7 @@ items = together(
 )
 machine = together(
     click.option("--batch-size", type=BatchSize(), help="Rows computed at once. Default: auto."),
+    click.option("--memory", type=Size(), help="What evaluating may hold beside the weights. Default: 4GiB."),
     click.option("--dtype", metavar="NAME", help="float32, bfloat16, float16 or auto. Default: auto."),
     click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or auto. Default: auto."),
     click.option("--seed", type=int, metavar="N", help="Seed of everything that is drawn. Default: 0."),

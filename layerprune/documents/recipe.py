@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from layerprune.documents.base import Document, Part
@@ -14,6 +22,7 @@ from layerprune.documents.common import Operator
 from layerprune.documents.faults import Fault, Place, faults_of
 from layerprune.documents.marked import Marked, read_marked
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
+from layerprune.sizes import parse_size
 
 
 def _as_text(value: Any) -> Any:
@@ -26,6 +35,14 @@ def _as_text(value: Any) -> Any:
 def _as_list(value: Any) -> Any:
     """Let people write tasks as on the command line: ``arc_easy,hellaswag``."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _size(text: str) -> str:
+    try:
+        parse_size(text, "memory")
+    except UsageError as error:
+        raise PydanticCustomError("size", "should be a size such as 5GB or 500MB") from error
+    return text
 
 
 Check = Callable[[Any], object]  # raises LayerpruneError
@@ -120,11 +137,13 @@ class Instructions(Document):
     """What every recipe says: which model, where the tasks come from, on what machine. Paths as on the command line."""
 
     filename: ClassVar[str] = "recipe.json"
+    gained: ClassVar[tuple[str, ...]] = ("memory",)
     model: str = Field(min_length=1, description="local folder or Hub id")
     revision: str | None = None
     include_path: tuple[str, ...] = Field(default=(), description="folders of task YAMLs")
     data_dir: str | None = Field(default=None, description="mirror of Hub dataset ids")
     batch_size: Literal["auto"] | PositiveInt | None = None
+    memory: Annotated[str, AfterValidator(_size)] | None = Field(default=None, description="as in 4GB; see --memory")
     dtype: str | None = None
     device: str | None = None
     seed: int | None = None
@@ -162,7 +181,7 @@ class Instructions(Document):
 class Recipe(Instructions):
     """Score, plan, export, heal and audit of one model in one run folder."""
 
-    gained: ClassVar[tuple[str, ...]] = ("heal",)
+    gained: ClassVar[tuple[str, ...]] = ("heal", "memory")
     kind: Literal["recipe"] = "recipe"
     format: Literal[1] = 1
     score: ScoreStep

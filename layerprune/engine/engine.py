@@ -11,6 +11,7 @@ import torch
 from layerprune.engine.paths import Grades, Path, PlainPath, TreePath
 from layerprune.engine.selftest import Trial
 from layerprune.engine.trees import Row, batches, chains
+from layerprune.engine.trunks import Trunks
 from layerprune.errors import ModelError
 from layerprune.removal import Removal
 from layerprune.subject import Subject
@@ -20,8 +21,11 @@ from layerprune.tasks.items import Request
 # multiply faster and pad more. A card wants more in flight; that figure is not measured yet.
 CPU_TOKENS = 1024
 CUDA_TOKENS = 32768
-# Hidden states of all removals of one batch may take this much; with more removals than fit, batches shrink.
-STATE_BYTES = 2 * 1024**3
+# What the engine may hold beside the weights, unless --memory says otherwise. With less, removals are measured in
+# portions and batches shrink; with more, more of the intact model's states stay for the rounds to come.
+MEMORY = 4 * 1024**3
+# The share that the intact model's states from earlier rounds may fill; the rest is for the removals of one batch.
+KEPT_SHARE = 0.25
 
 
 @dataclass
@@ -41,12 +45,13 @@ class Engine:
     """Measures requests under removals by the fastest path that a self-test has found right for this model."""
 
     def __init__(
-        self, subject: Subject, *, tokens: int | None = None, rows: int | None = None, state_bytes: int = STATE_BYTES
+        self, subject: Subject, *, tokens: int | None = None, rows: int | None = None, memory: int | None = None
     ) -> None:
+        """``memory`` is in bytes, for hidden states, keys and values; weights and a batch's logits come on top."""
         self.subject = subject
+        self.memory = memory or MEMORY
         self.tokens = tokens or (CUDA_TOKENS if subject.device.type == "cuda" else CPU_TOKENS)
         self.rows = rows  # --batch-size: a fixed number of rows instead of a number of tokens
-        self.state_bytes = state_bytes
         self.account = Account()
         self.path: Path = PlainPath(subject)
         self.remarks: list[str] = []  # why faster paths were not taken
@@ -55,6 +60,8 @@ class Engine:
     def choose_path(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> None:
         """Compare the fast paths with plain forwards on a few of the requests and keep the first that agrees."""
         self.path, self.remarks = Trial.of(self.subject, requests, groups).choose()
+        if isinstance(self.path, TreePath):
+            self.path.walk.trunks = Trunks(int(KEPT_SHARE * self.memory))
         self.longest = max(len(request.tokens) for request in requests)
 
     def measure(
@@ -88,7 +95,7 @@ class Engine:
         Of a beginning, so many tokens long, every removal keeps keys and values in half of the layers on average.
         """
         kept = beginning * self._cache_size() * len(self.subject.layers) // 2
-        most = max(1, self.state_bytes // (512 * self._state_size() + kept))
+        most = max(1, self._state_bytes() // (512 * self._state_size() + kept))
         numbers = sorted(range(len(removals)), key=lambda number: removals[number].units)  # like stays with like
         return [numbers[start : start + most] for start in range(0, len(numbers), most)]
 
@@ -98,8 +105,11 @@ class Engine:
         Counted for all layers and not for the removals asked now, so that a batch, and with it the last digit of a
         result, is the same whatever else is measured beside it.
         """
-        most = self.state_bytes // (self._state_size() * (len(self.subject.layers) + 1))
+        most = self._state_bytes() // (self._state_size() * (len(self.subject.layers) + 1))
         return min(self.tokens, max(512, most))
+
+    def _state_bytes(self) -> int:
+        return int((1 - KEPT_SHARE) * self.memory)
 
     def _state_size(self) -> int:
         config = self.subject.model.config.get_text_config()

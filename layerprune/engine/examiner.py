@@ -166,6 +166,7 @@ class Examiner:
             "dtype": str(subject.dtype),
             "device": subject.device.type,
             "tokens": self.engine.tokens,
+            "memory": self.engine.memory,
             "rows": self.engine.rows,
             "block": BLOCK_ITEMS,
             "data": [data.model_dump(mode="json") for data in self.questions.data()],

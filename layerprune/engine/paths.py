@@ -124,7 +124,7 @@ class BeginningPath(TreePath):
             beginning, here = SharedBeginning(), torch.zeros(1, dtype=torch.long)
             ids = torch.tensor([tokens], device=self.subject.device)
             self.walk.hidden({"input_ids": ids}, drops, here, here, beginning)
-            beginning.close(len(tokens))
+            beginning.close(tokens)
             self.read = tokens, drops, beginning
         return self.read[2]
 

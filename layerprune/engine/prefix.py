@@ -26,11 +26,16 @@ class SharedBeginning(Cache):  # type: ignore[misc]  # transformers carries no t
         super().__init__(layers=[])
         self.key: frozenset[int] = frozenset()
         self.kept: dict[tuple[frozenset[int], int], tuple[Tensor, Tensor]] = {}
-        self.length = 0  # tokens; 0 while it is being written
+        self.tokens: tuple[int, ...] = ()  # none while it is being written
 
-    def close(self, length: int) -> None:
+    @property
+    def length(self) -> int:
+        """How many tokens it has; 0 while it is being written."""
+        return len(self.tokens)
+
+    def close(self, tokens: tuple[int, ...]) -> None:
         """Let the beginning, now complete, be read."""
-        self.length = length
+        self.tokens = tokens
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -20,6 +20,7 @@ from layerprune.bypass import HALVES, PassOn, refuse_halves, silenced
 
 if TYPE_CHECKING:
     from layerprune.engine.prefix import SharedBeginning
+    from layerprune.engine.trunks import Trunk, Trunks
 
 Tensor = torch.Tensor
 
@@ -41,6 +42,7 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     beginning: SharedBeginning | None
+    trunk: Trunk | None
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Walk:
         self.model, self.layers, self.pass_on = model, layers, pass_on
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
         self.work = Work()
+        self.trunks: Trunks | None = None  # what is left of earlier batches; None: nothing is kept
 
     def learn_outputs(self, inputs: Mapping[str, Tensor]) -> None:
         """Run the intact model once on a small input to see in what form each layer returns its result."""
@@ -110,13 +113,14 @@ class Walk:
             refuse_halves(drop)
         states: dict[frozenset[int], State] = {}
         last = len(self.layers) - 1
+        trunk = self._trunk(inputs, beginning)
 
         def make(index: int, original: Any) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 incoming, args, kwargs = split_hidden(args, kwargs)
                 if index == 0:
                     states[frozenset()] = State(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
-                self._step(Step(index, original, args, kwargs, beginning), states, drops)
+                self._step(Step(index, original, args, kwargs, beginning, trunk), states, drops)
                 return self.wraps[index](incoming if index < last else next(iter(states.values())).hidden)
 
             return forward
@@ -147,6 +151,12 @@ class Walk:
             self._call_body(inputs)
         return found[0]
 
+    def _trunk(self, inputs: Mapping[str, Any], beginning: SharedBeginning | None) -> Trunk | None:
+        """Return what is known of this batch. A beginning that is being written needs every layer to run."""
+        if self.trunks is None or (beginning is not None and not beginning.length):
+            return None
+        return self.trunks.of(dict(inputs), beginning.tokens if beginning is not None else ())
+
     def _call_body(self, inputs: Mapping[str, Any]) -> None:
         """Run the model's forward for the sake of its layers, with as little of the head as it allows."""
         use_cache = "past_key_values" in inputs
@@ -168,7 +178,7 @@ class Walk:
             if step.beginning is not None:
                 step.beginning.key = key
             if key in wanted:
-                fresh[key] = self._through(step, state)
+                fresh[key] = self._through(step, state) if key else self._intact(step, state)
             if key | attention | mlp in wanted:
                 fresh[key | attention | mlp] = self._past(index, state)
             for half, cut in zip(HALVES, (attention, mlp), strict=True):
@@ -177,6 +187,16 @@ class Walk:
                         fresh[key | cut] = self._through(step, state)
         states.clear()
         states.update(fresh)
+
+    def _intact(self, step: Step, state: State) -> State:
+        """Carry the intact model's state through a layer, or take what an earlier round has left of it."""
+        if step.trunk is None:
+            return self._through(step, state)
+        known = step.trunk.at(step.index)
+        if known is None:
+            known = self._through(step, state)
+            step.trunk.keep(step.index, known)
+        return known
 
     def _past(self, index: int, state: State) -> State:
         """Carry a state past a layer that is removed."""

@@ -95,7 +95,9 @@ class Desk:
         self.data.questions, self.everything = slices.search, slices.everything
         self._correct()
         rows = self.request.batch_size
-        engine = Engine(self.subject, rows=rows if isinstance(rows, int) else None)
+        engine = Engine(
+            self.subject, rows=rows if isinstance(rows, int) else None, memory=self.request.memory
+        )
 
         def examiner(part: Questions | None) -> Examiner | None:
             return None if part is None else Examiner(engine, part, self.progress, self.folder)

@@ -23,6 +23,7 @@ class ScoreRequest:
     limit: int = DEFAULT_LIMIT
     num_fewshot: int | None = None
     batch_size: int | str = "auto"
+    memory: int | None = None  # bytes that evaluating may hold beside the weights; None: the engine's own default
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
