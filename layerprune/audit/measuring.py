@@ -156,7 +156,8 @@ def _text(job: Job, text: str | None, base: Subject, pruned: Subject | None, pro
         return None
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     source = f"{Path(job.text).name} (sha256 {digest})"
-    return text_loss(base, pruned, windows_of(text, base), source, seed=job.seed, progress=progress)
+    before = Removal.from_units(job.exported.plan.removal) if job.exported.heal else None
+    return text_loss(base, pruned, windows_of(text, base), source, unhealed=before, seed=job.seed, progress=progress)
 
 
 def _health(base: Subject, written: Sequence[Text], progress: Progress) -> Generation:
@@ -164,7 +165,8 @@ def _health(base: Subject, written: Sequence[Text], progress: Progress) -> Gener
 
 
 def _questions(job: Job, encoder: object) -> Questions:
-    seen = seen_items(job.exported.plan, *job.compare.values())
+    log = job.exported.heal
+    seen = seen_items(job.exported.plan, *job.compare.values()) | (log.met if log else frozenset())
     questions = load_questions(
         job.tasks,
         encoder,  # type: ignore[arg-type]  # an HFLM, which lm-eval leaves untyped

@@ -12,6 +12,7 @@ import torch
 from layerprune.documents import TextLoss
 from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
+from layerprune.removal import Removal
 from layerprune.stats import bootstrap_interval
 from layerprune.subject import Subject
 
@@ -54,11 +55,15 @@ def text_loss(
     windows: Sequence[Sequence[int]],
     source: str,
     *,
+    unhealed: Removal | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> TextLoss:
-    """Measure both models on the windows; log-probabilities are taken in float32 whatever the models' dtype."""
-    before, after, kl, same = [], [], [], []
+    """Measure both models on the windows; log-probabilities are taken in float32 whatever the models' dtype.
+
+    ``unhealed``: what was removed from the base before ``pruned`` was healed; the base without it is measured, too.
+    """
+    before, after, between, kl, same = [], [], [], [], []
     with progress.task("reading text with both models", len(windows), "windows") as advance:
         for window in windows:
             ids = torch.tensor([list(window)])
@@ -68,6 +73,9 @@ def text_loss(
             after.append(-float(q.gather(1, asked).mean()))
             kl.append(float((p.exp() * (p - q)).sum(-1).mean()))
             same.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+            if unhealed is not None:
+                with base.without(unhealed):
+                    between.append(-float(_logs(base, ids).gather(1, asked).mean()))
             advance(1)
     differences = np.subtract(after, before)
     return TextLoss(
@@ -76,6 +84,7 @@ def text_loss(
         tokens=sum(len(window) - 1 for window in windows),
         base_nats=float(np.mean(before)),
         nats=float(np.mean(after)),
+        unhealed_nats=float(np.mean(between)) if between else None,
         difference=float(differences.mean()),
         interval=bootstrap_interval([differences], seed=seed),
         kl=float(np.mean(kl)),

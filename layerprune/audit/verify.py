@@ -161,6 +161,10 @@ def _chain(documents: Documents) -> Iterator[str]:
             ("audit.base", audit.base, "the receipt's", receipt.base),
             ("audit.removal", audit.removal, "the receipt's", receipt.removal),
         )
+    if audit and documents.heal:
+        met = sum(mark in documents.heal.met for task in audit.tasks for mark in task.data.fingerprints)
+        if met:
+            yield f"audit: {met} of its items stood in the text that healed"
     if audit and documents.writer:
         log = documents.heal.sha256() if documents.heal else None
         yield from _differ(

@@ -88,11 +88,13 @@ class Compared(Part):
 class TextLoss(Part):
     """Both models on running text."""
 
+    gained: ClassVar[tuple[str, ...]] = ("unhealed_nats",)
     source: str
     windows: int
     tokens: int
     base_nats: float = Field(description="mean negative log-likelihood, nats per token")
     nats: float
+    unhealed_nats: float | None = Field(default=None, description="of a healed checkpoint before it was healed")
     difference: float = Field(description="nats per token; positive: the pruned model is worse")
     interval: Interval = Field(description="95 %, paired by window; BCa bootstrap")
     kl: float = Field(description="mean KL(base || pruned) of the next-token distribution, nats per token")

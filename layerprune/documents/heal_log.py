@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -103,3 +104,14 @@ class HealLog(Document):
     def steps(self) -> tuple[HealLog, ...]:
         """Every healing of this checkpoint, first to last."""
         return (*(self.earlier.steps if self.earlier else ()), self)
+
+    @property
+    def met(self) -> frozenset[str]:
+        """Fingerprints of every item that stood in a corpus, though the documents that held it were not read."""
+        read = [step.corpus for step in self.steps if step.corpus]
+        return frozenset(mark for corpus in read for overlap in corpus.overlap.values() for mark in overlap.found)
+
+    def not_looked_for(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        """Return the tasks whose items may stand in a corpus that a healing read: nobody looked."""
+        read = [step.corpus for step in self.steps if step.corpus]
+        return tuple(task for task in tasks if any(task not in corpus.overlap for corpus in read))

@@ -149,6 +149,7 @@ def _text(
             receipt=receipt,
             audit=audit,
             log=log,
+            unlooked=log.not_looked_for(task.data.task for task in audit.tasks) if log and audit else (),
             result=log.result if log else receipt.result,
             pruned=PRUNED,
             unhealed=UNHEALED,

@@ -43,6 +43,7 @@ def render_report(folder: Path) -> str:
             receipt=receipt,
             audit=audit,
             log=log,
+            unlooked=log.not_looked_for(task.data.task for task in audit.tasks) if log else (),
             pruned=PRUNED,
             unhealed=UNHEALED,
             healed=UNHEALED in audit.compared,
