@@ -22,16 +22,17 @@ def audited(audit: Audit) -> list[Table | str]:
 
 def tasks(audit: Audit) -> Table:
     """Return the accuracies of every task and model, and their paired differences in points."""
-    columns = ["items", "base", "accuracy", "points", "95 % interval", "right to wrong", "wrong to right", "p"]
+    columns = ["points", "95 % interval", "base", "accuracy", "chance", "right to wrong", "wrong to right", "items"]
+    columns.append("p (Holm)")
     made = table("against the base, on the same items", "task", "model", *columns, numbers=columns)
     for task in audit.tasks:
         for label, own in task.models.items():
             shown = "healed" if label == PRUNED and audit.heal_sha256 else label
             made.add_row(
-                task.data.task + ("" if task.informative else " (base at chance)"), shown, str(task.data.items),
-                f"{task.base_accuracy:.3f}", f"{own.accuracy:.3f}", points(own.difference),
-                points_interval(own.interval), str(own.flips.right_to_wrong), str(own.flips.wrong_to_right),
-                f"{own.flips.p_value:.2g}",
+                task.data.task + ("" if task.informative else " (not informative)"), shown, points(own.difference),
+                points_interval(own.interval), f"{task.base_accuracy:.3f}", f"{own.accuracy:.3f}",
+                f"{task.data.chance:.3f}", str(own.flips.right_to_wrong), str(own.flips.wrong_to_right),
+                str(task.data.items), f"{own.flips.p_adjusted:.2g}",
             )  # fmt: skip
     return made
 

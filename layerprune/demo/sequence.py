@@ -138,10 +138,12 @@ def _export(plan: Plan, smaller: Path, progress: Progress) -> Receipt:
 def _audit(cosine: Plan, smaller: Path, data: Path | None, amounts: Amounts, progress: Progress) -> Audit:
     from layerprune.audit import audit
 
-    # The sentence at the end stands for the generation check, which takes a minute on two cores.
+    # The sentence at the end stands for the generation check. Single layers would be asked on all these items once more
+    # each, which the six minutes do not hold.
     return audit(
-        smaller, compare={COSINE: cosine}, limit=amounts.audit, generation=False, progress=progress, **_reading(data)
-    )
+        smaller, compare={COSINE: cosine}, limit=amounts.audit, generation=False, layerwise=False, progress=progress,
+        **_reading(data),
+    )  # fmt: skip
 
 
 def _reading(data: Path | None) -> dict[str, Any]:
