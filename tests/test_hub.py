@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 import audit_tiny as tiny
+import heal_tiny
 import hub_standin
 import pytest
 
 from layerprune.audit import audit
 from layerprune.audit.verify import verify
-from layerprune.documents import Audit, FileEntry, Plan, Receipt
+from layerprune.documents import Audit, FileEntry, HealLog, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.hub import PushError, push
 from layerprune.report.card import read_card, write_card
@@ -136,6 +137,24 @@ def test_a_named_base_has_the_very_files_that_the_hub_has(hub, made, base, tmp_p
     assert receipt.published.checked == "sha256 of 1 weight file equal on the Hub"
     assert read_card(out / "README.md")[0]["base_model"] == "org/base"
     assert verify(out).problems == ()
+
+
+def test_the_log_of_a_healing_is_published_in_the_same_chain(hub, tmp_path, monkeypatch):
+    from layerprune.heal import HealRequest, heal
+    from layerprune.healing import HEALERS
+
+    monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
+    pruned = heal_tiny.pruned(tmp_path, 2)
+    heal(HealRequest(pruned, method="scaling:factor=2"), tmp_path / "once")
+    heal(HealRequest(tmp_path / "once", method="scaling:factor=0.5"), tmp_path / "twice")
+    push(tmp_path / "twice", "me/smaller", unnamed_base=True, allow_unaudited=True)
+    out = published(hub, tmp_path / "again")
+    assert verify(out).problems == ()
+    log = HealLog.load(out / "layerprune" / "heal.json")
+    assert [step.base.id for step in log.steps] == ["./base", "./base"]
+    receipt = Receipt.load(out / "layerprune" / "receipt.json")
+    assert receipt.published.heal_sha256 == verify(tmp_path / "twice").digests["heal"]
+    assert not any(str(tmp_path).encode() in content for content in hub.repos["me/smaller"]["files"].values())
 
 
 def test_another_model_is_not_taken_for_the_base(hub, made):
