@@ -37,6 +37,7 @@ BETAS = (0.9, 0.95)  # what language models are commonly trained with; short run
 LOWEST = 0.1  # share of the learning rate that the cosine ends at
 DIVERGED = 1.0  # nats/token of held-out loss above where the run began: it is not coming back
 SAVE_SECONDS = 300.0  # between two states at most, beside those at measurements
+SPEAK_SECONDS = 60.0  # between two words on the training loss
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class _Run:
             self.objective.head.check(self._tensor(text.train.ids[:1, :16]))
         self.wrapped = self.accelerator.prepare(self.objective)
         self.losses: list[float] = []  # since the last measurement
-        self.saved = self.clock = time.monotonic()
+        self.saved = self.clock = self.spoken = time.monotonic()
 
     def restore(self) -> None:
         """Go on from the last state, or measure where the run begins."""
@@ -207,6 +208,8 @@ class _Run:
             self._save()
         elif asked or time.monotonic() - self.saved > SAVE_SECONDS:
             self._save()
+        if time.monotonic() - self.spoken > SPEAK_SECONDS:
+            self._note(f"step {self.standing.step} of {options.steps}: loss {loss:.4f}")
         if asked:
             self._note(f"stopped after step {self.standing.step}; the same command goes on from there")
             raise KeyboardInterrupt
@@ -290,6 +293,7 @@ class _Run:
         return torch.from_numpy(array).to(self.device)
 
     def _note(self, message: str) -> None:
+        self.spoken = time.monotonic()
         if self.accelerator.is_main_process:
             self.progress.note(message)
 

@@ -1,13 +1,15 @@
 """What each way of healing wins back: accuracy, perplexity, seconds and tokens, method by plan, in one table.
 
     python tests/benchmarks/healing.py MODEL EVAL -o FOLDER --plans cosine-6=run/plan.json ... --corpus TEXT
-        [--methods none rescale linear:fit=map linear lora ...] [--items 200] [--windows 32] [--dtype bfloat16]
+        [--methods none rescale linear:fit=map linear lora linear+distill:lr=3e-4 ...] [--items 200] [--windows 32]
+        [--dtype bfloat16]
 
 MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/`` and texts in ``text/``. Each plan is
 exported and healed once per method; what comes out answers --items items a task of the evaluation split that no plan
 has seen, the same for every row, and reads --windows windows of wikitext's test split and of EVAL/text/heldout.jsonl.
-The intact model is the first row. Perplexities are per token. "won back" is the share of the lost nats per token on
-heldout.jsonl.
+``linear+distill`` heals with the first method and then what it wrote with the second; seconds and tokens are of both.
+The intact model is the first row. Perplexities are per token. "won back" is the share of the lost nats per token, on
+wikitext and on heldout.jsonl.
 
 Every row is a file in FOLDER, written when it is finished: killed, the same command goes on, and other methods or plans
 add their rows. Healed checkpoints are removed once measured unless --keep is given. Prints the table, and writes it to
@@ -146,17 +148,28 @@ def measure_row(bench: Bench, label: str, method: str) -> None:
         pruned = options.output / label
         if not pruned.exists():
             export(bench.plans[label], pruned, base=options.model)
-        folder = pruned
-        if method != NONE:
-            folder = options.output / f"{label}--healed"
-            if folder.exists():
-                shutil.rmtree(folder)
-            log = heal(request(options, pruned, method), folder, progress=bench.progress)
-            row |= account(log)
+        folder = pruned if method == NONE else healed(bench, pruned, method, row)
         row |= bench.measure(str(folder))
         if folder is not pruned and not options.keep:
             shutil.rmtree(folder)
     write_atomically(row_file(options.output, label, method), (json.dumps(row, indent=1) + "\n").encode())
+
+
+def healed(bench: Bench, pruned: Path, method: str, row: dict[str, Any]) -> Path:
+    """Heal with each of the methods joined by ``+``, one after the other, and account for them all in the row."""
+    folder = pruned
+    logs: list[HealLog] = []
+    for number, each in enumerate(re.split(r"\+(?=[a-z])", method)):
+        before, folder = folder, pruned.with_name(f"{pruned.name}--healed-{number}")
+        if folder.exists():
+            shutil.rmtree(folder)
+        log = heal(request(bench.options, before, each), folder, progress=bench.progress)
+        assert log is not None, "the benchmark runs in one process"
+        logs.append(log)
+        if before is not pruned:
+            shutil.rmtree(before)
+    row |= account(logs)
+    return folder
 
 
 def request(options: argparse.Namespace, pruned: Path, method: str) -> HealRequest:
@@ -166,9 +179,14 @@ def request(options: argparse.Namespace, pruned: Path, method: str) -> HealReque
     )  # fmt: skip
 
 
-def account(log: HealLog) -> dict[str, Any]:
-    return {"seconds": log.seconds, "tokens": log.tokens, "changed": len(log.changed), "found": log.found,
-            "dropped": log.corpus.dropped_documents if log.corpus else 0}  # fmt: skip
+def account(logs: list[HealLog]) -> dict[str, Any]:
+    last = logs[-1]
+    return {
+        "seconds": sum(log.seconds for log in logs), "tokens": sum(log.tokens for log in logs),
+        "changed": len({name for log in logs for name in log.changed}), "found": [log.found for log in logs],
+        "curve": [point.model_dump() for point in last.curve],
+        "dropped": last.corpus.dropped_documents if last.corpus else 0,
+    }  # fmt: skip
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -184,24 +202,24 @@ def table(found: list[dict[str, Any]], options: argparse.Namespace) -> str:
     base = next((row for row in found if row["plan"] == BASE), None)
     plain = {row["plan"]: row for row in found if row["method"] == NONE}
     names = [name.removeprefix("local_") for name in tasks]
-    head = ["plan", "method", *names, "mean", "wikitext ppl", "prose ppl", "won back", "seconds", "tokens"]
+    head = ["plan", "method", *names, "mean", "wikitext ppl", "won back", "prose ppl", "won back", "seconds", "tokens"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     for row in found:
         accuracies = [row["accuracy"][task] for task in tasks]
         cells = [row["plan"], row["method"], *(f"{value:.3f}" for value in accuracies)]
         cells += [f"{sum(accuracies) / len(accuracies):.3f}"]
-        cells += [f"{math.exp(row['nats'][name]):.2f}" for name in ("wikitext", "prose")]
-        cells += [won_back(row, plain.get(row["plan"]), base)]
+        for name in ("wikitext", "prose"):
+            cells += [f"{math.exp(row['nats'][name]):.2f}", won_back(row, plain.get(row["plan"]), base, name)]
         cells += [f"{row['seconds']:.0f}", f"{row['tokens']:,}"] if "seconds" in row else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def won_back(row: dict[str, Any], plain: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
+def won_back(row: dict[str, Any], plain: dict[str, Any] | None, base: dict[str, Any] | None, text: str) -> str:
     if base is None or plain is None or row is plain or row is base:
         return ""
-    lost = plain["nats"]["prose"] - base["nats"]["prose"]
-    return f"{100 * (plain['nats']['prose'] - row['nats']['prose']) / lost:.0f} %" if lost > 0 else ""
+    lost = plain["nats"][text] - base["nats"][text]
+    return f"{100 * (plain['nats'][text] - row['nats'][text]) / lost:.0f} %" if lost > 0 else ""
 
 
 if __name__ == "__main__":
