@@ -203,6 +203,7 @@ def _set(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checks() -> Mapping[Place, Check]:
+    from layerprune.corpus import find_source
     from layerprune.healing import HEALERS
     from layerprune.judgement import asked_objective
     from layerprune.metrics import METRICS
@@ -238,6 +239,7 @@ def _checks() -> Mapping[Place, Check]:
         ("include_path",): folders,
         ("data_dir",): folders,
         ("heal", "method"): lambda value: build(HEALERS, str(value)),
+        ("heal", "corpus"): lambda value: find_source(str(value)),
         ("audit", "text"): file,
         ("study", "metrics"): lambda value: isinstance(value, list) and [build(METRICS, str(spec)) for spec in value],
         ("study", "greedy"): lambda value: parse_drop(str(value), ANY_DEPTH, "--greedy"),

@@ -192,8 +192,7 @@ def test_a_method_that_breaks_the_contract_leaves_nothing(home, tmp_path, monkey
     monkeypatch.setattr(heal_tiny.Scaling, "heal", Bad(pairs).heal)
     with pytest.raises(error, match=message):
         heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
-    assert not (tmp_path / "healed").exists()
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_attachments_are_published_and_verified(home, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from layerprune.corpus.building import WINDOW, Corpus, build_corpus, pack_documents
 from layerprune.corpus.overlap import find_overlap
-from layerprune.corpus.reading import BUILTIN, Document, read_documents
+from layerprune.corpus.reading import BUILTIN, Document, find_source, read_documents
 from layerprune.corpus.windows import IGNORED, Passage, Windows, pack
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Windows",
     "build_corpus",
     "find_overlap",
+    "find_source",
     "pack",
     "pack_documents",
     "read_documents",

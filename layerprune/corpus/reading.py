@@ -42,21 +42,29 @@ def read_documents(source: str) -> tuple[str, list[Document]]:
     ``source``: ``builtin`` (the corpus in this package), a file or folder, or a Hub dataset, ``owner/name`` or
     ``owner/name:split``. Raises ``UsageError`` naming file and record.
     """
+    files = find_source(source)
+    if files is None:
+        return source, _from_hub(source)
+    return (BUILTIN if source == BUILTIN else Path(source).name), _from_files(files)
+
+
+def find_source(source: str) -> list[Path] | None:
+    """Return the files of a source, None for one that only the Hub can have; raises ``UsageError`` without reading."""
     if source == BUILTIN:
-        return BUILTIN, _from_files([Path(__file__).parent / "prose.jsonl"])
+        return [Path(__file__).parent / "prose.jsonl"]
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
         if not files:
             raise UsageError(f"the folder {source} holds no text: none of {', '.join(SUFFIXES)}")
-        return path.name, _from_files(files)
+        return files
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise UsageError(f"{source} is none of {', '.join(SUFFIXES)}")
-        return path.name, _from_files([path])
-    if source.startswith((".", "/", "~")) or Path(source).suffix in SUFFIXES:
+        return [path]
+    if source.startswith((".", "/", "~")) or path.suffix in SUFFIXES:
         raise UsageError(f"the corpus {source} does not exist; give a file, a folder, a Hub dataset or {BUILTIN}")
-    return source, _from_hub(source)
+    return None
 
 
 def _from_files(files: Iterable[Path]) -> list[Document]:

@@ -57,7 +57,7 @@ class Spool:
 
 @contextmanager
 def spooled(checkpoint: Checkpoint, path: Path, changed: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Spool]:
-    """Write the changed tensors to ``path`` as they come; the file is gone when the block is left."""
+    """Write the changed tensors to ``path`` as they come; leaving the block removes it, and its folder if empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("wb") as file:
@@ -67,6 +67,8 @@ def spooled(checkpoint: Checkpoint, path: Path, changed: Iterable[tuple[str, tor
         yield spool
     finally:
         path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 def write_healed(

@@ -17,9 +17,10 @@ def caveats(scores: Scores, predicted: Prediction | None) -> tuple[str, ...]:
 def _operator(scores: Scores) -> Iterator[str]:
     operator = scores.metric.operator
     if operator != "skip":
+        healing = " (layerprune heal --method rescale)" if operator == "rescale" else ""
         yield (
             f"judged, and predicted, with the operator {operator}: export skips the layers plainly, which costs "
-            "something else unless the checkpoint is healed so"
+            f"something else unless the checkpoint is healed so{healing}"
         )
 
 
