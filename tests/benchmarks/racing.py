@@ -1,0 +1,128 @@
+"""What a race spends and whether it ends with the set that all items give: real outcomes, the items in other orders.
+
+    python tests/benchmarks/racing.py MODEL EVAL -o FOLDER [--items 200] [--seeds 20] [--dtype bfloat16] [--tasks a,b]
+
+MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. Every layer's removal answers --items
+selection items of each task once, in full (the journal in FOLDER keeps that: killed, the same command goes on). Then
+races are run over these outcomes, --seeds orders of the items each: for 1, 4 and 8 layers to go, by accuracy, by the
+gold answer's probability and by their blend, and over a half and a quarter of the items. Prints a table: item
+evaluations of the exhaustive run over those of the race, and how often the set was the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from layerprune.cli.console import PlainProgress
+from layerprune.cli.quiet import quiet_libraries
+from layerprune.documents import MEAN, Outcomes, TaskData
+from layerprune.engine import Engine, Examiner
+from layerprune.engine.examiner import BLOCK_ITEMS
+from layerprune.judgement import Intact, Signal
+from layerprune.metrics.ablation import harm_of
+from layerprune.racing import Field, Race
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+
+INTACT = Removal(())
+TASKS = "local_arc_easy,local_hellaswag,local_piqa"
+SIGNALS: tuple[Signal, ...] = ("accuracy", "probability", "blend")
+Table = dict[Removal, dict[str, Outcomes]]
+
+
+def main() -> None:
+    options = arguments()
+    with quiet_libraries(True):
+        subject = Subject.load(options.model, dtype=options.dtype)
+        questions = load_questions(
+            options.tasks.split(","), subject.encoder, use="selection", include_path=[options.eval / "tasks"],
+            limit=options.items,
+        )  # fmt: skip
+        examiner = Examiner(Engine(subject), questions, PlainProgress(sys.stderr), options.output)
+        table = examiner.outcomes([INTACT, *(Removal.of(layer) for layer in range(len(subject.layers)))])
+    print("| items a task | signal | to go | times fewer item evaluations | same set |\n|---|---|---|---|---|")
+    for items in (options.items, options.items // 2, options.items // 4):
+        for signal in SIGNALS:
+            orders = [shuffled(table, questions.data(), items, signal, seed) for seed in range(options.seeds)]
+            for keep in (1, 4, 8):
+                spared, same = raced(orders, keep)
+                print(f"| {items} | {signal} | {keep} | {spared:.1f} | {same} of {options.seeds} |", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("eval", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--tasks", default=TASKS)
+    parser.add_argument("--items", type=int, default=200, help="selection items of each task")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--dtype", default="bfloat16")
+    return parser.parse_args()
+
+
+def raced(orders: Sequence[tuple[np.ndarray, list[int]]], keep: int) -> tuple[float, int]:
+    """Return (exhaustive over spent item evaluations, how often the set was that of all the items)."""
+    spent = every = same = 0
+    for harms, edges in orders:
+        field = Field.of(Race(len(harms), harms.shape[1], keep, len(edges) - 1))
+        for start, stop in pairwise(edges):
+            spent += len(field.running) * (stop - start)
+            field.settle(harms[field.running, :stop])
+            if field.over:
+                break
+        rest = sorted(field.running, key=lambda number: harms[number].mean())
+        won = {*field.accepted, *rest[: keep - len(field.accepted)]}
+        exhaustive = np.argsort(harms.mean(axis=1), kind="stable")[:keep]
+        every += harms.size
+        same += won == set(exhaustive.tolist())
+    return every / spent, same
+
+
+def shuffled(
+    table: Table, data: Sequence[TaskData], items: int, signal: Signal, seed: int
+) -> tuple[np.ndarray, list[int]]:
+    """Return (removals, items) harms block after block in a drawn order, and where blocks begin and end."""
+    drawn = random.Random(seed)
+    orders = {
+        name: drawn.sample(range(len(own.correct)), min(items, len(own.correct)))
+        for name, own in table[INTACT].items()
+    }
+    mixed = {
+        removal: {name: reordered(own, orders[name]) for name, own in outcomes.items()}
+        for removal, outcomes in table.items()
+    }
+    harm = harm_of(Intact.of(data, mixed[INTACT], signal, MEAN))
+    blocks = -(-max(map(len, orders.values())) // BLOCK_ITEMS)
+    cuts = {name: [len(order) * edge // blocks for edge in range(blocks + 1)] for name, order in orders.items()}
+    columns, start, edges = [], 0, [0]
+    places = {}
+    for name, order in orders.items():
+        places[name] = start
+        start += len(order)
+    for block in range(blocks):
+        for name in orders:
+            columns += range(places[name] + cuts[name][block], places[name] + cuts[name][block + 1])
+        edges.append(len(columns))
+    whole = np.stack([harm(own) for removal, own in mixed.items() if removal != INTACT])
+    return whole[:, columns], edges
+
+
+def reordered(outcomes: Outcomes, order: Sequence[int]) -> Outcomes:
+    known = outcomes.gold_probability
+    return Outcomes(
+        correct="".join(outcomes.correct[item] for item in order),
+        gold_probability=None if known is None else tuple(known[item] for item in order),
+    )
+
+
+if __name__ == "__main__":
+    main()
