@@ -55,6 +55,13 @@ def test_the_interval_of_perplexity_holds_its_score_and_shrinks_with_more_text()
     assert many.interval[1] - many.interval[0] < 0.5 * (few.interval[1] - few.interval[0])
 
 
+def test_perplexity_of_a_single_text_has_no_interval():
+    subject = subject_of("llama")
+    (found,) = Perplexity().score(subject, [Removal.of(2)], data_of(TEXTS[:1]))
+    assert found.score == pytest.approx(loss(subject, TEXTS[:1], (2,)) - loss(subject, TEXTS[:1]), abs=1e-4)
+    assert found.interval is None
+
+
 def test_losses_equal_lm_evals_rolling_log_likelihood(tmp_path):
     from layerprune.subject import Subject
 

@@ -28,5 +28,5 @@ def compare(console: Console, first: Path, second: Path) -> None:
     ours, theirs = Scores.load(first), Scores.load(second)
     found = compare_scores(ours, theirs)
     console.print(compared.sources(found, ours, theirs))
-    console.print(compared.layers(found, (ours.metric.words, theirs.metric.words)))
+    console.print(compared.layers(found, ("metric 1", "metric 2")))
     console.print(compared.agreement(found))

@@ -41,7 +41,7 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     floors = bool(scores.metric.objective.floors)
     columns += ["items"] * raced + ["below its floor"] * floors
     title = f"{scores.metric.words}: what each removal costs, least first (layers are 0-based"
-    title += "; of each task: the share of its accuracy above chance that is lost)" if tasks else ")"
+    title += "; of each task: its relevance)" if tasks else ")"
     made = table(title, *columns, *(["removed"] if plan else []), numbers=columns)
     turn = {each: number for number, each in enumerate(plan.order, 1)} if plan else {}
     for candidate in candidates:

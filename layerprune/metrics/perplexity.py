@@ -36,6 +36,9 @@ class Perplexity:
         found = []
         for removal, own in zip(removals, rises, strict=True):
             score = finite(float(own.mean()), "the loss without", removal)
-            low, high = bootstrap_interval([own], seed=data.seed)
-            found.append(Candidate(removal=removal.units, score=score, interval=(round(low, 6), round(high, 6))))
+            interval = None  # a single text says nothing about others
+            if len(own) > 1:
+                low, high = bootstrap_interval([own], seed=data.seed)
+                interval = (round(low, 6), round(high, 6))
+            found.append(Candidate(removal=removal.units, score=score, interval=interval))
         return found
