@@ -136,6 +136,14 @@ def test_each_fault_is_found_and_sound_texts_have_none(given, nats, expected):
     assert faults(given, nats) == expected
 
 
+def test_a_text_that_goes_round_in_circles_from_the_middle_on_repeats():
+    circles = (*range(20), *(30, 31, 32, 33, 34, 35) * 4)  # the second half says one thing four times
+    assert repeated_share(circles) == pytest.approx(15 / 41)
+    assert faults(text(ids=circles), 1.0) == ("repeats",)
+    once = (*range(30), *range(20, 28), *range(40, 50))  # a phrase that comes back once
+    assert faults(text(ids=once), 1.0) == ()
+
+
 def test_a_text_that_ends_long_before_the_bases_is_cut_short():
     short = text(ids=range(12), ended=True)
     assert faults(short, 1.0, expected=48) == ("early stop",)
@@ -159,7 +167,8 @@ def test_health_compares_pair_by_pair():
 
         @staticmethod
         def model(input_ids, use_cache):
-            return type("Output", (), {"logits": torch.zeros(1, input_ids.shape[1], 40)})  # ln 40 = 3.7 nats: likely
+            likely = 4.0 * torch.nn.functional.one_hot(input_ids.roll(-1, 1), 40)  # ln(e^4 + 39) - 4 = 0.54 nats
+            return type("Output", (), {"logits": likely})
 
     found = health(Judge, prompts, sound, loops)
     assert (found.faulty, found.base_faulty, found.healthy) == (3, 0, False)
