@@ -115,6 +115,16 @@ def test_the_defaults_that_help_of_audit_speaks_of_are_the_defaults():
         assert told[name] == in_words(actual[name], none="all"), name
 
 
+def test_the_defaults_of_goals_are_told_as_they_are():
+    from layerprune.planning.asked import CONFIDENCE
+    from layerprune.planning.certifying import CERTIFY_LIMIT
+    from layerprune.planning.farthest import FAR
+
+    told = told_defaults("plan")
+    assert (told["confidence"], told["certify_limit"]) == (CONFIDENCE, str(CERTIFY_LIMIT))
+    assert told["up_to"].startswith(f"{FAR} for a front")
+
+
 def test_the_size_of_a_shard_is_told_as_it_is():
     from layerprune.checkpoint.writer import DEFAULT_SHARD_BYTES
     from layerprune.sizes import parse_size

@@ -74,7 +74,10 @@ def score(console: Console, model: str, output: Path, force: bool, stability: bo
 @click.option("--force", is_flag=True, help="Replace documents that are already there.")
 @pass_console
 def plan(console: Console, output: Path, force: bool, **options: Any) -> None:
-    """Choose which layers of MODEL (a folder or a Hub id) to remove; write scores.json and plan.json."""
+    """Choose which layers of MODEL (a folder or a Hub id) to remove; write scores.json and plan.json.
+
+    One of --drop, --target-params, --target-bytes, --target-speedup, --max-drop and --front says how far to go.
+    """
     from layerprune.cli import planned as ways
     from layerprune.cli import tables
     from layerprune.cli.reached import front, reached
