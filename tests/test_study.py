@@ -226,7 +226,9 @@ def test_the_page_stands_alone_and_says_in_words_what_it_shows(finished):
     assert "<script" not in page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     assert len(re.findall(r"<img ", page)) == len(re.findall(r"<img [^>]*alt=\"[^\"]{40,}\"", page)) == 5
-    assert page.count("<table>") == page.count("<caption>")
+    named = re.findall(r'<table aria-labelledby="([^"]+)"', page)
+    assert len(named) == len(set(named)) == page.count("<thead>") > 8
+    assert all(f'<p class="caption" id="{name}">' in page for name in named)
     text = (folder / "README.md").read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):
         assert (folder / target).is_file(), target

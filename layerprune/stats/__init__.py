@@ -4,7 +4,6 @@ from layerprune.stats.certify import Certificate, Step, certify, draw_mixture, i
 from layerprune.stats.exact import McNemar, above_chance, as_bits, holm, mcnemar
 from layerprune.stats.intervals import (
     Bounds,
-    bca_interval,
     bootstrap_interval,
     counted_interval,
     mean_interval,
@@ -28,7 +27,6 @@ __all__ = [
     "Step",
     "above_chance",
     "as_bits",
-    "bca_interval",
     "bootstrap_interval",
     "certify",
     "confusion",

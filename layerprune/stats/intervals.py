@@ -159,19 +159,3 @@ def _bca_limits(drawn: Floats, skew: float, confidence: float) -> Interval:
         level = normal.cdf(bias + shifted / max(1 - skew * shifted, 1e-9))
         limits.append(float(np.quantile(drawn, level)))
     return limits[0], limits[1]
-
-
-def bca_interval(estimate: float, drawn: ArrayLike, influence: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Return the BCa interval of any statistic from its bootstrap draws, in any order (Efron 1987).
-
-    ``influence``: one value an item, in proportion to how far it pulls the statistic; the jackknife gives
-    ``(n - 1) / n (statistic - statistic without the item)``, n being the size of the item's own stratum.
-    """
-    deviations = np.sort(np.asarray(drawn, dtype=float) - estimate)
-    if not deviations.size or deviations[0] == deviations[-1]:
-        return estimate, estimate
-    pull = np.asarray(influence, dtype=float)
-    pull = pull - pull.mean()
-    skew = float((pull**3).sum() / (6 * (pull**2).sum() ** 1.5)) if pull.any() else 0.0
-    low, high = _bca_limits(deviations, skew, confidence)
-    return estimate + low, estimate + high

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from layerprune.documents.study import MEAN, Agreed, Confusion, Estimate, Shared
 from layerprune.stats import (
     Losses,
-    bca_interval,
     confusion,
     correlations,
     mean_losses,
@@ -24,6 +23,7 @@ Floats = NDArray[np.float64]
 COEFFICIENTS = ("spearman", "kendall", "pearson")
 DRAWS = 1000  # bootstrap samples of the items
 ROWS = 500  # resamples correlated at once: all pairs of 80 units are 3,160 numbers a row
+LARGEST = 0.999
 SHARES = (8, 4, 2)  # the lowest eighth, quarter and half of the units
 
 
@@ -34,40 +34,29 @@ class Reference:
     task: str
     value: Floats  # (units,)
     drawn: Floats  # (draws, units)
-    left_out: Floats  # (items, units): without one item each
-    weights: Floats  # (items,): (n - 1) / n of the item's task
 
     @classmethod
     def of(cls, losses: Losses, seed: int, task: str = MEAN) -> Reference:
         """Resample the items, each task's for itself."""
-        value, sizes = mean_losses(losses), [len(lost) for lost in losses.values()]
-        left_out = [
-            value + (lost.mean(axis=0) - lost) / (size - 1) / len(losses)
-            for lost, size in zip(losses.values(), sizes, strict=True)
-        ]
-        return cls(
-            task=task,
-            value=value,
-            drawn=resampled_losses(losses, DRAWS, seed),
-            left_out=np.concatenate(left_out),
-            weights=np.repeat([(size - 1) / size for size in sizes], sizes),
-        )
+        return cls(task, mean_losses(losses), resampled_losses(losses, DRAWS, seed))
 
 
 def agreed(
     reference: Reference, scores: Sequence[float], chosen: Sequence[bool], *, metric: str, calibration: str
 ) -> Agreed:
-    """Compare a ranking with the loss on the ``chosen`` units.
+    """Compare a ranking with the loss on the ``chosen`` units; the intervals say what as many other items would give.
 
-    Intervals: BCa bootstrap over the audit items. Resampling adds noise to the losses and so pulls correlations
-    towards zero; the bias correction is there to put that back.
+    Each interval is the correlation plus or minus 1.96 standard deviations of its bootstrap draws, on Fisher's scale.
+    The draws themselves lie too low (resampling adds noise to losses that are noisy already), so their quantiles, BCa
+    among them, miss; docs/notes/2026-11-25-study.md has the simulation. The correlation with losses free of noise is
+    higher still, by the square root of the reliability.
     """
     mask = np.asarray(chosen)
     own, value = np.asarray(scores, dtype=float)[mask], reference.value[mask]
     found = rank_agreement(own.tolist(), value.tolist())
-    drawn, left_out = (_correlated(own, rows[:, mask]) for rows in (reference.drawn, reference.left_out))
+    parts = [correlations(own, reference.drawn[start : start + ROWS, mask]) for start in range(0, DRAWS, ROWS)]
     estimates = {
-        name: _estimate(getattr(found, name), drawn[name], left_out[name], reference.weights) for name in COEFFICIENTS
+        name: _estimate(getattr(found, name), np.concatenate([part[name] for part in parts])) for name in COEFFICIENTS
     }
     return Agreed(
         metric=metric,
@@ -82,19 +71,19 @@ def agreed(
     )
 
 
-def _correlated(scores: Floats, rows: Floats) -> dict[str, Floats]:
-    parts = [correlations(scores, rows[start : start + ROWS]) for start in range(0, len(rows), ROWS)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in COEFFICIENTS}
-
-
-def _estimate(value: float | None, drawn: Floats, left_out: Floats, weights: Floats) -> Estimate:
+def _estimate(value: float | None, drawn: Floats) -> Estimate:
     """Put an interval to a correlation; resamples without one (all units lose alike) are left out of it."""
     if value is None:
         return Estimate(value=None, interval=None)
-    known = np.isfinite(left_out)
-    influence = (weights * (value - left_out))[known]
-    low, high = bca_interval(value, drawn[np.isfinite(drawn)], influence)
+    spread = 1.96 * float(_fisher(drawn[np.isfinite(drawn)]).std())
+    low, high = (float(np.tanh(_fisher(np.array(value)) + side * spread)) for side in (-1, 1))
     return Estimate(value=round(value, 4), interval=(round(min(low, value), 4), round(max(high, value), 4)))
+
+
+def _fisher(correlations: Floats) -> Floats:
+    """Return Fisher's z, kept finite for rankings that agree in full."""
+    z: Floats = np.arctanh(np.clip(correlations, -LARGEST, LARGEST))
+    return z
 
 
 def shared(metric: str, scores: Sequence[float], losses: Sequence[float]) -> list[Shared]:

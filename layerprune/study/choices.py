@@ -11,7 +11,7 @@ from layerprune.planners import Constraints, parse_drop
 from layerprune.removal import Removal
 from layerprune.specs import build
 from layerprune.study.bench import Bench
-from layerprune.study.request import CALIBRATED_SHARES, SHARES
+from layerprune.study.request import CALIBRATED_SHARES, SHARES, StudyRequest
 from layerprune.study.scorer import Scorer
 
 DRAWS = 3  # of the random baseline: one draw says little
@@ -37,13 +37,14 @@ class CalibratedChoice:
     text: Removal | None
 
 
-def counts_of(wanted: Sequence[int], constraints: Constraints) -> list[int]:
-    """Return how many units go at each point: ``wanted``, or the usual shares of the stack as far as it allows."""
-    for count in wanted:
-        constraints.require(count)
-    if wanted:
-        return sorted(set(wanted))
-    return [count for count in _rounded(SHARES, constraints.depth) if _possible(count, constraints)]
+def counts_of(request: StudyRequest, constraints: Constraints) -> list[int]:
+    """Return how many units go at each point: those asked for, or the usual shares of the stack as far as it allows.
+
+    Where greedy's path is to end is one of them, so that every choice can be compared with it there.
+    """
+    usual = [count for count in _rounded(SHARES, constraints.depth) if _possible(count, constraints)]
+    ends = () if request.greedy is None else (parse_drop(request.greedy, constraints.depth, "--greedy"),)
+    return sorted({*(request.counts or usual), *ends})
 
 
 def calibrated_counts(counts: Sequence[int], depth: int) -> list[int]:

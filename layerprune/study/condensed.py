@@ -52,7 +52,7 @@ def agreement(it: Findings) -> Shown:
             ]
         )
     caption = (
-        "Correlation with the accuracy lost on unseen items, 95 % bootstrap intervals; misplaced: share of rank "
+        "Correlation with the accuracy lost on unseen items, 95 % intervals; misplaced: share of rank "
         f"positions, by chance {words.percent(it.agreed(it.metrics[0]).misplaced_by_chance)}"
     )
     header = ["metric", "Spearman", "Kendall", "Pearson", "Spearman without the end layers", "misplaced"]
@@ -90,9 +90,7 @@ def paths(it: Findings) -> Shown:
     """Show accuracy and its difference from intact at a few counts."""
     counts = it.shown_counts
     rows = [[name_of(path), *(_point(it, path, count) for count in counts)] for path in it.study.paths]
-    caption = (
-        "Accuracy on unseen items, mean of tasks in points; in brackets the paired difference from the intact model"
-    )
+    caption = "Accuracy on unseen items, mean of tasks in points, and its paired difference from the intact model"
     return Shown("paths", caption, ["chosen by", *(f"{count} removed" for count in counts)], rows)
 
 

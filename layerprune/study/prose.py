@@ -41,9 +41,8 @@ def _duel(it: Findings, rival: str) -> list[str]:
     said = f"With {count} of {it.depth} layers removed in one shot, ablation's choice keeps {ours} points of accuracy"
     if contrast.same:
         return [f"{said}; {rival} chooses the same layers."]
-    lead = f"{in_points(contrast.difference, contrast.interval)} points"
-    verb = {1: "ablation is better by", -1: "ablation is worse by", 0: "not told apart on these items, by"}
-    return [f"{said} and {rival}'s {theirs}: {verb[told_apart(contrast.interval)]} {lead}."]
+    lead = f"{said} and {rival}'s {theirs}: {in_points(contrast.difference, contrast.interval)} points"
+    return [f"{lead}, {('not told apart on these items', 'better', 'worse')[told_apart(contrast.interval)]}."]
 
 
 def on_reliability(it: Findings) -> list[str]:
@@ -130,7 +129,7 @@ def on_paths(it: Findings) -> list[str]:
     return [
         "Every choice was made on the selection items, and all answer the same audit items with the layers bypassed. "
         "One-shot paths are nested: layers go in the order of their scores; angular takes the best block of each size.",
-        f"With {count} of {it.depth} layers removed, one-shot ablation {', '.join(clauses)}.",
+        f"With {count} of {it.depth} layers removed, one-shot ablation {words.listed(clauses)}.",
         *ended,
     ]
 

@@ -39,7 +39,7 @@ def study(request: StudyRequest, folder: Path, *, progress: Progress = SILENT) -
 
 def _studied(bench: Bench, progress: Progress) -> Study:
     request = bench.request
-    counts = counts_of(request.counts, bench.constraints)
+    counts = counts_of(request, bench.constraints)
     progress.note("ranking the layers by every metric")
     rankings = ranked(bench)
     choices = [*metric_choices(bench, counts)]

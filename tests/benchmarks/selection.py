@@ -12,7 +12,8 @@ split, are left out and named.
 
 Everything goes through journals in FOLDER: killed, the same command goes on; with more entries it measures those alone.
 Prints, and writes to FOLDER/table.md: what each search spent; accuracy left, its difference from the intact model, and
-how far each --reference lies above the entry, all with 95 % paired intervals (not corrected for their number).
+how far each --reference lies above the entry, all with 95 % paired intervals (not corrected for their number). Item
+evaluations are removals times items that were answered; a cascade's cheap metric reads the same items once more.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from layerprune.tasks import Questions, load_questions
 INTACT = Removal(())
 TASKS = "local_arc_easy,local_hellaswag,local_piqa,local_openbookqa,local_arc_challenge,local_winogrande"
 ENTRIES = (
-    "ablation/greedy", "ablation:signal=probability/greedy", "ablation/one-shot",
-    "ablation:signal=probability/one-shot", "cosine/one-shot", "perplexity/one-shot", "perplexity/greedy",
-    "angular/blocks", "taylor/one-shot", "magnitude/one-shot", "relative/one-shot", "reverse-order/one-shot",
-    "random/one-shot",
+    "ablation/greedy", "ablation:signal=blend/greedy", "ablation:signal=probability/greedy", "ablation/one-shot",
+    "ablation:signal=blend/one-shot", "ablation:signal=probability/one-shot", "ablation:signal=margin/one-shot",
+    "cosine/one-shot", "perplexity/one-shot", "perplexity/greedy", "output/one-shot", "angular/blocks",
+    "taylor/one-shot", "magnitude/one-shot", "relative/one-shot", "reverse-order/one-shot", "random/one-shot",
 )  # fmt: skip
 EQUAL = ("ablation/cascade", "ablation/beam", "ablation/evolution:generations=20")
 DRAWS = 5  # of the random baseline: one draw says little
@@ -275,7 +276,10 @@ def accuracy_table(bench: Bench, choices: dict[str, dict[int, list[Removal]]], o
         for count in counts:
             own = answers[entry][count]
             cells += [accuracy(mean_accuracy(own)), _said(difference(intact, own))]
-            cells += [_said(difference(own, answers[ref][count])) if ref != entry else "" for ref in references]
+            for ref in references:
+                same = choices[ref][count] == choices[entry][count]
+                found = "the same layers" if same else _said(difference(own, answers[ref][count]))
+                cells.append("" if ref == entry else found)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
