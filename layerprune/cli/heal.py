@@ -40,6 +40,8 @@ healing = opt.together(
     examples=[
         "layerprune heal smaller/ -o healed/ --method linear --corpus text.jsonl",
         "layerprune heal smaller/ -o healed/ --method linear:ridge=0.01 --corpus builtin",
+        "layerprune heal healed/ -o distilled/ --method distill:steps=200 --corpus text.jsonl",
+        "accelerate launch --num_processes 2 -m layerprune heal smaller/ -o healed/ --method lora --corpus text.jsonl",
     ],
 )
 @click.argument("checkpoint", type=opt.FOLDER)
