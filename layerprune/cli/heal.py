@@ -41,7 +41,6 @@ healing = opt.together(
         "layerprune heal smaller/ -o healed/ --method linear --corpus text.jsonl",
         "layerprune heal smaller/ -o healed/ --method linear:ridge=0.01 --corpus builtin",
         "layerprune heal healed/ -o distilled/ --method distill:steps=200 --corpus text.jsonl",
-        "accelerate launch --num_processes 2 -m layerprune heal smaller/ -o healed/ --method lora --corpus text.jsonl",
     ],
 )
 @click.argument("checkpoint", type=opt.FOLDER)
@@ -49,7 +48,10 @@ healing = opt.together(
 @healing
 @pass_console
 def heal(console: Console, checkpoint: Path, output: Path, **options: Any) -> None:
-    """Win back what removal took from the exported model in CHECKPOINT; the result has the same tensors and shapes."""
+    """Win back what removal took from the exported model in CHECKPOINT; the result has the same tensors and shapes.
+
+    Methods that train run in several processes, too: accelerate launch -m layerprune heal ...
+    """
     from layerprune.cli.healed import healed
     from layerprune.heal import HealRequest
     from layerprune.heal import heal as carry_out
