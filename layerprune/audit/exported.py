@@ -54,7 +54,7 @@ class Exported:
 
 def seen_items(*plans: Plan) -> frozenset[str]:
     """Return the fingerprints of every item that had a say in any of the plans."""
-    return frozenset(mark for plan in plans for data in plan.data for mark in data.fingerprints)
+    return frozenset(mark for plan in plans for mark in plan.seen)
 
 
 def check_unseen(questions: Questions, seen: Collection[str]) -> None:

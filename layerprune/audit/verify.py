@@ -151,7 +151,7 @@ def _chain(documents: Documents) -> Iterator[str]:
         yield from _healing(documents.heal, plan, receipt)
     if plan and audit:
         yield from _differ(("audit.plan_sha256", audit.plan_sha256, "the plan's", plan.sha256()))
-        seen = {mark for data in plan.data for mark in data.fingerprints}
+        seen = plan.seen
         shared = sum(mark in seen for task in audit.tasks for mark in task.data.fingerprints)
         if shared:
             yield f"audit: {shared} of its items have been seen by the plan"

@@ -106,3 +106,8 @@ class Plan(Document):
     warnings: tuple[str, ...] = ()
     seed: int
     versions: dict[str, str]
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Fingerprints of every item that has had a say."""
+        return frozenset(mark for data in self.data for mark in data.fingerprints)

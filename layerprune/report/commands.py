@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from layerprune.documents import UNHEALED, Audit, HealLog, Plan
+from layerprune.documents import UNHEALED, Audit, HealLog, Limits, MetricRef, Plan, Search
 
 CORPUS = "FILE"  # the audit knows a text by its name and hash, not by its place
 
@@ -24,20 +24,38 @@ def commands(plan: Plan, audit: Audit, log: HealLog | None) -> list[str]:
 
 def _plan(plan: Plan) -> str:
     words: list[object] = ["plan", _base(plan.model.id), *_option("--revision", plan.model.revision)]
-    words += ["--metric", plan.metric.spec]
-    if plan.metric.operator != "skip":
-        words += ["--operator", plan.metric.operator]
+    words += ["--metric", plan.metric.spec, *_judged(plan.metric)]
     if plan.data:
         words += ["--tasks", ",".join(data.task for data in plan.data)]
         words += ["--limit", max(data.items for data in plan.data), *_shots([data.num_fewshot for data in plan.data])]
     if any(one.unit != int(one.unit) for one in plan.ranking):
         words += ["--unit", "half"]
-    words += ["--drop", plan.requested, "--search", plan.search.name]
-    if plan.limits.protect:
-        words += ["--protect", ",".join(map(str, plan.limits.protect))]
-    if plan.limits.keep_period:
-        words.append("--keep-period")
+    words += shlex.split(plan.requested) if plan.requested.startswith("--") else ["--drop", plan.requested]
+    words += ["--search", _spec(plan.search), *_limits(plan.limits)]
     return _line(*words, "--seed", plan.seed, "-o", "run/")
+
+
+def _judged(metric: MetricRef) -> list[object]:
+    """What a metric's judgement was turned into; defaults are left out."""
+    objective = metric.objective
+    words: list[object] = [] if metric.operator == "skip" else ["--operator", metric.operator]
+    words += [] if objective.name == "mean" else ["--objective", objective.name]
+    for option, given in (("--weights", objective.weights), ("--floor", objective.floors)):
+        words += [option, ",".join(f"{task}={value:g}" for task, value in given.items())] if given else []
+    return words
+
+
+def _spec(search: Search) -> str:
+    options = ",".join(f"{name}={value}" for name, value in search.options.items() if value is not None)
+    return f"{search.name}:{options}" if options else search.name
+
+
+def _limits(limits: Limits) -> list[object]:
+    flags = {
+        "--keep-period": limits.keep_period, "--no-adjacent": limits.no_adjacent, "--contiguous": limits.contiguous
+    }  # fmt: skip
+    protect: list[object] = ["--protect", ",".join(map(str, limits.protect))] if limits.protect else []
+    return [*protect, *(flag for flag, given in flags.items() if given)]
 
 
 def _heal(step: HealLog, number: int, of: int) -> str:
