@@ -168,7 +168,7 @@ def test_without_text_there_is_no_score():
     with pytest.raises(UsageError, match="give it items with --tasks"):
         Cosine().score(subject, singles(subject), Data())
     task = data_of([]).questions.tasks["texts"]
-    with pytest.raises(UsageError, match="reads prompts with their answers and texts only generates"):
+    with pytest.raises(UsageError, match="prompts with their answers are to be read and texts only generates"):
         Cosine().score(subject, singles(subject), Data(Questions({"texts": task})))
 
 

@@ -43,7 +43,7 @@ class Data:
         texts = [item.queries[0].parts[0].tokens for item in items if item.queries[0].parts]
         if not texts:
             names = ", ".join(self.questions.tasks)
-            raise UsageError(f"this metric reads prompts with their answers and {names} only generates; add a task")
+            raise UsageError(f"prompts with their answers are to be read and {names} only generates; add a task")
         return texts
 
 
