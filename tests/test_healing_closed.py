@@ -30,6 +30,14 @@ from layerprune.subject import DTYPES, Subject
 DOWN, OUT = "model.layers.{}.mlp.down_proj.weight", "model.layers.{}.self_attn.o_proj.weight"
 
 
+def cut(home, *units):
+    """Export the tiny llama without some units, once."""
+    out = home / f"without {units}"
+    if not out.exists():
+        export(families.make_plan(home / "plain", Removal.of(*units)), out)
+    return out
+
+
 def windows(count, tokens=32, vocabulary=250, seed=0):
     ids = np.random.default_rng(seed).integers(0, vocabulary, (count, tokens))
     return Windows(ids, np.ones_like(ids, dtype=bool))
@@ -128,9 +136,9 @@ def states(model, ids, layer):
 def test_the_fit_is_least_squares_on_stacked_rows(home, tmp_path, fit):
     """Against the obvious way: all rows in one matrix, numpy's lstsq on rows and ridge stacked, cut after cut."""
     base = AutoModelForCausalLM.from_pretrained(home / "plain", dtype=torch.float64)
-    export(families.make_plan(home / "plain", Removal.of(2, 4)), tmp_path / "pruned")
-    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.float64)
-    job = case(home / "plain", tmp_path / "pruned", Removal.of(2, 4), tmp_path)
+    folder = cut(home, 2, 4)
+    pruned = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    job = case(home / "plain", folder, Removal.of(2, 4), tmp_path)
     ids = torch.from_numpy(job.corpus.train.ids)
     fitted = np.array([number % 8 != 0 for number in range(len(ids))]).repeat(ids.shape[1])
     expected = {}
@@ -153,15 +161,15 @@ def test_the_fit_is_least_squares_on_stacked_rows(home, tmp_path, fit):
 
 def test_it_wins_back_on_text_it_has_not_seen(home, tmp_path):
     """The distance of the streams behind the cut falls on other windows; more so by all weights than by a map."""
-    export(families.make_plan(home / "plain", Removal.of(2)), tmp_path / "pruned")
+    folder = cut(home, 2)
     base = AutoModelForCausalLM.from_pretrained(home / "plain")
     ids = torch.from_numpy(windows(8, seed=9).ids)
     target = states(base, ids, 2)["left"]
     distance = {}
     for fit in ("none", "map", "weights"):
-        pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+        pruned = AutoModelForCausalLM.from_pretrained(folder)
         if fit != "none":
-            job = case(home / "plain", tmp_path / "pruned", Removal.of(2), tmp_path, dtype="float32", count=200)
+            job = case(home / "plain", folder, Removal.of(2), tmp_path, dtype="float32", count=200)
             (changed,) = Linear(fit=fit).heal(job)
             pruned.load_state_dict({changed[0]: changed[1]}, strict=False)
         distance[fit] = float((states(pruned, ids, 1)["left"] - target).square().sum())
@@ -196,25 +204,25 @@ def test_a_bias_takes_part(tmp_path):
 
 def test_half_a_layer_heals_in_the_layer_that_is_left_of_two(home, tmp_path):
     """Without MLP 2 and attention 3 the layer made of attention 2 and MLP 3 is the one whose output must be right."""
-    export(families.make_plan(home / "plain", Removal.of(2.5)), tmp_path / "pruned")
-    job = case(home / "plain", tmp_path / "pruned", Removal.of(2.5), tmp_path, dtype="float32", count=200)
+    folder = cut(home, 2.5)
+    job = case(home / "plain", folder, Removal.of(2.5), tmp_path, dtype="float32", count=200)
     (changed,) = Linear().heal(job)
     assert changed[0] == DOWN.format(2)
     ids = torch.from_numpy(windows(8, seed=9).ids)
     target = states(AutoModelForCausalLM.from_pretrained(home / "plain"), ids, 3)["left"]
-    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    pruned = AutoModelForCausalLM.from_pretrained(folder)
     before = float((states(pruned, ids, 2)["left"] - target).square().sum())
     pruned.load_state_dict({changed[0]: changed[1]}, strict=False)
     assert float((states(pruned, ids, 2)["left"] - target).square().sum()) < 0.95 * before
 
 
 def test_a_cut_before_the_first_layer_has_no_projection(home, tmp_path):
-    export(families.make_plan(home / "plain", Removal.of(0)), tmp_path / "first")
-    job = case(home / "plain", tmp_path / "first", Removal.of(0), tmp_path, dtype="float32")
+    folder = cut(home, 0)
+    job = case(home / "plain", folder, Removal.of(0), tmp_path, dtype="float32")
     with pytest.raises(RefusedError, match=r"nothing comes before the first layer left.*; rescale needs none"):
         list(Linear().heal(job))
-    export(families.make_plan(home / "plain", Removal.of(0, 3)), tmp_path / "both")
-    job = case(home / "plain", tmp_path / "both", Removal.of(0, 3), tmp_path, dtype="float32")
+    folder = cut(home, 0, 3)
+    job = case(home / "plain", folder, Removal.of(0, 3), tmp_path, dtype="float32")
     assert [name for name, _ in Linear().heal(job)] == [DOWN.format(1)]
     assert "nothing comes before the first layer left" in job.record.notes[0]
 
@@ -325,9 +333,9 @@ def ratio(model, ids, layer):
 @pytest.mark.parametrize("removed", [(1,), (2, 3), (0, 4)])
 def test_rescaled_weights_act_as_a_factor_at_each_cut(home, tmp_path, removed):
     """Against the base with the layers bypassed and the stream multiplied there by their measured factors."""
-    export(families.make_plan(home / "plain", Removal.of(*removed)), tmp_path / "pruned")
-    job = case(home / "plain", tmp_path / "pruned", Removal.of(*removed), tmp_path, dtype="float32")
-    healed = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    folder = cut(home, *removed)
+    job = case(home / "plain", folder, Removal.of(*removed), tmp_path, dtype="float32")
+    healed = AutoModelForCausalLM.from_pretrained(folder)
     changed = dict(Rescale().heal(job))
     healed.load_state_dict(changed, strict=False)
     base = AutoModelForCausalLM.from_pretrained(home / "plain")
@@ -356,9 +364,9 @@ def test_rescaling_does_what_the_search_judged(home, tmp_path):
     """The operator of the search and the healed checkpoint are the same model."""
     from layerprune.operators import StandIn, average_passage
 
-    export(families.make_plan(home / "plain", Removal.of(2, 3)), tmp_path / "pruned")
-    job = case(home / "plain", tmp_path / "pruned", Removal.of(2, 3), tmp_path, dtype="float32")
-    healed = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    folder = cut(home, 2, 3)
+    job = case(home / "plain", folder, Removal.of(2, 3), tmp_path, dtype="float32")
+    healed = AutoModelForCausalLM.from_pretrained(folder)
     healed.load_state_dict(dict(Rescale().heal(job)), strict=False)
     base = job.base_subject()
     rows = torch.from_numpy(job.corpus.train.ids)
@@ -386,10 +394,10 @@ def test_a_stream_read_without_a_norm_is_refused(home, tmp_path, monkeypatch):
     """A llama whose first norm is gone reads lengths: the check on a few tokens sees it."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    export(families.make_plan(home / "plain", Removal.of(2)), tmp_path / "pruned")
+    folder = cut(home, 2)
     monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, hidden: hidden.tanh())
     with pytest.raises(RefusedError, match="a llama model reads its residual stream without a norm somewhere"):
-        list(Rescale().heal(case(home / "plain", tmp_path / "pruned", Removal.of(2), tmp_path, dtype="float32")))
+        list(Rescale().heal(case(home / "plain", folder, Removal.of(2), tmp_path, dtype="float32")))
 
 
 @pytest.mark.parametrize("method", ["rescale", "linear", "linear:fit=map"])
@@ -398,10 +406,10 @@ def test_the_step_publishes_what_the_method_yields(home, tmp_path, method):
     from layerprune.heal import HealRequest, heal
 
     text = heal_tiny.prose(tmp_path / "prose.txt")
-    log = heal(HealRequest(heal_tiny.pruned(tmp_path, 2, 4), method, str(text), window=32), tmp_path / "healed")
+    log = heal(HealRequest(cut(home, 2, 4), method, str(text), window=32), tmp_path / "healed")
     assert HealLog.load(tmp_path / "healed" / "layerprune" / "heal.json") == log
     assert log.tokens > 0
     assert log.found
-    assert verify(tmp_path / "healed", base=str(tmp_path / "base")).ok
+    assert verify(tmp_path / "healed", base=str(home / "plain")).ok
 
 

@@ -37,7 +37,6 @@ from layerprune.healing.names import names_on_disk, read_tensor
 from layerprune.healing.places import cuts
 from layerprune.healing.projections import Projection, down_projection
 from layerprune.healing.streams import CHECK_TOKENS, Stream, watching
-from layerprune.progress import Advance
 from layerprune.subject import Subject
 
 RIDGES = tuple(10 ** (-step / 2) for step in range(12, -1, -1))  # 1e-6 ... 1, of the mean of the Gram matrix's diagonal
@@ -79,12 +78,12 @@ class Linear:
         names = names_on_disk(subject.model, checkpoint, wanted)
         case.record.tokens = windows.tokens
         last = max(places)
-        with case.progress.task("fitting down projections", last + 1 + places[last], "layers") as advance:
+        with case.progress.task("fitting down projections", last + 1, "layers") as advance:
             healed, intact = Stream(subject, id_batches(windows)), Stream(base, id_batches(windows))
             while healed.depth <= last:
                 layer = healed.depth
                 if layer in places:
-                    _follow(intact, healed, places[layer], first=min(places), advance=advance)
+                    _follow(intact, healed, places[layer], first=min(places))
                     correction = self._correction(projections[layer], healed, intact, case)
                     yield from self._put(projections[layer], correction.cpu(), checkpoint, names)
                 healed.advance()
@@ -160,14 +159,13 @@ def _projections(subject: Subject, ids: torch.Tensor, layers: list[int]) -> dict
     return found
 
 
-def _follow(intact: Stream, healed: Stream, depth: int, first: int, advance: Advance) -> None:
+def _follow(intact: Stream, healed: Stream, depth: int, first: int) -> None:
     """Carry the base's stream to ``depth``; as far as both models are the same, the healed one's is taken over."""
     if healed.depth == first and intact.depth == 0 and _same(intact.subject, healed.subject, first):
         intact.states = [states.clone() for states in healed.states]
         intact.depth = first
     while intact.depth < depth:
         intact.advance()
-        advance()
 
 
 def _same(one: Subject, other: Subject, layers: int) -> bool:
