@@ -3,6 +3,7 @@
 import csv
 import re
 from functools import cache
+from types import SimpleNamespace
 
 import audit_tiny
 import cli_tiny
@@ -14,9 +15,12 @@ from layerprune.documents import Study
 from layerprune.documents.study import ALL_TASKS, MEAN, TEXT
 from layerprune.engine import Engine, examine
 from layerprune.engine.paths import PlainPath
+from layerprune.planners import Constraints
+from layerprune.planning import ScoreRequest
 from layerprune.removal import Removal
 from layerprune.stats import above_chance, paired_interval, rank_agreement
-from layerprune.study import prose, write_study
+from layerprune.study import StudyRequest, prose, write_study
+from layerprune.study.bench import Bench
 from layerprune.study.findings import Findings
 from layerprune.subject import Subject
 from layerprune.tasks import load_questions
@@ -35,7 +39,7 @@ def home(tmp_path_factory):
 
 
 def words(home, *more):
-    metrics = [word for metric in METRICS for word in ("--metric", metric)]
+    metrics = [word for metric in (*METRICS, "cosine", "random") for word in ("--metric", metric)]
     return ["study", home / "base", "--tasks", "toy,other", "--include-path", home / "tasks", *metrics, "--dtype",
             "float32", "--audit-limit", AUDIT, "--counts", "1,2,4", "--greedy", 2, *more]  # fmt: skip
 
@@ -96,6 +100,14 @@ def test_what_judges_has_not_chosen(finished):
         assert chose.task == judged.task
         assert judged.items == AUDIT
         assert not set(chose.fingerprints) & set(judged.fingerprints)
+
+
+def test_every_metric_is_there_once_and_the_baselines_that_can_score_at_all(finished):
+    study, _, _ = finished
+    assert [metric.spec for metric in study.metrics] == [*METRICS, "reverse-order", "random"]
+    request = StudyRequest(ScoreRequest("model"), metrics=("ablation", "random"))
+    pairs = SimpleNamespace(request=request, constraints=Constraints(6, together=(frozenset({2, 3}),)))
+    assert Bench.specs.fget(pairs) == ["ablation", "random"]  # reverse-order scores single layers
 
 
 def test_losses_are_those_of_plain_forwards(finished, measured):

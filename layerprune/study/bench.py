@@ -11,6 +11,7 @@ from layerprune.audit.running_text import read_text, windows_of
 from layerprune.documents import BaseTask, Outcomes
 from layerprune.documents.study import TextSource
 from layerprune.engine import Examiner
+from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import INTACT, examine_base
 from layerprune.metrics.base import Data
 from layerprune.planners import Constraints
@@ -18,7 +19,8 @@ from layerprune.planning.desk import Desk
 from layerprune.planning.slices import Shares
 from layerprune.progress import Progress
 from layerprune.removal import Removal
-from layerprune.study.request import StudyRequest
+from layerprune.specs import build
+from layerprune.study.request import BASELINES, StudyRequest
 from layerprune.study.scorer import Scorer
 from layerprune.subject import Subject
 from layerprune.tasks import Item, Questions, Request, TaskQuestions, load_questions
@@ -67,6 +69,13 @@ class Bench:
     @property
     def constraints(self) -> Constraints:
         return self.desk.constraints
+
+    @property
+    def specs(self) -> list[str]:
+        """Every metric once, then the baselines that can score what goes in one stroke here."""
+        grouped = any(len(move) > 1 for move in self.constraints.moves)
+        able = [spec for spec in BASELINES if not grouped or build(METRICS, spec)[1].scope == "any set"]
+        return list(dict.fromkeys([*(spec for spec in self.request.metrics if spec not in BASELINES), *able]))
 
     @property
     def units(self) -> list[Removal]:

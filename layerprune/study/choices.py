@@ -68,7 +68,7 @@ def _possible(count: int, constraints: Constraints) -> bool:
 def metric_choices(bench: Bench, counts: Sequence[int]) -> Iterator[Choice]:
     """Yield each metric's choice by scores of single units (of whole blocks where it scores those), baselines last."""
     scorer, first = bench.scorer(), bench.request.score.seed
-    for spec in (*bench.request.metrics, *bench.request.baselines):
+    for spec in bench.specs:
         search = search_of(spec)
         seeds = range(first, first + DRAWS) if spec == "random" else [first]
         yield _followed(Choice(spec, search), scorer, bench.constraints, counts, seeds)
@@ -87,7 +87,7 @@ def greedy_choice(bench: Bench, counts: Sequence[int]) -> Choice | None:
 def calibrated_choices(bench: Bench, counts: Sequence[int]) -> Iterator[CalibratedChoice]:
     """Yield what the one-shot metrics that need data choose by other data than all tasks together."""
     on_text = bench.scorer_on_text()
-    for spec in bench.request.metrics:
+    for spec in bench.specs:
         _, metric = build(METRICS, spec)
         if metric.needs == "nothing" or search_of(spec) != "one-shot":
             continue
@@ -124,5 +124,5 @@ def _followed(
         except RefusedError as error:  # the architecture allows no further: the path ends here, and says so
             choice.remark = str(error)
             break
-        choice.removals[count] = tuple(dict.fromkeys(one.removal for one in found))
+        choice.removals[count] = tuple(one.removal for one in found)
     return choice

@@ -24,7 +24,7 @@ def ranked(bench: Bench) -> list[Ranking]:
     """Score every unit alone by every metric: on all tasks, on each task, and on the plain text."""
     everything, by_task = bench.scorer(), {task: bench.scorer_for(task) for task in bench.tasks}
     found = []
-    for spec in (*bench.request.metrics, *bench.request.baselines):
+    for spec in bench.specs:
         _, metric = build(METRICS, spec)
         scorers = {ALL_TASKS: everything} | (by_task if metric.needs != "nothing" else {})
         if metric.needs == "text" and (on_text := bench.scorer_on_text()):

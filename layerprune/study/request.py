@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from layerprune.planning import ScoreRequest
@@ -31,4 +31,3 @@ class StudyRequest:
     text: Path | None = None
     counts: tuple[int, ...] = ()
     greedy: str | None = None
-    baselines: tuple[str, ...] = field(default=BASELINES, init=False)

@@ -93,7 +93,7 @@ def provenance(bench: Bench) -> dict[str, Any]:
     request, subject = bench.request, bench.subject
     return {
         "model": subject.ref,
-        "metrics": tuple(_metric_ref(spec) for spec in (*request.metrics, *request.baselines)),
+        "metrics": tuple(_metric_ref(spec) for spec in bench.specs),
         "units": tuple(unit.units for unit in bench.units),
         "selection": bench.desk.data.questions.data(),  # type: ignore[union-attr]
         "audit": tuple(one for examiner in bench.audits.values() for one in examiner.questions.data()),
