@@ -86,8 +86,8 @@ def test_the_bases_path_is_not_published_unasked(hub, made):
         push(made, "me/smaller")
     with pytest.raises(UsageError, match="give one of them"):
         push(made, "me/smaller", base_model="org/base", unnamed_base=True)
-    with pytest.raises(UsageError, match="'/tmp/base' is not a Hub id"):
-        push(made, "me/smaller", base_model="/tmp/base")
+    with pytest.raises(UsageError, match="'/models/base' is not a Hub id"):
+        push(made, "me/smaller", base_model="/models/base")
     assert hub.seen == []
 
 
