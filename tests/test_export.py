@@ -171,6 +171,27 @@ def test_disk_that_fills_up(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "nothing was left behind: [Errno 28] No space left on device" in said
 
 
+def test_all_is_on_the_disk_before_the_folder_has_its_name(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, before = set[int](), set[int]()
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def named(path: Path, target: Path) -> Path:
+        before.update(synced if target == tmp_path / "out" else ())
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", named)
+    export(make_plan(base, DROP), tmp_path / "out", max_shard_size=50_000)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert {path.stat().st_ino for path in (tmp_path / "out").rglob("*")} <= before
+
+
 def test_read_error(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(base, DROP)
 
