@@ -34,6 +34,7 @@ class Standing:
     tokens: int = 0
     seconds: float = 0.0  # of training, over all sittings
     curve: list[LossPoint] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of the steps since the last measurement
     best: float | None = None  # lowest held-out loss so far, nats per token
     best_step: int = 0
     worse: int = 0  # measurements since the best one

@@ -10,6 +10,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,11 +135,13 @@ class Objective(nn.Module):
 
 def order(windows: int, batch: int, step: int, seed: int) -> list[int]:
     """Return which windows a step trains on: every window once in a random order, then again in another."""
-    chosen = []
-    for place in range(step * batch, (step + 1) * batch):
-        epoch, number = divmod(place, windows)
-        chosen.append(int(np.random.default_rng((seed, epoch)).permutation(windows)[number]))
-    return chosen
+    places = (divmod(place, windows) for place in range(step * batch, (step + 1) * batch))
+    return [int(_shuffled(windows, epoch, seed)[number]) for epoch, number in places]
+
+
+@lru_cache(maxsize=2)  # a step may end one epoch and begin the next
+def _shuffled(windows: int, epoch: int, seed: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng((seed, epoch)).permutation(windows)
 
 
 class _Run:
@@ -171,7 +174,6 @@ class _Run:
         with self.objective.autocast(self.device):
             self.objective.head.check(self._tensor(text.train.ids[:1, :16]))
         self.wrapped = self.accelerator.prepare(self.objective)
-        self.losses: list[float] = []  # since the last measurement
         self.saved = self.clock = self.spoken = time.monotonic()
 
     def restore(self) -> None:
@@ -199,7 +201,7 @@ class _Run:
             raise self._stopped(f"the loss of step {number + 1} is {loss:.4g}, its gradient's norm {float(norm):.4g}")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.losses.append(loss)
+        self.standing.losses.append(loss)
         self.standing.step += 1
         self.standing.tokens += options.batch * self.text.train.window
         advance(options.batch * self.text.train.window)
@@ -254,8 +256,8 @@ class _Run:
             nats = mean_nats(self.model, part) if count else 0.0
         total, counted = self._together(nats * count, float(count))
         measured = total / counted
-        training = sum(self.losses) / len(self.losses) if self.losses else None
-        self.losses.clear()
+        training = sum(standing.losses) / len(standing.losses) if standing.losses else None
+        standing.losses.clear()
         said = "" if training is None else f"loss {training:.4f}, "
         self._note(f"step {standing.step} of {self.options.steps}: {said}held-out {measured:.4f} nats/token")
         began = standing.curve[0].heldout if standing.curve else None
