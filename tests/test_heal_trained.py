@@ -82,7 +82,7 @@ def test_what_is_trained_is_what_changes_and_it_helps(home, tmp_path, method, tr
     assert changed(home, tmp_path / "healed") == {n for n in every if any(part in n for part in trained)}
     assert log.heldout.after < log.heldout.before
     assert log.curve[-1].heldout < log.curve[0].heldout
-    assert log.tokens == 4 * 4 * WINDOW
+    assert log.tokens == 4 * log.method.options["batch"] * WINDOW
     assert log.found["steps"] == 4
     assert (log.dtype, log.device) == ("float32", "cpu")
     assert verify(tmp_path / "healed", base=str(home / "base")).ok
