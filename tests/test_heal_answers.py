@@ -7,11 +7,12 @@ import heal_tiny
 import pytest
 import torch
 
-from layerprune.corpus import Document
+from layerprune.corpus import Document, build_corpus
 from layerprune.engine.journal import Journal
 from layerprune.errors import UsageError
 from layerprune.export import export
 from layerprune.heal import HealRequest, heal
+from layerprune.healing import trained
 from layerprune.healing.answers import Author
 from layerprune.removal import Removal
 from layerprune.subject import Subject
@@ -91,17 +92,24 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     assert Author(base, 3).rewrite(CHATS, tmp_path / "cut") != whole  # other settings are not taken for these
 
 
-def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path):
+def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeypatch):
+    read, real = [], trained.train
+
+    def train(model, goal, text, *rest):
+        read.append(text)
+        return real(model, goal, text, *rest)
+
+    monkeypatch.setattr(trained, "train", train)
     chats = str(home / "chats.jsonl")
-    method = "distill:answers=base,answer_tokens=8,weight=0,steps=3,patience=9,lr=0.001"
-    log = heal(HealRequest(home / "pruned", method, chats, window=32, dtype="float32"), tmp_path / "own")
-    other = heal(
-        HealRequest(home / "pruned", method.replace("=base", "=corpus"), chats, window=32, dtype="float32"),
-        tmp_path / "theirs",
-    )
-    assert log.corpus == other.corpus
-    assert log.curve[0].heldout == other.curve[0].heldout  # what is held out stays as it is
-    assert log.curve[-1].loss < other.curve[-1].loss  # its own words are less of a surprise
+    method = "distill:answers=base,answer_tokens=8,weight=0.5,steps=2,lr=0.001"
+    log = heal(HealRequest(home / "pruned", method, chats, window=32, dtype="float32"), tmp_path / "healed")
+    corpus = build_corpus(chats, base.tokenizer, window=32)
+    words = base.tokenizer.decode(read[0].train.ids.reshape(-1))
+    for document in corpus.documents[10:15]:  # windows that hold questions alone are left out, the first may be one
+        question = document.messages[0][1]
+        assert f"<user>{question}\n<assistant>{said(base, document.messages[:1], 8)}\n" in words
+        assert document.messages[1][1] not in words
+    assert (read[0].heldout.ids == corpus.heldout.ids).all()  # what is held out stays as it is
     assert log.notes == (f"{log.corpus.documents} chats were answered by the base before they were read",)
 
 
