@@ -2,7 +2,7 @@
 
 Measured on SmolLM2-135M without six of its 30 layers (docs/notes/2026-11-25-training.md): 4,096 tokens win back half of
 what held-out prose lost, at a learning rate of 3e-4 and few windows a step; 8e-4 is too high. Larger models want less.
-It goes on well from a checkpoint that ``linear`` healed:
+It can go on from a checkpoint that ``linear`` healed (what that adds was not measured):
 
     layerprune heal smaller/ -o fitted/ --method linear --corpus text.jsonl
     layerprune heal fitted/ -o healed/ --method distill:steps=200 --corpus text.jsonl
