@@ -224,7 +224,7 @@ def test_text_speed_and_writing_reach_the_document_and_the_card(out, tasks, tmp_
     assert result.speed.layers_kept == pytest.approx(5 / 6)
     assert result.cache_bytes_per_token == (6 * 2 * 2 * 8 * 4, 5 * 2 * 2 * 8 * 4)  # layers, k and v, heads, size, bytes
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "nats per token before" in card
+    assert "nats per token the base" in card
     assert "greedy continuations" in card
     assert "decode tokens/s" in card
     assert "KV cache per token" in card
