@@ -15,8 +15,8 @@ thus pulls towards the weights as they are. A bias takes part as one more entry 
 invented.
 
 Cuts are healed from the first to the last, each on the stream of the model healed so far. Only sums over tokens are
-kept (float64), and one state per token at one depth. Fitting the layers behind the cut to the base's stream, too, helped a
-little for the first such layer and lost that again with more (docs/notes/2026-11-25-healing.md).
+kept (float64), and one state per token at one depth. Fitting the layers behind the cut to the base's stream, too,
+helped a little for the first such layer and lost that again with more (docs/notes/2026-11-25-healing.md).
 """
 
 from __future__ import annotations
