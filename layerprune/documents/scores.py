@@ -61,7 +61,7 @@ class EngineReport(Part):
     path: str = Field(description="which evaluation path passed the self-test")
     dtype: str
     device: str
-    computed: int = Field(description="tokens x layers computed")
+    computed: int = Field(description="tokens x layers computed, or left by an earlier round")
     naive: int = Field(description="tokens x layers a full evaluation per candidate would have computed")
 
 

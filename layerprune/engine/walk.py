@@ -47,9 +47,14 @@ class Step:
 
 @dataclass
 class Work:
-    """Tokens x layers, counted as they are computed (padding included)."""
+    """Tokens x layers, padding included.
+
+    What an earlier round has left is counted as if it were computed: how much is left depends on where a run was killed
+    and taken up again, and documents must not.
+    """
 
     computed: int = 0
+    found: int = 0  # of these, what an earlier round has left
 
 
 @contextmanager
@@ -196,6 +201,10 @@ class Walk:
         if known is None:
             known = self._through(step, state)
             step.trunk.keep(step.index, known)
+        else:
+            size = known.hidden.shape[0] * known.hidden.shape[1]
+            self.work.computed += size
+            self.work.found += size
         return known
 
     def _past(self, index: int, state: State) -> State:
