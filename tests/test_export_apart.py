@@ -61,7 +61,8 @@ def test_a_process_that_is_killed_is_an_error() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_it_does_not_outlive_the_one_who_asked(tmp_path: Path, how: signal.Signals) -> None:
     mark = tmp_path / "mark"
-    code = "import apart_functions; from layerprune.export.apart import apart; import sys; "
+    code = "import apart_functions; from layerprune.export.apart import apart; import signal, sys; "
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job of a shell ignores it
     code += "apart(apart_functions.dawdle, mark=sys.argv[1])"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": paths}
