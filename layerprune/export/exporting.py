@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 from layerprune import __version__
 from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, locate, new_folder, plan_shards, write_shards
-from layerprune.checkpoint.entries import entry_of
+from layerprune.checkpoint.entries import entry_of, following
 from layerprune.checkpoint.folder import write_file
+from layerprune.checkpoint.opened import INDEX
 from layerprune.checkpoint.writer import Shard
 from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
 from layerprune.errors import DocumentError, ExportError
@@ -126,10 +126,10 @@ def _check_space(job: Job, out: Path) -> None:
 def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
     """Write weights, config and the files carried along; return the hash of each."""
     metadata = {"format": "pt", **job.checkpoint.metadata}
-    with ThreadPoolExecutor(1) as hasher:  # hashes and flushes each finished shard while the next is written
-        hashes = {}
-        for shard in write_shards(folder, job.shards, metadata, progress):
-            hashes[shard] = hasher.submit(entry_of, folder / shard)
+    with following([folder / shard.filename for shard in job.shards]) as followed:
+        for name in write_shards(folder, job.shards, metadata, progress):
+            if name != INDEX:  # which is written at once, and flushed
+                followed.complete(folder / name)
         for name in job.extras.copied:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(folder / name, (job.base.path / name).read_bytes())
@@ -137,9 +137,8 @@ def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
             write_file(folder / name, content)
         config = json.dumps(job.blueprint.config, indent=2, ensure_ascii=False) + "\n"
         write_file(folder / "config.json", config.encode())
-        small = [name for name in _files(folder) if name not in hashes]
-        entries = {name: entry_of(folder / name) for name in small}
-        entries.update({name: future.result() for name, future in hashes.items()})
+        shards = {path.name: entry for path, entry in followed.entries().items()}
+    entries = {name: entry_of(folder / name) for name in _files(folder) if name not in shards} | shards
     return dict(sorted(entries.items()))
 
 

@@ -1,14 +1,15 @@
 """Which metric and which search choose layers well: accuracy that is left on items no choice has seen, in one table.
 
     python tests/benchmarks/selection.py MODEL EVAL -o FOLDER [--dtype bfloat16] [--items 300] [--audit 1000]
-        [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/beam ...] [--reference ablation/greedy]
+        [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/beam ...] [--draws 5]
+        [--reference ablation/greedy]
 
 MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. An entry is METRIC/SEARCH, both as the
-command line takes them. Every entry chooses 3, 6, 8 and 15 layers (--counts) on --items selection items a task (the
-training split); all of its choices answer the same --audit items a task of the evaluation split, with the layers
-bypassed in memory. --equal entries spend what greedy by the same metric spends on --items: a search that asks about
-three times as many removals gets a third of the items. Tasks on which the intact model is not above chance, on either
-split, are left out and named.
+command line takes them, with @N behind where it is to see N items of each task instead of --items. Every entry chooses
+3, 6, 8 and 15 layers (--counts) on selection items (the training split); all of its choices answer the same --audit
+items a task of the evaluation split, with the layers bypassed in memory. --equal entries spend what greedy by the same
+metric spends on --items: a search that asks about three times as many removals gets a third of the items. Tasks on
+which the intact model is not above chance, on either split, are left out and named.
 
 Everything goes through journals in FOLDER: killed, the same command goes on; with more entries it measures those alone.
 Prints, and writes to FOLDER/table.md: what each search spent; accuracy left, its difference from the intact model, and
@@ -53,7 +54,6 @@ ENTRIES = (
     "taylor/one-shot", "magnitude/one-shot", "relative/one-shot", "reverse-order/one-shot", "random/one-shot",
 )  # fmt: skip
 EQUAL = ("ablation/cascade", "ablation/beam", "ablation/evolution:generations=20")
-DRAWS = 5  # of the random baseline: one draw says little
 SIGNIFICANT = 0.05
 
 
@@ -81,13 +81,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("eval", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--entries", nargs="*", default=list(ENTRIES), metavar="METRIC/SEARCH")
+    parser.add_argument("--entries", nargs="*", default=list(ENTRIES), metavar="METRIC/SEARCH[@N]")
     parser.add_argument("--equal", nargs="*", default=list(EQUAL), metavar="METRIC/SEARCH")
     parser.add_argument("--reference", nargs="+", default=["ablation/greedy"], metavar="METRIC/SEARCH")
     parser.add_argument("--counts", type=lambda text: [int(part) for part in text.split(",")], default=[3, 6, 8, 15])
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=TASKS.split(","))
     parser.add_argument("--items", type=int, default=300, help="selection items of each task")
     parser.add_argument("--audit", type=int, default=1000, help="evaluation items of each task")
+    parser.add_argument("--draws", type=int, default=5, help="of the random baseline: one draw says little")
     parser.add_argument("--unit", choices=["layer", "half"], default="layer")
     parser.add_argument("--no-racing", dest="racing", action="store_false")
     parser.add_argument("--dtype", default="bfloat16")
@@ -195,23 +196,30 @@ class Spent:
 
 def chosen(bench: Bench, entry: str, equal: bool) -> tuple[dict[int, list[Removal]], list[Spent]]:
     """Let an entry choose every count of layers; return the removals (several for the random baseline)."""
-    metric, _, search = entry.partition("/")
+    metric, search, own = parts(entry)
     racing, first = bench.options.racing, bench.options.seed
     found: dict[int, list[Removal]] = {}
     spent = []
     for count in bench.options.counts:
-        items = equal_items(bench, search, count) if equal else bench.options.items
+        items = equal_items(bench, search, count) if equal else own or bench.options.items
         scorer = bench.scorer(items)
         start = time.perf_counter()
         draws = [
             scorer.find(metric, search, bench.constraints, count, seed=seed, racing=racing)
-            for seed in range(first, first + (DRAWS if metric == "random" else 1))
+            for seed in range(first, first + (bench.options.draws if metric == "random" else 1))
         ]
         found[count] = [one.removal for one in draws]
         removals, evaluations = asked(draws[0], len(scorer.data.questions or ()))
         spent.append(Spent(entry, count, items, removals, evaluations, time.perf_counter() - start, found[count][0]))
         bench.progress.note(f"{entry}, {count} layers on {items} items a task: {', '.join(map(str, found[count]))}")
     return found, spent
+
+
+def parts(entry: str) -> tuple[str, str, int | None]:
+    """Return metric, search and, where the entry says so, the items of each task that it sees."""
+    metric, _, rest = entry.partition("/")
+    search, _, items = rest.partition("@")
+    return metric, search, int(items) if items else None
 
 
 def asked(found: Found, items: int) -> tuple[int, int]:
@@ -244,7 +252,7 @@ def heading(bench: Bench) -> str:
     tasks = "; ".join(f"{one.task} {one.items} items of {one.split}" for one in data)
     lines = [
         f"{Path(options.model).name}, {options.dtype}, seed {options.seed}; chosen on {options.items} selection items "
-        f"a task, audited on {tasks}.",
+        f"a task unless said otherwise, audited on {tasks}.",
         f"Left out, the intact model is not above chance: {'; '.join(bench.left_out) or 'none'}.",
     ]
     return "\n".join(lines)
