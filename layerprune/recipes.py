@@ -8,6 +8,7 @@ the files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,17 +102,30 @@ def _claim(folder: Path, recipe: Instructions) -> bool:
     """Write the recipe into a new run folder, or find the same one there; return whether it was written."""
     record = folder / Recipe.filename
     if record.exists():
-        changed = difference(type(recipe).load(record), recipe)
+        kind = json.loads(record.read_text(encoding="utf-8")).get("kind")
+        if kind != recipe.kind:
+            raise UsageError(f"{folder} is a run of another recipe, a {kind!r}; give another folder with -o")
+        before = type(recipe).load(record)
+        changed = [line for line in difference(before, recipe) if not _still_open(folder, line)]
         if changed:
             raise UsageError(
                 f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o"
             )
+        if before != recipe:
+            recipe.save(record)
         return False
     for name in (Scores.filename, Plan.filename, CHECKPOINT, HEALED, Study.filename):
         if (folder / name).exists():
             raise UsageError(f"{folder / name} exists and is of no recipe; give another folder with -o")
     recipe.save(record)
     return True
+
+
+def _still_open(folder: Path, change: str) -> bool:
+    """Whether a changed line of the recipe is of a step that has left nothing yet: it can be put right, and goes on."""
+    section = change.partition(".")[0].partition(":")[0]
+    left = {"plan": Plan.filename, "export": CHECKPOINT, "heal": HEALED}
+    return section in left and not (folder / left[section]).exists()
 
 
 def _give_up(folder: Path) -> None:
@@ -127,8 +141,9 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
     if (folder / Plan.filename).exists():
         progress.note("score, plan: done before")
         return Scores.load(folder / Scores.filename), Plan.load(folder / Plan.filename)
-    if recipe.audit.tasks is not None:  # hours before the audit asks for them
-        load_tasks(recipe.audit.tasks, recipe.include_path, Path(recipe.data_dir) if recipe.data_dir else None)
+    for tasks in (recipe.audit.tasks, recipe.heal.tasks if recipe.heal else None):  # hours before they are asked for
+        if tasks is not None:
+            load_tasks(tasks, recipe.include_path, Path(recipe.data_dir) if recipe.data_dir else None)
     options = _told(recipe, {"revision": recipe.revision, "protect": recipe.plan.protect, **recipe.score.model_dump()})
     score = ScoreRequest(model=recipe.model, **options)
     step = recipe.plan.model_dump(exclude_none=True)
@@ -225,8 +240,19 @@ def _checks() -> Mapping[Place, Check]:
             raise UsageError(f"the file {value} does not exist")
 
     def objective(value: Any) -> None:
-        if isinstance(value, dict):
-            asked_objective(value.get("objective"), value.get("weights"), value.get("floor"))
+        given = [value.get(name) for name in ("weights", "floor")] if isinstance(value, dict) else [value]
+        if all(each is None or isinstance(each, dict) for each in given):  # else its form is a fault of its own
+            asked_objective(value.get("objective"), *given)
+
+    def corpus(value: Any) -> None:
+        method = value.get("method") if isinstance(value, dict) else None
+        if isinstance(method, str) and value.get("corpus") is None:
+            try:
+                entry, healer = build(HEALERS, method)
+            except LayerpruneError:  # said of heal.method
+                return
+            if healer.needs == "text":
+                raise UsageError(f"{entry.name} reads text: give a corpus, a file or builtin")
 
     return {
         ("score",): objective,
@@ -238,6 +264,7 @@ def _checks() -> Mapping[Place, Check]:
         ("export", "max_shard_size"): lambda value: parse_size(str(value), "max_shard_size"),
         ("include_path",): folders,
         ("data_dir",): folders,
+        ("heal",): corpus,
         ("heal", "method"): lambda value: build(HEALERS, str(value)),
         ("heal", "corpus"): lambda value: find_source(str(value)),
         ("audit", "text"): file,

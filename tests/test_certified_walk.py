@@ -10,7 +10,7 @@ import pytest
 
 from layerprune.documents import Candidate
 from layerprune.errors import RefusedError
-from layerprune.planners import Constraints, greedy
+from layerprune.planners import Constraints, Found, greedy
 from layerprune.planning.certifying import walk
 from layerprune.removal import Removal
 from layerprune.stats import draw_mixture
@@ -113,5 +113,14 @@ def test_a_path_that_can_go_no_further_ends_and_one_that_cannot_begin_is_refused
 
     path, found = walk(look, (1, 2, 3), as_text(model.right), lambda removal: as_text(model.right), LIMIT, CONFIDENCE)
     assert (len(path), found.certified) == (1, 1)
+    even = (Found(tuple(range(count)), (), (), None) for count in (2, 4))  # whole periods only
+
+    def pairs(count):
+        if count % 2:
+            raise RefusedError("one layer of a period")
+        return next(even)
+
+    path, found = walk(pairs, (1, 2, 3, 4), "1" * 200, lambda removal: "1" * 200, LIMIT, CONFIDENCE)
+    assert (len(path), found.certified) == (2, 2)
     with pytest.raises(RefusedError, match="one layer has to stay"):
         walk(look, (2, 3), "1", lambda removal: "1", LIMIT, CONFIDENCE)

@@ -192,3 +192,16 @@ def test_a_folder_that_cannot_be_written(home, tmp_path):
     said = refused("plan", home / "base", "--metric", "random", "--drop", 1, "-o", file / "run")
     assert str(file) in said
     assert Plan.load(home / "run" / "plan.json").metric.name == "reverse-order"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--memory", "abc"), ("--memory", "4 GBs"), ("--batch-size", "\u00b2")])
+def test_a_size_in_no_unit(home, out, option, value):
+    said = plan(home, out, option, value)
+    assert value in said
+    assert "Traceback" not in said
+
+
+def test_a_race_that_no_search_would_run(home, out):
+    said = plan(home, out, "--racing", "--search", "beam")
+    assert said.startswith("--racing: the search 'beam' compares more than the next to go; leave it out")
+    assert "answers no items" in plan(home, out, "--racing", "--metric", "cosine")

@@ -1,16 +1,21 @@
 """What planning does beyond the search: warnings about other readers, export rehearsed, the period kept when asked."""
 
+from types import SimpleNamespace
+
 import cli_tiny
 import pytest
 from cli_tiny import done, last_line
 
 from layerprune.anatomy import read_anatomy
 from layerprune.anatomy.tiny import save_tiny, tiny_config
+from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Limits, Plan, Scores
 from layerprune.errors import RefusedError
 from layerprune.planners import Constraints
 from layerprune.planners.blocks import allowed_runs
 from layerprune.planning import keeping_period
+from layerprune.planning.speeding import _stand_in
+from layerprune.removal import Removal
 
 LAST = ("--protect", "0,1,2,3,4")  # of six layers only the last may go
 
@@ -147,3 +152,31 @@ def test_planning_from_scores_proposes_only_what_the_architecture_allows(home, t
 def test_limits_without_the_option_hash_as_they_did_before_there_was_one():
     assert Limits(protect=(1,)).model_dump() == {"protect": (1,), "architecture": ()}
     assert Limits(keep_period=True).model_dump()["keep_period"] is True
+
+
+def test_a_target_is_reached_by_whole_periods_where_single_layers_may_not_go(home, tmp_path):
+    """Two layers make a period, and the last may not go: removals of one and of three layers are refused."""
+    words = ("--metric", "random", "--search", "blocks", "--keep-period", "--protect", "-1")
+    whole = Checkpoint.open(home / "gemma2")
+    layer = sum(t.elements for t in whole.tensors.values() if ".layers.3." in t.name)
+    wanted = whole.parameters - layer
+    done("plan", home / "gemma2", *words, "--target-params", wanted, "-o", tmp_path / "run")
+    assert len(Plan.load(tmp_path / "run" / "plan.json").removal) == 2
+    anatomy = read_anatomy(tiny_config("gemma2", num_hidden_layers=6))
+    desk = SimpleNamespace(constraints=Constraints(6, protect=frozenset({5}), check=keeping_period(anatomy)))
+    assert [_stand_in(desk, count) and len(_stand_in(desk, count)) for count in (1, 2, 3, 4)] == [None, 2, None, 4]
+
+
+def test_layers_that_a_race_had_put_out_are_named_when_they_go(home, tmp_path):
+    scores = Scores.load(rescored(home, tmp_path))
+    one, *others = scores.rounds[0].candidates
+    raced = [other.model_copy(update={"stopped": True}) for other in others]
+    rounds = (scores.rounds[0].model_copy(update={"candidates": (one.model_copy(update={"score": -9.0}), *raced)}),)
+    path = scores.model_copy(update={"rounds": rounds}).save(tmp_path / "scores.json")
+    done("plan", "--scores", path, "--drop", 1, "-o", tmp_path / "one")
+    assert not any("race" in warning for warning in Plan.load(tmp_path / "one" / "plan.json").warnings)
+    said = done("plan", "--scores", path, "--drop", 2, "-o", tmp_path / "two").stdout
+    plan = Plan.load(tmp_path / "two" / "plan.json")
+    (named,) = [warning for warning in plan.warnings if "race" in warning]
+    assert named.startswith(f"a race had put {Removal.of(plan.order[1])} out after a part of the items")
+    assert named in said

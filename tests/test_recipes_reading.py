@@ -168,4 +168,24 @@ def test_shipped_recipes_are_sound_and_headed_by_the_command_that_runs_them(path
 def test_the_promised_recipes_are_there():
     assert {"quickstart", "cosine-baseline", "paper-ablation", "study"} <= {path.stem for path in RECIPES}
     paper = next(path for path in RECIPES if path.stem == "paper-ablation")
-    assert len(Recipe.load(paper).score.tasks) == 8
+    assert "mmlu" not in Recipe.load(paper).score.tasks  # 57 tasks, each of which would count like one
+
+
+@pytest.mark.parametrize("given", ["weights: arc_easy=2", "floor: [arc_easy]", "weights: 3"])
+def test_figures_in_another_form_are_a_fault_with_its_line(written, given):
+    path = written(GOOD.replace("  limit: 20\n", f"  {given}\n"))
+    with pytest.raises(DocumentError, match=rf"recipe.yaml:4: score.{given.partition(':')[0]}"):
+        read_recipe(path)
+
+
+def test_a_date_that_no_calendar_has_is_not_yaml(written):
+    with pytest.raises(DocumentError, match="not YAML"):
+        Recipe.load(written(GOOD + "revision: 2024-02-30\n"))
+    assert "is not a YAML value" in faults(written(GOOD), "revision=2024-02-30")[0]
+
+
+def test_healing_that_reads_text_asks_for_it_before_anything_slow(written):
+    with pytest.raises(DocumentError, match=r"recipe.yaml:8: heal: linear reads text: give a corpus"):
+        read_recipe(written(GOOD + "heal:\n  method: linear\n"))
+    with pytest.raises(DocumentError, match=r"heal\.window"):
+        read_recipe(written(GOOD + "heal:\n  method: linear\n  corpus: builtin\n  window: 1\n"))

@@ -128,6 +128,26 @@ def test_a_changed_recipe_needs_another_folder(home):
     assert files(home / "run") == before
 
 
+def test_a_step_that_has_left_nothing_yet_can_be_put_right(home, tmp_path, monkeypatch):
+    from layerprune.healing import HEALERS
+
+    folder = tmp_path / "run"
+    shutil.copytree(home / "run", folder)
+    text = (home / "recipe.yaml").read_text()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{text}heal:\n  method: rescale\n  corpus: {home / 'none.txt'}\n")
+    assert "heal.corpus" in refused("run", recipe, "-o", folder)
+    recipe.write_text(f"{text}heal:\n  method: nosuch\n")
+    refused("run", recipe, "-o", folder)
+    recipe.write_text(f"{text}heal:\n  method: scaling:factor=0.5\n  corpus: builtin\n  window: 32\n")
+    monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
+    forbid(monkeypatch, "layerprune.planning.plan_model", "layerprune.export.export")
+    done("run", recipe, "-o", folder)
+    assert Recipe.load(folder / "recipe.json").heal.window == 32
+    said = refused("run", recipe, "--set", "heal.window=16", "-o", folder)  # now it has left something
+    assert "heal.window: 32 -> 16" in said
+
+
 def test_a_folder_with_other_documents_is_left_alone(home, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

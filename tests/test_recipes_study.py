@@ -31,6 +31,10 @@ def test_a_study_recipe_is_the_command(home):
     assert again.stdout == said
     message = refused("run", home / "recipe.yaml", "--set", "study.audit_limit=13", "-o", home / "run")
     assert "study.audit_limit: 12 -> 13" in message
+    pruning = home / "prune.yaml"
+    pruning.write_text(f"model: {home / 'base'}\nscore:\n  tasks: toy\nplan:\n  drop: 1\n")
+    said = refused("run", pruning, "-o", home / "run")
+    assert said == f"{home / 'run'} is a run of another recipe, a 'study-recipe'; give another folder with -o"
     assert "is of no recipe" in refused("run", home / "recipe.yaml", "-o", home / "by-hand")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from layerprune.cli.faults import Fault
+from layerprune.errors import UsageError
 from layerprune.sizes import parse_size
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -36,7 +38,7 @@ class BatchSize(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
         if value == "auto" or isinstance(value, int):
             return value
-        if not value.isdigit() or int(value) == 0:
+        if not value.isdecimal() or int(value) == 0:
             self.fail(f"{value!r} is neither auto nor a number of at least 1", param, ctx)
         return int(value)
 
@@ -49,7 +51,10 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        return parse_size(value, param.opts[0] if param else "the size")
+        try:
+            return parse_size(value, param.opts[0] if param else "the size")
+        except UsageError as error:
+            raise Fault(str(error)) from error  # click is still reading the options: no verb is there to catch it
 
 
 class Labelled(click.ParamType):
@@ -129,7 +134,7 @@ items = together(
         "--num-fewshot",
         type=click.IntRange(min=0),
         metavar="N",
-        help="Worked examples before each item. Default: as each task says.",
+        help="Worked examples before each item; a task that says 0 keeps 0. Default: as each task says.",
     ),
 )
 machine = together(
@@ -173,7 +178,7 @@ objective = together(
 scoring = together(
     revision,
     click.option("--metric", metavar="SPEC", help="What judges a layer, see `layerprune metrics`. Default: ablation."),
-    click.option("--tasks", type=Names(), help="lm-eval tasks and groups that supply the items."),
+    click.option("--tasks", type=Names(), help="lm-eval tasks that supply the items; of a group, each task."),
     limit("1000"),
     items,
     objective,

@@ -20,7 +20,7 @@ class Counts(opt.Names):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         names = super().convert(value, param, ctx)
-        if not all(str(name).isdigit() and int(name) for name in names):
+        if not all(str(name).isdecimal() and int(name) for name in names):
             self.fail(f"{value!r} is not a list of numbers of at least 1; write 3,6,8", param, ctx)
         return tuple(int(name) for name in names)
 

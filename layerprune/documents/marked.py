@@ -38,7 +38,7 @@ def read_marked(path: Path) -> Marked:
         raise DocumentError(f"cannot read {path}: {error}") from error
     try:
         node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
         raise DocumentError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from error

@@ -118,7 +118,7 @@ class HealStep(Part):
     method: str = Field(min_length=1)
     corpus: str | None = Field(default=None, description="file, folder, Hub dataset, or builtin")
     tasks: Names | None = Field(default=None, description="not to stand in the corpus; default: all of this recipe")
-    window: PositiveInt | None = Field(default=None, description="tokens")
+    window: Annotated[int, Field(ge=2)] | None = Field(default=None, description="tokens")
 
 
 class AuditStep(Part):
@@ -263,6 +263,6 @@ def _apply(marked: Marked, change: str) -> list[Fault]:
     try:
         target[last] = yaml.safe_load(text)
         marked.lines[(*parents, last)] = None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return [Fault(None, key, f"{text!r} is not a YAML value (from --set)")]
     return []

@@ -111,18 +111,20 @@ def walk(
     is laid only as far as it is walked. Returns the path, the failed step included, and the statistics.
     """
     path: list[Found] = []
+    refusals: list[RefusedError] = []
 
     def steps() -> Iterator[str]:
         for count in counts:
             try:
                 path.append(look(count))
-            except RefusedError:
-                if not path:
-                    raise
-                return  # the architecture lets no more go: the path ends here
+            except RefusedError as error:  # the architecture: whole periods only, say, or no more than before
+                refusals.append(error)
+                continue
             yield answers(path[-1].removal)
 
     certificate = stats.certify(base, steps(), limit, confidence)
+    if not path:
+        raise refusals[0]
     return path, certificate
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from layerprune import documents
 from layerprune.documents import Candidate, Objective, Plan, Scores
-from layerprune.errors import RefusedError
+from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
@@ -54,6 +54,10 @@ class Searcher:
         """Validate everything, load model and items."""
         _, metric = build(METRICS, request.score.metric)
         entry, search = build(SEARCHES, request.search or metric.search)
+        if request.score.racing and not (hasattr(search, "next_to_go") and metric.needs == "items"):
+            what = f"the search {entry.name!r} compares more than the next to go"
+            what = what if metric.needs == "items" else f"the metric {request.score.metric!r} answers no items"
+            raise UsageError(f"--racing: {what}; leave it out, or use ablation with one-shot or greedy")
         desk = Desk.open(request.score, run_folder, progress, request.rules)
         request.goal.require(desk)
         desk.bring_items(request.goal.shares)

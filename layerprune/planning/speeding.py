@@ -8,6 +8,7 @@ from layerprune.audit.speed import REPEATS, time_both
 from layerprune.documents import Speed, Target
 from layerprune.errors import RefusedError, UsageError
 from layerprune.export.sharing import sharing_weights
+from layerprune.planners.blocks import allowed_runs
 from layerprune.planning.desk import Desk
 from layerprune.planning.goals import HELD_BACK, Look, Reached, counts_up_to
 from layerprune.planning.slices import Shares
@@ -39,14 +40,21 @@ class Faster:
 
     def pursue(self, desk: Desk, look: Look) -> Reached:
         beginning, reached = self._beginning(desk), 1.0
+        refusal: RefusedError | None = None
         for count in (count for count in desk.constraints.counts() if count >= beginning):
-            found = look(count)
+            try:
+                found = look(count)
+            except RefusedError as error:  # whole periods only, say: the next number may do
+                refusal = refusal or error
+                continue
             speed = _timed(desk, found.removal, REPEATS)
             reached = speedup(speed)
             desk.progress.note(f"{count} removed: {reached:.2f} times as fast")
             if reached >= self.wanted:
                 target = Target(what="speed-up", wanted=self.wanted, base=1.0, reached=round(reached, 4), speed=speed)
                 return Reached(found, found.rounds, target=target)
+        if refusal and reached == 1.0:
+            raise refusal
         raise RefusedError(f"{self.requested} was not reached: the largest removal is {reached:.2f} times as fast here")
 
     def _beginning(self, desk: Desk) -> int:
@@ -82,11 +90,15 @@ def _timed(desk: Desk, removal: Removal, repeats: int) -> Speed:
 
 
 def _stand_in(desk: Desk, count: int) -> Removal | None:
-    """Return some removal of ``count`` units, from the end; None where that way ends before."""
+    """Return some removal of ``count`` units, from the end, else a run of neighbours; None where neither is allowed."""
     removed = Removal(())
     try:
         while len(removed) < count:
             removed = removed.add(*desk.constraints.first_open(desk.constraints.moves[::-1], removed, count))
+        return removed
+    except RefusedError:  # step by step there is no way, but whole periods may go
+        pass
+    try:
+        return allowed_runs(desk.constraints, count)[-1]
     except RefusedError:
         return None
-    return removed

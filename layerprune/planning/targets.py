@@ -30,12 +30,20 @@ class Smaller:
     def pursue(self, desk: Desk, look: Look) -> Reached:
         (intact,) = desk.weigh(Removal(()))
         left = self._size(intact)
+        refusal: RefusedError | None = None
+        reached = False
         for count in self._plausible(desk):
-            found = look(count)
-            left = self._size(desk.weigh(found.removal)[0])
+            try:
+                found = look(count)
+            except RefusedError as error:  # whole periods only, say: the next number may do
+                refusal = refusal or error
+                continue
+            left, reached = self._size(desk.weigh(found.removal)[0]), True
             if left <= self.wanted:
                 target = Target(what=self.what, wanted=self.wanted, base=self._size(intact), reached=left)
                 return Reached(found, found.rounds, target=target)
+        if refusal and not reached:
+            raise refusal
         raise RefusedError(f"{self.requested} was not reached: the search's largest removal leaves {self._words(left)}")
 
     def _plausible(self, desk: Desk) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from layerprune.documents import Limits, Plan, Prediction, Scores, Search
 from layerprune.planners import Found
 from layerprune.planning.caveats import caveats
+from layerprune.removal import Removal
 
 
 def written(
@@ -29,7 +30,26 @@ def written(
         scores_sha256=scores.sha256(),
         data=scores.data,
         predicted=predicted,
-        warnings=(*warnings, *caveats(scores, predicted)),
+        warnings=(*warnings, *_put_out(found), *caveats(scores, predicted)),
         seed=scores.seed,
         versions=scores.versions,
+    )
+
+
+def _put_out(found: Found) -> tuple[str, ...]:
+    """Return a warning where layers are to go that a race had put out, on a part of the items, as not among the next.
+
+    One round alone can lead there: recorded scores of a race for fewer layers, or constraints that skip those that won.
+    """
+    if len(found.rounds) != 1:
+        return ()
+    candidates = found.rounds[0].candidates
+    out = [one.removal for one in candidates if one.stopped and not one.accepted]
+    gone = [units for units in out if set(units) <= set(found.order)]
+    if not gone:
+        return ()
+    named = ", ".join(str(Removal.from_units(units)) for units in sorted(gone))
+    return (
+        f"a race had put {named} out after a part of the items, whose scores say little of their places: "
+        "score with --no-racing to choose among all",
     )
