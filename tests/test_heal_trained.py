@@ -1,6 +1,9 @@
 """The methods that train: which weights they train, towards what, and what is published."""
 
 import json
+import signal
+from contextlib import nullcontext
+from dataclasses import replace
 
 import audit_tiny
 import heal_tiny
@@ -227,28 +230,25 @@ def test_faults_are_told_before_anything_is_written(home, tmp_path, method, chan
     assert not (tmp_path / "healed").exists()
 
 
-def test_a_run_that_was_cut_off_goes_on(home, tmp_path, monkeypatch):
-    import signal
+class Pressing:
+    """Presses Ctrl-C at the second step."""
 
-    class Pressing:
-        """Presses Ctrl-C at the second step."""
+    def __init__(self):
+        self.steps, self.said = 0, []
 
-        def __init__(self):
-            self.steps, self.said = 0, []
+    def task(self, description, total, unit=""):
+        def advance(amount=1):
+            self.steps += description == "training"
+            if self.steps == 1:
+                signal.raise_signal(signal.SIGINT)
 
-        def task(self, description, total, unit=""):
-            from contextlib import nullcontext
+        return nullcontext(advance)
 
-            def advance(amount=1):
-                self.steps += description == "training"
-                if self.steps == 1:
-                    signal.raise_signal(signal.SIGINT)
+    def note(self, message):
+        self.said.append(message)
 
-            return nullcontext(advance)
 
-        def note(self, message):
-            self.said.append(message)
-
+def test_a_run_that_was_cut_off_goes_on(home, tmp_path):
     method = "seams:lr=0.01,steps=6"
     whole = heal(request_of(home, method), tmp_path / "whole")
     pressing = Pressing()
@@ -260,6 +260,26 @@ def test_a_run_that_was_cut_off_goes_on(home, tmp_path, monkeypatch):
     assert log.result.fingerprint == whole.result.fingerprint
     assert log.curve == whole.curve
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+@pytest.mark.parametrize(
+    ("first", "removed", "second"),
+    [
+        ("lora:lr=0.01,steps=4,rank=2", (1, 3), "lora:lr=0.01,steps=4,rank=2"),
+        ("partial:lr=0.01,steps=4,layers=1", (1, 3), "partial:lr=0.01,steps=4,layers=1"),
+        ("lora:lr=0.01,steps=4,rank=2", (2, 4), "lora:lr=0.01,steps=4,rank=2,alpha=64"),
+    ],
+)
+def test_a_run_never_goes_on_from_that_of_another_checkpoint_or_method(home, tmp_path, first, removed, second):
+    """Fresh adapters and the last layers are the same in both checkpoints; the rest of the model is not."""
+    with pytest.raises(KeyboardInterrupt):
+        heal(request_of(home, first), tmp_path / "healed", progress=Pressing())
+    other = replace(request_of(home, second), checkpoint=heal_tiny.pruned(home, *removed))
+    notes = Pressing()
+    notes.steps = 2  # pressed already
+    log = heal(other, tmp_path / "healed", progress=notes)
+    assert not [note for note in notes.said if "going on" in note]
+    assert log.result.fingerprint == heal(other, tmp_path / "alone").result.fingerprint
 
 
 def test_training_that_runs_away_leaves_its_best_weights(home, tmp_path):

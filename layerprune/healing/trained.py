@@ -82,6 +82,7 @@ class Trained:
             precision=precision,
             recompute=self.recompute,
             seed=case.seed,
+            subject=f"{self!r} of {subject.ref.fingerprint}, receipt {case.receipt.sha256()}",
         )
 
 

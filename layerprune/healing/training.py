@@ -57,6 +57,7 @@ class Training:
     precision: Precision = "bfloat16"  # of matrix products; trained weights are float32 always
     recompute: bool = False  # activations on the way back (gradient checkpointing): slower, far less memory
     seed: int = 0
+    subject: str = ""  # what is trained and by which method: fresh adapters look alike in every model of one shape
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
