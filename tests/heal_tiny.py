@@ -12,7 +12,7 @@ import families
 
 from layerprune.checkpoint import Checkpoint
 from layerprune.export import export
-from layerprune.healing.names import names_on_disk
+from layerprune.healing.names import names_on_disk, stored_as
 from layerprune.removal import Removal
 
 WORDS = ("river", "stone", "moves", "slowly", "under", "bright", "winter", "light", "and", "carries", "grain")
@@ -32,9 +32,9 @@ class Scaling:
 
     def heal(self, case):
         subject = case.subject()
-        name = names_on_disk(subject.model, Checkpoint.open(case.folder), [self.parameter])[self.parameter]
+        names = names_on_disk(subject.model, Checkpoint.open(case.folder), [self.parameter])[self.parameter]
         case.record.found["factor"] = self.factor
-        yield name, subject.model.get_parameter(self.parameter) * self.factor
+        yield from stored_as(names, subject.model.get_parameter(self.parameter) * self.factor)
 
 
 def prose(path: Path, documents: int = 60, words: int = 60, seed: int = 0) -> Path:

@@ -206,6 +206,31 @@ def test_attachments_are_published_and_verified(home, tmp_path, monkeypatch):
         heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "other")
 
 
+def test_tied_weights_that_are_stored_twice_are_healed_twice(tmp_path):
+    """With one of the two healed, transformers would find them different, and tie them no more."""
+    import audit_tiny
+    import families
+    from transformers import AutoModelForCausalLM
+
+    from layerprune.export import export
+    from layerprune.removal import Removal
+
+    base, embedding = audit_tiny.base_model(tmp_path / "base"), "model.embed_tokens.weight"
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = weights[embedding].clone()
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    export(families.make_plan(base, Removal.of(2)), tmp_path / "pruned")
+    log = heal(HealRequest(tmp_path / "pruned", f"scaling:parameter={embedding}"), tmp_path / "healed")
+    assert log.changed == ("lm_head.weight", embedding)
+    old, new = tensors(tmp_path / "pruned"), tensors(tmp_path / "healed")
+    assert torch.equal(new["lm_head.weight"], 2 * old[embedding])
+    assert torch.equal(new[embedding], 2 * old[embedding])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "healed")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def test_faults_are_one_line_and_leave_nothing(home, tmp_path):
     pruned, out = home / "pruned-2-4", tmp_path / "healed"
     assert refused("heal", pruned, "-o", out, "--method", "scalign") == (

@@ -108,7 +108,7 @@ class Healer(Protocol):
     source: ClassVar[str]  # paper, or where it comes from
 
     def heal(self, case: Case) -> Iterator[Changed]:
-        """Yield each tensor that changes, once, by its name on disk (``names.names_on_disk``).
+        """Yield each tensor that changes, once, by its name on disk (``names.names_on_disk``: a tied one may have two).
 
         What it read and settled on goes into ``case.record``. Raises ``RefusedError``, naming what stands in the way,
         before anything slow.

@@ -33,7 +33,7 @@ from layerprune.errors import RefusedError
 from layerprune.healing.base import Case, Changed, Needs
 from layerprune.healing.least_squares import Sums, best
 from layerprune.healing.losses import id_batches
-from layerprune.healing.names import names_on_disk, read_tensor
+from layerprune.healing.names import Stored, names_on_disk, read_tensor, stored_as
 from layerprune.healing.places import cuts
 from layerprune.healing.projections import Projection, down_projection
 from layerprune.healing.streams import CHECK_TOKENS, Stream, watching
@@ -131,10 +131,10 @@ class Linear:
         return pair
 
     def _put(
-        self, projection: Projection, correction: torch.Tensor, checkpoint: Checkpoint, names: dict[str, str]
+        self, projection: Projection, correction: torch.Tensor, checkpoint: Checkpoint, names: Stored
     ) -> Iterator[Changed]:
         """Add the correction to the weights as they are on disk, in float64; give the model in memory the same."""
-        stored = {name: read_tensor(checkpoint, names[name]).double() for name in projection.weights()}
+        stored = {name: read_tensor(checkpoint, names[name][0]).double() for name in projection.weights()}
         weight, bias = stored[f"{projection.path}.weight"], stored.get(f"{projection.path}.bias")
         matrix = weight.T if projection.transposed else weight  # (out, in)
         if self.fit == "map":
@@ -144,9 +144,9 @@ class Linear:
             matrix = matrix + correction[: matrix.shape[1]].T
             bias = None if bias is None else bias + correction[-1]
         projection.put(matrix, bias)
-        yield names[f"{projection.path}.weight"], matrix.T if projection.transposed else matrix
+        yield from stored_as(names[f"{projection.path}.weight"], matrix.T if projection.transposed else matrix)
         if bias is not None:
-            yield names[f"{projection.path}.bias"], bias
+            yield from stored_as(names[f"{projection.path}.bias"], bias)
 
 
 def _projections(subject: Subject, ids: torch.Tensor, layers: list[int]) -> dict[int, Projection]:

@@ -14,7 +14,7 @@ from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError
 from layerprune.healing.base import Case, Changed
 from layerprune.healing.goals import NextToken
-from layerprune.healing.names import names_on_disk
+from layerprune.healing.names import Stored, names_on_disk, read_tensor, stored_as
 from layerprune.healing.places import projections
 from layerprune.healing.processes import leads
 from layerprune.healing.trained import Trained, option, ready, run
@@ -105,15 +105,14 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def merged(adapted: PeftModel, targets: tuple[str, ...], stored: dict[str, str], case: Case) -> Iterator[Changed]:
+def merged(adapted: PeftModel, targets: tuple[str, ...], stored: Stored, case: Case) -> Iterator[Changed]:
     """Yield each adapted weight with its update added in float32, one at a time, from the weight as it is stored."""
-    from safetensors import safe_open
-
     checkpoint = Checkpoint.open(case.folder)
     model = adapted.get_base_model()
     for target in targets:
-        name = stored[f"{target}.weight"]
+        names = stored[f"{target}.weight"]
         layer: Any = model.get_submodule(target)
-        with torch.no_grad(), safe_open(checkpoint.tensors[name].file, framework="pt") as file:
+        with torch.no_grad():
             update = layer.get_delta_weight("default").float().cpu()
-            yield name, file.get_tensor(name).float() + update
+            value = read_tensor(checkpoint, names[0]).float() + update
+        yield from stored_as(names, value)

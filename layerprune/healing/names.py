@@ -10,32 +10,36 @@ from torch import nn
 from layerprune.checkpoint import Checkpoint, Tensor
 from layerprune.errors import RefusedError
 
+Stored = dict[str, tuple[str, ...]]  # parameter -> names of the tensors on disk that hold it
+
 FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes a healed value can be written in
 
 
-def names_on_disk(model: nn.Module, checkpoint: Checkpoint, wanted: Iterable[str]) -> dict[str, str]:
-    """Return for each wanted parameter name the name of the tensor it is stored as.
+def names_on_disk(model: nn.Module, checkpoint: Checkpoint, wanted: Iterable[str]) -> Stored:
+    """Return for each wanted parameter name the names of the tensors that it is stored as; all hold the same value.
 
-    A tied parameter is stored under the name of its twin; the prefix of a layer's name may differ between memory and
-    disk. Raises ``RefusedError`` where a parameter has no floating tensor of its own and the same shape on disk (fused
-    experts, transposed or quantised weights).
+    A tied parameter is stored under the name of its twin, or under both: a healed value belongs under each, or the two
+    differ and are tied no more on loading. The prefix of a layer's name may differ between memory and disk. Raises
+    ``RefusedError`` where a parameter has no floating tensor of its own and the same shape on disk (fused experts,
+    transposed or quantised weights).
     """
     twins: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         twins.setdefault(id(parameter), []).append(name)
-    found: dict[str, str] = {}
+    found: Stored = {}
     for name in wanted:
         parameter = model.get_parameter(name)
         names = dict.fromkeys([name, *twins[id(parameter)]])
-        tensor = next((hit for each in names for hit in _stored(each, checkpoint)), None)
-        if tensor is None:
+        tensors = {hit.name: hit for each in names for hit in _stored(each, checkpoint)}
+        if not tensors:
             raise RefusedError(f"{name} is stored under no name of its own in {checkpoint.path}; it cannot be changed")
-        if tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATS:
-            raise RefusedError(
-                f"{name} is {tuple(parameter.shape)} in memory and {tensor.dtype} {tensor.shape} on disk; only "
-                "floating weights of the same shape can be changed"
-            )
-        found[name] = tensor.name
+        for tensor in tensors.values():
+            if tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATS:
+                raise RefusedError(
+                    f"{name} is {tuple(parameter.shape)} in memory and {tensor.dtype} {tensor.shape} on disk; only "
+                    "floating weights of the same shape can be changed"
+                )
+        found[name] = tuple(tensors)
     return found
 
 
@@ -52,6 +56,12 @@ def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
     hits = [tensor for other, tensor in checkpoint.tensors.items() if f".{other}".endswith(end)]
     if len(hits) == 1:
         yield hits[0]
+
+
+def stored_as(names: Iterable[str], value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a healed value under each of the names that ``names_on_disk`` found for its parameter."""
+    for name in names:
+        yield name, value
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:

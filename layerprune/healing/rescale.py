@@ -36,7 +36,7 @@ from layerprune.engine.walk import replaced_forwards, split_hidden
 from layerprune.errors import RefusedError
 from layerprune.healing.base import Case, Changed, Needs
 from layerprune.healing.losses import id_batches
-from layerprune.healing.names import names_on_disk, read_tensor
+from layerprune.healing.names import names_on_disk, read_tensor, stored_as
 from layerprune.healing.projections import Projection, output_projections
 from layerprune.healing.streams import CHECK_TOKENS, Stream
 from layerprune.operators import average_passage
@@ -83,7 +83,8 @@ class Rescale:
         for layer, divisor in zip(writers, divisors, strict=True):
             for each in layer if divisor != 1 else ():
                 for name in each.weights():
-                    yield names[name], read_tensor(checkpoint, names[name]).double() / divisor
+                    value = read_tensor(checkpoint, names[name][0]).double() / divisor
+                    yield from stored_as(names[name], value)
 
     def _factors(self, case: Case, windows: Windows) -> list[float]:
         """Return for each layer of the base the geometric mean of |out| / |in|."""

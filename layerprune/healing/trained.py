@@ -13,7 +13,7 @@ from layerprune.checkpoint import Checkpoint
 from layerprune.errors import UsageError
 from layerprune.healing.base import Case, Changed, Needs
 from layerprune.healing.goals import Goal
-from layerprune.healing.names import names_on_disk
+from layerprune.healing.names import names_on_disk, stored_as
 from layerprune.healing.processes import own_place
 from layerprune.healing.state import Standing
 from layerprune.healing.training import Precision, Text, Training, make_trainable, train
@@ -131,4 +131,4 @@ def heal_weights(case: Case, method: Trained, choose: Choose, goal: MakeGoal) ->
     case.record.found["trained"] = sum(weight.numel() for weight in weights.values())
     run(case, subject, goal(subject), method.training(case, subject, precision))
     for name, weight in weights.items():
-        yield stored[name], weight.detach()
+        yield from stored_as(stored[name], weight.detach())
