@@ -40,13 +40,16 @@ def exported(base: Path, out: Path, removal: Removal = DROP) -> tuple[dict[str, 
     return json.loads((out / "config.json").read_text()), set(Checkpoint.open(out).tensors)
 
 
-@pytest.mark.parametrize("prefix", ["model.layers.6", "mtp.layers.0", "model.mtp.0"])
-def test_prediction_heads_go(tmp_path: Path, prefix: str) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "removal"),
+    [("model.layers.6", DROP), ("mtp.layers.0", DROP), ("model.mtp.0", DROP), ("model.layers.6", Removal.of(1.5))],
+)
+def test_prediction_heads_go(tmp_path: Path, prefix: str, removal: Removal) -> None:
     base = save_tiny("deepseek_v3", tmp_path / "base")
     head = {f"{prefix}.{name}": torch.ones(4, 4) for name in ("eh_proj.weight", "enorm.weight", "mlp.gate.weight")}
     rewrite(base, more=head)
     configure(base, num_nextn_predict_layers=1)
-    config, names = exported(base, tmp_path / "out")
+    config, names = exported(base, tmp_path / "out", removal)
     assert config["num_nextn_predict_layers"] == 0
     assert not any(name.startswith(prefix) for name in names)
 

@@ -119,8 +119,8 @@ def _new_name(tensor: Tensor, stack: DiskStack, sources: Sources, half_of: HalfO
     if place is None:
         return None if MTP_HEAD.match(tensor.name) and len(sources) < sources.depth else tensor.name
     layer, rest = place
-    if layer >= stack.depth and len(sources) == sources.depth:
-        return tensor.name  # an MTP head behind the stack, and nothing is removed
+    if layer >= stack.depth:  # an MTP head behind the stack: it has no halves, and goes when anything is removed
+        return tensor.name if len(sources) == sources.depth else None
     origin = sources.attention if sources.whole else sources.of(half_of(rest))
     return stack.name(origin.index(layer), rest) if layer in origin else None
 
