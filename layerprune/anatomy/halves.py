@@ -44,6 +44,13 @@ class Halves:
     outputs: Mapping[str, tuple[str, ...]]  # half -> children
 
 
+def half_of_child(name: str) -> str | None:
+    """Return the half that a child belongs to in every layer, None where its name alone does not tell."""
+    if name in ATTENTION | BEFORE_ATTENTION | AFTER_ATTENTION:
+        return "attention"
+    return "mlp" if name in MLP | BEFORE_MLP | AFTER_MLP else None
+
+
 def weighted(layer: nn.Module) -> list[str]:
     """Return the names of a layer's children that have weights, and of its own weights."""
     modules = [name for name, child in layer.named_children() if next(child.parameters(), None) is not None]
@@ -55,10 +62,9 @@ def split(children: Iterable[str]) -> Halves:
     names = set(children)
     half: dict[str, str] = {}
     for name in sorted(names):
-        if name in ATTENTION | BEFORE_ATTENTION | AFTER_ATTENTION:
-            half[name] = "attention"
-        elif name in MLP | BEFORE_MLP | AFTER_MLP:
-            half[name] = "mlp"
+        which = half_of_child(name)
+        if which is not None:
+            half[name] = which
         elif name == EITHER:
             half[name] = "attention" if names & MLP_HAS_ITS_OWN else "mlp"
         else:
