@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from layerprune.audit.running_text import read_text
 from layerprune.corpus import IGNORED, Document, build_corpus, find_overlap, pack, read_documents
 from layerprune.corpus.chat import chat_passage
 from layerprune.corpus.windows import Passage
@@ -95,6 +96,14 @@ def test_every_form_of_a_corpus_is_read(tmp_path):
     name, everything = read_documents(str(tmp_path))
     assert name == tmp_path.name
     assert len(everything) == 8
+
+
+def test_line_separators_inside_json_strings_end_no_record(tmp_path):
+    text = "one\u2028two\u2029three\u0085four"
+    record = json.dumps({"text": text}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(f"{record}\r\n\n{record}\n".encode())
+    assert [document.text for document in read_documents(str(tmp_path / "a.jsonl"))[1]] == [text, text]
+    assert read_text(tmp_path / "a.jsonl") == f"{text}\n\n{text}"
 
 
 def test_a_hub_dataset_is_asked_for_by_name_and_split(monkeypatch):

@@ -29,8 +29,8 @@ def read_text(path: Path) -> str:
         raise UsageError(f"cannot read the text {path}: {error}") from error
     if path.suffix != ".jsonl":
         return content
-    try:
-        return "\n\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
+    try:  # not splitlines: a string in JSON may hold U+2028, U+2029 and U+0085 as they are
+        return "\n\n".join(json.loads(line)["text"] for line in content.split("\n") if line.strip())
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: each line of a .jsonl text is an object with a field 'text': {error}") from error
 

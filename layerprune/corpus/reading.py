@@ -100,7 +100,9 @@ def _rows(file: Path, kind: str) -> Iterable[Mapping[str, Any]]:
             raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
         return rows
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        content = file.read_text(encoding="utf-8")
+        # Not splitlines: a string in JSON may hold U+2028, U+2029 and U+0085 as they are.
+        return [json.loads(line) for line in content.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
 
