@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import heal_tiny
 import pytest
@@ -15,6 +16,7 @@ from layerprune.documents import Audit, HealLog, HeldOut, Receipt
 from layerprune.errors import DocumentError, ExportError, ModelError, UsageError
 from layerprune.heal import HealRequest, heal
 from layerprune.healing import HEALERS
+from layerprune.lock import locked
 from layerprune.registry import Registry
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -204,6 +206,29 @@ def test_attachments_are_published_and_verified(home, tmp_path, monkeypatch):
     monkeypatch.setattr(heal_tiny.Scaling, "heal", Bad([(DOWN, new)], "config.json").heal)
     with pytest.raises(ExportError, match=r"'config\.json', a name that the checkpoint uses itself"):
         heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "other")
+
+
+def test_two_healings_into_one_folder_do_not_share_its_work(home, tmp_path):
+    """The other one is a thread here; blocks of one thread nest."""
+    work, held, done_with = tmp_path / ".healed.healing", threading.Event(), threading.Event()
+
+    def other():
+        with locked(work):
+            held.set()
+            done_with.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert held.wait(60)
+    try:
+        said = refused("heal", home / "pruned-2-4", "-o", tmp_path / "healed", "--method", "scaling")
+    finally:
+        done_with.set()
+        thread.join()
+    assert said.startswith(f"another layerprune is at work in {work}; wait until it is done")
+    assert not list(tmp_path.iterdir())
+    heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+    assert [path.name for path in tmp_path.iterdir()] == ["healed"]
 
 
 def test_tied_weights_that_are_stored_twice_are_healed_twice(tmp_path):

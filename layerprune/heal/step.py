@@ -25,6 +25,7 @@ from layerprune.healing import HEALERS
 from layerprune.healing.base import Case, Changed, Healer
 from layerprune.healing.losses import mean_nats
 from layerprune.healing.processes import leads
+from layerprune.lock import locked
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import write_card
 from layerprune.specs import build, options_of, spec_of
@@ -79,29 +80,44 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
     The result has exactly the tensors, shapes and dtypes of the unhealed checkpoint. On any failure no folder is left;
     a method that was cut off may keep what it needs to go on in a hidden folder beside ``out``. Raises
     ``DocumentError`` for a folder that export did not write or a base that is not its own, ``RefusedError`` where the
-    method cannot heal this model or removal, ``UsageError`` for an unusable corpus or option.
+    method cannot heal this model or removal, ``UsageError`` for an unusable corpus or option, or where another healing
+    is at work on ``out``.
     """
     entry, healer = build(HEALERS, request.method)
     out = Path(out).absolute()
+    work = out.parent / f".{out.name}.healing"
+    _check_new(out)
+    exported = Exported.read(request.checkpoint)
+    if not leads():
+        deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
+        return None
+    with locked(work):
+        _check_new(out)  # whoever held the lock until now may have written it
+        case = _case(request, healer, exported, work, progress)
+        method = HealerRef(
+            name=entry.name,
+            spec=spec_of(entry.name, healer),
+            options=options_of(healer),
+            gradients=healer.gradients,
+            owner=entry.owner,
+        )
+        log = _published(healer, method, case, exported, out)
+        shutil.rmtree(work, ignore_errors=True)
+    return log
+
+
+def _check_new(out: Path) -> None:
     if out.exists():
         raise ExportError(f"{out} exists already; choose a new folder or remove it")
-    exported = Exported.read(request.checkpoint)
-    case = _case(request, healer, exported, out, progress)
-    method = HealerRef(
-        name=entry.name,
-        spec=spec_of(entry.name, healer),
-        options=options_of(healer),
-        gradients=healer.gradients,
-        owner=entry.owner,
-    )
-    if not leads():
-        deque(healer.heal(replace(case, progress=SILENT)), maxlen=0)
-        return None
+
+
+def _published(healer: Healer, method: HealerRef, case: Case, exported: Exported, out: Path) -> HealLog:
+    """Let the method heal, write what it changed to ``out``, and measure what was written."""
     watch = _Stopwatch()
     changed = watch.timed(iter(healer.heal(case)))
     with spooled(Checkpoint.open(exported.folder), case.work / "changed.bin", changed) as spool, new_folder(out) as new:
-        files = write_healed(spool, exported.receipt.files, case.attachments, new, progress)
-        result = _result(exported, out.name, new, request.trust_remote_code)
+        files = write_healed(spool, exported.receipt.files, case.attachments, new, case.progress)
+        result = _result(exported, out.name, new, case.trust_remote_code)
         log = HealLog(
             method=method,
             result=result,
@@ -113,11 +129,10 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
             **_account(case),
         )
         _add_documents(exported.folder, new, log)
-    shutil.rmtree(case.work, ignore_errors=True)
     return log
 
 
-def _case(request: HealRequest, healer: Healer, exported: Exported, out: Path, progress: Progress) -> Case:
+def _case(request: HealRequest, healer: Healer, exported: Exported, work: Path, progress: Progress) -> Case:
     """See that everything belongs together and is at hand, and read the corpus."""
     if healer.needs == "text" and request.corpus is None:
         raise UsageError(f"{request.method} reads text: give a corpus, such as --corpus FILE or --corpus builtin")
@@ -134,7 +149,7 @@ def _case(request: HealRequest, healer: Healer, exported: Exported, out: Path, p
         folder=exported.folder,
         plan=exported.plan,
         receipt=exported.receipt,
-        work=out.parent / f".{out.name}.healing",
+        work=work,
         corpus=corpus,
         base=base,
         base_revision=None if base is None or request.base else exported.receipt.base.revision,
