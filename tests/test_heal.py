@@ -208,6 +208,19 @@ def test_attachments_are_published_and_verified(home, tmp_path, monkeypatch):
         heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "other")
 
 
+def test_what_another_method_left_is_not_published(home, tmp_path, monkeypatch):
+    """A healing that was cut off after it had attached something, then another one into the same folder."""
+    with monkeypatch.context() as patch:
+        patch.setattr(heal_tiny.Scaling, "heal", Bad([("model.nowhere", torch.ones(2))], "adapter.json").heal)
+        with pytest.raises(ModelError):
+            heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+    assert list(tmp_path.glob(".healed.healing/attachments/adapter.json"))
+    log = heal(HealRequest(home / "pruned-2-4", "scaling:factor=3"), tmp_path / "healed")
+    assert "adapter.json" not in log.files
+    assert not (tmp_path / "healed" / "adapter.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["healed"]
+
+
 def test_two_healings_into_one_folder_do_not_share_its_work(home, tmp_path):
     """The other one is a thread here; blocks of one thread nest."""
     work, held, done_with = tmp_path / ".healed.healing", threading.Event(), threading.Event()

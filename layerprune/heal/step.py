@@ -94,6 +94,7 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
     with locked(work):
         _check_new(out)  # whoever held the lock until now may have written it
         case = _case(request, healer, exported, work, progress)
+        _empty(case.attachments)
         method = HealerRef(
             name=entry.name,
             spec=spec_of(entry.name, healer),
@@ -109,6 +110,12 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
 def _check_new(out: Path) -> None:
     if out.exists():
         raise ExportError(f"{out} exists already; choose a new folder or remove it")
+
+
+def _empty(attachments: Path) -> None:
+    """Remove what another method has left there, that was cut off before it was published."""
+    if attachments.exists():
+        shutil.rmtree(attachments)
 
 
 def _published(healer: Healer, method: HealerRef, case: Case, exported: Exported, out: Path) -> HealLog:

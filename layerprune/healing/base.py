@@ -59,7 +59,10 @@ class Case:
 
     @property
     def attachments(self) -> Path:
-        """Folder in ``work``: what a method leaves here is published in the healed folder, under the same names."""
+        """Folder in ``work``: what a method leaves here is published in the healed folder, under the same names.
+
+        It is empty when a method begins, one that goes on included.
+        """
         return self.work / "attachments"
 
     @property
