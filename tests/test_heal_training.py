@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +14,11 @@ from families import FAMILIES
 from heal_training import options_of, plain_training, text_loss, text_of, trainee, weights_of
 
 from layerprune.errors import DocumentError, TrainingError, UsageError
+from layerprune.healing.base import Case
 from layerprune.healing.goals import NextToken
 from layerprune.healing.grading import Top, cross_entropy, divergence, divergence_from_top
 from layerprune.healing.head import Head
+from layerprune.healing.processes import leader_first, own_place
 from layerprune.healing.training import _check_processes, order, train
 
 HERE = Path(__file__).parent
@@ -27,8 +31,6 @@ class Notes:
         self.said, self.act, self.tasks = [], act, []
 
     def task(self, description, total, unit=""):
-        from contextlib import nullcontext
-
         self.tasks.append((description, total, unit))
         return nullcontext(lambda amount=1: self.act and self.act())
 
@@ -106,6 +108,23 @@ def test_a_batch_that_cannot_be_shared_is_refused():
     accelerator.distributed_type = "DistributedType.FSDP"
     with pytest.raises(UsageError, match="data parallel and was launched as FSDP"):
         _check_processes(accelerator, options_of())
+
+
+def test_processes_wait_for_a_leader_that_works_for_hours(monkeypatch):
+    """NCCL's own limit is 10 minutes, and what is first said of the processes is what holds."""
+    made = []
+
+    def state(**words):
+        made.append(words)
+        return SimpleNamespace(device="cpu", main_process_first=nullcontext)
+
+    monkeypatch.setattr("accelerate.PartialState", state)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    case = Case(Path("unhealed"), SimpleNamespace(), SimpleNamespace(), Path("work"), device="cpu")
+    assert own_place(case).device == "cpu"
+    with leader_first():
+        pass
+    assert [words.get("timeout", timedelta(0)) > timedelta(days=1) for words in made] == [True, True]
 
 
 def test_rate_rises_and_falls():
