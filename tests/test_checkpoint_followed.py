@@ -54,6 +54,38 @@ def test_a_writer_that_fails_is_not_waited_for(tmp_path: Path) -> None:
     assert said == ["the disk is gone"]
 
 
+def test_what_waits_to_be_flushed_is_not_flushed_for_a_writer_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, going, abandoned = [], threading.Event(), threading.Event()
+    real = entries.Followed.abandon
+
+    def slow(path: Path) -> None:
+        flushed.append(path.name)
+        going.set()
+        abandoned.wait(20)
+
+    def abandon(followed: entries.Followed) -> None:
+        real(followed)
+        abandoned.set()
+
+    monkeypatch.setattr(entries, "flush_to_disk", slow)
+    monkeypatch.setattr(entries.Followed, "abandon", abandon)
+    paths = [tmp_path / name for name in "abcd"]
+
+    def write() -> None:
+        with following(paths) as followed:
+            for path in paths:
+                path.write_bytes(b"data")
+                followed.complete(path)
+            assert going.wait(20)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert flushed == ["a"]  # it was under way
+
+
 def test_a_flush_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))

@@ -45,8 +45,8 @@ class Followed:
         return {path: future.result() for path, future in self._hashes.items()}
 
     def abandon(self) -> None:
-        """Let no thread wait for bytes that will not come."""
-        for future in self._hashes.values():
+        """Let no thread wait for bytes that will not come, nor for the disk on account of files that will go."""
+        for future in (*self._hashes.values(), *self._flushes):
             future.cancel()
         for event in self._complete.values():
             event.set()
