@@ -2,17 +2,19 @@
 
 import hashlib
 import shutil
+from types import SimpleNamespace
 
 import audit_tiny as tiny
 import pytest
 
 from layerprune.audit import audit
-from layerprune.audit.rerun import repeat
+from layerprune.audit.rerun import _on_the_edge, repeat
 from layerprune.audit.verify import verify
-from layerprune.documents import PRUNED, Audit, FileEntry, Plan, Receipt
+from layerprune.documents import PRUNED, Audit, FileEntry, Outcomes, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
+from layerprune.tasks import Item, TaskQuestions
 
 
 @pytest.fixture(scope="module")
@@ -142,19 +144,54 @@ def test_items_asked_again_give_what_the_audit_says(out, made):
         repeat(out, 41, include_path=[made / "tasks"])
 
 
-def test_a_forged_outcome_does_not_repeat(out, made):
-    """Everything rewritten consistently: only asking again finds it."""
+def forge(out, **outcomes):
+    """Rewrite the pruned model's outcomes and every figure that follows from them: only asking again finds it."""
     from layerprune.audit.compare import adjusted, compare_models, overall
     from layerprune.audit.verdict import verdict
 
     document = Audit.load(out / "layerprune" / "audit.json")
     task = document.tasks[0]
-    perfect = task.models[PRUNED].outcomes.model_copy(update={"correct": "1" * 40, "gold_probability": (0.9,) * 40})
-    tasks = adjusted([task.model_copy(update={"models": compare_models(task.base_outcomes, {PRUNED: perfect}, 0)})])
+    forged = task.models[PRUNED].outcomes.model_copy(update=outcomes)
+    tasks = adjusted([task.model_copy(update={"models": compare_models(task.base_outcomes, {PRUNED: forged}, 0)})])
     everything = overall(tasks)
     said = verdict(document.removal, document.base.layers, tasks, everything)
     rewrite(out, tasks=tasks, overall=everything, verdict=said)
     assert verify(out).ok
+    return task.models[PRUNED].outcomes
+
+
+def test_a_forged_outcome_does_not_repeat(out, made):
+    forge(out, correct="1" * 40, gold_probability=(0.9,) * 40)
     found = repeat(out, 8, include_path=[made / "tasks"], seed=1)
     assert len(found.problems) >= 7
     assert all("pruned model" in problem for problem in found.problems)
+
+
+def test_forged_answers_beside_honest_probabilities_do_not_repeat(out, made):
+    honest = forge(out, correct="1" * 40)
+    found = repeat(out, 40, include_path=[made / "tasks"])
+    assert len(found.problems) == honest.correct.count("0") > 5
+    assert found.largest_change <= 1e-4
+    assert found.same_decisions == 80 - len(found.problems)
+
+
+def test_only_an_item_on_the_edge_may_turn():
+    class Judge:
+        class task:
+            @staticmethod
+            def doc_to_choice(doc):
+                return ["four", "sixteen characters"]
+
+    def edge(margin, dtype="bfloat16", metric="acc"):
+        item = Item("mark", 0.5, (), key=[SimpleNamespace(doc={})])
+        task = TaskQuestions("toy", "test", metric, 0, (item,), Judge())
+        return _on_the_edge(task, 0, Outcomes(correct="1", margin=None if margin is None else (margin,)), dtype)
+
+    assert edge(0.19)
+    assert edge(-0.19)
+    assert not edge(0.21)
+    assert not edge(0.19, "float32")
+    assert edge(0.001, "float32")
+    assert edge(0.04, metric="acc_norm")  # nats a character of four
+    assert not edge(0.06, metric="acc_norm")
+    assert not edge(None)

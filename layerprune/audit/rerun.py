@@ -10,16 +10,22 @@ from pathlib import Path
 from layerprune.audit.exported import Exported
 from layerprune.audit.models import Loading, base_source
 from layerprune.documents import PRUNED, Audit, AuditedTask, Outcomes
-from layerprune.engine import examine
+from layerprune.engine import Engine, examine
 from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.tasks import Questions, TaskQuestions, load_questions
 from layerprune.tasks.encoding import Encoder
+from layerprune.tasks.judging import choices_of
 
 # Another batch shape or machine moves a probability by rounding, and may turn an item that stands on the edge.
 # Measured in bfloat16 on the same machine: below 0.02. A forged outcome has to be that close to the truth to pass.
 PROBABILITY_TOLERANCE = 0.05
+# A decision may turn only on an item that stands on the edge: where the gold answer and the best wrong one are so close
+# that rounding decides. As much rounding as the probability is allowed: 0.05 at even odds are 0.05 / (0.5 * 0.5) nats.
+# In float32 far less is lost: the same margins on the same machine differ by less than 1e-4 nats.
+MARGIN_TOLERANCE = {"float32": 0.002, "float64": 0.002}
+MARGIN_TOLERANCE_HALF = PROBABILITY_TOLERANCE / 0.25
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,10 @@ def repeat(
     pruned = loading.subject(str(folder))
     tasks = {task.data.task: _questions(task, pruned.encoder, chosen, include_path, data_dir) for task in audit.tasks}
     questions = Questions({name: task for name, task in tasks.items() if task.items})
-    intact = Removal(())
-    found = {PRUNED: examine(loading.engine(pruned), questions, [intact], progress, "asking the pruned model")[intact]}
+    found = {PRUNED: _ask(loading.engine(pruned), questions, progress, "asking the pruned model")}
     del pruned
     subject = loading.subject(*base_source(exported.receipt, base))
-    found["base"] = examine(loading.engine(subject), questions, [intact], progress, "asking the base model")[intact]
+    found["base"] = _ask(loading.engine(subject), questions, progress, "asking the base model")
     return _compare(audit, questions, found)
 
 
@@ -95,6 +100,11 @@ def _questions(
     return replace(questions, items=tuple(item for item in questions.items if item.fingerprint in chosen & audited))
 
 
+def _ask(engine: Engine, questions: Questions, progress: Progress, label: str) -> dict[str, Outcomes]:
+    intact = Removal(())
+    return examine(engine, questions, [intact], progress, label, margins=True)[intact]
+
+
 def _compare(audit: Audit, questions: Questions, found: dict[str, dict[str, Outcomes]]) -> Repeated:
     problems: list[str] = []
     same, changes = 0, []
@@ -112,7 +122,8 @@ def _compare(audit: Audit, questions: Questions, found: dict[str, dict[str, Outc
                 change = _change(again, number, written, index)
                 if change is not None:
                     changes.append(change)
-                if (change is None and not agrees) or (change is not None and change > PROBABILITY_TOLERANCE):
+                moved = change is not None and change > PROBABILITY_TOLERANCE
+                if moved or not (agrees or _on_the_edge(questions.tasks[name], number, again, audit.dtype)):
                     problems.append(f"{name}: item {item.fingerprint} does not repeat for the {label} model")
     items = len(questions)
     return Repeated(items, same, max(changes, default=None), tuple(problems))
@@ -122,3 +133,14 @@ def _change(again: Outcomes, number: int, written: Outcomes, index: int) -> floa
     if again.gold_probability is None or written.gold_probability is None:
         return None
     return abs(again.gold_probability[number] - written.gold_probability[index])
+
+
+def _on_the_edge(task: TaskQuestions, number: int, again: Outcomes, dtype: str) -> bool:
+    """Whether rounding alone may have decided an item; one without a margin is never so excused."""
+    if again.margin is None:
+        return False
+    tolerance = MARGIN_TOLERANCE.get(dtype, MARGIN_TOLERANCE_HALF)
+    if task.metric == "acc_norm":  # its margins are in nats a character
+        judge, item = getattr(task.judge, "task", None), task.items[number]
+        tolerance /= max(1, min(len(answer) for answer in choices_of(judge, item.key[0].doc)))
+    return abs(again.margin[number]) <= tolerance

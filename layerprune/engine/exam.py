@@ -23,12 +23,16 @@ def examine(
     removals: Sequence[Removal],
     progress: Progress = SILENT,
     label: str = "scoring",
+    *,
+    margins: bool = False,
 ) -> dict[Removal, dict[str, Outcomes]]:
     """Answer every item under every removal, all at once, and return the outcomes by removal and task."""
     items = [item for task in questions.tasks.values() for item in task.items]
     with progress.task(label, len(items) * len(removals), "items") as advance:
         answers = answer_items(engine, items, removals, advance)
-    return {removal: judged(questions, own) for removal, own in zip(removals, answers, strict=True)}
+    return {
+        removal: judged(questions, own, margins=margins) for removal, own in zip(removals, answers, strict=True)
+    }
 
 
 def judged(
