@@ -8,12 +8,15 @@ import audit_tiny as tiny
 import pytest
 
 from layerprune.audit import audit
+from layerprune.audit.compare import adjusted, compare_models, overall
 from layerprune.audit.rerun import _on_the_edge, repeat
+from layerprune.audit.verdict import verdict
 from layerprune.audit.verify import verify
-from layerprune.documents import PRUNED, Audit, FileEntry, Outcomes, Plan, Receipt
+from layerprune.documents import PRUNED, Audit, Compared, FileEntry, Outcomes, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
+from layerprune.stats import above_chance
 from layerprune.tasks import Item, TaskQuestions
 
 
@@ -144,35 +147,103 @@ def test_items_asked_again_give_what_the_audit_says(out, made):
         repeat(out, 41, include_path=[made / "tasks"])
 
 
-def forge(out, **outcomes):
-    """Rewrite the pruned model's outcomes and every figure that follows from them: only asking again finds it."""
-    from layerprune.audit.compare import adjusted, compare_models, overall
-    from layerprune.audit.verdict import verdict
+def the_task(out):
+    return Audit.load(out / "layerprune" / "audit.json").tasks[0]
 
+
+def forge(out, task, **changes):
+    """Write a forged task and every figure that follows from it: only asking again finds it."""
     document = Audit.load(out / "layerprune" / "audit.json")
-    task = document.tasks[0]
-    forged = task.models[PRUNED].outcomes.model_copy(update=outcomes)
-    tasks = adjusted([task.model_copy(update={"models": compare_models(task.base_outcomes, {PRUNED: forged}, 0)})])
+    pruned = task.models[PRUNED].outcomes
+    figures = {
+        "models": compare_models(task.base_outcomes, {PRUNED: pruned}, 0),
+        "base_accuracy": task.base_outcomes.accuracy,
+        "base_gold_probability": task.base_outcomes.mean_gold_probability,
+        "p_above_chance": above_chance(task.base_outcomes.correct, [0.25] * task.data.items),
+    }
+    tasks = adjusted([task.model_copy(update=figures)])
     everything = overall(tasks)
     said = verdict(document.removal, document.base.layers, tasks, everything)
-    rewrite(out, tasks=tasks, overall=everything, verdict=said)
+    rewrite(out, tasks=tasks, overall=everything, verdict=said, **changes)
     assert verify(out).ok
-    return task.models[PRUNED].outcomes
+
+
+def with_pruned(task, **outcomes):
+    model = task.models[PRUNED]
+    forged = model.model_copy(update={"outcomes": model.outcomes.model_copy(update=outcomes)})
+    return task.model_copy(update={"models": {PRUNED: forged}})
+
+
+def picked(task, places):
+    """A task of which only some items were audited."""
+
+    def few(outcomes):
+        gold = tuple(outcomes.gold_probability[place] for place in places)
+        bits = "".join(outcomes.correct[place] for place in places)
+        return outcomes.model_copy(update={"correct": bits, "gold_probability": gold})
+
+    marks = tuple(task.data.fingerprints[place] for place in places)
+    data = task.data.model_copy(update={"items": len(places), "fingerprints": marks})
+    model = task.models[PRUNED]
+    models = {PRUNED: model.model_copy(update={"outcomes": few(model.outcomes)})}
+    return task.model_copy(update={"data": data, "base_outcomes": few(task.base_outcomes), "models": models})
 
 
 def test_a_forged_outcome_does_not_repeat(out, made):
-    forge(out, correct="1" * 40, gold_probability=(0.9,) * 40)
+    forge(out, with_pruned(the_task(out), correct="1" * 40, gold_probability=(0.9,) * 40))
     found = repeat(out, 8, include_path=[made / "tasks"], seed=1)
     assert len(found.problems) >= 7
     assert all("pruned model" in problem for problem in found.problems)
 
 
 def test_forged_answers_beside_honest_probabilities_do_not_repeat(out, made):
-    honest = forge(out, correct="1" * 40)
+    honest = the_task(out).models[PRUNED].outcomes
+    forge(out, with_pruned(the_task(out), correct="1" * 40))
     found = repeat(out, 40, include_path=[made / "tasks"])
     assert len(found.problems) == honest.correct.count("0") > 5
     assert found.largest_change <= 1e-4
     assert found.same_decisions == 80 - len(found.problems)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_items_left_out_without_a_reason_are_found(out, made, limited):
+    task = the_task(out)
+    pairs = zip(task.base_outcomes.correct, task.models[PRUNED].outcomes.correct, strict=True)
+    kept = [place for place, pair in enumerate(pairs) if pair != ("1", "0") or place == 39]
+    assert len(kept) < 40
+    forge(out, picked(task, kept), layerwise=None, limit=len(kept) if limited else None)
+    left = max(kept) + 1 - len(kept) if limited else 40 - len(kept)
+    assert repeat(out, 2, include_path=[made / "tasks"]).problems == (
+        f"toy: {left} items were left out that no earlier step has seen",
+    )
+    other = Compared(removal=(4,), plan_sha256="0" * 64, metric="cosine")
+    rewrite(out, compared={"cosine": other})
+    found = repeat(out, 2, include_path=[made / "tasks"])
+    assert (found.problems, found.unexplained) == ((), left)
+
+
+def test_the_first_items_up_to_a_limit_are_all_that_a_limited_audit_has(out, made):
+    forge(out, picked(the_task(out), range(30)), layerwise=None, limit=30)
+    assert repeat(out, 2, include_path=[made / "tasks"]).problems == ()
+
+
+def test_items_that_are_not_the_tasks_are_found(out, made):
+    task = the_task(out)
+    foreign = ("f" * 16, *task.data.fingerprints[1:])
+    forge(out, task.model_copy(update={"data": task.data.model_copy(update={"fingerprints": foreign})}), layerwise=None)
+    assert repeat(out, 1, include_path=[made / "tasks"]).problems == (
+        "toy: 1 audited items are not the task's, ffffffffffffffff for one",
+        "toy: 1 items were left out that no earlier step has seen",
+    )
+    foreign = tuple(f"{number:016x}" for number in range(40))
+    forge(out, task.model_copy(update={"data": task.data.model_copy(update={"fingerprints": foreign})}), layerwise=None)
+    found = repeat(out, 3, include_path=[made / "tasks"])
+    assert (found.items, len(found.problems)) == (0, 2)
+
+
+def test_a_task_that_stands_there_twice_is_found(out):
+    rewrite(out, tasks=(the_task(out), the_task(out)))
+    assert "audit: one of its tasks stands there twice" in verify(out).problems
 
 
 def test_only_an_item_on_the_edge_may_turn():

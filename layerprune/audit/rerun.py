@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerprune.audit.exported import Exported
 from layerprune.audit.models import Loading, base_source
-from layerprune.documents import PRUNED, Audit, AuditedTask, Outcomes
+from layerprune.audit.refound import Load, Refound, refind
+from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Outcomes
 from layerprune.engine import Engine, examine
 from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
@@ -36,6 +37,7 @@ class Repeated:
     same_decisions: int  # of base and pruned together, so at most twice the items
     largest_change: float | None  # of a gold answer's probability
     problems: tuple[str, ...]
+    unexplained: int = 0  # items left out that only a compared plan, which is not in the folder, can have seen
 
 
 def repeat(
@@ -51,53 +53,63 @@ def repeat(
 ) -> Repeated:
     """Ask both models ``count`` random items of the audit again and compare decisions and gold probabilities.
 
-    ``seed`` None draws anew each time, so that nobody can know beforehand which items will be asked.
+    Of every task it is also looked whether it has the audited items, and whether any was left out that no earlier step
+    has seen. ``seed`` None draws anew each time, so that nobody can know beforehand which items will be asked.
     """
     exported = Exported.read(folder)
     audit = Audit.load(Path(folder) / "layerprune" / Audit.filename)
-    chosen = _draw(audit, count, seed)
+    drawn = _draw(audit, count, seed)
     loading = replace(loading or Loading(), dtype=audit.dtype)
     pruned = loading.subject(str(folder))
-    tasks = {task.data.task: _questions(task, pruned.encoder, chosen, include_path, data_dir) for task in audit.tasks}
-    questions = Questions({name: task for name, task in tasks.items() if task.items})
+    load = _loader(pruned.encoder, include_path, data_dir)
+    explained = exported.plan.seen | (exported.heal.met if exported.heal else frozenset())
+    tasks = {
+        task.data.task: refind(task, drawn[number], explained, audit.limit, load)
+        for number, task in enumerate(audit.tasks)
+    }
+    problems, unexplained = _passed_over(audit, tasks)
+    questions = Questions({name: task.asked for name, task in tasks.items() if task.asked.items})
+    if not questions.tasks:
+        return Repeated(0, 0, None, problems, unexplained)
     found = {PRUNED: _ask(loading.engine(pruned), questions, progress, "asking the pruned model")}
-    del pruned
+    del pruned, load  # both hold the model
     subject = loading.subject(*base_source(exported.receipt, base))
     found["base"] = _ask(loading.engine(subject), questions, progress, "asking the base model")
-    return _compare(audit, questions, found)
+    repeated = _compare(audit, tasks, found)
+    return replace(repeated, problems=(*problems, *repeated.problems), unexplained=unexplained)
 
 
-def _draw(audit: Audit, count: int, seed: int | None) -> frozenset[str]:
-    every = [(task.data.task, mark) for task in audit.tasks for mark in task.data.fingerprints]
+def _loader(encoder: Encoder, include_path: Sequence[str | Path], data_dir: Path | None) -> Load:
+    def load(task: AuditedTask, exclude: Set[str]) -> TaskQuestions:
+        name = task.data.task
+        return load_questions(
+            [name], encoder, use="evaluation", include_path=include_path, data_dir=data_dir,
+            num_fewshot=task.data.num_fewshot, exclude=exclude,
+        ).tasks[name]  # fmt: skip
+
+    return load
+
+
+def _draw(audit: Audit, count: int, seed: int | None) -> list[Set[int]]:
+    """Return for each task the places of the items to ask."""
+    every = [(number, place) for number, task in enumerate(audit.tasks) for place in range(task.data.items)]
     if not 1 <= count <= len(every):
         raise UsageError(f"{count} items cannot be repeated: the audit has {len(every)}")
-    return frozenset(mark for _, mark in random.Random(seed).sample(every, count))
+    chosen = random.Random(seed).sample(every, count)
+    return [{place for task, place in chosen if task == number} for number in range(len(audit.tasks))]
 
 
-def _questions(
-    task: AuditedTask,
-    encoder: Encoder,
-    chosen: frozenset[str],
-    include_path: Sequence[str | Path],
-    data_dir: Path | None,
-) -> TaskQuestions:
-    """Build the audited items as the audit did, and keep the chosen ones.
-
-    Few-shot examples are drawn item after item, so the items the audit left out have to be left out here too.
-    """
-
-    def load(exclude: frozenset[str]) -> TaskQuestions:
-        return load_questions(
-            [task.data.task], encoder, use="evaluation", include_path=include_path, data_dir=data_dir,
-            num_fewshot=task.data.num_fewshot, exclude=exclude,
-        ).tasks[task.data.task]  # fmt: skip
-
-    audited = frozenset(task.data.fingerprints)
-    questions = load(frozenset())
-    left_out = frozenset(item.fingerprint for item in questions.items) - audited
-    if task.data.num_fewshot and left_out:
-        questions = load(left_out)
-    return replace(questions, items=tuple(item for item in questions.items if item.fingerprint in chosen & audited))
+def _passed_over(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[tuple[str, ...], int]:
+    """Return what is wrong with the choice of items, and how many only a compared plan can explain."""
+    problems, unexplained = [], 0
+    others = set(audit.compared) - {UNHEALED}
+    for name, task in tasks.items():
+        if task.missing:
+            problems.append(f"{name}: {len(task.missing)} audited items are not the task's, {task.missing[0]} for one")
+        if task.unexplained and not others:
+            problems.append(f"{name}: {task.unexplained} items were left out that no earlier step has seen")
+        unexplained += task.unexplained if others else 0
+    return tuple(problems), unexplained
 
 
 def _ask(engine: Engine, questions: Questions, progress: Progress, label: str) -> dict[str, Outcomes]:
@@ -105,27 +117,27 @@ def _ask(engine: Engine, questions: Questions, progress: Progress, label: str) -
     return examine(engine, questions, [intact], progress, label, margins=True)[intact]
 
 
-def _compare(audit: Audit, questions: Questions, found: dict[str, dict[str, Outcomes]]) -> Repeated:
+def _compare(audit: Audit, tasks: Mapping[str, Refound], found: Mapping[str, Mapping[str, Outcomes]]) -> Repeated:
     problems: list[str] = []
     same, changes = 0, []
     for task in audit.tasks:
         name = task.data.task
-        if name not in questions.tasks:
+        questions = tasks[name].asked
+        if not questions.items:
             continue
-        place = {mark: index for index, mark in enumerate(task.data.fingerprints)}
         for label, written in (("base", task.base_outcomes), (PRUNED, task.models[PRUNED].outcomes)):
             again = found[label][name]
-            for number, item in enumerate(questions.tasks[name].items):
-                index = place[item.fingerprint]
+            for number, index in enumerate(tasks[name].places):
                 agrees = again.correct[number] == written.correct[index]
                 same += agrees
                 change = _change(again, number, written, index)
                 if change is not None:
                     changes.append(change)
                 moved = change is not None and change > PROBABILITY_TOLERANCE
-                if moved or not (agrees or _on_the_edge(questions.tasks[name], number, again, audit.dtype)):
-                    problems.append(f"{name}: item {item.fingerprint} does not repeat for the {label} model")
-    items = len(questions)
+                if moved or not (agrees or _on_the_edge(questions, number, again, audit.dtype)):
+                    mark = task.data.fingerprints[index]
+                    problems.append(f"{name}: item {mark} does not repeat for the {label} model")
+    items = sum(len(task.places) for task in tasks.values())
     return Repeated(items, same, max(changes, default=None), tuple(problems))
 
 

@@ -197,6 +197,9 @@ def _differ(*pairs: tuple[str, object, str, object]) -> Iterator[str]:
 
 def _figures(audit: Audit) -> Iterator[str]:
     """Work every figure out again from the items' outcomes."""
+    if len({task.data.task for task in audit.tasks}) < len(audit.tasks):
+        yield "audit: one of its tasks stands there twice"
+        return
     for task in audit.tasks:
         name, items = task.data.task, task.data.items
         lengths = {len(task.data.fingerprints), len(task.base_outcomes.correct)}

@@ -63,4 +63,6 @@ def _again(repeated: Repeated) -> str:
     asked = 2 * repeated.items
     change = repeated.largest_change
     moved = "" if change is None else f", largest change of a gold answer's probability {change:.2g}"
-    return f"{repeated.items} items asked again, {repeated.same_decisions} of {asked} decisions the same{moved}"
+    left = f", {repeated.unexplained} items left out that only the compared plans can explain"
+    said = f"{repeated.items} items asked again, {repeated.same_decisions} of {asked} decisions the same{moved}"
+    return said + left * bool(repeated.unexplained)
