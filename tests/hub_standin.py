@@ -136,6 +136,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "lfsFile":
                 files[entry["value"]["path"]] = self.server.blobs[entry["value"]["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[entry["value"]["path"]]
         made = {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}"}
         if "create_pr=1" in self.path:
             made["pullRequestUrl"] = f"{self.server.url}/{repo}/discussions/1"

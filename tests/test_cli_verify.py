@@ -107,6 +107,7 @@ def test_a_dry_run_lists_what_would_go_and_sends_nothing(home, hub):
     said = done("push", home / "smaller", "me/smaller", "--dry-run", "--unnamed-base").stdout
     assert "model.safetensors" in said
     assert "layerprune/audit.json" in said
+    assert "deleted from the repo, where it has others: *.safetensors, " in said
     assert said.splitlines()[-1].endswith("would go to me/smaller")
     assert hub.repos == {}
 

@@ -81,6 +81,20 @@ def test_what_arrives_is_the_folder_and_verifies_when_downloaded_again(hub, made
     assert found.url.startswith(hub.url)
 
 
+def test_what_an_earlier_push_left_is_replaced_and_other_files_stay(hub, made, tmp_path):
+    stale = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "layerprune/heal.json")
+    others = ("examples.py", "pictures/plot.png", ".gitattributes")
+    old = dict.fromkeys((*stale, "report.html", *others), b"old")
+    hub.repos["me/smaller"] = {"files": old, "private": False}
+    found, _ = pushed(made)
+    stored = hub.repos["me/smaller"]["files"]
+    assert set(stored) == {*found.files, *others}
+    assert stored["report.html"] != b"old"
+    for name in others:
+        del stored[name]
+    assert verify(published(hub, tmp_path)).problems == ()
+
+
 def test_the_bases_path_is_not_published_unasked(hub, made):
     with pytest.raises(UsageError, match="made from the local folder base, and its documents hold that folder's path"):
         push(made, "me/smaller")

@@ -38,6 +38,7 @@ def push(console: Console, folder: Path, repo: str, **options: Any) -> None:
     The token is the one that huggingface_hub finds (hf auth login, or HF_TOKEN).
     """
     from layerprune.cli.verified import check
+    from layerprune.hub import REPLACED
     from layerprune.hub import push as send
 
     check(folder, None, {})
@@ -45,5 +46,6 @@ def push(console: Console, folder: Path, repo: str, **options: Any) -> None:
     if sent.url is None:
         for name, size in sent.files.items():
             console.print(f"{in_words(size):>9}  {name}")
+        console.print(f"deleted from the repo, where it has others: {', '.join(REPLACED)}")
     where = f"pushed to {sent.repo}: {sent.url}" if sent.url else f"would go to {sent.repo}"
     console.print(f"{len(sent.files)} files, {in_words(sent.bytes)} {where}")

@@ -18,6 +18,9 @@ from layerprune.progress import SILENT, Progress
 
 ATTEMPTS = 4
 FIRST_WAIT = 2.0  # seconds; doubled after each attempt, so 14 s in all before giving up
+# What an earlier push may have left in the repo and this one replaces whole: weights that no index names would be
+# downloaded by everybody, and documents beside others would make the folder fail its own verification.
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "layerprune/*", "report.html")
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
@@ -69,9 +72,10 @@ def push(
     The folder is verified before anything is sent; one that is not as export and audit left it, or has no audit
     (unless ``allow_unaudited``), raises ``UsageError``. A base that was a local folder goes by its Hub id
     ``base_model``, whose files must be the folder's, or by its folder's name alone (``unnamed_base``); its path is
-    never published. The token is found by huggingface_hub and shown nowhere. ``create_pr`` opens a pull request
-    instead of committing. A connection that breaks is taken up again: files that have arrived are not sent twice. What
-    the Hub refuses raises ``PushError``.
+    never published. Weights and documents that are in the repo and not in the folder (``REPLACED``) are deleted in the
+    same commit; a dry run, which asks the Hub nothing, cannot list them. The token is found by huggingface_hub and shown
+    nowhere. ``create_pr`` opens a pull request instead of committing. A connection that breaks is taken up again: files
+    that have arrived are not sent twice. What the Hub refuses raises ``PushError``.
     """
     folder, to = Path(folder), Destination(repo, private, revision, create_pr)
     if create_pr and revision is not None:
@@ -152,6 +156,7 @@ def _send(folder: Path, to: Destination, files: list[str]) -> str:
         revision=to.revision,
         create_pr=to.create_pr,
         allow_patterns=files,
+        delete_patterns=list(REPLACED),
         commit_message="Upload with layerprune",
     )
     return str(commit.pr_url or commit.commit_url)
