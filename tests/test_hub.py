@@ -182,6 +182,21 @@ def test_another_model_is_not_taken_for_the_base(hub, made):
     assert "me/smaller" not in hub.repos
 
 
+def test_a_folder_that_holds_another_model_by_now_names_no_base(hub, made, base, tmp_path):
+    weights = base / "model.safetensors"
+    kept = weights.read_bytes()
+    other = (made / "model.safetensors").read_bytes()
+    hub.repos["org/base"] = {"files": {"model.safetensors": other}, "private": False}
+    weights.write_bytes(other)  # what the Hub has, and not what was pruned
+    try:
+        for dry_run in (False, True):
+            with pytest.raises(UsageError, match="the folder base no longer holds the base of this checkpoint"):
+                push(made, "me/smaller", base_model="org/base", dry_run=dry_run)
+    finally:
+        weights.write_bytes(kept)
+    assert hub.seen == []
+
+
 def test_a_base_that_is_gone_is_named_without_proof_and_says_so(hub, made, base, tmp_path):
     hub.repos["org/base"] = {"files": {}, "private": False}
     moved = base.rename(base.parent / "moved")

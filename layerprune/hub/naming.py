@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerprune.audit.exported import short
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Receipt
 from layerprune.errors import UsageError
@@ -52,6 +53,20 @@ def check_choice(receipt: Receipt, base_model: str | None, unnamed_base: bool) -
 def withheld(receipt: Receipt) -> Name:
     """Return the folder's bare name, spelt so that nobody takes it for a Hub id."""
     return Name(f"./{base_name(receipt.base.id)}", None, WITHHELD)
+
+
+def check_folder(receipt: Receipt) -> None:
+    """Raise ``UsageError`` when the base's folder holds other weights by now, which prove nothing."""
+    folder = Path(receipt.base.id)
+    if not folder.is_dir():  # and the name will say so
+        return
+    found = Checkpoint.open(folder).fingerprint()
+    if found != receipt.base.fingerprint:
+        raise UsageError(
+            f"the folder {folder.name} no longer holds the base of this checkpoint: its weights' fingerprint is "
+            f"{short(found)}, the receipt says {short(receipt.base.fingerprint)}; put the base back, "
+            "or give --unnamed-base"
+        )
 
 
 def named(receipt: Receipt, base_model: str, api: Any, progress: Progress = SILENT) -> Name:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from layerprune.audit.verify import NOT_LOOKED_AT, verify
 from layerprune.documents import Receipt
 from layerprune.errors import LayerpruneError, UsageError, one_line
-from layerprune.hub.naming import Name, check_choice, is_local, named, withheld
+from layerprune.hub.naming import Name, check_choice, check_folder, is_local, named, withheld
 from layerprune.hub.published import check_no_path, publish
 from layerprune.progress import SILENT, Progress
 
@@ -73,8 +73,8 @@ def push(
     (unless ``allow_unaudited``), raises ``UsageError``. A base that was a local folder goes by its Hub id
     ``base_model``, whose files must be the folder's, or by its folder's name alone (``unnamed_base``); its path is
     never published. Weights and documents that are in the repo and not in the folder (``REPLACED``) are deleted in the
-    same commit; a dry run, which asks the Hub nothing, cannot list them. The token is found by huggingface_hub and shown
-    nowhere. ``create_pr`` opens a pull request instead of committing. A connection that breaks is taken up again: files
+    same commit; a dry run, which asks the Hub nothing, cannot list them. The token is found by huggingface_hub, and
+    shown nowhere. ``create_pr`` opens a pull request instead of committing. A connection that breaks is taken up again: files
     that have arrived are not sent twice. What the Hub refuses raises ``PushError``.
     """
     folder, to = Path(folder), Destination(repo, private, revision, create_pr)
@@ -114,6 +114,7 @@ def _public_name(
 
     if base_model is None:
         return withheld(receipt)
+    check_folder(receipt)
     if dry_run:
         return Name(base_model, None, "not compared: a dry run asks the Hub nothing")
     api = HfApi(library_name="layerprune")
