@@ -287,6 +287,45 @@ def test_a_pull_request_and_a_private_repo(hub, made):
     assert hub.repos["me/smaller"]["private"]
 
 
+def test_an_upload_that_fails_inside_the_client_is_told_like_any_other(hub, made, monkeypatch):
+    """huggingface_hub raises RuntimeError from whatever goes wrong with an LFS file."""
+    import huggingface_hub.lfs
+
+    hub.faults = [("/lfs/", 425)]
+    _, waits = pushed(made)
+    assert waits == [2.0]
+    hub.repos, hub.blobs, hub.faults = {}, {}, [("/lfs/", 403)]
+    said, waits = refused(made)
+    assert said.startswith("me/smaller: the Hub answered HTTP 403: the token may not write there")
+    assert waits == []
+
+    def fail(*args, **kwargs):
+        raise ValueError("no such part")
+
+    monkeypatch.setattr(huggingface_hub.lfs, "_upload_single_part", fail)
+    said, waits = refused(made)
+    assert (said, waits) == ("me/smaller: the Hub's client failed: no such part", [])
+
+
+@pytest.mark.parametrize("fault", ["cut", 504])
+def test_a_pull_request_whose_answer_is_lost_is_not_opened_again(hub, made, fault):
+    hub.faults = [("/commit/", fault)]
+    said, waits = refused(made, create_pr=True, unnamed_base=True)
+    assert "so the pull request may be open: look at the pull requests of me/smaller" in said
+    assert waits == []
+    assert sum("/commit/" in path for _, path in hub.seen) == 1
+
+
+def test_a_pull_request_is_asked_for_again_when_it_cannot_have_been_opened(hub, made):
+    hub.repos["me/smaller"] = {"files": {"old.safetensors": b"old", "notes.txt": b"mine"}, "private": False}
+    hub.faults = [("/api/repos/create", 503), ("/preupload/", "cut"), ("/commit/", 429)]
+    found, waits = pushed(made, create_pr=True, unnamed_base=True)
+    assert hub.faults == []
+    assert len(waits) >= 2
+    assert found.url.endswith("/discussions/1")
+    assert set(hub.repos["me/smaller"]["files"]) == {*found.files, "notes.txt"}
+
+
 def test_a_dry_run_sends_nothing(hub, made):
     found, _ = pushed(made, dry_run=True, unnamed_base=True)
     assert found.url is None

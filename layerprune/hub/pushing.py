@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ FIRST_WAIT = 2.0  # seconds; doubled after each attempt, so 14 s in all before g
 # downloaded by everybody, and documents beside others would make the folder fail its own verification.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "layerprune/*", "report.html")
 PASSING = (408, 425, 429, 500, 502, 503, 504)
+NOT_DONE = (425, 429)  # of these: the request was turned away, so whatever it asked for has not happened
+MESSAGE = "Upload with layerprune"
 
 T = TypeVar("T")
 
@@ -74,8 +77,8 @@ def push(
     ``base_model``, whose files must be the folder's, or by its folder's name alone (``unnamed_base``); its path is
     never published. Weights and documents that are in the repo and not in the folder (``REPLACED``) are deleted in the
     same commit; a dry run, which asks the Hub nothing, cannot list them. The token is found by huggingface_hub, and
-    shown nowhere. ``create_pr`` opens a pull request instead of committing. A connection that breaks is taken up again: files
-    that have arrived are not sent twice. What the Hub refuses raises ``PushError``.
+    shown nowhere. ``create_pr`` opens a pull request instead of committing. A connection that breaks is taken up again:
+    files that have arrived are not sent twice. What the Hub refuses raises ``PushError``.
     """
     folder, to = Path(folder), Destination(repo, private, revision, create_pr)
     if create_pr and revision is not None:
@@ -87,9 +90,13 @@ def push(
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0] not in NOT_LOOKED_AT
     }
+
+    def sent(place: Path) -> str:
+        return _patiently(lambda: _send(place, to, list(files)), repo, progress, wait, opens=create_pr)
+
     if not is_local(receipt):
         _check_card(folder)
-        url = None if dry_run else _patiently(lambda: _send(folder, to, list(files)), repo, progress, wait)
+        url = None if dry_run else sent(folder)
         return Pushed(repo, files, url)
     name = _public_name(receipt, base_model, dry_run, repo, progress, wait)
     with tempfile.TemporaryDirectory(prefix="layerprune-push-") as place:
@@ -98,7 +105,7 @@ def push(
         check_no_path(out, list(files), receipt.base.id)
         _check_card(out)
         files = {file: (out / file).stat().st_size for file in files}
-        url = None if dry_run else _patiently(lambda: _send(out, to, list(files)), repo, progress, wait)
+        url = None if dry_run else sent(out)
     return Pushed(repo, files, url)
 
 
@@ -151,20 +158,46 @@ def _send(folder: Path, to: Destination, files: list[str]) -> str:
     name = api.create_repo(to.repo, private=to.private, exist_ok=True).repo_id
     if to.revision is not None:
         api.create_branch(name, branch=to.revision, exist_ok=True)
-    commit: Any = api.upload_folder(
+    if to.create_pr:
+        commit = _open_pull_request(api, name, folder, files)
+        return str(commit.pr_url or commit.commit_url)
+    commit = api.upload_folder(
         repo_id=name,
         folder_path=folder,
         revision=to.revision,
-        create_pr=to.create_pr,
         allow_patterns=files,
         delete_patterns=list(REPLACED),
-        commit_message="Upload with layerprune",
+        commit_message=MESSAGE,
     )
-    return str(commit.pr_url or commit.commit_url)
+    return str(commit.commit_url)
 
 
-def _patiently(send: Callable[[], T], repo: str, progress: Progress, wait: Callable[[float], None]) -> T:
-    """Call ``send`` again while what goes wrong is passing: timeouts, cut connections, 429 and 5xx."""
+def _open_pull_request(api: Any, name: str, folder: Path, files: list[str]) -> Any:
+    """Upload everything, then open the pull request with one commit: only that last request must not be repeated.
+
+    ``upload_folder`` may open it long before the last file has arrived, and anew whenever it is called again.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    stale = [file for file in api.list_repo_files(name) if file not in files and _replaced(file)]
+    changes = [
+        *(CommitOperationDelete(path_in_repo=file) for file in stale),
+        *(CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(folder / file)) for file in files),
+    ]
+    return api.create_commit(repo_id=name, operations=changes, commit_message=MESSAGE, create_pr=True)
+
+
+def _replaced(file: str) -> bool:
+    return any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED)
+
+
+def _patiently(
+    send: Callable[[], T], repo: str, progress: Progress, wait: Callable[[float], None], *, opens: bool = False
+) -> T:
+    """Call ``send`` again while what goes wrong is passing: timeouts, cut connections, 429 and 5xx.
+
+    With ``opens`` a commit opens a pull request: where its answer was lost, another would open a second one.
+    """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -177,18 +210,52 @@ def _patiently(send: Callable[[], T], repo: str, progress: Progress, wait: Calla
             raise PushError("no Hugging Face token was found; run hf auth login, or set HF_TOKEN") from error
         except OfflineModeIsEnabled as error:
             raise PushError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it") from error
-        except HfHubHTTPError as error:
-            if error.response.status_code not in PASSING or attempt == ATTEMPTS - 1:
-                raise PushError(_refusal(repo, error)) from error
-            said = f"the Hub answered {error.response.status_code}"
-        except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
-            if attempt == ATTEMPTS - 1:
-                raise PushError(f"the connection to the Hub broke {ATTEMPTS} times: {one_line(error)}") from error
-            said = f"the connection broke ({one_line(error)})"
+        except (HfHubHTTPError, httpx2.TransportError, ConnectionError, TimeoutError, RuntimeError) as error:
+            said = _passing(error, repo, last=attempt == ATTEMPTS - 1, opens=opens)
         pause = FIRST_WAIT * 2**attempt
         progress.note(f"{said}; trying again in {pause:.0f} s")
         wait(pause)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _passing(raised: BaseException, repo: str, *, last: bool, opens: bool) -> str:
+    """Say what went wrong where it may go right the next time; raises ``PushError`` where it may not."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    error = _reason(raised)
+    if isinstance(error, HfHubHTTPError):
+        status, said = error.response.status_code, f"the Hub answered {error.response.status_code}"
+        refusal = _refusal(repo, error)
+    elif isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):
+        status, said = None, f"the connection broke ({one_line(error)})"
+        refusal = f"the connection to the Hub broke {ATTEMPTS} times: {one_line(error)}"
+    else:
+        raise PushError(f"{repo}: the Hub's client failed: {one_line(error)}") from raised
+    passes = status is None or status in PASSING
+    if passes and opens and status not in NOT_DONE and _is_commit(error):
+        raise PushError(
+            f"the answer to the commit was lost ({said}), so the pull request may be open: "
+            f"look at the pull requests of {repo}, and push again only if it is not there"
+        ) from raised
+    if last or not passes:
+        raise PushError(refusal) from raised
+    return said
+
+
+def _reason(raised: BaseException) -> Any:
+    """Return what is behind an error: huggingface_hub wraps whatever goes wrong with an LFS file in RuntimeError."""
+    while isinstance(raised, RuntimeError) and raised.__cause__ is not None:
+        raised = raised.__cause__
+    return raised
+
+
+def _is_commit(error: Any) -> bool:
+    """Whether the request that failed was the commit; an error that does not say which it was may be of it."""
+    try:
+        return "/commit/" in str(getattr(error, "response", error).request.url)
+    except (AttributeError, RuntimeError):  # httpx2 raises the latter for an error without its request
+        return True
 
 
 def _refusal(repo: str, error: Any) -> str:
