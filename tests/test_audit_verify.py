@@ -12,7 +12,7 @@ from layerprune.audit.compare import adjusted, compare_models, overall
 from layerprune.audit.rerun import _on_the_edge, repeat
 from layerprune.audit.verdict import verdict
 from layerprune.audit.verify import verify
-from layerprune.documents import PRUNED, Audit, Compared, FileEntry, Outcomes, Plan, Receipt
+from layerprune.documents import PRUNED, Audit, Compared, Continuation, FileEntry, Generation, Outcomes, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
@@ -116,6 +116,24 @@ def test_a_prettier_figure_in_the_metadata_is_found_and_the_owners_own_keys_are_
     assert verify(out).problems == ("README.md: the metadata's model-index is not what the documents say",)
 
 
+def test_a_prettier_count_of_faulty_texts_is_found(out):
+    text = {"base": "x", "pruned": "x", "shared_tokens": 1, "base_faults": (), "nats": 1.0, "base_nats": 1.0}
+    texts = tuple(Continuation(prompt=str(n), faults=("repeats",) * (n < 3), **text) for n in range(4))
+    told = {"prompts": 4, "max_new_tokens": 48, "base_faulty": 0, "agreement": 0.5, "continuations": texts}
+    document = Audit.load(out / "layerprune" / "audit.json")
+
+    def problems(**figures):
+        generation = Generation(**(told | figures))
+        parts = (document.removal, document.base.layers, document.tasks, document.overall, generation)
+        rewrite(out, generation=generation, verdict=verdict(*parts))
+        return verify(out).problems
+
+    assert problems(faulty=3, healthy=False) == ()
+    said = ("audit: the count of faulty texts does not follow from the texts' faults",)
+    assert problems(faulty=0, healthy=True) == problems(faulty=3, healthy=True) == said
+    assert problems(faulty=3, healthy=True, base_faulty=3) == problems(faulty=3, healthy=False, prompts=9) == said
+
+
 def test_an_audit_of_another_plan_is_found(out):
     rewrite(out, plan_sha256="0" * 64)
     assert verify(out).problems == ("audit.plan_sha256 is not the plan's",)
@@ -151,7 +169,7 @@ def the_task(out):
     return Audit.load(out / "layerprune" / "audit.json").tasks[0]
 
 
-def forge(out, task, **changes):
+def forge(out, task, p_above_chance=None, **changes):
     """Write a forged task and every figure that follows from it: only asking again finds it."""
     document = Audit.load(out / "layerprune" / "audit.json")
     pruned = task.models[PRUNED].outcomes
@@ -159,7 +177,7 @@ def forge(out, task, **changes):
         "models": compare_models(task.base_outcomes, {PRUNED: pruned}, 0),
         "base_accuracy": task.base_outcomes.accuracy,
         "base_gold_probability": task.base_outcomes.mean_gold_probability,
-        "p_above_chance": above_chance(task.base_outcomes.correct, [0.25] * task.data.items),
+        "p_above_chance": p_above_chance or above_chance(task.base_outcomes.correct, [0.25] * task.data.items),
     }
     tasks = adjusted([task.model_copy(update=figures)])
     everything = overall(tasks)
@@ -225,6 +243,15 @@ def test_items_left_out_without_a_reason_are_found(out, made, limited):
 def test_the_first_items_up_to_a_limit_are_all_that_a_limited_audit_has(out, made):
     forge(out, picked(the_task(out), range(30)), layerwise=None, limit=30)
     assert repeat(out, 2, include_path=[made / "tasks"]).problems == ()
+
+
+def test_a_base_said_to_be_above_chance_is_looked_at_again(out, made):
+    task = the_task(out)
+    forge(out, task, p_above_chance=1e-9)
+    said = ("toy: its chance level and the base's p-value do not follow from its items",)
+    assert repeat(out, 1, include_path=[made / "tasks"]).problems == said
+    forge(out, task.model_copy(update={"data": task.data.model_copy(update={"chance": 0.1})}))
+    assert repeat(out, 1, include_path=[made / "tasks"]).problems == said
 
 
 def test_items_that_are_not_the_tasks_are_found(out, made):

@@ -19,6 +19,7 @@ class Refound:
     asked: TaskQuestions  # the drawn items that are there
     places: tuple[int, ...]  # of each of them among the audit's outcomes
     missing: tuple[str, ...]  # fingerprints in the audit that the task does not have, or not so often
+    chances: tuple[float, ...] | None  # of guessing each audited item; None where some are missing
     unexplained: int  # items that no earlier step has seen and that the audit left out all the same
 
 
@@ -30,6 +31,7 @@ def refind(task: AuditedTask, drawn: Set[int], explained: Set[str], limit: int |
     questions = load(task, frozenset())
     found = _matched(task.data.fingerprints, questions.items)
     missing = tuple(mark for mark, at in zip(task.data.fingerprints, found, strict=True) if at is None)
+    chances = None if missing else tuple(questions.items[at].chance for at in found if at is not None)
     there = {at for at in found if at is not None}
     unexplained = _unexplained(questions.items, there, explained, limit == len(found))
     left_out = {item.fingerprint for item in questions.items} - set(task.data.fingerprints)
@@ -39,7 +41,8 @@ def refind(task: AuditedTask, drawn: Set[int], explained: Set[str], limit: int |
         found = _matched(task.data.fingerprints, questions.items)
     asked = [(place, at) for place, at in enumerate(found) if place in drawn and at is not None]
     items = tuple(questions.items[at] for _, at in asked)
-    return Refound(replace(questions, items=items), tuple(place for place, _ in asked), missing, unexplained)
+    places = tuple(place for place, _ in asked)
+    return Refound(replace(questions, items=items), places, missing, chances, unexplained)
 
 
 def _matched(fingerprints: Sequence[str], items: Sequence[Item]) -> list[int | None]:

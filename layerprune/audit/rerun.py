@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from layerprune.engine import Engine, examine
 from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
+from layerprune.stats import above_chance
 from layerprune.tasks import Questions, TaskQuestions, load_questions
 from layerprune.tasks.encoding import Encoder
 from layerprune.tasks.judging import choices_of
@@ -68,6 +70,7 @@ def repeat(
         for number, task in enumerate(audit.tasks)
     }
     problems, unexplained = _passed_over(audit, tasks)
+    problems += _chances(audit, tasks)
     questions = Questions({name: task.asked for name, task in tasks.items() if task.asked.items})
     if not questions.tasks:
         return Repeated(0, 0, None, problems, unexplained)
@@ -110,6 +113,21 @@ def _passed_over(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[tuple[str,
             problems.append(f"{name}: {task.unexplained} items were left out that no earlier step has seen")
         unexplained += task.unexplained if others else 0
     return tuple(problems), unexplained
+
+
+def _chances(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[str, ...]:
+    """Return the tasks whose chance level, or how far the base is above it, is not what their items give."""
+    problems = []
+    for task in audit.tasks:
+        chances = tasks[task.data.task].chances
+        if chances is None:  # said already
+            continue
+        p_value = above_chance(task.base_outcomes.correct, chances)
+        # another scipy may round a far tail differently; what counts is on which side of 5 % it lies
+        same = math.isclose(p_value, task.p_above_chance, rel_tol=1e-6, abs_tol=1e-12)
+        if not same or not math.isclose(sum(chances) / len(chances), task.data.chance, abs_tol=1e-6):
+            problems.append(f"{task.data.task}: its chance level and the base's p-value do not follow from its items")
+    return tuple(problems)
 
 
 def _ask(engine: Engine, questions: Questions, progress: Progress, label: str) -> dict[str, Outcomes]:

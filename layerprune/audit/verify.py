@@ -11,6 +11,7 @@ from pathlib import Path
 from layerprune.audit.compare import SIGNIFICANT, adjusted, compare_models, overall
 from layerprune.audit.layerwise import layerwise
 from layerprune.audit.verdict import verdict
+from layerprune.audit.writing import counts
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt
 from layerprune.documents.base import pretty
@@ -218,6 +219,10 @@ def _figures(audit: Audit) -> Iterator[str]:
         yield "audit: the overall figures do not follow from the tasks'"
     if audit.layerwise is not None and not _layers_follow(audit, tasks):
         yield "audit: the layerwise figures do not follow from their items' outcomes"
+    if audit.generation is not None:
+        counted = counts(audit.generation.continuations)
+        if any(getattr(audit.generation, name) != value for name, value in counted.items()):
+            yield "audit: the count of faulty texts does not follow from the texts' faults"
     if audit.verdict != verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation):
         yield "audit: the verdict does not follow from the figures"
 

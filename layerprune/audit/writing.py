@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -72,18 +73,25 @@ def health(judge: Subject, prompts: Sequence[str], base: Sequence[Text], pruned:
     continuations = tuple(
         _beside(judge, prompt, ours, theirs) for prompt, ours, theirs in zip(prompts, base, pruned, strict=True)
     )
-    faulty = sum(bool(one.faults) for one in continuations)
-    base_faulty = sum(bool(one.base_faults) for one in continuations)
     agreed = [_agreement(ours.ids, theirs.ids) for ours, theirs in zip(base, pruned, strict=True)]
     return Generation(
-        prompts=len(prompts),
         max_new_tokens=NEW_TOKENS,
-        faulty=faulty,
-        base_faulty=base_faulty,
+        **counts(continuations),
         agreement=sum(agreed) / len(agreed),
-        healthy=faulty - base_faulty < WORSE * len(prompts),
         continuations=continuations,
     )
+
+
+def counts(continuations: Sequence[Continuation]) -> dict[str, Any]:
+    """Return the figures of ``Generation`` that follow from the texts' faults: ``verify`` counts again."""
+    faulty = sum(bool(one.faults) for one in continuations)
+    base_faulty = sum(bool(one.base_faults) for one in continuations)
+    return {
+        "prompts": len(continuations),
+        "faulty": faulty,
+        "base_faulty": base_faulty,
+        "healthy": faulty - base_faulty < WORSE * len(continuations),
+    }
 
 
 def _beside(judge: Subject, prompt: str, base: Text, pruned: Text) -> Continuation:
