@@ -8,6 +8,7 @@ from cli_tiny import done, refused
 
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Front, Plan, Receipt, Scores
+from layerprune.documents.front import plan_name
 from layerprune.planners import Constraints
 from layerprune.planners.base import Found
 from layerprune.planning.front import path_of
@@ -33,6 +34,7 @@ def test_each_step_has_a_plan_of_its_own_that_holds_the_last(home):
     assert [point.plan for point in found.points] == ["plan-01.json", "plan-02.json", "plan-03.json", "plan-04.json"]
     assert not (home / "run" / "plan.json").exists()
     before = frozenset()
+    assert [point.plan for point in found.points] == [plan_name(len(point.removal), 6) for point in found.points]
     for count, point in enumerate(found.points, 1):
         plan = Plan.load(home / "run" / "front" / point.plan)
         assert plan.sha256() == point.plan_sha256

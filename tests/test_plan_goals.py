@@ -145,6 +145,7 @@ def test_the_largest_certified_removal_is_planned_with_its_guarantee(home, tmp_p
     assert f"certified: {found.statement}" in said
     assert made.requested == "--max-drop 60% --confidence 90%"
     assert (found.limit, found.confidence) == (0.6, 0.9)
+    assert (found.selection_limit, found.certify_limit) == (30, 60)
     assert "With 90 % confidence, removing" in found.statement
     assert "by less than 60 points" in found.statement
     certified = [step for step in found.steps if step.certified]

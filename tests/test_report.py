@@ -171,6 +171,27 @@ def test_everything_that_had_a_say_in_a_plan_stands_in_its_command(sample):
         assert words_given in said
 
 
+def test_a_certified_plan_is_asked_for_without_the_items_that_certified(sample):
+    from layerprune.documents import Certificate
+
+    marks = tuple(f"m{number}" for number in range(90))
+    data = samples.plan().data[0].model_copy(update={"items": 90, "fingerprints": marks})
+    known = {"limit": 0.02, "confidence": 0.95, "statement": "", "fingerprints": {"toy": marks[30:]}, "steps": ()}
+    asked = "--max-drop 2% --confidence 95%"
+    for more, words_given in (
+        ({}, "--tasks toy --limit 30 --num-fewshot 0 --max-drop"),  # a plan made before the certificate said more
+        ({"selection_limit": 1000, "certify_limit": 2000}, "--limit 1000 --certify-limit 2000 --num-fewshot 0"),
+    ):
+        plan = samples.plan(data=(data,), requested=asked, certificate=Certificate(**known, **more))
+        assert words_given in commands(plan, documents(sample)[1], None)[0]
+
+
+def test_a_plan_of_a_front_is_exported_from_where_the_front_leaves_it(sample):
+    lines = commands(samples.plan(requested="--front --up-to 75%"), documents(sample)[1], None)
+    assert "--front --up-to 75%" in lines[0]
+    assert lines[1] == "layerprune export run/front/plan-02.json -o smaller/"
+
+
 def healing_log():
     from layerprune.documents import HealerRef, HealLog
 

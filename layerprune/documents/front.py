@@ -11,6 +11,11 @@ from layerprune.documents.common import Interval, MetricRef, ModelRef, Units
 from layerprune.documents.plan import Limits, PredictedTask, Search
 
 
+def plan_name(removed: int, depth: int) -> str:
+    """Return the file name, in a front, of the plan that removes so many of ``depth`` layers; names sort by size."""
+    return f"plan-{removed:0{max(2, len(str(depth)))}}.json"
+
+
 class FrontPoint(Part):
     """One removal of the path; its plan can be exported as it stands."""
 

@@ -76,11 +76,14 @@ class CertifiedStep(Part):
 class Certificate(Part):
     """A guarantee about the accuracy lost, from items that had no say in choosing what to remove."""
 
+    gained: ClassVar[tuple[str, ...]] = ("selection_limit", "certify_limit")
     limit: float = Field(description="in accuracy (0.02 = two points)")
     confidence: float
     statement: str
     fingerprints: dict[str, tuple[str, ...]] = Field(description="the certification items, by task")
     steps: tuple[CertifiedStep, ...] = Field(description="from the smallest removal to the first that failed")
+    selection_limit: int | None = Field(default=None, description="--limit: items of each task asked for, these aside")
+    certify_limit: int | None = Field(default=None, description="--certify-limit: how the items were divided")
 
 
 class Plan(Document):

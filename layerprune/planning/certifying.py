@@ -61,6 +61,8 @@ class MaxDrop:
             statement=self._statement(path[found.certified - 1].removal, list(fingerprints), len(base)),
             fingerprints=fingerprints,
             steps=tuple(_step(own.removal, step) for own, step in zip(path, found.steps, strict=True)),
+            selection_limit=desk.request.limit,
+            certify_limit=self.items,
         )
         return Reached(path[found.certified - 1], path[-1].rounds, certificate=certificate)
 

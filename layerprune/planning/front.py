@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from layerprune.documents import Front, FrontPoint, Plan, Prediction, Scores
+from layerprune.documents.front import plan_name
 from layerprune.errors import UsageError
 from layerprune.export.weights import Weight
 from layerprune.lock import locked
@@ -66,19 +67,19 @@ def _front(plans: list[Plan], weights: list[Weight]) -> Front:
         bytes=intact.nbytes,
         accuracy=round(sum(base) / len(base), 6),
         source=_predicted(first).source,
-        points=tuple(_point(plan, weight, len(plans[-1].removal)) for plan, weight in zip(plans, left, strict=True)),
+        points=tuple(_point(plan, weight) for plan, weight in zip(plans, left, strict=True)),
         scores_sha256=first.scores_sha256,
         seed=first.seed,
         versions=first.versions,
     )
 
 
-def _point(plan: Plan, weight: Weight, largest: int) -> FrontPoint:
+def _point(plan: Plan, weight: Weight) -> FrontPoint:
     predicted = _predicted(plan)
     accuracies = [task.accuracy for task in predicted.tasks.values()]
     return FrontPoint(
         removal=plan.removal,
-        plan=f"plan-{len(plan.removal):0{max(2, len(str(largest)))}}.json",
+        plan=plan_name(len(plan.removal), plan.model.layers),
         plan_sha256=plan.sha256(),
         parameters=weight.parameters,
         bytes=weight.nbytes,

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from layerprune.documents import UNHEALED, Audit, HealLog, Limits, MetricRef, Plan, Search
+from layerprune.documents.front import plan_name
 
 CORPUS = "FILE"  # the audit knows a text by its name and hash, not by its place
 
@@ -15,7 +16,7 @@ def commands(plan: Plan, audit: Audit, log: HealLog | None) -> list[str]:
     healed = [_heal(step, number, len(log.steps)) for number, step in enumerate(log.steps)] if log else []
     return [
         _plan(plan),
-        _line("export", "run/plan.json", "-o", "smaller/"),
+        _line("export", _made(plan), "-o", "smaller/"),
         *healed,
         _audit(audit, "healed/" if log else "smaller/"),
         _line("verify", ".", "--rerun", 20, "--digests"),
@@ -27,12 +28,29 @@ def _plan(plan: Plan) -> str:
     words += ["--metric", plan.metric.spec, *_judged(plan.metric)]
     if plan.data:
         words += ["--tasks", ",".join(data.task for data in plan.data)]
-        words += ["--limit", max(data.items for data in plan.data), *_shots([data.num_fewshot for data in plan.data])]
+        words += [*_items(plan), *_shots([data.num_fewshot for data in plan.data])]
     if any(one.unit != int(one.unit) for one in plan.ranking):
         words += ["--unit", "half"]
     words += shlex.split(plan.requested) if plan.requested.startswith("--") else ["--drop", plan.requested]
     words += ["--search", _spec(plan.search), *_limits(plan.limits)]
     return _line(*words, "--seed", plan.seed, "-o", "run/")
+
+
+def _items(plan: Plan) -> list[object]:
+    """How many items of each task were asked for; those that certify came on top."""
+    certificate = plan.certificate
+    if certificate is None:
+        return ["--limit", max(data.items for data in plan.data)]
+    if certificate.selection_limit is not None:
+        return ["--limit", certificate.selection_limit, *_option("--certify-limit", certificate.certify_limit)]
+    return ["--limit", max(data.items - len(certificate.fingerprints.get(data.task, ())) for data in plan.data)]
+
+
+def _made(plan: Plan) -> str:
+    """Where the command that plans leaves this plan: a front leaves one of each step."""
+    if not plan.requested.startswith("--front"):
+        return f"run/{Plan.filename}"
+    return f"run/front/{plan_name(len(plan.removal), plan.model.layers)}"
 
 
 def _judged(metric: MetricRef) -> list[object]:
