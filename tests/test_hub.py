@@ -14,6 +14,7 @@ from layerprune.audit.verify import verify
 from layerprune.documents import Audit, FileEntry, HealLog, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.hub import PushError, push
+from layerprune.hub.published import check_no_path
 from layerprune.report.card import read_card, write_card
 
 
@@ -215,6 +216,30 @@ def test_a_path_in_any_other_file_stops_the_push(hub, made, tmp_path):
     with pytest.raises(UsageError, match=r"README\.md holds the path of the local folder base"):
         push(copy, "me/smaller", unnamed_base=True)
     assert hub.seen == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('from_pretrained("path/or/repo/of/this/model")', False),
+        ("./model", False),
+        ("/models and /model-2 and /model.bin and /model_3", False),
+        ("/model", True),
+        ("made from /model.", True),
+        ("made from /model. It is", True),
+        ('{"id": "/model"}', True),
+        ("/model/config.json", True),
+        ("file:///model", True),
+    ],
+)
+def test_a_path_is_found_whole_and_not_as_a_part_of_another(tmp_path, text, found):
+    (tmp_path / "README.md").write_text(text)
+    for path in ("/model", "/model/"):
+        if found:
+            with pytest.raises(UsageError, match="holds the path of the local folder model"):
+                check_no_path(tmp_path, ["README.md"], path)
+        else:
+            check_no_path(tmp_path, ["README.md"], path)
 
 
 def test_metadata_that_the_hub_would_refuse_is_refused_here(hub, made, tmp_path):

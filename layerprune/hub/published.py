@@ -7,6 +7,7 @@ the old name back and compare.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +98,11 @@ def publish(folder: Path, out: Path, name: Name, files: Sequence[str]) -> None:
 
 
 def check_no_path(folder: Path, files: Sequence[str], path: str) -> None:
-    """Raise ``UsageError`` when a file that is about to be published holds a local path in words."""
+    """Raise ``UsageError`` when a file that is about to be published holds a local path in words.
+
+    A path that only ends or begins like it is another one: ``some/model`` and ``/models`` are not ``/model``.
+    """
+    whole = re.compile(rb"(?<![\w.~*})-])" + re.escape(path.rstrip("/").encode()) + rb"(?![\w-]|\.\w)")
     for file in files:
-        if file.endswith(WRITTEN) and path.encode() in (folder / file).read_bytes():
+        if file.endswith(WRITTEN) and whole.search((folder / file).read_bytes()):
             raise UsageError(f"{file} holds the path of the local folder {Path(path).name}; nothing was sent")
