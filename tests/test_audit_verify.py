@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import audit_tiny as tiny
 import pytest
+import yaml
 
 from layerprune.audit import audit
 from layerprune.audit.compare import adjusted, compare_models, overall
@@ -132,6 +133,16 @@ def test_a_prettier_count_of_faulty_texts_is_found(out):
     said = ("audit: the count of faulty texts does not follow from the texts' faults",)
     assert problems(faulty=0, healthy=True) == problems(faulty=3, healthy=True) == said
     assert problems(faulty=3, healthy=True, base_faulty=3) == problems(faulty=3, healthy=False, prompts=9) == said
+
+
+def test_figures_in_the_metadata_of_an_unaudited_folder_are_found(out):
+    figures = read_card(out / "README.md")[0]["model-index"]
+    (out / "layerprune" / "audit.json").unlink()
+    (out / "report.html").unlink()
+    path = write_card(out)
+    assert verify(out).ok
+    path.write_text(path.read_text().replace("---\n", "---\n" + yaml.safe_dump({"model-index": figures}), 1))
+    assert verify(out).problems == ("README.md: the metadata's model-index is not what the documents say",)
 
 
 def test_an_audit_of_another_plan_is_found(out):

@@ -62,7 +62,7 @@ def card_faults(folder: Path) -> Iterator[str]:
     kept, body = read_card(folder / "README.md")
     metadata, text = render_card(folder, kept)
     for key in ("base_model", "base_model_relation", "pipeline_tag", "library_name", "model-index"):
-        if key in metadata and kept.get(key) != metadata[key]:
+        if kept.get(key) != metadata.get(key):  # without an audit there is no model-index
             yield f"the metadata's {key} is not what the documents say"
     start, stop = body.find(BEGIN), body.find(END)
     if not 0 <= start < stop or body[start + len(BEGIN) : stop].strip("\n") != text:
