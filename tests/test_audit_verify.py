@@ -145,6 +145,13 @@ def test_figures_in_the_metadata_of_an_unaudited_folder_are_found(out):
     assert verify(out).problems == ("README.md: the metadata's model-index is not what the documents say",)
 
 
+def test_a_card_that_is_not_utf_8_is_a_problem_and_no_traceback(out):
+    path = out / "README.md"
+    path.write_bytes(path.read_bytes() + b"\xff")
+    (problem,) = verify(out).problems
+    assert "README.md cannot be read, a card is text in UTF-8" in problem
+
+
 def test_an_audit_of_another_plan_is_found(out):
     rewrite(out, plan_sha256="0" * 64)
     assert verify(out).problems == ("audit.plan_sha256 is not the plan's",)

@@ -93,6 +93,14 @@ def test_metadata_that_is_not_yaml_is_an_error_and_the_card_stays(tmp_path):
     assert (tmp_path / "README.md").read_text() == broken
 
 
+def test_a_card_that_is_not_utf_8_is_an_error_and_the_card_stays(tmp_path):
+    samples.exported(tmp_path)
+    (tmp_path / "README.md").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(DocumentError, match=r"README\.md cannot be read, a card is text in UTF-8: 'utf-8' codec"):
+        write_card(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == "Größe".encode("latin-1")
+
+
 def test_half_layers_are_named_as_what_they_are(tmp_path):
     half = samples.plan(removal=(2, 3.5), order=(2, 3.5))
     text = write_card(samples.exported(tmp_path, half)).read_text()

@@ -19,6 +19,7 @@ from layerprune.checkpoint import Checkpoint, writer
 from layerprune.documents import Plan, Receipt
 from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError
 from layerprune.export import export, exporting, proof, rehearse
+from layerprune.progress import Silent
 from layerprune.removal import Removal
 
 DROP = Removal.of(1, 4)
@@ -101,6 +102,19 @@ def test_bytes_are_the_base_s(base: Path, tmp_path: Path) -> None:
         for name in [name for name in old if name.startswith(f"model.layers.{source}.")]:
             assert new[name.replace(f".{source}.", f".{layer}.", 1)].equal(old[name])
     assert {name for name in new if ".layers." not in name} == {name for name in old if ".layers." not in name}
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: mit\n---\nGr\xf6\xdfe", b"---\nlicense: [\n---\n"])
+def test_a_base_whose_card_cannot_be_read(base: Path, tmp_path: Path, card: bytes) -> None:
+    """The weights are written all the same, and it is said what the new card lacks."""
+    (base / "README.md").write_bytes(card)
+    said: list[str] = []
+    progress = Silent()
+    progress.note = said.append  # type: ignore[method-assign]
+    export(make_plan(base, Removal.of(2)), tmp_path / "out", progress=progress)
+    assert "license:" not in (tmp_path / "out" / "README.md").read_text()
+    (note,) = [line for line in said if "README.md" in line]
+    assert note.endswith("the new card says nothing of the base's licence and language, add them by hand")
 
 
 def test_an_empty_removal_is_a_copy(base: Path, tmp_path: Path) -> None:

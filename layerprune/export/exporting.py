@@ -175,8 +175,20 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
     )  # fmt: skip
     job.plan.save(folder / FOLDER / Plan.filename)
     receipt.save(folder / FOLDER / Receipt.filename)
-    write_card(folder, job.base.path)
+    write_card(folder, _readable_card(job.base.path, progress))
     return receipt
+
+
+def _readable_card(base: Path, progress: Progress) -> Path | None:
+    """Return the base's folder, None where its card cannot be read: what is exported does not hang on it."""
+    from layerprune.report.card import read_card
+
+    try:
+        read_card(base / "README.md")
+    except DocumentError as error:
+        progress.note(f"{error}; the new card says nothing of the base's licence and language, add them by hand")
+        return None
+    return base
 
 
 def _versions() -> dict[str, str]:

@@ -29,7 +29,7 @@ def write_card(folder: Path, base: Path | None = None) -> Path:
 
     ``base`` is the base model's folder: its card's licence and language are taken over. Without it, what the folder's
     present card says of them is kept, as are metadata keys this tool does not set and any text outside its marks.
-    Raises ``DocumentError`` when the plan or receipt is missing or a card's metadata is not YAML.
+    Raises ``DocumentError`` when the plan or receipt is missing, and for a card that ``read_card`` cannot read.
     """
     folder = Path(folder)
     path = folder / "README.md"
@@ -105,10 +105,16 @@ def base_name(model_id: str) -> str:
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:
-    """Return a card's metadata and text; ``({}, "")`` when there is none. Metadata that is not YAML is an error."""
+    """Return a card's metadata and text; ``({}, "")`` when there is none.
+
+    Raises ``DocumentError`` for a card that is not UTF-8 and for metadata that is not YAML.
+    """
     if not path.exists():
         return {}, ""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"{path} cannot be read, a card is text in UTF-8: {_one_line(error)}") from error
     match = FRONT_MATTER.match(text)
     if match is None:
         return {}, text
