@@ -73,9 +73,15 @@ def test_items_that_stood_in_the_text_are_left_out_and_verify_holds_it_to_that(h
 def test_a_task_nobody_looked_for_in_the_text_is_named_in_card_and_report(home, healed):
     path = healed / "layerprune" / "heal.json"
     HealLog.load(path).model_copy(update={"corpus": corpus(other=())}).save(path)
-    audit(healed, ["toy"], include_path=[home / "tasks"], generation=False, layerwise=False)
+    found = audit(healed, ["toy"], include_path=[home / "tasks"], generation=False, layerwise=False)
+    assert "on 20 items, those of toy perhaps met in healing" in found.verdict
+    assert verify(healed).problems == ()
     assert "whether items of toy stand in the text it was healed on" in write_card(healed).read_text()
-    assert "items of toy may stand in that text" in write_report(healed).read_text()
+    page = write_report(healed).read_text()
+    assert "items of toy may stand in that text" in page
+    assert "nobody looked whether those of toy stand in the text that healed" in page
+    assert "no earlier step has seen" not in page
+    assert "unseen items" not in page
 
 
 def test_text_and_single_layers_are_set_against_the_checkpoint_before_healing(home, healed, tmp_path):

@@ -90,16 +90,17 @@ def _tasks(tasks: Sequence[str] | None, plan: Plan) -> tuple[str, ...]:
 
 
 def _document(job: Job, found: Findings) -> Audit:
-    plan, receipt = job.exported.plan, job.exported.receipt
+    plan, receipt, heal = job.exported.plan, job.exported.receipt, job.exported.heal
     everything = overall(found.tasks)
+    unlooked = heal.not_looked_for(task.data.task for task in found.tasks) if heal else ()
     return Audit(
-        verdict=verdict(receipt.removal, receipt.base.layers, found.tasks, everything, found.generation),
+        verdict=verdict(receipt.removal, receipt.base.layers, found.tasks, everything, found.generation, unlooked),
         base=receipt.base,
         pruned=job.exported.result,
         removal=receipt.removal,
         plan_sha256=plan.sha256(),
         receipt_sha256=receipt.sha256(),
-        heal_sha256=job.exported.heal.sha256() if job.exported.heal else None,
+        heal_sha256=heal.sha256() if heal else None,
         compared={
             label: Compared(removal=other.removal, plan_sha256=other.sha256(), metric=other.metric.spec)
             for label, other in job.compare.items()

@@ -14,19 +14,25 @@ def verdict(
     tasks: Sequence[AuditedTask],
     overall: Mapping[str, Overall],
     generation: Generation | None = None,
+    unlooked: Sequence[str] = (),
 ) -> str:
-    """Return the verdict; the accuracy in it is the mean over the informative tasks."""
+    """Return the verdict; the accuracy in it is the mean over the informative tasks.
+
+    ``unlooked`` are the tasks whose items nobody looked for in the text that healed: they may have been seen.
+    """
     share = f"{100 * len(removal) / depth:.0f} % of layers removed ({len(removal)} of {depth})"
-    return "; ".join([share, _accuracy(tasks, overall.get(PRUNED)), *_writing(generation)])
+    return "; ".join([share, _accuracy(tasks, overall.get(PRUNED), unlooked), *_writing(generation)])
 
 
-def _accuracy(tasks: Sequence[AuditedTask], found: Overall | None) -> str:
+def _accuracy(tasks: Sequence[AuditedTask], found: Overall | None, unlooked: Sequence[str]) -> str:
     uninformative = [task.data.task for task in tasks if not task.informative]
     if found is None:
         return f"what that cost is not known: the base model is not above chance on {words.listed(uninformative)}"
+    met = [task for task in unlooked if task not in uninformative]
     said = (
         f"accuracy {words.points(found.difference)} points "
-        f"(95 % CI {words.points_interval(found.interval)}) on {found.items:,} unseen items"
+        f"(95 % CI {words.points_interval(found.interval)}) on {found.items:,} "
+        + (f"items, those of {words.listed(met)} perhaps met in healing" if met else "unseen items")
     )
     if uninformative:
         said += f", {words.listed(uninformative)} left out (base at chance)"

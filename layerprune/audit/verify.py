@@ -71,7 +71,7 @@ def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT
         problems += _weights(folder, documents.writer, base)
     problems += _chain(documents)
     if documents.audit is not None:
-        problems += _figures(documents.audit)
+        problems += _figures(documents.audit, documents.heal)
     if documents.plan is not None and documents.receipt is not None:
         problems += _card(folder)
         problems += _report(folder, documents.audit)
@@ -196,7 +196,7 @@ def _differ(*pairs: tuple[str, object, str, object]) -> Iterator[str]:
             yield f"{field} is not {whose}"
 
 
-def _figures(audit: Audit) -> Iterator[str]:
+def _figures(audit: Audit, log: HealLog | None) -> Iterator[str]:
     """Work every figure out again from the items' outcomes."""
     if len({task.data.task for task in audit.tasks}) < len(audit.tasks):
         yield "audit: one of its tasks stands there twice"
@@ -223,7 +223,8 @@ def _figures(audit: Audit) -> Iterator[str]:
         counted = counts(audit.generation.continuations)
         if any(getattr(audit.generation, name) != value for name, value in counted.items()):
             yield "audit: the count of faulty texts does not follow from the texts' faults"
-    if audit.verdict != verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation):
+    unlooked = log.not_looked_for(task.data.task for task in tasks) if log else ()
+    if audit.verdict != verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation, unlooked):
         yield "audit: the verdict does not follow from the figures"
 
 
