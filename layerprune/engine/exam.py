@@ -8,6 +8,7 @@ import numpy as np
 
 from layerprune.documents import Outcomes
 from layerprune.engine.engine import Engine
+from layerprune.errors import ModelError
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.tasks.items import Answer, Item, Query, Questions, Request, Verdict
@@ -77,6 +78,9 @@ def answer_items(
     if requests:
         share = len(groups) / len(requests)  # a finished request is that much of an item
         sums, greedy = engine.measure(requests, groups, removals, lambda finished: heard(finished * share))
+        for removal, own in zip(removals, sums, strict=True):
+            if not np.isfinite(own).all():
+                raise ModelError(f"log-likelihoods without {removal} are not finite: try --dtype float32")
     generated = _generated(engine, items, removals, heard)
     result: list[list[list[Answer]]] = []
     for number in range(len(removals)):

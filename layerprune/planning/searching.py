@@ -19,7 +19,7 @@ from layerprune.planning.desk import Desk
 from layerprune.planning.goals import Reached
 from layerprune.planning.prediction import predict
 from layerprune.planning.request import ScoreRequest
-from layerprune.planning.written import written
+from layerprune.planning.written import put_out, written
 from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
 from layerprune.removal import Removal
@@ -78,6 +78,9 @@ class Searcher:
                 desk.progress.note(f"{len(removal)} chosen: {removal}, {desk.metric.unit} {best.score:.4f}")
 
         found: Found = look(self.judges[keep], desk.constraints, drop, seed=self.request.score.seed, watch=watch)
+        if keep is not None and put_out(found):  # rules passed over some of the race's winners: all have to be ranked
+            desk.data.keep = None
+            found = look(desk.judge(), desk.constraints, drop, seed=self.request.score.seed, watch=watch)
         if refusal := desk.constraints.refusal(found.removal):
             raise RefusedError(f"the search {self.entry.name!r} found {found.removal}, which may not go: {refusal}")
         self._require_floors(found, self.judges[keep])

@@ -30,13 +30,13 @@ def written(
         scores_sha256=scores.sha256(),
         data=scores.data,
         predicted=predicted,
-        warnings=(*warnings, *_put_out(found), *caveats(scores, predicted)),
+        warnings=(*warnings, *put_out(found), *caveats(scores, predicted)),
         seed=scores.seed,
         versions=scores.versions,
     )
 
 
-def _put_out(found: Found) -> tuple[str, ...]:
+def put_out(found: Found) -> tuple[str, ...]:
     """Return a warning where layers are to go that a race had put out, on a part of the items, as not among the next.
 
     One round alone can lead there: recorded scores of a race for fewer layers, or constraints that skip those that won.

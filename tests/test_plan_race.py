@@ -1,0 +1,47 @@
+"""Races and rules: where rules pass over a race's winners, all layers are ranked on all the items."""
+
+import audit_tiny
+import numpy as np
+import pytest
+from cli_tiny import done
+
+from layerprune.documents import Plan, Scores
+from layerprune.engine import Engine
+from layerprune.engine.exam import answer_items
+from layerprune.errors import ModelError
+from layerprune.removal import Removal
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("race")
+    audit_tiny.base_model(folder / "base")
+    audit_tiny.questions(folder / "base", folder / "tasks", "toy", train=300, test=2)
+    return folder
+
+
+def test_layers_that_may_not_be_neighbours_are_chosen_as_without_a_race(home, tmp_path):
+    words = ["plan", home / "base", "--tasks", "toy", "--include-path", home / "tasks", "--search", "one-shot",
+             "--no-adjacent", "--drop", 3]  # fmt: skip
+    done(*words, "-o", tmp_path / "raced")
+    done(*words, "--no-racing", "-o", tmp_path / "whole")
+    raced, whole = (Plan.load(tmp_path / name / "plan.json") for name in ("raced", "whole"))
+    assert raced.removal == whole.removal
+    assert not any("race" in warning for warning in raced.warnings)
+    stopped = [one for one in Scores.load(tmp_path / "raced" / "scores.json").rounds[0].candidates if one.stopped]
+    gone = set(raced.removal)
+    assert not any(gone & set(one.removal) and not one.accepted for one in stopped)
+
+
+def test_states_that_overflow_are_a_fault_of_the_removal(monkeypatch):
+    from layerprune.tasks.items import Item, Query
+
+    def measure(self, requests, groups, removals, done):
+        return np.full((len(removals), len(requests)), np.nan), np.zeros((len(removals), len(requests)), dtype=bool)
+
+    monkeypatch.setattr(Engine, "measure", measure)
+    from layerprune.tasks.items import Request
+
+    item = Item("x", 0.5, (Query((Request((1, 2), 1),)),))
+    with pytest.raises(ModelError, match=r"without \{3\} are not finite: try --dtype float32"):
+        answer_items(object.__new__(Engine), [item], [Removal.of(3)])
