@@ -8,7 +8,6 @@ the files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,7 @@ def _claim(folder: Path, recipe: Instructions) -> bool:
     """Write the recipe into a new run folder, or find the same one there; return whether it was written."""
     record = folder / Recipe.filename
     if record.exists():
-        kind = json.loads(record.read_text(encoding="utf-8")).get("kind")
+        kind = read_marked(record).data.get("kind")
         if kind != recipe.kind:
             raise UsageError(f"{folder} is a run of another recipe, a {kind!r}; give another folder with -o")
         before = type(recipe).load(record)

@@ -70,7 +70,15 @@ def test_it_does_not_outlive_the_one_who_asked(tmp_path: Path, how: signal.Signa
     assert wait_for(lambda: mark.exists() and mark.read_text())
     asking.send_signal(how)
     asking.communicate()
-    assert wait_for(lambda: not Path(f"/proc/{mark.read_text()}").exists())
+    assert wait_for(lambda: not alive(int(mark.read_text())))
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_for(done: object, seconds: float = 20) -> bool:

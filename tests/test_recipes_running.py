@@ -148,6 +148,13 @@ def test_a_step_that_has_left_nothing_yet_can_be_put_right(home, tmp_path, monke
     assert "heal.window: 32 -> 16" in said
 
 
+def test_a_damaged_record_of_a_run_is_said_in_one_line(home, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text('{"kind": "recipe", ')
+    said = refused("run", home / "recipe.yaml", "-o", tmp_path / "run")
+    assert "recipe.json" in said
+
+
 def test_a_folder_with_other_documents_is_left_alone(home, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
