@@ -3,7 +3,7 @@
 import audit_tiny
 import numpy as np
 import pytest
-from cli_tiny import done
+from cli_tiny import done, refused
 
 from layerprune.documents import Plan, Scores
 from layerprune.engine import Engine
@@ -31,6 +31,14 @@ def test_layers_that_may_not_be_neighbours_are_chosen_as_without_a_race(home, tm
     stopped = [one for one in Scores.load(tmp_path / "raced" / "scores.json").rounds[0].candidates if one.stopped]
     gone = set(raced.removal)
     assert not any(gone & set(one.removal) and not one.accepted for one in stopped)
+
+
+def test_a_front_by_one_shot_is_cut_from_an_order_that_no_race_has_made(home, tmp_path):
+    words = ["plan", home / "base", "--tasks", "toy", "--include-path", home / "tasks", "--search", "one-shot",
+             "--front", "--up-to", 4, "-o", tmp_path / "run"]  # fmt: skip
+    assert refused(*words, "--racing").startswith("--racing does not tell the order of one-shot's layers")
+    done(*words)
+    assert not any(one.stopped for one in Scores.load(tmp_path / "run" / "scores.json").rounds[0].candidates)
 
 
 def test_states_that_overflow_are_a_fault_of_the_removal(monkeypatch):

@@ -33,6 +33,12 @@ def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = 
     entry, search = build(SEARCHES, request.search or metric.search)
     if not getattr(search, "nested", False):
         raise UsageError(f"--front follows one path, and the search {entry.name!r} lays none: use greedy or one-shot")
+    if hasattr(search, "next_to_go") and search.next_to_go(2) > 1:
+        # a race says which layers go, not in what order, and the order is the path
+        if request.score.racing:
+            said = f"--racing does not tell the order of {entry.name}'s layers, which --front follows; leave it out"
+            raise UsageError(said)
+        request = replace(request, score=replace(request.score, racing=False))
     with locked(run_folder):
         searcher = Searcher.open(request, run_folder, progress)
         reached = request.goal.pursue(searcher.desk, searcher)
