@@ -1,9 +1,11 @@
 """Which candidates still need more items: a race in which one leaves as soon as its place is clear, either way.
 
-All candidates answer the same items, block after block, in an order that has nothing to do with the answers. What the
-full data would say of two candidates is known up to the items not yet seen: of N items, n seen with mean paired
-difference m and spread s, the mean over all N has the opposite sign with probability about Phi(-z),
-``z = (m / (s / sqrt(n))) * sqrt(N / (N - n))`` (sampling without replacement; at n = N nothing is left to chance).
+All candidates answer the same items, block after block, in an order that has nothing to do with the answers. Of N items
+of a task n were seen, with mean paired difference m and spread s; the score is a mean over all items, so that tasks
+count by their share of them, and what the full data would say of two candidates is known up to the items not yet seen:
+its sign is another with probability about Phi(-z), ``z = sum(w m) / sqrt(sum((w s)^2 / n (1 - n / N)))`` over the
+tasks, ``w`` their shares (a stratified sample without replacement; where all is seen nothing is left to chance). Tasks
+are not pooled: an item of a short task stands for more, and a few of them may not have shown what is lost there.
 
 A candidate that ``keep`` others are clearly ahead of cannot be among the ``keep`` best: it is out. One that is clearly
 ahead of all but ``keep - 1`` others is among them: it is in, and needs no more items either. The race is over when all
@@ -26,6 +28,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+# Nothing is decided before so many items of every task were seen, or all of a shorter one: of fewer, a spread says
+# little, and a loss that shows in every third item may not have shown.
+LEAST_ITEMS = 10
+
 
 class Place(Enum):
     """What is known of a candidate."""
@@ -37,10 +43,10 @@ class Place(Enum):
 
 @dataclass(frozen=True)
 class Race:
-    """One round: ``candidates`` run over ``items`` items, ``keep`` of them win; decisions are taken ``looks`` times."""
+    """One round: ``keep`` of the candidates win; decisions are taken ``looks`` times."""
 
     candidates: int
-    items: int
+    items: tuple[int, ...]  # of each task
     keep: int
     looks: int
     error: float = 0.05
@@ -51,16 +57,19 @@ class Race:
         comparisons = self.looks * max(1, self.candidates - 1)
         return NormalDist().inv_cdf(1 - self.error / comparisons)
 
-    def places(self, harms: Floats, keep: int) -> list[Place]:
+    def places(self, harms: Sequence[Floats], keep: int) -> list[Place]:
         """Return what the items seen say of each candidate in the race; ``keep`` places are still to be taken.
 
-        ``harms`` is (candidates, items seen), harm per item in any unit that adds up to the score. While there are
-        fewer than two items to see a spread, everyone stays open; once all are seen, too: the caller has the full data.
+        ``harms`` holds (candidates, items seen) of each task, harm per item in any unit whose mean over all items adds
+        up to the score. While a task has shown too few items everyone stays open; once all are seen, too: the caller
+        has the full data.
         """
-        count, seen = harms.shape
+        count = len(harms[0])
         if keep <= 0 or count <= keep:
             return [Place.OUT if keep <= 0 else Place.IN] * count
-        if seen < 2 or seen >= self.items:
+        seen = [own.shape[1] for own in harms]
+        enough = all(some >= min(LEAST_ITEMS, every) for some, every in zip(seen, self.items, strict=True))
+        if not enough or sum(seen) >= sum(self.items):
             return [Place.OPEN] * count
         behind = self.clearly_behind(harms)
         losses, wins = behind.sum(axis=1), behind.sum(axis=0)
@@ -69,22 +78,31 @@ class Race:
             for lost, won in zip(losses, wins, strict=True)
         ]
 
-    def clearly_behind(self, harms: Floats) -> NDArray[np.bool_]:
-        """Return (candidates, candidates): whether the row's is clearly more harmful than the column's.
-
-        A spread of no differences at all would be no spread: one item more is counted as differing as much as any could
-        by the harms seen, so that a lead of a single item never looks certain.
-        """
-        seen = harms.shape[1]
-        mean, high, low = harms.mean(axis=1), harms.max(axis=1), harms.min(axis=1)
-        centred = harms - mean[:, None]
-        products = centred @ centred.T
-        own = np.diag(products)
-        squares = np.maximum(own[:, None] + own[None] - 2 * products, 0.0)  # of the centred paired differences
-        largest = np.maximum(np.abs(high[:, None] - low[None]), np.abs(high[None] - low[:, None]))
-        deviation = np.sqrt((squares + largest**2) / seen / seen * (1 - seen / self.items))  # of a mean difference
-        behind: NDArray[np.bool_] = mean[:, None] - mean[None] > self.threshold * deviation
+    def clearly_behind(self, harms: Sequence[Floats]) -> NDArray[np.bool_]:
+        """Return (candidates, candidates): whether the row's is clearly more harmful than the column's."""
+        count, total = len(harms[0]), sum(self.items)
+        lead, variance = np.zeros((count, count)), np.zeros((count, count))
+        for own, items in zip(harms, self.items, strict=True):
+            seen, share = own.shape[1], items / total
+            lead += share * (own.mean(axis=1)[:, None] - own.mean(axis=1)[None])
+            variance += share**2 * _squares(own) / seen / seen * (1 - seen / items)
+        behind: NDArray[np.bool_] = lead > self.threshold * np.sqrt(variance)
         return behind
+
+
+def _squares(harms: Floats) -> Floats:
+    """Return (candidates, candidates) sums of squares of the paired differences around their means.
+
+    A spread of no differences at all would be no spread: one item more is counted as differing as much as any could by
+    the harms seen, so that a lead of a single item never looks certain.
+    """
+    high, low = harms.max(axis=1), harms.min(axis=1)
+    centred = harms - harms.mean(axis=1)[:, None]
+    products = centred @ centred.T
+    own = np.diag(products)
+    largest = np.maximum(np.abs(high[:, None] - low[None]), np.abs(high[None] - low[:, None]))
+    squares: Floats = np.maximum(own[:, None] + own[None] - 2 * products, 0.0) + largest**2
+    return squares
 
 
 @dataclass
@@ -105,9 +123,9 @@ class Field:
         """Whether all places are taken."""
         return not self.running
 
-    def settle(self, harms: Floats) -> Sequence[int]:
-        """Take out whoever's place is clear, given the harms of those running; return who left, in or out."""
-        left = []
+    def settle(self, harms: Sequence[Floats]) -> Sequence[int]:
+        """Take out whoever's place is clear, given the harms of those running by task; return who left, in or out."""
+        left: list[int] = []
         while self.running:  # one verdict may leave no places, or no rivals, for the rest
             places = self.race.places(harms, self.race.keep - len(self.accepted))
             if all(place is Place.OPEN for place in places):
@@ -115,5 +133,5 @@ class Field:
             self.accepted += [c for c, place in zip(self.running, places, strict=True) if place is Place.IN]
             left += [c for c, place in zip(self.running, places, strict=True) if place is not Place.OPEN]
             still = [index for index, place in enumerate(places) if place is Place.OPEN]
-            self.running, harms = [self.running[index] for index in still], harms[still]
+            self.running, harms = [self.running[index] for index in still], [own[still] for own in harms]
         return left

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +102,25 @@ class Subject:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What of the model a figure depends on, as text: weights, config, dtype, device, what stands in for layers.
+
+        The config as it was loaded, without the name of its folder and the version that wrote it.
+        """
+        config = self.model.config.to_dict() | {"attention": self.model.config._attn_implementation}
+        generating = getattr(self.model, "generation_config", None)
+        read = {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+        settings = [read, generating.to_dict() if generating is not None else {}]
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return {
+            "model": self.ref.fingerprint,
+            "config": hashlib.sha256(text.encode()).hexdigest(),
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+            "stand_in": "" if self.stand_in is None else self.stand_in.mark,
+        }
 
     @cached_property
     def vocabulary(self) -> int:

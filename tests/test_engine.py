@@ -244,6 +244,32 @@ def test_a_model_that_ignores_masks_is_found_out_and_measured_another_way():
     np.testing.assert_allclose(sums, expected, atol=2e-4)
 
 
+def test_questions_with_two_sets_of_examples_take_the_path_that_reads_each_once():
+    subject = subject_of("llama")
+    rng = random.Random(2)
+    requests, groups = multiple_choice(subject.vocabulary, count=6)
+    heads = [[rng.randrange(3, subject.vocabulary) for _ in range(70)] for _ in range(2)]
+    requests = [Request((*heads[i // 9], *request.tokens), request.scored) for i, request in enumerate(requests)]
+    removals = [Removal(()), Removal.of(1)]
+    engine = Engine(subject)
+    sums, _ = engine.measure(requests, groups, removals)
+    assert len({row.beginning for row in engine.path.layout(requests, groups)}) == 2
+    assert engine.path.name == "beginnings", engine.remarks
+    np.testing.assert_allclose(sums, plainly(subject, requests, removals), atol=2e-4)
+
+
+def test_the_longest_request_is_tested_wherever_it_stands():
+    """A window shows in it alone: the largest tree here holds many short requests, the smallest one short one."""
+    wide = [Request(tuple(range(start, start + 6)), 2) for start in range(0, 90, 3)]
+    narrow = [Request(tuple(range(length)), 1) for length in range(8, 26)]
+    requests = [*wide, *narrow]
+    groups = [list(range(len(wide))), *([len(wide) + number] for number in range(len(narrow)))]
+    for few in (groups, [groups[0], *groups[:0:-1]]):
+        tested = Trial.of(subject_of("llama"), requests, few).requests
+        assert narrow[-1] in tested
+    assert max(groups, key=lambda group: len(group)) == groups[0]
+
+
 def test_forwards_are_given_back_after_an_error():
     subject = subject_of("llama")
     walk = TreePath(subject).walk

@@ -99,6 +99,50 @@ def test_other_settings_are_another_key_and_are_left_alone(asked, tmp_path):
     assert Examiner(Engine(subject), questions, folder=tmp_path).known
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('doc_to_text: "', 'description: "Answer. "\ndoc_to_text: "'),  # other tokens, the same items
+        ("num_fewshot: 0", "num_fewshot: 1"),
+        ("  version: 1.0", "  version: 2.0"),  # who raises this says that figures are other ones
+    ],
+)
+def test_a_task_that_asks_otherwise_is_measured_anew(asked, tmp_path, change):
+    subject, _ = asked
+    base = subject.model.config._name_or_path
+    folder = audit_tiny.questions(base, tmp_path / "tasks", "one", test=9, train=4)
+    path = folder / "one.yaml"
+    path.write_text(path.read_text() + "num_fewshot: 0\nfewshot_split: train\n")
+
+    def made():
+        questions = load_questions(["one"], subject.encoder, use="evaluation", include_path=[folder])
+        return Examiner(Engine(subject), questions, folder=tmp_path / "run")
+
+    made().outcomes(REMOVALS[:1])
+    assert made().known
+    assert change[0] in path.read_text()
+    path.write_text(path.read_text().replace(*change))
+    assert not made().known
+
+
+def test_a_model_with_another_config_or_other_tools_is_measured_anew(asked, tmp_path, monkeypatch):
+    from layerprune import versions
+
+    subject, questions = asked
+
+    def known():
+        return Examiner(Engine(subject), questions, folder=tmp_path).known
+
+    Examiner(Engine(subject), questions, folder=tmp_path).outcomes(REMOVALS[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(subject.model.config, "rms_norm_eps", 1e-3)  # the weights are the same
+        assert not known()
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "version", lambda name: "0.0")
+        assert not known()
+    assert known()
+
+
 def test_a_damaged_journal_is_named(asked, tmp_path):
     subject, questions = asked
     Examiner(Engine(subject), questions, folder=tmp_path).outcomes(REMOVALS[:1])
@@ -116,10 +160,13 @@ def test_a_race_gives_full_outcomes_to_those_that_finish_and_the_first_items_of_
     whole = Examiner(Engine(subject), questions).outcomes(removals)
     racing = Examiner(Engine(subject), questions)
 
-    def harm(own):
-        return np.concatenate([1.0 - np.array([bit == "1" for bit in o.correct]) for o in own.values()])
+    def harms(own):
+        return {name: 1.0 - np.array([bit == "1" for bit in o.correct]) for name, o in own.items()}
 
-    raced = racing.race(removals, 1, lambda own: 40 * harm(own) if harm(own).sum() else harm(own))
+    def harm(own):
+        return np.concatenate(list(harms(own).values()))
+
+    raced = racing.race(removals, 1, harms)
     found = raced.outcomes
     finished = [removal for removal in removals if found[removal] == whole[removal]]
     assert finished

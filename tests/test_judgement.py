@@ -182,8 +182,9 @@ def test_the_harms_of_a_race_differ_as_the_scores_do(signal, objective):
     intact, others = drawn(4, signal, objective)
     harms, harm = [], harm_of(intact)
     for own in others:
-        harms.append(float(harm(own).mean()))
-        assert harm(own).shape == (80,)
+        lost = harm(own)
+        assert {name: len(harms) for name, harms in lost.items()} == {name: len(o.correct) for name, o in own.items()}
+        harms.append(float(np.concatenate(list(lost.values())).mean()))
     scores = [judge(intact, (1,), own).score for own in others]
     assert np.diff(harms) == pytest.approx(np.diff(scores), abs=3e-6)
     assert np.ptp(scores) > 0.02
@@ -337,11 +338,13 @@ def test_as_many_items_as_are_said_to_be_enough_give_what_they_should():
     assert np.mean(seen) == pytest.approx(0.9, abs=0.03)
 
 
-def test_of_a_race_the_items_that_all_have_seen_are_stepped_up():
-    raced, whole = ranked_scores(20, 200, 0, stopped=60), ranked_scores(20, 200, 0)
-    told = [reliability_of(one) for one in (raced, whole)]
-    assert [one.items for one in told] == [400, 400]
+def test_of_a_race_no_more_is_told_than_the_items_that_all_have_seen_tell():
+    seen = (200, 60), (60, None), (200, None)
+    raced, short, whole = (ranked_scores(20, items, 0, stopped=stopped) for items, stopped in seen)
+    told = [reliability_of(one) for one in (raced, short, whole)]
+    assert [one.items for one in told] == [120, 120, 400]
     assert told[0].whole == pytest.approx(told[1].whole, abs=0.1)
+    assert told[0].whole < told[2].whole - 0.05
     assert reliability_of(whole, "toy").items == 200
 
 

@@ -41,6 +41,16 @@ def test_a_front_by_one_shot_is_cut_from_an_order_that_no_race_has_made(home, tm
     assert not any(one.stopped for one in Scores.load(tmp_path / "run" / "scores.json").rounds[0].candidates)
 
 
+def test_lazy_greedy_promises_by_all_the_items(home, tmp_path):
+    words = ["plan", home / "base", "--tasks", "toy", "--include-path", home / "tasks", "--drop", 2, "-o", tmp_path,
+             "--search", "greedy:lazy=true"]  # fmt: skip
+    said = refused(*words, "--racing")
+    assert said.startswith("--racing: the search 'greedy:lazy=true' compares more than the next to go")
+    done(*words)
+    rounds = Scores.load(tmp_path / "scores.json").rounds
+    assert not any(one.stopped for entry in rounds for one in entry.candidates)
+
+
 def test_states_that_overflow_are_a_fault_of_the_removal(monkeypatch):
     from layerprune.tasks.items import Item, Query
 

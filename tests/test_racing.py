@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -21,15 +21,18 @@ def outcomes(rng: np.random.Generator, items: int, spread: float) -> np.ndarray:
     return (difficulty - harm[:, None] + noise <= 0).astype(float)
 
 
-def run(race: Race, harms: np.ndarray) -> tuple[set[int], int]:
+def run(race: Race, harms: Sequence[np.ndarray]) -> tuple[set[int], int]:
     """Run a race in equal blocks, the rest by the full data; return who wins and how many item evaluations it took."""
     field, spent = Field.of(race), 0
-    for start, stop in pairwise(np.linspace(0, race.items, race.looks + 1).astype(int)):
-        spent += len(field.running) * (stop - start)
-        field.settle(harms[field.running, :stop])
+    edges = np.linspace(0, 1, race.looks + 1)
+    cuts = [(edges * items).astype(int) for items in race.items]
+    for look in range(race.looks):
+        spent += len(field.running) * sum(int(own[look + 1] - own[look]) for own in cuts)
+        field.settle([own[field.running, : cut[look + 1]] for own, cut in zip(harms, cuts, strict=True)])
         if field.over:
             break
-    rest = sorted(field.running, key=lambda number: harms[number].mean())
+    mean = np.concatenate(harms, axis=1).mean(axis=1)
+    rest = sorted(field.running, key=lambda number: mean[number])
     return {*field.accepted, *rest[: race.keep - len(field.accepted)]}, spent
 
 
@@ -44,20 +47,20 @@ def test_the_winners_are_those_of_the_full_data(spread, keep):
     same = 0
     for _ in range(200):
         harms = outcomes(rng, 600, spread)
-        won, _ = run(Race(CANDIDATES, 600, keep, 12), harms)
+        won, _ = run(Race(CANDIDATES, (600,), keep, 12), [harms])
         same += harms[list(won)].mean(axis=1).sum() == pytest.approx(harms[list(best(harms, keep))].mean(axis=1).sum())
     assert same >= 0.95 * 200
 
 
 def test_a_race_is_worth_running():
     rng = np.random.default_rng(1)
-    spent = [run(Race(CANDIDATES, 3000, 1, 60), outcomes(rng, 3000, 1.0))[1] for _ in range(20)]
+    spent = [run(Race(CANDIDATES, (3000,), 1, 60), [outcomes(rng, 3000, 1.0)])[1] for _ in range(20)]
     assert np.mean(spent) * 4 < CANDIDATES * 3000
 
 
 def test_winners_that_stand_apart_need_not_finish_either():
     rng = np.random.default_rng(1)
-    spent = [run(Race(CANDIDATES, 3000, 8, 20), separate(rng, 3000, 8))[1] for _ in range(20)]
+    spent = [run(Race(CANDIDATES, (3000,), 8, 20), [separate(rng, 3000, 8)])[1] for _ in range(20)]
     assert np.mean(spent) * 4 < CANDIDATES * 3000  # eight who finish would be more than that alone
 
 
@@ -73,25 +76,25 @@ def test_a_careless_error_loses_winners():
     same = 0
     for _ in range(100):
         harms = outcomes(rng, 600, 0.0)
-        same += run(Race(CANDIDATES, 600, 1, 12, error=29 * 12 * 0.4), harms)[0] == best(harms, 1)
+        same += run(Race(CANDIDATES, (600,), 1, 12, error=29 * 12 * 0.4), [harms])[0] == best(harms, 1)
     assert same < 90
 
 
 def test_equal_candidates_all_go_on():
-    assert Race(4, 100, 1, 5).places(np.ones((4, 40)), 1) == [Place.OPEN] * 4
+    assert Race(4, (100,), 1, 5).places([np.ones((4, 40))], 1) == [Place.OPEN] * 4
 
 
 def test_a_lead_of_one_item_is_not_certain():
     harms = np.zeros((2, 50))
     harms[1, 0] = 1
-    assert Race(2, 100, 1, 2).places(harms, 1) == [Place.OPEN, Place.OPEN]
+    assert Race(2, (100,), 1, 2).places([harms], 1) == [Place.OPEN, Place.OPEN]
 
 
 def test_a_clear_lead_takes_the_place_and_ends_the_race():
     rng = np.random.default_rng(3)
     harms = np.concatenate([np.zeros((1, 50)), (rng.random((3, 50)) < 0.9).astype(float)])
-    field = Field.of(Race(4, 1000, 1, 20))
-    assert sorted(field.settle(harms)) == [0, 1, 2, 3]
+    field = Field.of(Race(4, (1000,), 1, 20))
+    assert sorted(field.settle([harms])) == [0, 1, 2, 3]
     assert (field.accepted, field.running, field.over) == ([0], [], True)
 
 
@@ -99,14 +102,46 @@ def test_places_that_are_taken_are_taken_once():
     rng = np.random.default_rng(4)
     rate = np.array([0.0, 0.02, 0.9, 0.95])[:, None]
     harms = (rng.random((4, 60)) < rate).astype(float)
-    field = Field.of(Race(4, 1000, 2, 20))
-    field.settle(harms)
+    field = Field.of(Race(4, (1000,), 2, 20))
+    field.settle([harms])
     assert (sorted(field.accepted), field.running) == ([0, 1], [])
-    assert Race(4, 1000, 2, 20).places(harms[2:], 0) == [Place.OUT, Place.OUT]  # none is left
-    assert Race(4, 1000, 2, 20).places(harms[:2], 2) == [Place.IN, Place.IN]  # a place for everyone
+    assert Race(4, (1000,), 2, 20).places([harms[2:]], 0) == [Place.OUT, Place.OUT]  # none is left
+    assert Race(4, (1000,), 2, 20).places([harms[:2]], 2) == [Place.IN, Place.IN]  # a place for everyone
 
 
 def test_once_all_items_are_seen_the_full_data_decides():
     harms = np.zeros((2, 100))
     harms[1, 0] = 1
-    assert Race(2, 100, 1, 2).places(harms, 1) == [Place.OPEN, Place.OPEN]
+    assert Race(2, (100,), 1, 2).places([harms], 1) == [Place.OPEN, Place.OPEN]
+
+
+def unequal(rng: np.random.Generator, items: tuple[int, int]) -> list[np.ndarray]:
+    """Draw harms of a long and a short task that count alike: the best on the long one fails at the short one."""
+    rate = np.abs(rng.normal(size=(2, CANDIDATES))) * 0.08 + 0.4
+    rate[:, 0] = 0.33, 0.8
+    weights = [sum(items) / 2 / own for own in items]
+    return [
+        weight * (rng.random((CANDIDATES, own)) < misses[:, None])
+        for weight, own, misses in zip(weights, items, rate, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("items", [(4000, 40), (1000, 20)])
+def test_what_a_short_task_loses_is_waited_for(items):
+    rng = np.random.default_rng(5)
+    same, spent = 0, 0
+    for _ in range(100):
+        harms = unequal(rng, items)
+        won, evaluations = run(Race(CANDIDATES, items, 1, items[0] // 50), harms)
+        same += won == best(np.concatenate(harms, axis=1), 1)
+        spent += evaluations
+    assert same >= 95
+    assert spent < 0.9 * 100 * CANDIDATES * sum(items)
+
+
+def test_nothing_is_decided_before_each_task_has_shown_enough():
+    clear = np.repeat([[0.0], [1.0], [1.0]], 50, axis=1)
+    race = Race(3, (1000, 100, 5), 1, 20)
+    for short, shorter, decided in [(0, 0, False), (9, 5, False), (10, 4, False), (10, 5, True)]:
+        places = race.places([clear, clear[:, :short], clear[:, :shorter]], 1)
+        assert (places == [Place.IN, Place.OUT, Place.OUT]) is decided

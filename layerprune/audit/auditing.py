@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-from layerprune import __version__
 from layerprune.audit.compare import overall
 from layerprune.audit.exported import Exported, columns
 from layerprune.audit.layerwise import recorded_ranking
@@ -19,6 +16,7 @@ from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import write_card
 from layerprune.report.page import write_report
+from layerprune.versions import tool_versions
 
 
 def audit(
@@ -119,11 +117,5 @@ def _document(job: Job, found: Findings) -> Audit:
         device=found.device,
         limit=job.limit,
         seed=job.seed,
-        versions=tool_versions(),
+        versions=tool_versions("torch", "transformers", "lm-eval", "numpy", "scipy"),
     )
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of what the figures depend on."""
-    tools = {name: version(name) for name in ("torch", "transformers", "lm-eval", "numpy", "scipy")}
-    return {"layerprune": __version__, "python": platform.python_version(), **tools}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from layerprune import __version__
 from layerprune.documents import Outcomes
 from layerprune.engine.engine import Account, Engine
 from layerprune.engine.exam import answer_items, as_requests, joined, judged
-from layerprune.engine.journal import Journal
+from layerprune.engine.journal import Journal, journal_key
 from layerprune.progress import SILENT, Advance, Progress
 from layerprune.racing import Field, Race
 from layerprune.removal import Removal
@@ -25,9 +22,9 @@ from layerprune.tasks.items import Questions
 # candidate; smaller blocks leave less choice of rows of equal length to batch together.
 BLOCK_ITEMS = 50
 
-# What a candidate did on the items seen so far, to its harm on each, in any unit whose mean orders candidates as their
-# scores do: (items,).
-Harm = Callable[[dict[str, Outcomes]], np.ndarray]
+# What a candidate did on the items seen so far, to its harm on each by task, in any unit whose mean over all items
+# orders candidates as their scores do: (items,) of each.
+Harm = Callable[[dict[str, Outcomes]], dict[str, np.ndarray]]
 
 JOURNAL = "journal.jsonl"
 JOURNAL_FORMAT = 2  # raised when an entry's form changes: entries of another form are left alone
@@ -126,7 +123,8 @@ class Examiner:
         What was measured before is not measured again.
         """
         asked = list(dict.fromkeys(removals))
-        field = Field.of(Race(len(asked), len(self.questions), keep, len(self.blocks)))
+        items = tuple(len(task.items) for task in self.questions.tasks.values())
+        field = Field.of(Race(len(asked), items, keep, len(self.blocks)))
         ran = dict.fromkeys(asked, 0)
         with self.progress.task(label, len(self.questions) * len(asked), "items") as advance:
             for block in range(len(self.blocks)):
@@ -137,7 +135,7 @@ class Examiner:
                 advance(len(self.blocks[block]) * (len(running) - len(pending)))
                 for removal in running:
                     ran[removal] = block + 1
-                left = field.settle(np.stack([harm(self.seen(removal, block + 1)) for removal in running]))
+                left = field.settle(self._harms(running, block + 1, harm))
                 advance(len(left) * sum(len(questions) for questions in self.blocks[block + 1 :]))
                 if field.over:
                     break
@@ -153,24 +151,19 @@ class Examiner:
                 found[name] = joined(pieces)
         return found
 
+    def _harms(self, removals: Sequence[Removal], blocks: int, harm: Harm) -> list[np.ndarray]:
+        """Return (removals, items) of each task, none where its first item is yet to come."""
+        found = [harm(self.seen(removal, blocks)) for removal in removals]
+        nothing = np.empty(0)
+        return [np.stack([own.get(name, nothing) for own in found]) for name in self.questions.tasks]
+
     def _joined(self, removal: Removal) -> dict[str, Outcomes]:
         return self.seen(removal, len(self.blocks))
 
     def _key(self) -> str:
-        """Return a hash of everything that a measurement depends on."""
-        subject = self.engine.subject
-        settings = {
-            "layerprune": __version__,
-            "journal": JOURNAL_FORMAT,
-            "model": subject.ref.fingerprint,
-            "dtype": str(subject.dtype),
-            "device": subject.device.type,
-            "tokens": self.engine.tokens,
-            "memory": self.engine.memory,
-            "rows": self.engine.rows,
-            "block": BLOCK_ITEMS,
-            "data": [data.model_dump(mode="json") for data in self.questions.data()],
-        }
-        if subject.stand_in is not None:
-            settings["stand_in"] = subject.stand_in.mark
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        """Return the key of what is measured: batches have a say in the last digit of a figure."""
+        engine = self.engine
+        return journal_key(
+            engine.subject, self.questions, format=JOURNAL_FORMAT, tokens=engine.tokens, memory=engine.memory,
+            rows=engine.rows, block=BLOCK_ITEMS,
+        )  # fmt: skip

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from layerprune.errors import DocumentError
+from layerprune.subject import Subject
+from layerprune.tasks.items import Questions
+from layerprune.versions import tool_versions
+
+
+def journal_key(subject: Subject, questions: Questions | None, **settings: Any) -> str:
+    """Return a hash of everything that a measurement depends on: model, what is asked, tools, and ``settings``."""
+    asked = None if questions is None else questions.mark()
+    whole = {"subject": subject.marks, "asked": asked, "versions": tool_versions(), "settings": settings}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Journal:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from layerprune.engine.paths import BeginningPath, ChainPath, Path, PlainPath, TreePath, Windows, window_of
-from layerprune.engine.trees import BEGINNING_GROUPS, beginnings, tree_size
+from layerprune.engine.trees import BEGINNING_GROUPS, batches, beginnings, tree_size
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks.items import Request
@@ -93,19 +93,26 @@ class Trial:
         return f"log-likelihoods differ by {seen:.2g} nats per token from plain forwards (limit {limit:.2g})"
 
     def _ask(self, path: Path) -> np.ndarray:
-        members, (sums, _) = path.run(path.layout(self.requests, self.groups), self.removals)
         found = np.full((len(self.removals), len(self.requests)), np.nan)
-        found[:, members] = sums
+        rows = path.layout(self.requests, self.groups)
+        for batch in batches(rows, budget=len(rows) * max(row.length for row in rows)):  # one for each beginning
+            members, (sums, _) = path.run(batch, self.removals)
+            found[:, members] = sums
         return found
 
 
 def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count: int = 4) -> list[list[int]]:
-    """Return the longest group (masks with a window show there), the shortest, some between, some that begin alike."""
+    """Return the largest group, the smallest, some between, that of the longest request, and some that begin alike.
+
+    A mask with a window shows in long requests, and a large group may be one of many short ones.
+    """
     ordered = sorted(groups, key=lambda group: tree_size(requests[i].tokens[:-1] for i in group))
     picks = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)})
     chosen = [list(ordered[pick]) for pick in picks]
+    longest = list(max(groups, key=lambda group: max(len(requests[i].tokens) for i in group)))
     shared, alike = max(beginnings(requests, groups), key=lambda pair: pair[0])
-    return chosen + [group for group in alike[:BEGINNING_GROUPS] if shared and group not in chosen]
+    more = [longest, *(alike[:BEGINNING_GROUPS] if shared else [])]
+    return chosen + [group for number, group in enumerate(more) if group not in (*chosen, *more[:number])]
 
 
 def _removals(subject: Subject) -> list[Removal]:

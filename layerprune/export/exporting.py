@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune import __version__
 from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, locate, new_folder, plan_shards, write_shards
 from layerprune.checkpoint.entries import entry_of, following
@@ -25,6 +24,7 @@ from layerprune.export.proven import prove
 from layerprune.export.weights import WeightPlan, find_disk_stack, half_of, plan_weights
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
+from layerprune.versions import tool_versions
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beside the weights: tokenizer, documents, file-system overhead
 FOLDER = "layerprune"  # of the documents, inside the exported folder
@@ -171,7 +171,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         unexpected_keys=proven.loaded.unexpected,
         proof=proven.logits,
         notes=proven.notes,
-        versions=_versions(),
+        versions=tool_versions("torch", "transformers", "safetensors"),
     )  # fmt: skip
     job.plan.save(folder / FOLDER / Plan.filename)
     receipt.save(folder / FOLDER / Receipt.filename)
@@ -189,9 +189,3 @@ def _readable_card(base: Path, progress: Progress) -> Path | None:
         progress.note(f"{error}; the new card says nothing of the base's licence and language, add them by hand")
         return None
     return base
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"layerprune": __version__, **{name: version(name) for name in ("torch", "transformers", "safetensors")}}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from layerprune import __version__
 from layerprune.audit.exported import Exported
 from layerprune.audit.models import check_folder, check_weights
 from layerprune.checkpoint import Checkpoint, new_folder
@@ -31,6 +28,7 @@ from layerprune.report.card import write_card
 from layerprune.specs import build, options_of, spec_of
 from layerprune.subject import Subject
 from layerprune.tasks import item_texts
+from layerprune.versions import tool_versions
 
 FOLDER = "layerprune"
 CARD = "README.md"
@@ -225,7 +223,6 @@ def _chain(exported: Exported) -> dict[str, Any]:
 
 def _account(case: Case) -> dict[str, Any]:
     record = case.record
-    tools = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     return {
         "corpus": case.corpus.ref if case.corpus else None,
         "tokens": record.tokens,
@@ -235,7 +232,7 @@ def _account(case: Case) -> dict[str, Any]:
         "dtype": record.dtype,
         "device": record.device,
         "seed": case.seed,
-        "versions": {"layerprune": __version__, "python": platform.python_version(), **tools},
+        "versions": tool_versions("torch", "transformers", "peft", "accelerate"),
     }
 
 

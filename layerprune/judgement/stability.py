@@ -49,7 +49,9 @@ def recorded_losses(scores: Scores) -> Losses:
 def reliability_of(scores: Scores, task: str | None = None) -> Reliability:
     """Return the split-half reliability of the first round's ranking, stepped up to the items that made it.
 
-    Of the ranking by the objective, or by one task alone. Raises ``UsageError`` where there is nothing to split.
+    Of the ranking by the objective, or by one task alone. A race that stopped layers early left a ranking of which only
+    the items all of them answered can be told: it is not stepped up. Raises ``UsageError`` where there is nothing to
+    split.
     """
     if not can_be_split(scores):
         raise UsageError(
@@ -59,7 +61,10 @@ def reliability_of(scores: Scores, task: str | None = None) -> Reliability:
     losses = {name: lost for name, lost in recorded_losses(scores).items() if task in (None, name)}
     combine = partial(combined_losses, scores.metric.objective, list(losses))
     found = split_half(losses, seed=scores.seed, combine=combine)
-    items = sum(max(one.tasks[name].items for one in scores.rounds[0].candidates) for name in losses)
+    candidates = scores.rounds[0].candidates
+    items = sum(max(one.tasks[name].items for one in candidates) for name in losses)
+    if any(one.stopped for one in candidates):
+        return found
     if found.whole is None or found.whole <= 0:
         return replace(found, items=items)
     return replace(found, items=items, whole=stepped(found.whole, items / found.items))

@@ -64,7 +64,7 @@ class Ablation:
 
 
 def harm_of(intact: Intact) -> Harm:
-    """Return per-item harms whose mean over all items is the score but for a constant.
+    """Return per-item harms by task whose mean over all items is the score but for a constant.
 
     Raises ``UsageError`` for an objective whose score is no such mean: a race would stop the wrong candidates.
     """
@@ -77,9 +77,8 @@ def harm_of(intact: Intact) -> Harm:
         for name, outcomes in intact.tasks.items()
     }
 
-    def harm(own: dict[str, Outcomes]) -> np.ndarray:
-        lost = [weights[name] * -values(intact.signal, name, outcomes) for name, outcomes in own.items()]
-        return np.concatenate(lost)
+    def harm(own: dict[str, Outcomes]) -> dict[str, np.ndarray]:
+        return {name: weights[name] * -values(intact.signal, name, outcomes) for name, outcomes in own.items()}
 
     return harm
 

@@ -39,12 +39,19 @@ class Found:
 class Search(Protocol):
     """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer.
 
-    A class attribute ``nested`` says that every beginning of ``Found.order`` is a removal the search stood at.
+    A class attribute ``nested`` says that every beginning of ``Found.order`` is a removal the search stood at. A method
+    ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race them.
     """
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
     ) -> Found: ...
+
+
+def next_to_go(search: Search, drop: int) -> int | None:
+    """Return how many of a round's candidates matter, so that others may be stopped early; None where all do."""
+    ask = getattr(search, "next_to_go", None)
+    return None if ask is None else ask(drop)
 
 
 def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:

@@ -61,9 +61,13 @@ class Greedy:
         default=False, metadata={"help": "judge a layer again only while its last harm could make it the next to go"}
     )
 
-    def next_to_go(self, drop: int) -> int:
-        """Return how many of a round's candidates matter: the judge may stop the others early."""
-        return 1
+    def next_to_go(self, drop: int) -> int | None:
+        """Return how many of a round's candidates matter: the judge may stop the others early.
+
+        None where all do: lazily, what a layer did in one round is its promise for the next, and one that was stopped
+        early would promise by a few items.
+        """
+        return None if self.lazy else 1
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None

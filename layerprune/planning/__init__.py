@@ -10,7 +10,6 @@ from layerprune.planning.recorded import replan
 from layerprune.planning.request import DEFAULT_LIMIT, ScoreRequest
 from layerprune.planning.scoring import score_model
 from layerprune.planning.searching import plan_model
-from layerprune.planning.versions import tool_versions
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -29,5 +28,4 @@ __all__ = [
     "plan_model",
     "replan",
     "score_model",
-    "tool_versions",
 ]

@@ -33,7 +33,9 @@ def _noise(scores: Scores) -> Iterator[str]:
         return
     seen = "not to be told, all layers alike" if found.whole is None else f"{found.whole:.2f}"
     more = "" if found.items_needed is None else f"; about {found.items_needed:,} items would give {TARGET}"
-    yield f"the ranking is noisy: its split-half reliability on {found.items:,} items is {seen}{more} (--limit)"
+    raced = any(candidate.stopped for candidate in scores.rounds[0].candidates)
+    items = f"the {found.items:,} items that all layers saw" if raced else f"{found.items:,} items"
+    yield f"the ranking is noisy: its split-half reliability on {items} is {seen}{more} (--limit)"
 
 
 def _floors(scores: Scores, predicted: Prediction | None) -> Iterator[str]:

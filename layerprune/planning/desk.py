@@ -10,7 +10,7 @@ from pathlib import Path
 from layerprune.checkpoint import contained, locate
 from layerprune.documents import BaseTask, Candidate, EngineReport, MetricRef, Round, Scores
 from layerprune.engine import JOURNAL, Engine, Examiner
-from layerprune.engine.journal import Journal
+from layerprune.engine.journal import Journal, journal_key
 from layerprune.errors import TaskError, UsageError
 from layerprune.export import rehearse, weigh
 from layerprune.export.weights import Weight
@@ -20,17 +20,17 @@ from layerprune.metrics.ablation import examine_base
 from layerprune.metrics.base import Data, Metric
 from layerprune.operators import stand_in
 from layerprune.planners import Constraints, Judge, parse_protect
-from layerprune.planning.judging import Remembered, journal_key
+from layerprune.planning.judging import Remembered
 from layerprune.planning.limits import FREE, Rules, candidate_units, check_objective, check_operator
 from layerprune.planning.request import ScoreRequest
 from layerprune.planning.slices import Shares, Slices
-from layerprune.planning.versions import tool_versions
 from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
 from layerprune.removal import Removal
 from layerprune.specs import build, options_of, spec_of
 from layerprune.subject import Subject
 from layerprune.tasks import Questions, load_questions
+from layerprune.versions import tool_versions
 
 
 @dataclass
@@ -134,18 +134,10 @@ class Desk:
         worth = metric.needs == "text" and metric.scope == "any set"
         if self.folder is None or not worth:
             return Remembered(ask)
-        questions = self.data.questions
-        settings = {
-            "model": self.subject.ref.fingerprint,
-            "dtype": str(self.subject.dtype),
-            "device": self.subject.device.type,
-            "metric": spec_of(name, metric),
-            "operator": self.request.operator,
-            "data": [data.model_dump(mode="json") for data in questions.data()] if questions else [],
-            "seed": self.request.seed,
-            "versions": tool_versions(),
-        }
-        return Remembered(ask, Journal(self.folder / JOURNAL, journal_key(settings)))
+        key = journal_key(
+            self.subject, self.data.questions, metric=spec_of(name, metric), seed=self.request.seed
+        )  # fmt: skip
+        return Remembered(ask, Journal(self.folder / JOURNAL, key))
 
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""

@@ -11,7 +11,7 @@ from layerprune.errors import UsageError
 from layerprune.export.weights import Weight
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
-from layerprune.planners import SEARCHES, Constraints, Found
+from layerprune.planners import SEARCHES, Constraints, Found, next_to_go
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.prediction import prepare
 from layerprune.planning.searching import Searcher
@@ -33,7 +33,7 @@ def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = 
     entry, search = build(SEARCHES, request.search or metric.search)
     if not getattr(search, "nested", False):
         raise UsageError(f"--front follows one path, and the search {entry.name!r} lays none: use greedy or one-shot")
-    if hasattr(search, "next_to_go") and search.next_to_go(2) > 1:
+    if (next_to_go(search, 2) or 0) > 1:
         # a race says which layers go, not in what order, and the order is the path
         if request.score.racing:
             said = f"--racing does not tell the order of {entry.name}'s layers, which --front follows; leave it out"

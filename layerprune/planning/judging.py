@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from layerprune.documents import Candidate
 from layerprune.engine.journal import Journal
@@ -41,8 +38,3 @@ class Remembered:
                 answered = [candidate.model_dump(mode="json") for candidate in self.known[question]]
                 self.journal.append({"removals": asked, "candidates": answered})
         return self.known[question]
-
-
-def journal_key(settings: dict[str, Any]) -> str:
-    """Return a hash of everything that judgements depend on."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

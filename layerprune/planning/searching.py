@@ -12,7 +12,7 @@ from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
-from layerprune.planners import SEARCHES, Constraints, Found, Judge, shortfall
+from layerprune.planners import SEARCHES, Constraints, Found, Judge, next_to_go, shortfall
 from layerprune.planners.cascade import Cascade
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.desk import Desk
@@ -23,7 +23,7 @@ from layerprune.planning.written import put_out, written
 from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
 from layerprune.removal import Removal
-from layerprune.specs import build, options_of
+from layerprune.specs import build, options_of, spec_of
 
 
 def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = SILENT) -> tuple[Scores, Plan]:
@@ -54,8 +54,8 @@ class Searcher:
         """Validate everything, load model and items."""
         _, metric = build(METRICS, request.score.metric)
         entry, search = build(SEARCHES, request.search or metric.search)
-        if request.score.racing and not (hasattr(search, "next_to_go") and metric.needs == "items"):
-            what = f"the search {entry.name!r} compares more than the next to go"
+        if request.score.racing and (next_to_go(search, 2) is None or metric.needs != "items"):
+            what = f"the search {spec_of(entry.name, search)!r} compares more than the next to go"
             what = what if metric.needs == "items" else f"the metric {request.score.metric!r} answers no items"
             raise UsageError(f"--racing: {what}; leave it out, or use ablation with one-shot or greedy")
         desk = Desk.open(request.score, run_folder, progress, request.rules)
@@ -116,9 +116,9 @@ class Searcher:
 def _kept(request: ScoreRequest, objective: Objective, constraints: Constraints, search: Any, drop: int) -> int | None:
     """Return how many candidates of a round a race has to get right; None: no racing.
 
-    Searches without ``next_to_go`` compare more than the next to go; moves of different sizes are compared per layer,
-    which the race does not know of; nor does it know of floors, and of the worst task.
+    Moves of different sizes are compared per layer, which the race does not know of; nor does it know of floors, and of
+    the worst task.
     """
     alike = len({len(move) for move in constraints.moves}) == 1
-    races = hasattr(search, "next_to_go") and alike and additive(objective)
-    return int(search.next_to_go(drop)) if races and request.racing is not False else None
+    races = alike and additive(objective) and request.racing is not False
+    return next_to_go(search, drop) if races else None

@@ -29,7 +29,7 @@ class Reliability:
     items: int
     splits: int
     halves: float | None  # mean Spearman between the rankings of two halves
-    whole: float | None  # the same for two sets of all the items: 2r / (1 + r)
+    whole: float | None  # the same for two sets of all the items: 2r / (1 + r), r where it is below 0
     items_needed: int | None  # items for a reliability of TARGET (Spearman-Brown); None: no end in sight
 
 
@@ -91,6 +91,6 @@ def split_half(
     if not known.size:
         return Reliability(items, splits, None, None, None)
     halves = float(known.mean())
-    whole = stepped(halves, 2) if halves > -1 else -1.0
+    whole = stepped(halves, 2) if halves > 0 else halves  # more of nothing is nothing: below 0 there is no law
     needed = int(np.ceil(items * TARGET * (1 - whole) / (whole * (1 - TARGET)))) if whole > 0 else None
     return Reliability(items, splits, halves, whole, needed)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerprune.engine import JOURNAL
-from layerprune.engine.journal import Journal
+from layerprune.engine.journal import Journal, journal_key
 from layerprune.metrics import METRICS
 from layerprune.metrics.base import Data
-from layerprune.planners import SEARCHES, Constraints, Found, Judge
+from layerprune.planners import SEARCHES, Constraints, Found, Judge, next_to_go
 from layerprune.planners.cascade import Cascade
-from layerprune.planning import tool_versions
-from layerprune.planning.judging import Remembered, journal_key
+from layerprune.planning.judging import Remembered
 from layerprune.specs import build
 from layerprune.subject import Subject
 
@@ -45,21 +42,12 @@ class Scorer:
     ) -> Found:  # fmt: skip
         """Return what a search finds by a metric when ``drop`` units are to go."""
         _, look = build(SEARCHES, search)
-        races = racing and hasattr(look, "next_to_go") and len({len(move) for move in constraints.moves}) == 1
-        judge = self.judge(metric, seed=seed, keep=look.next_to_go(drop) if races else None)
+        races = racing and len({len(move) for move in constraints.moves}) == 1
+        judge = self.judge(metric, seed=seed, keep=next_to_go(look, drop) if races else None)
         bound = look.proposed_by(self.judge(look.by, seed=seed)) if isinstance(look, Cascade) else look
         return bound(judge, constraints, drop, seed=self.data.seed if seed is None else seed)  # type: ignore[no-any-return]
 
     def _journal(self, spec: str, data: Data) -> Journal | None:
         if self.folder is None:
             return None
-        settings = {
-            "versions": tool_versions(),
-            "model": self.subject.ref.fingerprint,
-            "dtype": str(self.subject.dtype),
-            "device": self.subject.device.type,
-            "metric": spec,
-            "seed": data.seed,
-            "texts": hashlib.sha256(json.dumps(data.texts).encode()).hexdigest(),
-        }
-        return Journal(self.folder / JOURNAL, journal_key(settings))
+        return Journal(self.folder / JOURNAL, journal_key(self.subject, data.questions, metric=spec, seed=data.seed))

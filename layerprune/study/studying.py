@@ -13,7 +13,6 @@ from layerprune.errors import UsageError
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
 from layerprune.planners import Constraints, parse_drop, parse_protect
-from layerprune.planning import tool_versions
 from layerprune.progress import SILENT, Progress
 from layerprune.specs import build, options_of, spec_of
 from layerprune.study.bench import SELECTION, Bench
@@ -22,6 +21,7 @@ from layerprune.study.followed import calibrated, contrasts, path_of
 from layerprune.study.rankings import judged, ranked
 from layerprune.study.request import StudyRequest
 from layerprune.study.shown import counterexample_shown
+from layerprune.versions import tool_versions
 
 WORK = "work"  # of a study's folder: journals of what was measured
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from layerprune.errors import TaskError
 from layerprune.tasks.encoding import Encoder, encode
 from layerprune.tasks.items import Item, Questions, Request, TaskQuestions, Verdict, fingerprint, hash_share
-from layerprune.tasks.judging import LmEvalJudge, chance_of
+from layerprune.tasks.judging import LmEvalJudge, chance_of, definition_of
 from layerprune.tasks.loading import load_tasks, templates_compiled_once
 
 __all__ = ["Item", "Questions", "Request", "TaskQuestions", "Verdict", "item_texts", "load_questions"]
@@ -103,7 +103,9 @@ def _build(
         raise TaskError(
             f"task {name!r} has no items left for {use} ({len(docs)} in {split}, {excluded} already seen by the plan)"
         )
-    return TaskQuestions(name, split, judge.metric, shots, tuple(items), judge, excluded=excluded)
+    return TaskQuestions(
+        name, split, judge.metric, shots, tuple(items), judge, excluded=excluded, definition=definition_of(task)
+    )
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None) -> int:

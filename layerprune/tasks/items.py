@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -33,6 +33,11 @@ class Query:
     parts: tuple[Request, ...] = ()
     rolling: bool = False
     generation: Generation | None = None
+
+    def asked(self) -> list[Any]:
+        """Return what the model is given, as JSON."""
+        given = [str(part) for part in self.generation.instance.args] if self.generation is not None else []
+        return [self.rolling, [[part.scored, *part.tokens] for part in self.parts], given]
 
 
 # What lm-eval expects back for one query: (sum of log-probabilities in nats, all tokens greedy), or generated text.
@@ -75,6 +80,7 @@ class TaskQuestions:
     items: tuple[Item, ...]
     judge: Judge
     excluded: int = 0  # items left out because an earlier step has seen them
+    definition: str = ""  # stands for how the task asks and judges: metrics, filters, what ends a generation
 
     def data(self) -> TaskData:
         """Describe these items for a document."""
@@ -88,6 +94,15 @@ class TaskQuestions:
             chance=round(sum(item.chance for item in self.items) / len(self.items), 6),
         )
 
+    def asked(self) -> Iterator[Any]:
+        """Yield all that the answers and their verdicts depend on, as JSON: the very tokens, and not the items alone.
+
+        An item's fingerprint says which question it is; a description or examples before it are in its tokens only.
+        """
+        yield [self.name, self.metric, self.num_fewshot, self.definition]
+        for item in self.items:
+            yield [item.fingerprint, [query.asked() for query in item.queries]]
+
 
 @dataclass(frozen=True)
 class Questions:
@@ -100,6 +115,14 @@ class Questions:
 
     def data(self) -> tuple[TaskData, ...]:
         return tuple(task.data() for task in self.tasks.values())
+
+    def mark(self) -> str:
+        """Return a hash of everything that is asked, and of how it is judged."""
+        digest = hashlib.sha256()
+        for task in self.tasks.values():
+            for part in task.asked():
+                digest.update(json.dumps(part, separators=(",", ":")).encode() + b"\n")
+        return digest.hexdigest()
 
     def followed_by(self, other: Questions) -> Questions:
         """Return these items with the other's after them, task by task."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +77,14 @@ def accuracy_of(task: Any) -> str:
         f"task {task.config.task!r} has no accuracy to lose (its metrics: {', '.join(known) or 'none'}); "
         f"ablation needs one of {', '.join(ACCURACIES)}"
     )
+
+
+def definition_of(task: Any) -> str:
+    """Return a hash of how a task asks and judges: its config without where its data lies, functions by source."""
+    config = {name: value for name, value in task.dump_config().items() if not name.startswith("dataset_")}
+    text = json.dumps(config, sort_keys=True, default=str)
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # an object without source, printed: another address in every process
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def choices_of(task: Any, doc: Any) -> list[str]:

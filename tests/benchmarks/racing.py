@@ -15,7 +15,6 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ INTACT = Removal(())
 TASKS = "local_arc_easy,local_hellaswag,local_piqa"
 SIGNALS: tuple[Signal, ...] = ("accuracy", "probability", "blend")
 Table = dict[Removal, dict[str, Outcomes]]
+Order = tuple[list[np.ndarray], list[list[int]]]  # harms (removals, items) of each task, and its blocks' edges
 
 
 def main() -> None:
@@ -69,28 +69,27 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def raced(orders: Sequence[tuple[np.ndarray, list[int]]], keep: int) -> tuple[float, int]:
+def raced(orders: Sequence[Order], keep: int) -> tuple[float, int]:
     """Return (exhaustive over spent item evaluations, how often the set was that of all the items)."""
     spent = every = same = 0
-    for harms, edges in orders:
-        field = Field.of(Race(len(harms), harms.shape[1], keep, len(edges) - 1))
-        for start, stop in pairwise(edges):
-            spent += len(field.running) * (stop - start)
-            field.settle(harms[field.running, :stop])
+    for harms, cuts in orders:
+        items, looks = tuple(own.shape[1] for own in harms), len(cuts[0]) - 1
+        field = Field.of(Race(len(harms[0]), items, keep, looks))
+        for look in range(looks):
+            spent += len(field.running) * sum(edges[look + 1] - edges[look] for edges in cuts)
+            field.settle([own[field.running, : edges[look + 1]] for own, edges in zip(harms, cuts, strict=True)])
             if field.over:
                 break
-        rest = sorted(field.running, key=lambda number: harms[number].mean())
+        means = np.concatenate(harms, axis=1).mean(axis=1)
+        rest = sorted(field.running, key=lambda number: means[number])
         won = {*field.accepted, *rest[: keep - len(field.accepted)]}
-        exhaustive = np.argsort(harms.mean(axis=1), kind="stable")[:keep]
-        every += harms.size
-        same += won == set(exhaustive.tolist())
+        every += len(means) * sum(items)
+        same += won == set(np.argsort(means, kind="stable")[:keep].tolist())
     return every / spent, same
 
 
-def shuffled(
-    table: Table, data: Sequence[TaskData], items: int, signal: Signal, seed: int
-) -> tuple[np.ndarray, list[int]]:
-    """Return (removals, items) harms block after block in a drawn order, and where blocks begin and end."""
+def shuffled(table: Table, data: Sequence[TaskData], items: int, signal: Signal, seed: int) -> Order:
+    """Return, by task, (removals, items) harms in a drawn order, and where blocks begin and end."""
     drawn = random.Random(seed)
     orders = {
         name: drawn.sample(range(len(own.correct)), min(items, len(own.correct)))
@@ -101,19 +100,10 @@ def shuffled(
         for removal, outcomes in table.items()
     }
     harm = harm_of(Intact.of(data, mixed[INTACT], signal, MEAN))
+    found = [harm(own) for removal, own in mixed.items() if removal != INTACT]
     blocks = -(-max(map(len, orders.values())) // BLOCK_ITEMS)
-    cuts = {name: [len(order) * edge // blocks for edge in range(blocks + 1)] for name, order in orders.items()}
-    columns, start, edges = [], 0, [0]
-    places = {}
-    for name, order in orders.items():
-        places[name] = start
-        start += len(order)
-    for block in range(blocks):
-        for name in orders:
-            columns += range(places[name] + cuts[name][block], places[name] + cuts[name][block + 1])
-        edges.append(len(columns))
-    whole = np.stack([harm(own) for removal, own in mixed.items() if removal != INTACT])
-    return whole[:, columns], edges
+    cuts = [[len(order) * edge // blocks for edge in range(blocks + 1)] for order in orders.values()]
+    return [np.stack([own[name] for own in found]) for name in orders], cuts
 
 
 def reordered(outcomes: Outcomes, order: Sequence[int]) -> Outcomes:

@@ -2,13 +2,14 @@
 
     python tests/benchmarks/selection.py MODEL EVAL -o FOLDER [--dtype bfloat16] [--items 300] [--audit 1000]
         [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/beam ...] [--draws 5]
-        [--reference ablation/greedy]
+        [--reference ablation/greedy] [--operator rescale] [--unit half]
 
 MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. An entry is METRIC/SEARCH, both as the
 command line takes them, with @N behind where it is to see N items of each task instead of --items. Every entry chooses
 3, 6, 8 and 15 layers (--counts) on selection items (the training split); all of its choices answer the same --audit
 items a task of the evaluation split, with the layers bypassed in memory. --equal entries spend what greedy by the same
-metric spends on --items: a search that asks about three times as many removals gets a third of the items. Tasks on
+metric spends on --items: a search that asks about three times as many removals gets a third of the items. --operator
+stands something in for removed layers, for choosing and in the audit (rescale: what healing by it ships). Tasks on
 which the intact model is not above chance, on either split, are left out and named.
 
 Everything goes through journals in FOLDER: killed, the same command goes on; with more entries it measures those alone.
@@ -34,6 +35,7 @@ from layerprune.cli.quiet import quiet_libraries
 from layerprune.documents import Candidate
 from layerprune.engine import Engine, Examiner
 from layerprune.metrics.base import Data
+from layerprune.operators import stand_in
 from layerprune.planners import SEARCHES, Constraints, Found
 from layerprune.planners.cascade import Cascade
 from layerprune.removal import Removal
@@ -90,6 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--audit", type=int, default=1000, help="evaluation items of each task")
     parser.add_argument("--draws", type=int, default=5, help="of the random baseline: one draw says little")
     parser.add_argument("--unit", choices=["layer", "half"], default="layer")
+    parser.add_argument("--operator", choices=["skip", "rescale", "mean"], default="skip")
     parser.add_argument("--no-racing", dest="racing", action="store_false")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="auto")
@@ -113,6 +116,9 @@ class Bench:
         self.subject = Subject.load(self.options.model, dtype=self.options.dtype, device=self.options.device)
         self.engine = Engine(self.subject)
         self.scorers: dict[int, Scorer] = {}
+        if self.options.operator != "skip":
+            text = Data(questions=self.load(self.options.tasks, "selection", self.options.items))
+            self.subject.stand_in = stand_in(self.subject, self.options.operator, text)
 
     def load(self, tasks: Sequence[str], use: Any, limit: int | None, seen: frozenset[str] = frozenset()) -> Questions:
         return load_questions(
