@@ -125,6 +125,23 @@ def test_a_task_that_asks_otherwise_is_measured_anew(asked, tmp_path, change):
     assert not made().known
 
 
+def test_other_examples_before_the_same_items_are_measured_anew(asked, tmp_path):
+    subject, _ = asked
+    folder = audit_tiny.questions(subject.model.config._name_or_path, tmp_path / "tasks", "one", test=9, train=1)
+    with (folder / "one.yaml").open("a") as file:
+        file.write("num_fewshot: 1\nfewshot_split: train\n")
+
+    def made():
+        questions = load_questions(["one"], subject.encoder, use="evaluation", include_path=[folder])
+        return Examiner(Engine(subject), questions, folder=tmp_path / "run")
+
+    made().outcomes(REMOVALS[:1])
+    assert made().known
+    train = folder / "one-train.jsonl"
+    train.write_text(train.read_text().replace("train one 0", "train two 0"))
+    assert not made().known
+
+
 def test_a_model_with_another_config_or_other_tools_is_measured_anew(asked, tmp_path, monkeypatch):
     from layerprune import versions
 
