@@ -139,6 +139,24 @@ def test_what_a_short_task_loses_is_waited_for(items):
     assert spent < 0.9 * 100 * CANDIDATES * sum(items)
 
 
+@pytest.mark.parametrize(("rivals", "gap", "missed"), [(1, 0.06, 0.1), (5, 0.08, 0.15)])
+def test_a_small_loss_on_a_short_task_is_waited_for_where_none_has_shown(rivals, gap, missed):
+    """The best on the long task misses a few of the short one, as nobody else does: ten items may show none of it."""
+    rng = np.random.default_rng(6)
+    items, same = (4000, 40), 0
+    for _ in range(200):
+        long = np.array([0.37, *[0.37 + gap] * rivals])
+        short = np.array([missed, *[0.0] * rivals])
+        harms = [
+            weight * (rng.random((rivals + 1, own)) < rate[:, None])
+            for weight, own, rate in zip((0.505, 50.5), items, (long, short), strict=True)
+        ]
+        won, _ = run(Race(rivals + 1, items, 1, 80), harms)
+        mean = np.concatenate(harms, axis=1).mean(axis=1)
+        same += mean[next(iter(won))] == pytest.approx(mean.min())
+    assert same >= 190
+
+
 def test_nothing_is_decided_before_each_task_has_shown_enough():
     clear = np.repeat([[0.0], [1.0], [1.0]], 50, axis=1)
     race = Race(3, (1000, 100, 5), 1, 20)

@@ -117,7 +117,7 @@ class Questions:
         return tuple(task.data() for task in self.tasks.values())
 
     def mark(self) -> str:
-        """Return a hash of everything that is asked, and of how it is judged."""
+        """Return a hash of everything that is asked, and of what the tasks' configs say of how it is judged."""
         digest = hashlib.sha256()
         for task in self.tasks.values():
             for part in task.asked():

@@ -80,7 +80,7 @@ def accuracy_of(task: Any) -> str:
 
 
 def definition_of(task: Any) -> str:
-    """Return a hash of how a task asks and judges: its config without where its data lies, functions by source."""
+    """Return a hash of a task's config but for its data; a filter's function counts by its name, not by its body."""
     config = {name: value for name, value in task.dump_config().items() if not name.startswith("dataset_")}
     text = json.dumps(config, sort_keys=True, default=str)
     text = re.sub(r" at 0x[0-9a-f]+", "", text)  # an object without source, printed: another address in every process
