@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
+from types import SimpleNamespace
 
 import audit_tiny
 import numpy as np
@@ -13,6 +16,7 @@ from layerprune.errors import DocumentError
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks import load_questions
+from layerprune.tasks.judging import definition_of
 
 REMOVALS = [Removal(()), Removal.of(1), Removal.of(4), Removal.of(1, 4)]
 
@@ -125,6 +129,33 @@ def test_a_task_that_asks_otherwise_is_measured_anew(asked, tmp_path, change):
     assert not made().known
 
 
+def test_a_task_folder_that_was_moved_is_the_same_task(asked, tmp_path):
+    subject, _ = asked
+    folder = audit_tiny.questions(subject.model.config._name_or_path, tmp_path / "tasks", "one", test=9, train=4)
+
+    def mark(place):
+        return load_questions(["one"], subject.encoder, use="evaluation", include_path=[place]).mark()
+
+    before = mark(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert mark(tmp_path / "copy") == before
+
+
+def test_a_filter_of_the_tasks_own_is_part_of_it(tmp_path):
+    def task(body):
+        path = tmp_path / f"filters{len(body)}.py"
+        path.write_text(f"def kept(resps, docs):\n    return {body}\n")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        own = {"function": "custom", "filter_fn": module.kept}
+        config = {"task": "x", "filter_list": [{"name": "own", "filter": [own]}]}
+        return SimpleNamespace(dump_config=lambda: config)
+
+    assert definition_of(task("resps")) == definition_of(task("resps"))
+    assert definition_of(task("resps")) != definition_of(task("resps[:1]"))
+
+
 def test_other_examples_before_the_same_items_are_measured_anew(asked, tmp_path):
     subject, _ = asked
     folder = audit_tiny.questions(subject.model.config._name_or_path, tmp_path / "tasks", "one", test=9, train=1)
@@ -171,28 +202,41 @@ def test_a_damaged_journal_is_named(asked, tmp_path):
     assert json.loads(lines[0])["block"] == 0
 
 
-def test_a_race_gives_full_outcomes_to_those_that_finish_and_the_first_items_of_the_others(asked):
-    subject, questions = asked
-    removals = [Removal.of(layer) for layer in range(6)]
+@pytest.fixture(scope="module")
+def many(asked, tmp_path_factory):
+    """Items enough for a race to end early: 120 of one task, 40 of another."""
+    subject, folder = asked[0], tmp_path_factory.mktemp("many")
+    for name, test in (("one", 120), ("two", 40)):
+        audit_tiny.questions(subject.model.config._name_or_path, folder, name, test=test, train=4)
+    return subject, load_questions(["one", "two"], subject.encoder, use="evaluation", include_path=[folder])
+
+
+def missed(own):
+    return {name: 1.0 - np.array([bit == "1" for bit in outcomes.correct]) for name, outcomes in own.items()}
+
+
+def test_a_race_gives_full_outcomes_to_those_that_finish_and_the_first_items_of_the_others(many):
+    subject, questions = many
+    removals = [Removal(()), *(Removal.of(layer) for layer in range(6))]
     whole = Examiner(Engine(subject), questions).outcomes(removals)
-    racing = Examiner(Engine(subject), questions)
-
-    def harms(own):
-        return {name: 1.0 - np.array([bit == "1" for bit in o.correct]) for name, o in own.items()}
-
-    def harm(own):
-        return np.concatenate(list(harms(own).values()))
-
-    raced = racing.race(removals, 1, harms)
-    found = raced.outcomes
-    finished = [removal for removal in removals if found[removal] == whole[removal]]
-    assert finished
-    best = min(removals, key=lambda removal: harm(whole[removal]).mean())
-    assert best in finished or raced.accepted == {best}
+    raced = Examiner(Engine(subject), questions).race(removals, 1, missed)
+    best = min(removals, key=lambda removal: np.concatenate(list(missed(whole[removal]).values())).mean())
+    assert best == Removal(())  # far ahead: the race need not run to its end
+    assert raced.accepted == {best}
     for removal in removals:
-        for name, outcomes in found[removal].items():
+        for name, outcomes in raced.outcomes[removal].items():
             assert whole[removal][name].correct.startswith(outcomes.correct)
             assert len(outcomes.gold_probability) == len(outcomes.correct)
+            assert 10 <= len(outcomes.correct) < len(whole[removal][name].correct)
+
+
+def test_a_race_between_equals_is_run_to_its_end(many):
+    subject, questions = many
+    removals = [Removal(()), Removal.of(1)]
+    examiner = Examiner(Engine(subject), questions)
+    raced = examiner.race(removals, 1, lambda own: {name: np.ones(len(o.correct)) for name, o in own.items()})
+    assert not raced.accepted
+    assert raced.outcomes == examiner.outcomes(removals)
 
 
 def test_every_block_holds_the_same_share_of_every_task(asked):

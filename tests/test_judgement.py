@@ -14,6 +14,7 @@ from layerprune.judgement.objective import check_tasks, combined, combined_losse
 from layerprune.metrics.ablation import harm_of
 from layerprune.planners import Constraints, by_harm, greedy, one_shot, require_floors
 from layerprune.planners.base import order_moves
+from layerprune.planning.caveats import caveats
 from layerprune.removal import Removal
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -345,6 +346,10 @@ def test_of_a_race_no_more_is_told_than_the_items_that_all_have_seen_tell():
     assert [one.items for one in told] == [120, 120, 400]
     assert told[0].whole == pytest.approx(told[1].whole, abs=0.1)
     assert told[0].whole < told[2].whole - 0.05
+    noisy = ranked_scores(20, 12, 0, stopped=4), ranked_scores(20, 4, 0)
+    (of_a_race,), (of_all,) = (caveats(one, None) for one in noisy)
+    assert "on the 8 items that all layers saw is" in of_a_race
+    assert "on 8 items is" in of_all
     assert reliability_of(whole, "toy").items == 200
 
 

@@ -163,3 +163,12 @@ def test_nothing_is_decided_before_each_task_has_shown_enough():
     for short, shorter, decided in [(0, 0, False), (9, 5, False), (10, 4, False), (10, 5, True)]:
         places = race.places([clear, clear[:, :short], clear[:, :shorter]], 1)
         assert (places == [Place.IN, Place.OUT, Place.OUT]) is decided
+
+
+def test_two_that_did_alike_where_others_did_not_may_differ_there_yet():
+    rng = np.random.default_rng(7)
+    long = (rng.random((3, 1000)) < np.array([[0.3], [0.45], [0.9]])).astype(float)
+    short = 100 * np.array([[0.0] * 10, [0.0] * 10, [1.0] * 10])  # an item weighs as much as a hundred of the long task
+    race = Race(3, (4000, 40), 1, 80)
+    assert race.places([long, short], 1) == [Place.OPEN, Place.OPEN, Place.OUT]
+    assert Race(3, (4000,), 1, 80).places([long], 1) == [Place.IN, Place.OUT, Place.OUT]

@@ -63,3 +63,12 @@ def test_nothing_to_rank_and_nothing_but_noise():
     assert (flat.halves, flat.whole, flat.items_needed) == (None, None, None)
     noise = [split_half({"a": np.random.default_rng(seed).normal(size=(30, 20))}).halves for seed in range(30)]
     assert abs(np.mean(noise)) < 0.15
+
+
+def test_halves_that_contradict_each_other_are_not_stepped_below_minus_one():
+    lost = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])  # two items: each half is one
+    found = split_half({"a": lost})
+    assert found.halves == found.whole == -1.0
+    mild = split_half({"a": drawn(np.random.default_rng(8), 6, np.zeros(5))})
+    assert -1 < mild.whole == mild.halves < -0.05
+    assert mild.items_needed is None

@@ -15,7 +15,10 @@ from layerprune.versions import tool_versions
 
 
 def journal_key(subject: Subject, questions: Questions | None, **settings: Any) -> str:
-    """Return a hash of everything that a measurement depends on: model, what is asked, tools, and ``settings``."""
+    """Return a hash of what a measurement depends on: weights and config, what is asked, tools, and ``settings``.
+
+    Not in it: a model's own code, what a task's functions call, and the tokenizer where text is generated.
+    """
     asked = None if questions is None else questions.mark()
     whole = {"subject": subject.marks, "asked": asked, "versions": tool_versions(), "settings": settings}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

@@ -80,7 +80,7 @@ class TaskQuestions:
     items: tuple[Item, ...]
     judge: Judge
     excluded: int = 0  # items left out because an earlier step has seen them
-    definition: str = ""  # stands for how the task asks and judges: metrics, filters, what ends a generation
+    definition: str = ""  # stands for the task's own config: metrics, filters, what ends a generation
 
     def data(self) -> TaskData:
         """Describe these items for a document."""
@@ -95,7 +95,7 @@ class TaskQuestions:
         )
 
     def asked(self) -> Iterator[Any]:
-        """Yield all that the answers and their verdicts depend on, as JSON: the very tokens, and not the items alone.
+        """Yield what is asked and how the task judges it, as JSON: the very tokens, and not the items alone.
 
         An item's fingerprint says which question it is; a description or examples before it are in its tokens only.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -80,11 +81,20 @@ def accuracy_of(task: Any) -> str:
 
 
 def definition_of(task: Any) -> str:
-    """Return a hash of a task's config but for its data; a filter's function counts by its name, not by its body."""
+    """Return a hash of a task's config: its functions by source, without where its file and its data lie.
+
+    What those functions call, and a task that is a class of its own, are not in it.
+    """
     config = {name: value for name, value in task.dump_config().items() if not name.startswith("dataset_")}
-    text = json.dumps(config, sort_keys=True, default=str)
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # an object without source, printed: another address in every process
-    return hashlib.sha256(text.encode()).hexdigest()
+    told = {name: value for name, value in (config.pop("metadata", None) or {}).items() if name != "config_source"}
+    return hashlib.sha256(json.dumps([config, told], sort_keys=True, default=_source).encode()).hexdigest()
+
+
+def _source(value: Any) -> str:
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):  # no function, or one without a file: printed, but for an address that a process gave
+        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def choices_of(task: Any, doc: Any) -> list[str]:
