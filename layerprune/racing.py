@@ -12,8 +12,9 @@ ahead of all but ``keep - 1`` others is among them: it is in, and needs no more 
 places are taken.
 
 Aim: with probability at least ``1 - error`` the ``keep`` candidates that the full data would put first are the
-ones the race ends with. The error is divided by the looks and by the candidates, the normal law is an
-approximation and for several places the division is no bound; ``tests/test_racing.py`` holds it against simulations.
+ones the race ends with. A wrong end takes one of those that the full data keep to be called clearly behind one of those
+that they do not: the error is divided by the looks and by the number of such pairs (Bonferroni). The normal law is an
+approximation; ``tests/test_racing.py`` holds the aim against simulations.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Race:
     @property
     def threshold(self) -> float:
         """How many standard errors one candidate must be behind another to be clearly behind it."""
-        comparisons = self.looks * max(1, self.candidates - 1)
-        return NormalDist().inv_cdf(1 - self.error / comparisons)
+        pairs = max(1, self.keep * (self.candidates - self.keep))
+        return NormalDist().inv_cdf(1 - self.error / (self.looks * pairs))
 
     def places(self, harms: Sequence[Floats], keep: int) -> list[Place]:
         """Return what the items seen say of each candidate in the race; ``keep`` places are still to be taken.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,7 +107,7 @@ class Subject:
 
     @property
     def marks(self) -> dict[str, str]:
-        """What of the model a figure depends on, as text: weights, config, dtype, device, what stands in for layers.
+        """What of the model a figure depends on, as text: weights, config, code and tokenizer, dtype, device, stand-in.
 
         The config as it was loaded, without the name of its folder and the version that wrote it.
         """
@@ -117,10 +119,31 @@ class Subject:
         return {
             "model": self.ref.fingerprint,
             "config": hashlib.sha256(text.encode()).hexdigest(),
+            "code": self._code,
+            "tokenizer": self._tokenizer,
             "dtype": str(self.dtype),
             "device": self.device.type,
             "stand_in": "" if self.stand_in is None else self.stand_in.mark,
         }
+
+    @cached_property
+    def _code(self) -> str:
+        """A hash of the model's own code (trust_remote_code): every module beside its class; transformers' has none."""
+        kind = type(self.model)
+        if not kind.__module__.startswith("transformers_modules."):
+            return ""
+        files = sorted(Path(inspect.getfile(kind)).parent.glob("*.py"))
+        return hashlib.sha256(b"\0".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
+
+    @cached_property
+    def _tokenizer(self) -> str:
+        """A hash of the tokenizer: whole where it is a fast one, else its words, without what a call has set."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        whole = dict(self.tokenizer.get_vocab() if backend is None else json.loads(backend.to_str()))
+        if backend is not None:
+            whole |= {"padding": None, "truncation": None}
+        text = json.dumps([whole, self.tokenizer.special_tokens_map], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def vocabulary(self) -> int:

@@ -7,10 +7,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Set before anything imports datasets or huggingface_hub, which read them once. `datasets` keys its cache of a local
-# folder by file names alone: a test that found yesterday's items there would test nothing.
+# Set before anything imports datasets, huggingface_hub or transformers, which read them once. `datasets` keys its
+# cache of a local folder by file names alone: a test that found yesterday's items there would test nothing.
 _CACHE = Path(tempfile.mkdtemp(prefix="layerprune-tests-"))
 os.environ["HF_DATASETS_CACHE"] = str(_CACHE / "datasets")
+os.environ["HF_MODULES_CACHE"] = str(_CACHE / "modules")  # models' own code
 os.environ["LAYERPRUNE_CACHE"] = str(_CACHE / "layerprune")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"  # or a failing test prints pages of other libraries' progress bars

@@ -207,6 +207,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
     monkeypatch.setattr(engine.path, "run", crowded)
     sums, _ = engine.measure(requests, groups, removals)
     assert refused
+    assert engine.fits
+    assert engine.tokens == Engine(subject).tokens  # what was asked for, and stands in a journal's key
     np.testing.assert_allclose(sums, expected, atol=2e-4)
 
 

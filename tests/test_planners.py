@@ -211,10 +211,12 @@ def test_a_drop_that_makes_no_sense_is_refused_with_what_was_given(text):
 def test_protect_counts_from_both_ends():
     assert parse_protect("0,1,-1", 30) == {0, 1, 29}
     assert parse_protect(" 3 , ,4", 30) == {3, 4}
+    assert parse_protect("0-3, 7 - 8,-2", 30) == {0, 1, 2, 3, 7, 8, 28}
+    assert parse_protect("5-5", 30) == {5}
     assert parse_protect(None, 30) == parse_protect("", 30) == frozenset()
 
 
-@pytest.mark.parametrize("text", ["30", "-31", "a", "1;2", "0.5"])
+@pytest.mark.parametrize("text", ["30", "-31", "a", "1;2", "0.5", "3-1", "0-30", "-3-5", "-3--1", "1-", "0-2-4"])
 def test_protecting_what_is_not_there_is_refused(text):
     with pytest.raises(UsageError, match="--protect"):
         parse_protect(text, 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -78,6 +79,12 @@ def test_a_careless_error_loses_winners():
         harms = outcomes(rng, 600, 0.0)
         same += run(Race(CANDIDATES, (600,), 1, 12, error=29 * 12 * 0.4), [harms])[0] == best(harms, 1)
     assert same < 90
+
+
+@pytest.mark.parametrize(("candidates", "keep", "pairs"), [(30, 1, 29), (30, 8, 8 * 22), (30, 29, 29), (2, 2, 1)])
+def test_the_error_is_divided_by_looks_and_pairs_of_winner_and_loser(candidates, keep, pairs):
+    race = Race(candidates, (600,), keep, 12, error=0.1)
+    assert 12 * pairs * (1 - NormalDist().cdf(race.threshold)) == pytest.approx(0.1)
 
 
 def test_equal_candidates_all_go_on():

@@ -191,7 +191,7 @@ scoring = together(
         "(rescale) or its average update (mean). Export skips. Default: skip.",
     ),
     click.option("--unit", type=click.Choice(["layer", "half"]), help="half: half-layer runs, too. Default: layer."),
-    click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0,1,-1 (negative: from the end)."),
+    click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0-3,-1 (negative: from the end)."),
 )
 
 

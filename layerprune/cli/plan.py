@@ -51,7 +51,7 @@ def score(console: Console, model: str, output: Path, force: bool, stability: bo
     after_interrupt=CONTINUE,
     examples=[
         "layerprune plan MODEL --metric ablation --tasks arc_easy,hellaswag --drop 6 -o run/",
-        "layerprune plan MODEL --metric cosine --tasks arc_easy --drop 25% --protect 0,1,-1 -o run/",
+        "layerprune plan MODEL --metric cosine --tasks arc_easy --drop 25% --protect 0-1,-1 -o run/",
         "layerprune plan MODEL --tasks arc_easy --target-params 110M --no-adjacent -o run/",
         "layerprune plan MODEL --tasks arc_easy,piqa --max-drop 2% --confidence 95% -o run/",
         "layerprune plan MODEL --tasks arc_easy,piqa --front --up-to 50% -o run/",

@@ -51,7 +51,7 @@ class Counts(opt.Names):
 @opt.items
 @opt.machine
 @opt.revision
-@click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0,1,-1 (negative: from the end).")
+@click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0-3,-1 (negative: from the end).")
 @opt.output("Folder that gets study.html, README.md, study.json, tables and plots.")
 @click.option("--force", is_flag=True, help="Replace a study that is already there.")
 @pass_console

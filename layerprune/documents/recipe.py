@@ -85,7 +85,7 @@ class PlanStep(Part):
     confidence: Text | None = Field(default=None, description="how sure max_drop has to be: 95%")
     certify_limit: PositiveInt | None = Field(default=None, description="items of each task that certify max_drop")
     up_to: Text | None = Field(default=None, description="where max_drop ends at the latest: 50%")
-    protect: Text | None = Field(default=None, description="layers never to remove: 0,1,-1")
+    protect: Text | None = Field(default=None, description="layers never to remove: 0-3,-1")
     search: str | None = None
     keep_period: bool | None = Field(default=None, description="only removals that other readers take rightly")
     no_adjacent: bool | None = Field(default=None, description="no two neighbouring layers")
@@ -204,7 +204,7 @@ class StudyStep(Part):
     text: str | None = Field(default=None, description="a .txt or .jsonl file that metrics read, too")
     counts: tuple[PositiveInt, ...] = Field(default=(), description="layers removed where accuracy is measured")
     greedy: Text | None = Field(default=None, description="how far to follow greedy ablation: 6, or 25%")
-    protect: Text | None = Field(default=None, description="layers never to remove: 0,1,-1")
+    protect: Text | None = Field(default=None, description="layers never to remove: 0-3,-1")
 
 
 class StudyRecipe(Instructions):

@@ -52,6 +52,9 @@ class Engine:
         self.memory = memory or MEMORY
         self.tokens = tokens or (CUDA_TOKENS if subject.device.type == "cuda" else CPU_TOKENS)
         self.rows = rows  # --batch-size: a fixed number of rows instead of a number of tokens
+        # Tokens of a batch that the device had room for, once it ran out. Apart from what was asked for, which stands
+        # in journals' keys: a run that is taken up again has not run out yet.
+        self.fits: int | None = None
         self.account = Account()
         self.path: Path = PlainPath(subject)
         self.remarks: list[str] = []  # why faster paths were not taken
@@ -106,7 +109,8 @@ class Engine:
         result, is the same whatever else is measured beside it.
         """
         most = self._state_bytes() // (self._state_size() * (len(self.subject.layers) + 1))
-        return min(self.tokens, max(512, most))
+        asked = min(self.tokens, max(512, most))
+        return asked if self.fits is None else min(asked, self.fits)
 
     def _state_bytes(self) -> int:
         return int((1 - KEPT_SHARE) * self.memory)
@@ -127,7 +131,7 @@ class Engine:
         """Measure batch after batch; out of device memory, halve the batches and go on with what is left."""
         pending = list(rows)
         while pending:
-            batch = next(batches(pending, self._budget(), self.rows))
+            batch = next(batches(pending, self._budget(), self.rows if self.fits is None else None))
             try:
                 result = self.path.run(batch, removals)
             except torch.cuda.OutOfMemoryError as error:
@@ -135,8 +139,7 @@ class Engine:
                     length, device = batch[0].length, self.subject.device
                     raise ModelError(f"a single row of {length} tokens does not fit on {device}") from error
                 torch.cuda.empty_cache()
-                self.tokens = max(len(batch) // 2 * batch[0].length, 1)
-                self.rows = None
+                self.fits = max(len(batch) // 2 * batch[0].length, 1)
                 continue
             taken = {id(row) for row in batch}
             pending = [row for row in pending if id(row) not in taken]

@@ -14,7 +14,7 @@ from layerprune.engine.engine import Account, Engine
 from layerprune.engine.exam import answer_items, as_requests, joined, judged
 from layerprune.engine.journal import Journal, journal_key
 from layerprune.progress import SILENT, Advance, Progress
-from layerprune.racing import Field, Race
+from layerprune.racing import LEAST_ITEMS, Field, Race
 from layerprune.removal import Removal
 from layerprune.tasks.items import Questions
 
@@ -27,9 +27,19 @@ BLOCK_ITEMS = 50
 Harm = Callable[[dict[str, Outcomes]], dict[str, np.ndarray]]
 
 JOURNAL = "journal.jsonl"
-JOURNAL_FORMAT = 2  # raised when an entry's form changes: entries of another form are left alone
+JOURNAL_FORMAT = 3  # raised when an entry's form or a block changes: entries of another form are left alone
 
 Piece = dict[str, Outcomes]  # one removal on one block, by task
+
+
+def block_edges(items: int, blocks: int) -> list[int]:
+    """Return where each block of a task's items begins, and where the last one ends.
+
+    The same share of every task, so that a few blocks are a sample of the whole; but of a short task the first block
+    has what a race asks for before it decides anything.
+    """
+    first = min(items, LEAST_ITEMS, BLOCK_ITEMS)
+    return [0, *(max(items * edge // blocks, first) for edge in range(1, blocks + 1))]
 
 
 @dataclass(frozen=True)
@@ -107,10 +117,10 @@ class Examiner:
             self.engine.choose_path(requests, groups)
 
     def _block(self, number: int, count: int) -> Questions:
-        """Return the block's items: of every task the same share, so that a few blocks are a sample of the whole."""
+        """Return the items of one of ``count`` blocks."""
         parts = {}
         for name, task in self.questions.tasks.items():
-            start, stop = (len(task.items) * edge // count for edge in (number, number + 1))
+            start, stop = block_edges(len(task.items), count)[number : number + 2]
             if stop > start:
                 parts[name] = replace(task, items=task.items[start:stop])
         return Questions(parts)

@@ -15,9 +15,9 @@ from layerprune.versions import tool_versions
 
 
 def journal_key(subject: Subject, questions: Questions | None, **settings: Any) -> str:
-    """Return a hash of what a measurement depends on: weights and config, what is asked, tools, and ``settings``.
+    """Return a hash of what a measurement depends on: the model, what is asked and how it is judged, tools, settings.
 
-    Not in it: a model's own code, what a task's functions call, and the tokenizer where text is generated.
+    Not in it: files that a task's own file imports.
     """
     asked = None if questions is None else questions.mark()
     whole = {"subject": subject.marks, "asked": asked, "versions": tool_versions(), "settings": settings}

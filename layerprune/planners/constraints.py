@@ -1,8 +1,9 @@
-"""What a search may not do, and what "drop 25%" and "protect 0,1,-1" mean for a stack of a given depth."""
+"""What a search may not do, and what "drop 25%" and "protect 0-3,-1" mean for a stack of a given depth."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,18 +160,23 @@ def parse_drop(text: str, depth: int, option: str = "--drop") -> int:
 
 
 def parse_protect(text: str | None, depth: int) -> frozenset[int]:
-    """Return the layers that ``"0,1,-1"`` names; negative numbers count from the end."""
-    layers = set()
+    """Return the layers that ``"0-3,-1"`` names: numbers, from the end where negative, and ranges with both ends."""
+    layers: set[int] = set()
     for part in (text or "").split(","):
         if not part.strip():
             continue
-        try:
-            layer = int(part)
-        except ValueError:
-            raise UsageError(f"--protect {text!r}: {part.strip()!r} is not a layer number; write 0,1,-1") from None
-        if not -depth <= layer < depth:
-            raise UsageError(f"--protect {text!r}: layer {layer} does not exist; the model has layers 0 to {depth - 1}")
-        layers.add(layer % depth)
+        found = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if found is None:
+            raise UsageError(f"--protect {text!r}: {part.strip()!r} is not a layer number or a range; write 0-3,-1")
+        first, last = int(found[1]), int(found[2] or found[1])
+        for layer in (first, last):
+            if not -depth <= layer < depth:
+                raise UsageError(
+                    f"--protect {text!r}: layer {layer} does not exist; the model has layers 0 to {depth - 1}"
+                )
+        if first > last or (first < 0 and found[2]):
+            raise UsageError(f"--protect {text!r}: a range goes up and counts from the start, such as 0-3")
+        layers.update(layer % depth for layer in range(first, last + 1))
     return frozenset(layers)
 
 

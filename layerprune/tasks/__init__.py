@@ -10,7 +10,7 @@ from typing import Any, Literal
 from layerprune.errors import TaskError
 from layerprune.tasks.encoding import Encoder, encode
 from layerprune.tasks.items import Item, Questions, Request, TaskQuestions, Verdict, fingerprint, hash_share
-from layerprune.tasks.judging import LmEvalJudge, chance_of, definition_of
+from layerprune.tasks.judging import LmEvalJudge, chance_of, content_of, definition_of
 from layerprune.tasks.loading import load_tasks, templates_compiled_once
 
 __all__ = ["Item", "Questions", "Request", "TaskQuestions", "Verdict", "item_texts", "load_questions"]
@@ -147,7 +147,8 @@ def _item(task: Any, doc: Any, index: int, mark: str, encoder: Encoder, use: Use
         return None
     made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1))
     instances = made if isinstance(made, list) else [made]
-    return Item(mark, chance_of(task, doc), tuple(encode(instance, encoder) for instance in instances), key=instances)
+    queries = tuple(encode(instance, encoder) for instance in instances)
+    return Item(mark, chance_of(task, doc), queries, key=instances, content=content_of(doc))
 
 
 class _watched:

@@ -61,6 +61,7 @@ class Item:
     chance: float
     queries: tuple[Query, ...]
     key: Any = field(compare=False, default=None)  # the judge's own handle for the item
+    content: str = ""  # stands for the whole document: what judging may read and no question shows
 
 
 class Judge(Protocol):
@@ -80,7 +81,7 @@ class TaskQuestions:
     items: tuple[Item, ...]
     judge: Judge
     excluded: int = 0  # items left out because an earlier step has seen them
-    definition: str = ""  # stands for the task's own config: metrics, filters, what ends a generation
+    definition: str = ""  # stands for the task's own config and code: metrics, filters, what ends a generation
 
     def data(self) -> TaskData:
         """Describe these items for a document."""
@@ -101,7 +102,7 @@ class TaskQuestions:
         """
         yield [self.name, self.metric, self.num_fewshot, self.definition]
         for item in self.items:
-            yield [item.fingerprint, [query.asked() for query in item.queries]]
+            yield [item.fingerprint, item.content, [query.asked() for query in item.queries]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Questions:
         return tuple(task.data() for task in self.tasks.values())
 
     def mark(self) -> str:
-        """Return a hash of everything that is asked, and of what the tasks' configs say of how it is judged."""
+        """Return a hash of everything that is asked and of how it is judged."""
         digest = hashlib.sha256()
         for task in self.tasks.values():
             for part in task.asked():

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from layerprune.errors import TaskError
@@ -81,20 +82,38 @@ def accuracy_of(task: Any) -> str:
 
 
 def definition_of(task: Any) -> str:
-    """Return a hash of a task's config: its functions by source, without where its file and its data lie.
+    """Return a hash of a task's config and code: functions and classes by the whole file they stand in.
 
-    What those functions call, and a task that is a class of its own, are not in it.
+    Where its file and its data lie is not in it, nor are files that those import.
     """
     config = {name: value for name, value in task.dump_config().items() if not name.startswith("dataset_")}
     told = {name: value for name, value in (config.pop("metadata", None) or {}).items() if name != "config_source"}
-    return hashlib.sha256(json.dumps([config, told], sort_keys=True, default=_source).encode()).hexdigest()
+    return _hashed([config, told, _source(type(task))])
+
+
+def content_of(doc: Any) -> str:
+    """Return a hash of all that an item holds, whether a question shows it or only the judging reads it."""
+    return _hashed(doc)
+
+
+def _hashed(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_source).encode()).hexdigest()
 
 
 def _source(value: Any) -> str:
+    """Return what stands for a value that JSON has no form for: of a function or a class its name and its file's text.
+
+    Its file's, and not its own alone: it may call what stands beside it.
+    """
     try:
-        return inspect.getsource(value)
-    except (TypeError, OSError):  # no function, or one without a file: printed, but for an address that a process gave
-        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+        file = inspect.getsourcefile(value)
+        return value.__qualname__ + "\n" + Path(file).read_text(errors="replace") if file else _printed(value)
+    except (TypeError, OSError, AttributeError):  # no function, or one without a file
+        return _printed(value)
+
+
+def _printed(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))  # without the address that a process gave
 
 
 def choices_of(task: Any, doc: Any) -> list[str]:

@@ -23,7 +23,7 @@ from layerprune.cli.console import PlainProgress
 from layerprune.cli.quiet import quiet_libraries
 from layerprune.documents import MEAN, Outcomes, TaskData
 from layerprune.engine import Engine, Examiner
-from layerprune.engine.examiner import BLOCK_ITEMS
+from layerprune.engine.examiner import BLOCK_ITEMS, block_edges
 from layerprune.judgement import Intact, Signal
 from layerprune.metrics.ablation import harm_of
 from layerprune.racing import Field, Race
@@ -102,7 +102,7 @@ def shuffled(table: Table, data: Sequence[TaskData], items: int, signal: Signal,
     harm = harm_of(Intact.of(data, mixed[INTACT], signal, MEAN))
     found = [harm(own) for removal, own in mixed.items() if removal != INTACT]
     blocks = -(-max(map(len, orders.values())) // BLOCK_ITEMS)
-    cuts = [[len(order) * edge // blocks for edge in range(blocks + 1)] for order in orders.values()]
+    cuts = [block_edges(len(order), blocks) for order in orders.values()]
     return [np.stack([own[name] for own in found]) for name in orders], cuts
 
 
