@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import ModelRef, TaskData
+from layerprune.documents import FileEntry, ModelRef, TaskData
 
 DEPTH = 6
 WORDS = ("red fox", "old oak", "blue sky", "tin can", "wet dog", "big map", "ice cap", "sun hat")
@@ -126,10 +127,14 @@ def reference(folder: Path) -> ModelRef:
 def exported(base: Path, out: Path, layer: int = 3, seen: tuple[TaskData, ...] = ()) -> Path:
     """A folder as export leaves it: pruned weights, plan and receipt."""
     pruned_by_hand(base, out, layer)
+    files = {
+        path.name: FileEntry(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
+        for path in out.iterdir()
+    }
     plan = samples.plan(model=reference(base), removal=(layer,), order=(layer,), ranking=(), data=seen)
     plan.save(out / "layerprune" / "plan.json")
     before, after = Checkpoint.open(base).nbytes, Checkpoint.open(out).nbytes
     result = reference(out).model_copy(update={"id": out.name})
-    receipt = samples.receipt(plan, result=result, bytes_before=before, bytes_after=after)
+    receipt = samples.receipt(plan, result=result, bytes_before=before, bytes_after=after, files=files)
     receipt.save(out / "layerprune" / "receipt.json")
     return out

@@ -164,6 +164,11 @@ def remove_receipt(out):
     (out / "layerprune" / "receipt.json").unlink()
 
 
+def change_config(out):
+    path = out / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.3}))
+
+
 def change_tokenizer(out):
     path = out / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -177,12 +182,31 @@ def change_tokenizer(out):
         (tamper_weights, "not those export wrote"),
         (tamper_plan, "not the plan that was carried out"),
         (remove_receipt, "not an exported checkpoint"),
-        (change_tokenizer, "tokenizers of the base and the pruned folder differ"),
+        (change_config, r"config\.json is not the file export wrote"),
+        (change_tokenizer, r"tokenizer\.json is not the file export wrote"),
     ],
 )
 def test_a_folder_that_is_not_what_export_wrote_is_refused(out, tasks, damage, said):
     damage(out)
     with pytest.raises(DocumentError, match=said):
+        run(out, tasks)
+    assert not (out / "layerprune" / "audit.json").exists()
+
+
+def test_a_base_that_tokenises_otherwise_is_refused(base, out, tasks, tmp_path):
+    shutil.copytree(base, tmp_path / "other")
+    change_tokenizer(tmp_path / "other")
+    with pytest.raises(DocumentError, match="tokenizers of the base and the pruned folder differ"):
+        run(out, tasks, base=str(tmp_path / "other"))
+
+
+def test_a_card_that_cannot_be_read_is_refused_before_anything_is_measured(out, tasks, monkeypatch):
+    def measured(*arguments):
+        raise AssertionError("measured all the same")
+
+    monkeypatch.setattr("layerprune.audit.auditing.measure", measured)
+    (out / "README.md").write_text("---\na: [1\n---\n")
+    with pytest.raises(DocumentError, match=r"README\.md: the metadata between the --- lines is not YAML"):
         run(out, tasks)
     assert not (out / "layerprune" / "audit.json").exists()
 

@@ -145,6 +145,11 @@ def test_figures_in_the_metadata_of_an_unaudited_folder_are_found(out):
     assert verify(out).problems == ("README.md: the metadata's model-index is not what the documents say",)
 
 
+def test_a_report_that_is_gone_is_found(out):
+    (out / "report.html").unlink()
+    assert verify(out).problems == ("report.html: missing",)
+
+
 def test_a_card_that_is_not_utf_8_is_a_problem_and_no_traceback(out):
     path = out / "README.md"
     path.write_bytes(path.read_bytes() + b"\xff")

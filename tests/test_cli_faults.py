@@ -139,8 +139,10 @@ def test_a_plan_edited_into_nonsense(home, out, tmp_path):
     data = json.loads((home / "run" / "plan.json").read_text())
     edited = tmp_path / "plan.json"
     for removal, message in (([9], "9"), ([1, 1], "named twice"), ([0, 1, 2, 3, 4, 5], "6 layers")):
-        edited.write_text(json.dumps(data | {"removal": removal}))
+        edited.write_text(json.dumps(data | {"removal": removal, "order": removal}))
         assert message in refused("export", edited, "-o", out)
+    edited.write_text(json.dumps(data | {"removal": [1, 4]}))
+    assert "plan.json: order names [4, 3] and removal [1, 4]" in refused("export", edited, "-o", out)
 
 
 def test_a_truncated_safetensors_file(home, out, tmp_path):

@@ -60,6 +60,16 @@ def test_a_document_is_frozen_and_takes_no_unknown_key():
         Candidate(removal=(1,), score=float("nan"))
 
 
+def certificate(removal):
+    step = {"right_to_wrong": 0, "wrong_to_right": 1, "p_value": 0.01}
+    steps = [step | {"removal": removal, "certified": True}, step | {"removal": [1, 3, 11], "certified": False}]
+    return {"limit": 0.02, "confidence": 0.95, "statement": "", "fingerprints": {}, "steps": steps}
+
+
+def test_a_certificate_of_the_plans_own_removal_stands():
+    assert Plan.model_validate(json.loads(samples.plan().model_dump_json()) | {"certificate": certificate([3, 11])})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -68,6 +78,8 @@ def test_a_document_is_frozen_and_takes_no_unknown_key():
         (lambda data: data.update(seed="many"), "seed: Input should be a valid integer"),
         (lambda data: data["model"].pop("layers"), "model.layers: Field required"),
         (lambda data: data.update(extra=1), "extra: Extra inputs are not permitted"),
+        (lambda data: data.update(removal=[1, 4]), "order names [11, 3] and removal [1, 4]"),
+        (lambda data: data.update(certificate=certificate([3, 12])), "certificate is of another removal"),
     ],
 )
 def test_a_faulty_document_is_refused_by_file_and_field(tmp_path, change, message):
@@ -129,6 +141,19 @@ def test_outcomes_know_their_means():
     assert outcomes.accuracy == 0.75
     assert outcomes.mean_gold_probability == 0.5
     assert Outcomes(correct="10").mean_gold_probability is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"correct": "170"}, "holds '7'"),
+        ({"correct": "10", "gold_probability": (0.5,)}, "gold_probability is of 1 items and correct of 2"),
+        ({"correct": "10", "margin": (0.5, 1.0, 2.0)}, "margin is of 3 items"),
+    ],
+)
+def test_outcomes_that_are_not_of_one_list_of_items_are_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        Outcomes(**given)
 
 
 def test_units_of_a_document_become_a_removal():

@@ -174,6 +174,8 @@ def test_an_intact_student_has_nothing_to_learn(home, tmp_path):
             hidden = Head(student.model).hidden(ids)[:, :-1][counted]
         return float(Head(student.model).loss(hidden, grade) + goal.beside(counted)) / len(labels)
 
+    with pytest.raises(UsageError, match="leave match out"):
+        Distilled(Mix(match=1.0), teacher, student, (Cut(-1, 1),))
     places = (Cut(1, 2), Cut(3, 4))
     assert loss(Distilled(Mix(match=1.0), teacher, student, places)) == pytest.approx(0, abs=1e-5)
     assert loss(Distilled(Mix(), teacher, student), without=(2,)) > 1e-3

@@ -172,11 +172,12 @@ def test_everything_that_had_a_say_in_a_plan_stands_in_its_command(sample):
 
 
 def test_a_certified_plan_is_asked_for_without_the_items_that_certified(sample):
-    from layerprune.documents import Certificate
+    from layerprune.documents import Certificate, CertifiedStep
 
     marks = tuple(f"m{number}" for number in range(90))
     data = samples.plan().data[0].model_copy(update={"items": 90, "fingerprints": marks})
-    known = {"limit": 0.02, "confidence": 0.95, "statement": "", "fingerprints": {"toy": marks[30:]}, "steps": ()}
+    step = CertifiedStep(removal=(3, 11), right_to_wrong=0, wrong_to_right=1, p_value=0.01, certified=True)
+    known = {"limit": 0.02, "confidence": 0.95, "statement": "", "fingerprints": {"toy": marks[30:]}, "steps": (step,)}
     asked = "--max-drop 2% --confidence 95%"
     for more, words_given in (
         ({}, "--tasks toy --limit 30 --num-fewshot 0 --max-drop"),  # a plan made before the certificate said more

@@ -14,7 +14,7 @@ from layerprune.audit.verdict import verdict
 from layerprune.documents import Audit, Compared, Plan, Scores
 from layerprune.errors import UsageError
 from layerprune.progress import SILENT, Progress
-from layerprune.report.card import write_card
+from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
 from layerprune.versions import tool_versions
 
@@ -54,6 +54,7 @@ def audit(
     Raises ``DocumentError`` when folder, plans and base do not belong together, ``TaskError`` and ``ModelError``.
     """
     exported = Exported.read(folder)
+    read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
     job = Job(
         exported=exported,
         base=base,

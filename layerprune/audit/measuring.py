@@ -93,6 +93,8 @@ def measure(job: Job, progress: Progress) -> Findings:
     text = read_text(job.text) if job.text else None
     progress.note(f"loading the pruned model {exported.folder}")
     subject = job.loading.subject(str(exported.folder))
+    if text is not None:
+        windows_of(text, subject)  # too short a text is refused before anything is measured
     questions = _questions(job, subject.encoder)
     pruned = _alone(job, subject, questions, progress)
     del subject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from layerprune.audit.exported import Exported, short
@@ -58,14 +59,24 @@ def check_weights(exported: Exported, where: str | None) -> None:
 
 
 def check_folder(exported: Exported) -> None:
-    """Raise ``DocumentError`` unless the folder holds the weights that its receipt, or its healing log, names."""
+    """Raise ``DocumentError`` unless the folder holds the files that its receipt, or its healing log, names.
+
+    Weights by fingerprint, which reads their headers; config, tokenizer and what else goes along by hash.
+    """
+    writer = exported.heal or exported.receipt
+    wrote, document = ("export wrote", "receipt") if exported.heal is None else ("heal wrote", "healing log")
     found, said = Checkpoint.open(exported.folder).fingerprint(), exported.result.fingerprint
     if found != said:
-        wrote, document = ("export wrote", "receipt") if exported.heal is None else ("heal wrote", "healing log")
         raise DocumentError(
             f"the weights in {exported.folder} are not those {wrote}: their fingerprint is {short(found)}, "
             f"the {document} says {short(said)}"
         )
+    for name, entry in writer.files.items():
+        path = exported.folder / name
+        if path.suffix == ".safetensors":
+            continue
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
+            raise DocumentError(f"{path} is not the file {wrote}: put that back; verify lists all that was changed")
 
 
 def check_same_tokens(questions: Questions, encoder: Encoder) -> None:

@@ -273,5 +273,7 @@ def _card(folder: Path) -> Iterator[str]:
 
 def _report(folder: Path, audit: Audit | None) -> Iterator[str]:
     path = folder / REPORT
-    if path.exists() and (audit is None or path.read_bytes() != render_report(folder).encode()):
+    if audit is not None and not path.exists():
+        yield f"{REPORT}: missing"
+    elif path.exists() and (audit is None or path.read_bytes() != render_report(folder).encode()):
         yield f"{REPORT}: not what the documents give"

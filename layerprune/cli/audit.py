@@ -10,6 +10,7 @@ import click
 from layerprune.cli import options as opt
 from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
+from layerprune.errors import UsageError
 
 
 @click.command(
@@ -49,6 +50,10 @@ def audit(
     from layerprune.cli.audited import audited
     from layerprune.documents import Plan, Scores
 
+    labels = [label for label, _ in compare]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UsageError(f"--compare names {label!r} twice; give each plan a label of its own")
     others, rankings = {label: Plan.load(path) for label, path in compare}, [Scores.load(path) for path in scores]
     found = examine(folder, **opt.given(options), compare=others, scores=rankings, progress=console.progress)
     for part in audited(found):

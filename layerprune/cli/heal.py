@@ -29,7 +29,7 @@ healing = opt.together(
     click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens of a window. Default: 512."),
     click.option("--dtype", metavar="NAME", help="float32, bfloat16, float16 or auto. Default: auto."),
     click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or auto. Default: auto."),
-    click.option("--seed", type=int, metavar="N", help="Seed of everything that is drawn. Default: 0."),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of everything that is drawn. Default: 0."),
     opt.trust_remote_code,
 )
 

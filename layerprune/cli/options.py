@@ -142,7 +142,7 @@ machine = together(
     click.option("--memory", type=Size(), help="What evaluating may hold beside the weights. Default: 4GiB."),
     click.option("--dtype", metavar="NAME", help="float32, bfloat16, float16 or auto. Default: auto."),
     click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or auto. Default: auto."),
-    click.option("--seed", type=int, metavar="N", help="Seed of everything that is drawn. Default: 0."),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of everything that is drawn. Default: 0."),
     trust_remote_code,
 )
 

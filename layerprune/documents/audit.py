@@ -163,7 +163,7 @@ class Audit(Document):
     receipt_sha256: str
     heal_sha256: str | None = Field(default=None, description="of the healing log; None for a checkpoint as exported")
     compared: dict[str, Compared] = Field(default_factory=dict)
-    tasks: tuple[AuditedTask, ...]
+    tasks: tuple[AuditedTask, ...] = Field(min_length=1)
     overall: dict[str, Overall] = Field(description="by label; empty when no task is informative")
     bytes_before: int
     bytes_after: int

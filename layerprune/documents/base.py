@@ -82,8 +82,9 @@ class Document(Part):
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise DocumentError(f"{source}: {where or 'document'}: {first['msg']}") from error
+            where = [".".join(str(part) for part in first["loc"])] if first["loc"] else []  # none: the whole document
+            said = first["msg"].removeprefix("Value error, ")
+            raise DocumentError(": ".join([source, *where, said])) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -116,6 +116,15 @@ class Outcomes(Part):
         "the answer where the accuracy is acc_norm, else nats; only where it is the metric's signal",
     )
 
+    @model_validator(mode="after")
+    def _is_of_one_list_of_items(self) -> Self:
+        if not set(self.correct) <= {"0", "1"}:
+            raise ValueError(f"correct holds {sorted(set(self.correct) - {'0', '1'})[0]!r}; needed are 0 and 1 alone")
+        for name, values in (("gold_probability", self.gold_probability), ("margin", self.margin)):
+            if values is not None and len(values) != len(self.correct):
+                raise ValueError(f"{name} is of {len(values)} items and correct of {len(self.correct)}")
+        return self
+
     @property
     def accuracy(self) -> float:
         return self.correct.count("1") / len(self.correct)

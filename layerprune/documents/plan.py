@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from layerprune.documents.audit import Speed
 from layerprune.documents.base import Document, Part
@@ -109,6 +109,20 @@ class Plan(Document):
     warnings: tuple[str, ...] = ()
     seed: int
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _is_about_one_removal(self) -> Self:
+        """A plan may be edited: what else it says must not go on speaking of the removal of before."""
+        if set(self.order) != set(self.removal):
+            raise ValueError(
+                f"order names {list(self.order)} and removal {list(self.removal)}; who edits one changes both and sets "
+                "to null what was measured of another removal (predicted, target, certificate)"
+            )
+        if self.certificate is not None:
+            certified = [step.removal for step in self.certificate.steps if step.certified]
+            if set(certified[-1] if certified else ()) != set(self.removal):
+                raise ValueError("certificate is of another removal; set it to null, or make the plan again")
+        return self
 
     @property
     def seen(self) -> frozenset[str]:

@@ -146,7 +146,7 @@ class Instructions(Document):
     memory: Annotated[str, AfterValidator(_size)] | None = Field(default=None, description="as in 4GB; see --memory")
     dtype: str | None = None
     device: str | None = None
-    seed: int | None = None
+    seed: NonNegativeInt | None = None
     trust_remote_code: bool | None = None
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerprune.errors import UsageError
 from layerprune.healing.goals import own
 from layerprune.healing.grading import Top, cross_entropy, divergence, divergence_from_top
 from layerprune.healing.head import Grade, Head
@@ -90,6 +91,8 @@ class Matcher:
 
     def __init__(self, teacher: Subject, student: Subject, cuts: Sequence[Cut]) -> None:
         self.cuts = [cut for cut in cuts if cut.after >= 0]  # before its first layer a student has nothing to move
+        if not self.cuts:
+            raise UsageError("match compares states at cuts, and no cut has a layer before it; leave match out")
         self.seen: dict[tuple[str, int], Tensor] = {}
         for cut in self.cuts:
             self._watch("student", student.layers[cut.after], cut.after)

@@ -52,7 +52,7 @@ def p_value(p: float) -> str:
 def size(count: float) -> str:
     """Return bytes in decimal units: 269_000_000 is ``269 MB``."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
+        if count >= 0.9995 * scale:  # what three digits round up to the unit is said in it
             return f"{count / scale:.3g} {unit}"
     return f"{count:.0f} bytes"
 
