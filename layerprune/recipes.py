@@ -20,7 +20,7 @@ from layerprune.documents.recipe import GOALS, Check, difference, recipe_error
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
 from layerprune.lock import FILENAME as LOCK
 from layerprune.lock import locked
-from layerprune.planners import SEARCHES, parse_drop, parse_protect
+from layerprune.planners import SEARCHES, check_drop, parse_protect
 from layerprune.progress import SILENT, Progress
 from layerprune.sizes import parse_size
 from layerprune.specs import build
@@ -268,7 +268,7 @@ def _checks() -> Mapping[Place, Check]:
         ("heal", "corpus"): lambda value: find_source(str(value)),
         ("audit", "text"): file,
         ("study", "metrics"): lambda value: isinstance(value, list) and [build(METRICS, str(spec)) for spec in value],
-        ("study", "greedy"): lambda value: parse_drop(str(value), ANY_DEPTH, "--greedy"),
+        ("study", "greedy"): lambda value: check_drop(str(value), "--greedy"),
         ("study", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
         ("study", "text"): file,
     }

@@ -72,6 +72,12 @@ def spec_of(name: str, instance: Any) -> str:
     return name + (":" + ",".join(changed) if changed else "")
 
 
+def normalised(registry: Registry, spec: str) -> str:
+    """Return the one way to write what ``spec`` names; raises as ``build`` does."""
+    entry, instance = build(registry, spec)
+    return spec_of(entry.name, instance)
+
+
 def declared_options(entry: Entry) -> tuple[Option, ...]:
     """Return what can be set on a registered thing, for help tables."""
     cls = _dataclass(entry)

@@ -211,6 +211,16 @@ def test_a_card_that_cannot_be_read_is_refused_before_anything_is_measured(out, 
     assert not (out / "layerprune" / "audit.json").exists()
 
 
+def test_a_text_that_is_too_short_is_refused_before_anything_is_asked(out, tasks, tmp_path, monkeypatch):
+    def asked(*arguments, **options):
+        raise AssertionError("asked all the same")
+
+    monkeypatch.setattr("layerprune.audit.measuring.examine", asked)
+    (tmp_path / "short.txt").write_text("too short")
+    with pytest.raises(UsageError, match="at least 1024 are needed"):
+        run(out, tasks, text=tmp_path / "short.txt")
+
+
 def test_another_base_is_refused(out, tasks, tmp_path):
     with pytest.raises(DocumentError, match="not the model this checkpoint was made from"):
         run(out, tasks, base=str(out))

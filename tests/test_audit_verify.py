@@ -1,6 +1,7 @@
 """Tampering with any byte is found; honest folders pass."""
 
 import hashlib
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -143,6 +144,12 @@ def test_figures_in_the_metadata_of_an_unaudited_folder_are_found(out):
     assert verify(out).ok
     path.write_text(path.read_text().replace("---\n", "---\n" + yaml.safe_dump({"model-index": figures}), 1))
     assert verify(out).problems == ("README.md: the metadata's model-index is not what the documents say",)
+
+
+def test_an_audit_of_no_task_is_a_problem_and_no_traceback(out):
+    path = out / "layerprune" / "audit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tasks": []}))
+    assert any("audit.json: tasks: Tuple should have at least 1 item" in problem for problem in verify(out).problems)
 
 
 def test_a_report_that_is_gone_is_found(out):

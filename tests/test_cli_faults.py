@@ -180,6 +180,25 @@ def test_a_size_that_is_none(home, out):
     assert said == "--max-shard-size '5 apples' is not a size; write 5GB or 500MB"
 
 
+def test_a_proposer_of_a_cascade_that_is_not_there_is_refused_before_the_model_is_loaded(home, out):
+    assert "unknown metric 'foo'" in plan(home, out, "--search", "cascade:by=foo")
+    assert not out.exists()
+
+
+def test_scores_that_hold_nothing(home, tmp_path):
+    data = json.loads((home / "run" / "scores.json").read_text())
+    empty = tmp_path / "scores.json"
+    empty.write_text(json.dumps(data | {"rounds": []}))
+    assert "scores.json: rounds: Tuple should have at least 1 item" in refused(
+        "plan", "--scores", empty, "--drop", 1, "-o", tmp_path / "run"
+    )
+
+
+def test_a_label_that_compares_two_plans(home, tmp_path):
+    one = f"a={home / 'run' / 'plan.json'}"
+    assert "--compare names 'a' twice" in refused("audit", tmp_path, "--compare", one, "--compare", one)
+
+
 def test_a_plan_that_does_not_exist(home, out, tmp_path):
     assert "plan.json does not exist" in refused("export", tmp_path / "plan.json", "-o", out)
 

@@ -70,6 +70,20 @@ def test_the_objective_makes_the_score_and_is_recorded(home, scored, tmp_path, w
     assert plan.ranking[0].score == least["score"]
 
 
+def test_what_is_not_said_anew_stays_as_the_scores_have_it(home, tmp_path):
+    words = ("--weights", "toy=3", "--floor", "more=0.01")
+    done("score", home / "base", *asked(home), *words, "-o", tmp_path)
+
+    def again(name, *more):
+        done("plan", "--scores", tmp_path / "scores.json", "--drop", 1, "-o", tmp_path / name, *more)
+        return Plan.load(tmp_path / name / "plan.json").metric.objective
+
+    weights, floors = {"toy": 3.0}, {"more": 0.01}
+    assert again("floor", "--floor", "toy=0.02") == Objective(name="weighted", weights=weights, floors={"toy": 0.02})
+    assert again("weights", "--weights", "more=2") == Objective(name="weighted", weights={"more": 2.0}, floors=floors)
+    assert again("mean", "--objective", "mean") == Objective()
+
+
 def test_another_objective_does_not_write_over_the_scores_it_is_made_from(scored, tmp_path):
     scored.save(tmp_path / "scores.json")
     said = refused("plan", "--scores", tmp_path / "scores.json", "--objective", "worst", "--drop", 1, "-o", tmp_path)
@@ -119,6 +133,8 @@ def test_a_plan_with_a_floor_does_not_race_and_says_what_the_items_held_back_thi
         (("--objective", "worst", "--weights", "toy=1"), "needs some; got 'worst'"),
         (("--weights", "toy=lots"), "'toy=lots' is not a task, named once, with a number"),
         (("--weights", "toy=1,toy=2"), "'toy=2' is not a task, named once, with a number"),
+        (("--weights", "toy=inf"), "'toy=inf' is not a task, named once, with a number"),
+        (("--floor", "toy=nan"), "'toy=nan' is not a task, named once, with a number"),
         (("--floor", "toy=0.5", "--floor", "toy=0.6"), "the task 'toy' is named twice"),
         (("--floor", "toy=1.5"), "the floor of 'toy' is 1.5; needed is a number from 0 to 1"),
         (("--metric", "cosine", "--objective", "worst"), "the metric 'cosine' does not answer tasks"),

@@ -189,12 +189,13 @@ def test_the_states_that_are_kept_stay_within_the_memory():
     assert sum(hidden.numel() * hidden.element_size() for hidden in kept) == trunks.used <= 500_000
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
+@pytest.mark.parametrize("rows", [None, 5])
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch, rows):
     subject = subject_of("llama")
     requests, groups = multiple_choice(subject.vocabulary, count=12)  # several rows
     removals = [Removal(()), Removal.of(1)]
     expected, _ = Engine(subject).measure(requests, groups, removals)
-    engine = Engine(subject)
+    engine = Engine(subject, rows=rows)
     engine.choose_path(requests, groups)
     run, refused = engine.path.run, []
 

@@ -97,6 +97,18 @@ def test_a_killed_run_goes_on_where_it_was_with_the_same_figures(asked, tmp_path
     assert journals[0] == journals[1]
 
 
+def test_what_another_command_left_in_the_folder_is_not_counted(asked, tmp_path):
+    subject, questions = asked
+    alone = Examiner(Engine(subject), questions)
+    alone.outcomes(REMOVALS[:2])
+    for removals in (REMOVALS[:2], REMOVALS[2:]):  # an earlier command that went further
+        Examiner(Engine(subject), questions, folder=tmp_path).outcomes(removals)
+    again = Examiner(Engine(subject), questions, folder=tmp_path)
+    assert again.outcomes(REMOVALS[:2]) == alone.outcomes(REMOVALS[:2])
+    again.outcomes(REMOVALS[:1])
+    assert again.account == alone.account
+
+
 def test_other_settings_are_another_key_and_are_left_alone(asked, tmp_path):
     subject, questions = asked
     Examiner(Engine(subject), questions, folder=tmp_path).outcomes(REMOVALS[:1])
@@ -305,7 +317,10 @@ def test_a_race_gives_full_outcomes_to_those_that_finish_and_the_first_items_of_
     subject, questions = many
     removals = [Removal(()), *(Removal.of(layer) for layer in range(6))]
     whole = Examiner(Engine(subject), questions).outcomes(removals)
-    raced = Examiner(Engine(subject), questions).race(removals, 1, missed)
+    made = Examiner(Engine(subject), questions)
+    raced = made.race(removals, 1, missed)
+    assert made.account == made.engine.account
+    assert made.path == made.engine.path.name
     best = min(removals, key=lambda removal: np.concatenate(list(missed(whole[removal]).values())).mean())
     assert best == Removal(())  # far ahead: the race need not run to its end
     assert raced.accepted == {best}

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import cli_tiny
 import numpy as np
@@ -12,8 +13,10 @@ from metric_tiny import data_of, logits, loss, skipped, subject_of, texts_of
 from torch import nn
 
 from layerprune.documents import Scores
+from layerprune.engine import Engine
 from layerprune.errors import ModelError, UsageError
 from layerprune.metrics import METRICS, output, taylor
+from layerprune.metrics.base import Data
 from layerprune.metrics.losses import INTACT, predicted_tokens, text_losses
 from layerprune.metrics.magnitude import Magnitude
 from layerprune.metrics.output import Output
@@ -22,7 +25,6 @@ from layerprune.metrics.reading import spread
 from layerprune.metrics.shapley import Shapley, drawn_orders, marginal_rises
 from layerprune.metrics.taylor import Taylor
 from layerprune.planners import SEARCHES
-from layerprune.progress import SILENT
 from layerprune.removal import Removal
 from layerprune.specs import build
 
@@ -43,6 +45,20 @@ def test_perplexity_is_the_rise_of_the_mean_loss_over_tokens(kind):
     expected = [loss(subject, TEXTS, gone) - loss(subject, TEXTS) for gone in SETS]
     assert scores(Perplexity(), subject) == pytest.approx(expected, abs=1e-4)
     assert max(map(abs, expected)) > 1e-3
+
+
+@pytest.mark.parametrize("metric", [Perplexity(), Shapley(permutations=2)])
+def test_batches_and_memory_are_those_asked_for(metric, monkeypatch):
+    subject, made = subject_of("llama"), []
+
+    def engine(subject, **settings):
+        made.append(settings)
+        return Engine(subject, **settings)
+
+    monkeypatch.setattr("layerprune.metrics.losses.Engine", engine)
+    metric.score(subject, [Removal.of(1)], replace(data_of(TEXTS, 0), rows=2, memory=10**7))
+    assert made
+    assert all(settings == {"rows": 2, "memory": 10**7} for settings in made)
 
 
 def test_the_interval_of_perplexity_holds_its_score_and_shrinks_with_more_text():
@@ -75,7 +91,7 @@ def test_losses_equal_lm_evals_rolling_log_likelihood(tmp_path):
     tokens = [(encoder.prefix_token_id, *encoder.tok_encode(text, add_special_tokens=False)) for text in texts]
     with subject.without(Removal.of(2)):
         expected = [-value for value in encoder.loglikelihood_rolling(asked, disable_tqdm=True)]
-    found = text_losses(subject, tokens, [INTACT, Removal.of(2)], SILENT, "")
+    found = text_losses(subject, tokens, [INTACT, Removal.of(2)], Data(), "")
     np.testing.assert_allclose(found[1], expected, rtol=1e-5)
     assert predicted_tokens(tokens) == sum(len(text) for text in texts)  # a byte tokenizer
 

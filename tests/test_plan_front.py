@@ -65,6 +65,16 @@ def test_a_plan_of_a_front_is_exported_as_it_stands_and_weighs_what_it_said(home
     assert (receipt.result.parameters, receipt.bytes_after) == (point.parameters, point.bytes)
 
 
+def test_a_shorter_front_in_its_place_leaves_no_plan_of_the_longer_and_is_the_same_as_alone(home, tmp_path):
+    done(*front(home, tmp_path / "run", "--up-to", 4))
+    done(*front(home, tmp_path / "run", "--up-to", 2, "--force"))
+    done(*front(home, tmp_path / "alone", "--up-to", 2))
+    names = {path.name for path in (tmp_path / "run" / "front").iterdir()}
+    assert names == {path.name for path in (tmp_path / "alone" / "front").iterdir()}
+    for name in ("scores.json", "front/front.json", "front/plan-02.json"):  # the work of the longer is not counted
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
 def test_the_table_has_the_same_figures(home):
     found = Front.load(home / "run/front/front.json")
     rows = list(csv.DictReader((home / "run/front/front.csv").read_text().splitlines()))
@@ -93,7 +103,7 @@ def test_what_a_front_cannot_be_is_refused_before_a_model_is_loaded(home, tmp_pa
     assert said == "--front follows one path, and the search 'evolution' lays none: use greedy or one-shot"
     assert "--drop and --front are given" in refused(*front(home, out, "--drop", 2))
     assert "belongs to --max-drop, and --front is given" in refused(*front(home, out, "--confidence", "90%"))
-    assert "--up-to 0: the model has" in refused(*front(home, out, "--up-to", 0))
+    assert "--up-to 0: at least one layer goes and one stays" in refused(*front(home, out, "--up-to", 0))
     assert "give tasks" in refused("plan", home / "base", "--metric", "random", "--front", "-o", out)
     scores = home / "run" / "scores.json"
     assert "leave --scores out" in refused("plan", "--scores", scores, "--front", "-o", out)

@@ -9,12 +9,13 @@ from cli_tiny import done, last_line
 from layerprune.anatomy import read_anatomy
 from layerprune.anatomy.tiny import save_tiny, tiny_config
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Limits, Plan, Scores
+from layerprune.documents import Candidate, Limits, Plan, Round, Scores
 from layerprune.errors import RefusedError
-from layerprune.planners import Constraints
+from layerprune.planners import Constraints, Found
 from layerprune.planners.blocks import allowed_runs
 from layerprune.planning import keeping_period
 from layerprune.planning.speeding import _stand_in
+from layerprune.planning.written import put_out
 from layerprune.removal import Removal
 
 LAST = ("--protect", "0,1,2,3,4")  # of six layers only the last may go
@@ -180,3 +181,20 @@ def test_layers_that_a_race_had_put_out_are_named_when_they_go(home, tmp_path):
     (named,) = [warning for warning in plan.warnings if "race" in warning]
     assert named.startswith(f"a race had put {Removal.of(plan.order[1])} out after a part of the items")
     assert named in said
+
+
+def test_a_path_is_held_against_each_rounds_race(home, tmp_path):
+    def one(units, score, **how):
+        return Candidate(removal=units, score=score, **how)
+
+    def named(second):
+        rounds = (
+            Round(removed=(), candidates=(one((2,), 0.1, stopped=True, accepted=True), one((4,), 0.3, stopped=True))),
+            Round(removed=(2,), candidates=(second, one((2, 3), 0.9))),
+        )
+        return put_out(Found((2, 4), rounds, (), None))
+
+    # put out in the first round and taken in the second, where it ran to the end: that says nothing against it
+    assert named(one((2, 4), 0.2)) == ()
+    assert named(one((2, 4), 0.2, stopped=True, accepted=True)) == ()
+    assert "a race had put {2, 4} out" in named(one((2, 4), 0.2, stopped=True))[0]

@@ -239,3 +239,11 @@ def test_plots_put_values_where_they_belong():
     ends = [(float(a), float(b)) for a, b in re.findall(r'class="whisker" x1="([\d.]+)" x2="([\d.]+)"', row)]
     assert ends[0][1] == pytest.approx(float(zero)) == pytest.approx(ends[1][0])
     assert (ends[0][1] - ends[0][0]) == pytest.approx(2 * (ends[1][1] - ends[1][0]), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(999, "999 bytes"), (269_000_000, "269 MB"), (999_400_000, "999 MB"), (999_700_000, "1 GB"), (999_900, "1 MB")],
+)
+def test_a_size_is_said_in_the_unit_that_its_digits_round_to(count, said):
+    assert words.size(count) == said

@@ -255,7 +255,11 @@ def test_the_page_stands_alone_and_says_in_words_what_it_shows(finished):
 
 def test_the_same_study_gives_the_same_bytes(finished, home, tmp_path):
     study, folder, _ = finished
+    old = tmp_path / "plots" / "of-an-earlier-study.svg"
+    old.parent.mkdir()
+    old.write_text("")
     write_study(study, tmp_path)
+    assert not old.exists()
     for path in tmp_path.rglob("*.*"):
         assert path.read_bytes() == (folder / path.relative_to(tmp_path)).read_bytes(), path
 
@@ -270,6 +274,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_measured(home, finis
         (["--metric", "cosin"], "Did you mean 'cosine'?"),
         (["--text", home / "none.txt"], "is not a file"),
         (["--protect", "9"], "layer 9 does not exist"),
+        (["--protect", "1-3"], "1 others may go and two are needed"),
     ]
     for more, message in cases:
         assert message in cli_tiny.refused(*words(home, "-o", out, *more))
@@ -277,6 +282,18 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_measured(home, finis
     assert "leave it among the metrics" in cli_tiny.refused(*plain, "--metric", "cosine")
     assert "at chance" in cli_tiny.last_line(*words(home, "-o", out, "--tasks", "toy,odd"))
     assert not out.exists()
+
+
+def test_metrics_may_be_written_in_any_way(home, tmp_path):
+    """Spelt out, in another order, twice: what is measured by one spelling is looked up by it."""
+    metrics = ["ablation:signal=accuracy", "cosine:tokens=all", "cosine", "shapley:texts=4,permutations=2"]
+    listed = [word for metric in metrics for word in ("--metric", metric)]
+    cli_tiny.done("study", home / "base", "--tasks", "toy", "--include-path", home / "tasks", *listed, "--limit", 10,
+                  "--audit-limit", AUDIT, "--counts", "1,2", "--dtype", "float32", "-o", tmp_path / "out")  # fmt: skip
+    study = Study.load(tmp_path / "out" / "study.json")
+    named = [one.spec for one in study.metrics]
+    assert named[:3] == ["ablation", "cosine", "shapley:permutations=2,texts=4"]
+    assert {path.metric for path in study.paths} == set(named)
 
 
 def test_what_was_not_looked_at_is_said(finished):

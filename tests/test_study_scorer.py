@@ -8,11 +8,14 @@ import pytest
 
 from layerprune.documents import Outcomes
 from layerprune.engine import Engine, Examiner
-from layerprune.metrics import cosine
+from layerprune.metrics import METRICS, cosine
 from layerprune.metrics.ablation import Ablation
 from layerprune.metrics.base import Data
 from layerprune.planners import Constraints, greedy
+from layerprune.planning import judging
+from layerprune.planning.judging import text_key
 from layerprune.removal import Removal
+from layerprune.specs import build
 from layerprune.study.answers import answers_of, difference, mean_accuracy
 from layerprune.study.scorer import Scorer
 from layerprune.subject import Subject
@@ -43,11 +46,24 @@ def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_pa
     monkeypatch.setattr(cosine, "compared_states", lambda *args: read.append(args[2]) or [0.5] * len(args[2]))
     assert scorer(tiny, tmp_path).judge("cosine")(SINGLES) == first
     assert read == []
-    scorer(tiny, tmp_path).judge("cosine:tokens=last")([SINGLES[2]])
-    scorer(tiny, tmp_path, seed=1).judge("cosine")([SINGLES[2]])
+    scorer(tiny, tmp_path).judge("cosine:tokens=last")(SINGLES)
+    scorer(tiny, tmp_path, seed=1).judge("cosine")(SINGLES)
     other = replace(tiny[1].tasks["toy"], items=tiny[1].tasks["toy"].items[1:])
-    scorer(tiny, tmp_path, questions=replace(tiny[1], tasks={"toy": other})).judge("cosine")([SINGLES[2]])
-    assert read == [[(2, 2)]] * 3  # another option, another seed, other texts: measured anew
+    others = replace(tiny[1], tasks={"toy": other})
+    scorer(tiny, tmp_path, questions=others).judge("cosine")(SINGLES)
+    scorer(tiny, tmp_path, memory=10**9).judge("cosine")(SINGLES)
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "source_of", lambda kind: "other code")
+        scorer(tiny, tmp_path).judge("cosine")(SINGLES)
+    assert read == [[(layer, layer) for layer in range(len(SINGLES))]] * 5  # each of these measured anew
+
+
+def test_a_metric_of_another_version_is_another_judge(tiny):
+    subject, questions = tiny
+    entry, metric = build(METRICS, "cosine")
+    data = Data(questions=questions)
+    newer = replace(entry, owner="layerprune 99")
+    assert text_key(subject, data, newer, metric) != text_key(subject, data, entry, metric)
 
 
 def tiny_call(tiny):

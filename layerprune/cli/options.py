@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ class Figures(click.ParamType):
                 if not (name and equals) or name in found:
                     raise ValueError
                 found[name] = float(text)
+                if not math.isfinite(found[name]):
+                    raise ValueError
             except ValueError:
                 self.fail(f"{part!r} is not a task, named once, with a number; write arc_easy=2,piqa=1", param, ctx)
         return found

@@ -75,7 +75,12 @@ def plan_from_scores(
         raise UsageError("nothing says how far to go; with --scores, give --drop")
     read = again = Scores.load(scores)
     if picked(options, OBJECTIVE):
-        again = rejudged(read, asked_objective(*(options[name] for name in OBJECTIVE)))
+        name, weights, floors = (options[each] for each in OBJECTIVE)
+        if name is None:  # what is not said stays as it was recorded
+            recorded = read.metric.objective
+            name = None if weights else recorded.name
+            weights, floors = weights or recorded.weights, recorded.floors if floors is None else floors
+        again = rejudged(read, asked_objective(name, weights, floors))
     rules = Rules(**picked(options, RULES))
     planned = replan(again, options["drop"], options["protect"], search=search, rules=rules)
     copy = output / Scores.filename

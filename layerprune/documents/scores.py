@@ -43,7 +43,7 @@ class Round(Part):
     """All candidates judged while the units in ``removed`` were already gone (a one-shot search has one round)."""
 
     removed: Units
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...] = Field(min_length=1)
 
 
 class BaseTask(Part):
@@ -76,7 +76,7 @@ class Scores(Document):
     metric: MetricRef
     data: tuple[TaskData, ...]
     base: dict[str, BaseTask] = Field(default_factory=dict)
-    rounds: tuple[Round, ...]
+    rounds: tuple[Round, ...] = Field(min_length=1)
     engine: EngineReport | None = None
     config: str | None = Field(
         default=None, description="config.json of the model as it stands: what may be removed follows from it"

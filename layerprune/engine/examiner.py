@@ -63,6 +63,7 @@ class Examiner:
         count = -(-max(len(task.items) for task in self.questions.tasks.values()) // BLOCK_ITEMS)
         self.blocks = [self._block(number, count) for number in range(count)]
         self.known: dict[tuple[int, Removal], Piece] = {}
+        self.uncounted: dict[tuple[int, Removal], dict[str, Any]] = {}  # what the account has not taken in yet
         self.account = Account()
         self.path = ""  # which evaluation path the figures came by
         self.journal = Journal(self.folder / JOURNAL, self._key()) if self.folder else None
@@ -79,6 +80,8 @@ class Examiner:
                 for block, pending in missing.items():
                     if pending:
                         self.measure(block, pending, advance)
+        for block in range(len(self.blocks)):
+            self._count(block, wanted)
         return {removal: self._joined(removal) for removal in wanted}
 
     def measure(self, block: int, removals: Sequence[Removal], advance: Advance | None = None) -> None:
@@ -105,10 +108,23 @@ class Examiner:
     def _take(self, entry: dict[str, Any]) -> None:
         for units, piece in zip(entry["removals"], entry["pieces"], strict=True):
             found = {name: Outcomes.model_validate(value) for name, value in piece.items()}
-            self.known[entry["block"], Removal.from_units(units)] = found
-        self.path = entry["path"]
-        self.account.computed += entry["computed"]
-        self.account.naive += entry["naive"]
+            place = entry["block"], Removal.from_units(units)
+            self.known[place], self.uncounted[place] = found, entry
+
+    def _count(self, block: int, removals: Sequence[Removal]) -> None:
+        """Take the work behind what is asked for into the account, once, whichever run did it.
+
+        A folder's journal may hold what another command has asked: documents say what theirs took.
+        """
+        for removal in removals:
+            entry = self.uncounted.pop((block, removal), None)
+            if entry is None:
+                continue
+            for units in entry["removals"]:
+                self.uncounted.pop((block, Removal.from_units(units)), None)
+            self.path = entry["path"]
+            self.account.computed += entry["computed"]
+            self.account.naive += entry["naive"]
 
     def _choose_path(self) -> None:
         """Test on all items before the first block: the path must suit the longest of them."""
@@ -142,6 +158,7 @@ class Examiner:
                 pending = [removal for removal in running if (block, removal) not in self.known]
                 if pending:
                     self.measure(block, pending, advance)
+                self._count(block, running)
                 advance(len(self.blocks[block]) * (len(running) - len(pending)))
                 for removal in running:
                     ran[removal] = block + 1

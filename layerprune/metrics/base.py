@@ -29,6 +29,8 @@ class Data:
     keep: int | None = None  # only this many of the candidates asked about matter; None: all of them
     seed: int = 0
     progress: Progress = SILENT
+    rows: int | None = None  # a fixed number of rows in a batch; None: the engine's own number of tokens
+    memory: int | None = None  # bytes that evaluating may hold beside the weights; None: the engine's own
 
     @cached_property
     def texts(self) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerprune.engine import Engine
-from layerprune.progress import Progress
+from layerprune.metrics.base import Data
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks import Request
@@ -16,15 +16,16 @@ INTACT = Removal(())
 
 
 def text_losses(
-    subject: Subject, texts: Sequence[tuple[int, ...]], removals: Sequence[Removal], progress: Progress, label: str
+    subject: Subject, texts: Sequence[tuple[int, ...]], removals: Sequence[Removal], data: Data, label: str
 ) -> np.ndarray:
     """Return the loss of every text under every removal, in nats summed over its tokens; (removals, texts).
 
     Every token but a text's first is predicted. What removals have in common is computed once.
     """
+    engine = Engine(subject, rows=data.rows, memory=data.memory)
     requests = [Request(tuple(text), len(text) - 1) for text in texts]
-    with progress.task(label, len(texts) * len(removals), "texts") as advance:
-        sums, _ = Engine(subject).measure(requests, [[i] for i in range(len(texts))], removals, advance)
+    with data.progress.task(label, len(texts) * len(removals), "texts") as advance:
+        sums, _ = engine.measure(requests, [[i] for i in range(len(texts))], removals, advance)
     return -sums
 
 

@@ -30,7 +30,7 @@ class Perplexity:
     def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts intact and under each removal; the 95 % interval is a paired bootstrap over the texts."""
         texts = data.texts
-        losses = text_losses(subject, texts, [INTACT, *removals], data.progress, "perplexity")
+        losses = text_losses(subject, texts, [INTACT, *removals], data, "perplexity")
         # Scaled so that the plain mean over the texts is the mean over the tokens.
         rises = (losses[1:] - losses[0]) * (len(texts) / predicted_tokens(texts))  # (removals, texts)
         found = []

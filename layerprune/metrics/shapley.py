@@ -49,7 +49,7 @@ class Shapley:
 
         def losses(sets: Sequence[Gone]) -> Sequence[float]:
             asked = [Removal.from_units(gone) for gone in sets]
-            found = text_losses(subject, texts, asked, data.progress, "Shapley values")
+            found = text_losses(subject, texts, asked, data, "Shapley values")
             return (found.sum(axis=1) / predicted_tokens(texts)).tolist()
 
         orders = drawn_orders(len(subject.layers), self.permutations, data.seed)

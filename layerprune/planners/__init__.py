@@ -12,7 +12,7 @@ from layerprune.planners.base import (
     shortfall,
     table_judge,
 )
-from layerprune.planners.constraints import Constraints, parse_drop, parse_protect
+from layerprune.planners.constraints import Constraints, check_drop, parse_drop, parse_protect
 from layerprune.planners.shapes import Anything, Contiguous, Move, NoAdjacent, Shape
 from layerprune.planners.stepwise import Greedy, OneShot, greedy, one_shot
 from layerprune.registry import Registry
@@ -45,6 +45,7 @@ __all__ = [
     "Shape",
     "Watch",
     "by_harm",
+    "check_drop",
     "greedy",
     "judged",
     "next_to_go",

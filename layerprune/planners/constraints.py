@@ -139,6 +139,17 @@ def layers_of(unit: Unit) -> frozenset[int]:
     return frozenset(sublayer // 2 for sublayer in sublayers_of(unit))
 
 
+def check_drop(text: str, option: str = "--drop") -> None:
+    """Raise ``UsageError`` for what would make no sense on any model; the rest is seen when its depth is known."""
+    share = text.strip().removesuffix("%") if text.strip().endswith("%") else None
+    try:
+        possible = int(text) >= 1 if share is None else 0 < float(share) < 100
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is neither a count nor a share; write 6 or 25%") from None
+    if not possible:
+        raise UsageError(f"{option} {text}: at least one layer goes and one stays; write 6 or 25%")
+
+
 def parse_drop(text: str, depth: int, option: str = "--drop") -> int:
     """Return how many of ``depth`` layers ``"6"`` or ``"25%"`` means; a share is rounded to the nearest, at least 1."""
     given = text.strip()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerprune.errors import UsageError
-from layerprune.planners import parse_drop
+from layerprune.planners import check_drop
 from layerprune.planning.certifying import CERTIFY_LIMIT, MaxDrop
 from layerprune.planning.farthest import Farthest
 from layerprune.planning.goals import Drop, Goal
@@ -17,7 +17,6 @@ from layerprune.planning.speeding import Faster
 from layerprune.planning.targets import Smaller
 from layerprune.sizes import parse_count, parse_size
 
-ANY_DEPTH = 10**6  # what is asked is checked before the model is known; the real depth is checked when it is
 CONFIDENCE = "95%"
 
 
@@ -66,7 +65,7 @@ def goal_of(
 
 
 def _drop(text: str) -> Goal:
-    parse_drop(text, ANY_DEPTH)
+    check_drop(text)
     return Drop(text)
 
 
@@ -93,7 +92,7 @@ def _max_drop(text: str, confidence: str, items: int | None, up_to: str | None) 
     if sure < 0.5:
         raise UsageError(f"--confidence {confidence!r} is less than a coin has; write {CONFIDENCE}")
     if up_to is not None:
-        parse_drop(up_to, ANY_DEPTH, "--up-to")
+        check_drop(up_to, "--up-to")
     requested = f"--max-drop {text} --confidence {confidence}" + (f" --up-to {up_to}" if up_to else "")
     return MaxDrop(limit, sure, requested, CERTIFY_LIMIT if items is None else items, up_to)
 
@@ -101,7 +100,7 @@ def _max_drop(text: str, confidence: str, items: int | None, up_to: str | None) 
 def _front(up_to: str | None) -> Goal:
     if up_to is None:
         return Farthest()
-    parse_drop(up_to, ANY_DEPTH, "--up-to")
+    check_drop(up_to, "--up-to")
     return Farthest(up_to)
 
 

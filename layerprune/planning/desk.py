@@ -10,7 +10,7 @@ from pathlib import Path
 from layerprune.checkpoint import contained, locate
 from layerprune.documents import BaseTask, Candidate, EngineReport, MetricRef, Round, Scores
 from layerprune.engine import JOURNAL, Engine, Examiner
-from layerprune.engine.journal import Journal, journal_key
+from layerprune.engine.journal import Journal
 from layerprune.errors import TaskError, UsageError
 from layerprune.export import rehearse, weigh
 from layerprune.export.weights import Weight
@@ -20,7 +20,7 @@ from layerprune.metrics.ablation import examine_base
 from layerprune.metrics.base import Data, Metric
 from layerprune.operators import stand_in
 from layerprune.planners import Constraints, Judge, parse_protect
-from layerprune.planning.judging import Remembered
+from layerprune.planning.judging import Remembered, text_key
 from layerprune.planning.limits import FREE, Rules, candidate_units, check_objective, check_operator
 from layerprune.planning.request import ScoreRequest
 from layerprune.planning.slices import Shares, Slices
@@ -77,7 +77,8 @@ class Desk:
             check=rules.check(anatomy),
             shape=rules.shape,
         )
-        data = Data(objective=objective, seed=request.seed, progress=progress)
+        rows = request.batch_size if isinstance(request.batch_size, int) else None
+        data = Data(objective=objective, seed=request.seed, progress=progress, rows=rows, memory=request.memory)
         return cls(request, entry, metric, subject, constraints, data, progress, folder)
 
     def bring_items(self, shares: Shares) -> None:
@@ -94,10 +95,7 @@ class Desk:
         slices = Slices.of(questions, shares, self.request)
         self.data.questions, self.everything = slices.search, slices.everything
         self._correct()
-        rows = self.request.batch_size
-        engine = Engine(
-            self.subject, rows=rows if isinstance(rows, int) else None, memory=self.request.memory
-        )
+        engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
 
         def examiner(part: Questions | None) -> Examiner | None:
             return None if part is None else Examiner(engine, part, self.progress, self.folder)
@@ -119,14 +117,14 @@ class Desk:
 
     def judge(self) -> Judge:
         """Return the metric as a judge that answers each question once, in this run and the ones it goes on from."""
-        return self._remembered(self.entry.name, self.metric)
+        return self._remembered(self.entry, self.metric)
 
     def judge_by(self, spec: str) -> Judge:
         """Return the judgements of another metric on the same model and items."""
         entry, metric = build(METRICS, spec)
-        return self._remembered(entry.name, metric)
+        return self._remembered(entry, metric)
 
-    def _remembered(self, name: str, metric: Metric) -> Remembered:
+    def _remembered(self, entry: Entry, metric: Metric) -> Remembered:
         def ask(removals: Sequence[Removal]) -> list[Candidate]:
             return metric.score(self.subject, removals, self.data)
 
@@ -134,10 +132,7 @@ class Desk:
         worth = metric.needs == "text" and metric.scope == "any set"
         if self.folder is None or not worth:
             return Remembered(ask)
-        key = journal_key(
-            self.subject, self.data.questions, metric=spec_of(name, metric), seed=self.request.seed
-        )  # fmt: skip
-        return Remembered(ask, Journal(self.folder / JOURNAL, key))
+        return Remembered(ask, Journal(self.folder / JOURNAL, text_key(self.subject, self.data, entry, metric)))
 
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""

@@ -104,6 +104,8 @@ def _predicted(plan: Plan) -> Prediction:
 def _write(run_folder: Path, scores: Scores, plans: list[Plan], front: Front) -> None:
     """Write all documents, the one that names the others last."""
     folder = run_folder / FOLDER
+    for stale in {*folder.glob("plan-*.json")} - {folder / point.plan for point in front.points}:
+        stale.unlink()  # of a longer path that this one replaces
     scores.save(run_folder / Scores.filename)
     for plan, point in zip(plans, front.points, strict=True):
         plan.save(folder / point.plan)

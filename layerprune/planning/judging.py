@@ -6,11 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from layerprune.documents import Candidate
-from layerprune.engine.journal import Journal
+from layerprune.engine.journal import Journal, journal_key
+from layerprune.metrics.base import Data, Metric
 from layerprune.planners import Judge
+from layerprune.registry import Entry
 from layerprune.removal import Removal
+from layerprune.specs import spec_of
+from layerprune.subject import Subject
+from layerprune.versions import source_of
 
 Question = tuple[Removal, ...]
+
+
+def text_key(subject: Subject, data: Data, entry: Entry, metric: Metric) -> str:
+    """Return the journal key of what a metric says of the texts in ``data``: its code and owner are in it."""
+    return journal_key(
+        subject, data.questions, metric=spec_of(entry.name, metric), owner=entry.owner, code=source_of(type(metric)),
+        seed=data.seed, rows=data.rows, memory=data.memory,
+    )  # fmt: skip
 
 
 @dataclass

@@ -100,5 +100,5 @@ def _found(chosen: Search, scores: Scores, constraints: Constraints, wanted: int
     except KeyError as error:
         raise UsageError(
             f"scores.json has no score for {error.args[0]}: it was made with {len(scores.rounds)} rounds; "
-            "plan from the model, or use --search one-shot"
+            "give the --search that made it, such as greedy:lazy=true, use --search one-shot, or plan from the model"
         ) from error

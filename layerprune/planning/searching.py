@@ -58,6 +58,8 @@ class Searcher:
             what = f"the search {spec_of(entry.name, search)!r} compares more than the next to go"
             what = what if metric.needs == "items" else f"the metric {request.score.metric!r} answers no items"
             raise UsageError(f"--racing: {what}; leave it out, or use ablation with one-shot or greedy")
+        if isinstance(search, Cascade):
+            build(METRICS, search.by)
         desk = Desk.open(request.score, run_folder, progress, request.rules)
         request.goal.require(desk)
         desk.bring_items(request.goal.shares)

@@ -39,13 +39,17 @@ def written(
 def put_out(found: Found) -> tuple[str, ...]:
     """Return a warning where layers are to go that a race had put out, on a part of the items, as not among the next.
 
-    One round alone can lead there: recorded scores of a race for fewer layers, or constraints that skip those that won.
+    Recorded scores of a race for fewer layers lead there, and constraints that skip those that won: in the one round of
+    a one-shot search any that goes, in a round of a path the removal that was taken from it.
     """
-    if len(found.rounds) != 1:
-        return ()
-    candidates = found.rounds[0].candidates
-    out = [one.removal for one in candidates if one.stopped and not one.accepted]
-    gone = [units for units in out if set(units) <= set(found.order)]
+    order, steps = found.order, len(found.rounds)
+    gone = [
+        one.removal
+        for entry in found.rounds
+        for one in entry.candidates
+        if one.stopped and not one.accepted
+        if set(one.removal) <= set(order if steps == 1 else order[: len(one.removal)])
+    ]
     if not gone:
         return ()
     named = ", ".join(str(Removal.from_units(units)) for units in sorted(gone))

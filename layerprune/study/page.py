@@ -53,6 +53,8 @@ def write_study(study: Study, folder: Path) -> list[Path]:
     for table in tables(study):
         _write(folder / TABLES / f"{table.name}.csv", table.as_csv())
         _write(folder / TABLES / f"{table.name}.md", table.as_markdown())
+    for stale in {*(folder / PLOTS).glob("*.svg")} - {folder / PLOTS / f"{plot.name}.svg" for plot in drawn}:
+        stale.unlink()  # of a study that this one replaces
     for plot in drawn:
         _write(folder / PLOTS / f"{plot.name}.svg", plot.svg)
     text, html = render(it, drawn)

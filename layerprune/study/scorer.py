@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerprune.engine import JOURNAL
-from layerprune.engine.journal import Journal, journal_key
+from layerprune.engine.journal import Journal
 from layerprune.metrics import METRICS
 from layerprune.metrics.base import Data
 from layerprune.planners import SEARCHES, Constraints, Found, Judge, next_to_go
 from layerprune.planners.cascade import Cascade
-from layerprune.planning.judging import Remembered
+from layerprune.planning.judging import Remembered, text_key
 from layerprune.specs import build
 from layerprune.subject import Subject
 
@@ -29,11 +29,13 @@ class Scorer:
 
     def judge(self, spec: str, *, seed: int | None = None, keep: int | None = None) -> Judge:
         """Return a metric's judgements; ``keep`` lets it stop candidates that are not among the next to go."""
-        _, metric = build(METRICS, spec)
+        entry, metric = build(METRICS, spec)
         data = replace(self.data, keep=keep, seed=self.data.seed if seed is None else seed)
         if metric.needs == "items":
             return lambda removals: metric.score(self.subject, removals, data)
-        journal = self._journal(spec, data) if metric.needs == "text" else None  # the rest costs nothing to ask again
+        journal = None  # what reads nothing costs nothing to ask again
+        if metric.needs == "text" and self.folder is not None:
+            journal = Journal(self.folder / JOURNAL, text_key(self.subject, data, entry, metric))
         return Remembered(lambda removals: metric.score(self.subject, removals, data), journal)
 
     def find(
@@ -46,8 +48,3 @@ class Scorer:
         judge = self.judge(metric, seed=seed, keep=next_to_go(look, drop) if races else None)
         bound = look.proposed_by(self.judge(look.by, seed=seed)) if isinstance(look, Cascade) else look
         return bound(judge, constraints, drop, seed=self.data.seed if seed is None else seed)  # type: ignore[no-any-return]
-
-    def _journal(self, spec: str, data: Data) -> Journal | None:
-        if self.folder is None:
-            return None
-        return Journal(self.folder / JOURNAL, journal_key(self.subject, data.questions, metric=spec, seed=data.seed))

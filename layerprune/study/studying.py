@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from layerprune.lock import locked
 from layerprune.metrics import METRICS
 from layerprune.planners import Constraints, parse_drop, parse_protect
 from layerprune.progress import SILENT, Progress
-from layerprune.specs import build, options_of, spec_of
+from layerprune.specs import build, normalised, options_of, spec_of
 from layerprune.study.bench import SELECTION, Bench
 from layerprune.study.choices import calibrated_choices, calibrated_counts, counts_of, greedy_choice, metric_choices
 from layerprune.study.followed import calibrated, contrasts, path_of
@@ -32,6 +33,8 @@ def study(request: StudyRequest, folder: Path, *, progress: Progress = SILENT) -
     Raises ``UsageError`` and ``RegistryError`` for what cannot be asked, before the model is loaded; ``TaskError`` for
     a task on which the intact model is at chance.
     """
+    metrics = tuple(dict.fromkeys(normalised(METRICS, spec) for spec in request.metrics))
+    request = replace(request, metrics=metrics)  # one spelling: what is measured by it is looked up by it
     check(request)
     with locked(folder), locked(folder / SELECTION):  # each is taken away again where a study is refused
         return _studied(Bench.open(request, folder, progress), progress)
@@ -69,8 +72,6 @@ def check(request: StudyRequest) -> None:
         raise UsageError("a study measures accuracy: give tasks, such as --tasks arc_easy,hellaswag")
     if "ablation" not in request.metrics:
         raise UsageError("a study compares metrics with ablation: leave it among the metrics")
-    for spec in request.metrics:
-        build(METRICS, spec)
     if request.text is not None and not request.text.is_file():
         raise UsageError(f"the text {request.text} is not a file; give a .txt or .jsonl file")
     score = request.score
@@ -82,6 +83,12 @@ def check(request: StudyRequest) -> None:
         must_keep=anatomy.must_keep,
         together=anatomy.together,
     )
+    inner = [move for move in limits.moves if not {0, anatomy.depth - 1} & set(move)]
+    if len(inner) < 2:
+        raise UsageError(
+            f"a study compares rankings, also without the end layers: {len(inner)} others may go and two are needed; "
+            "protect fewer layers, or take a deeper model"
+        )
     for count in request.counts:
         limits.require(count)
     if request.greedy is not None:

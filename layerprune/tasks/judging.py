@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from layerprune.errors import TaskError
 from layerprune.tasks.items import Answer, Item, Verdict
+from layerprune.versions import source_of
 
 # The accuracy of a task, in order of preference (the paper and the leaderboards use the length-normalised one).
 ACCURACIES = ("acc_norm", "acc", "exact_match")
@@ -101,19 +100,9 @@ def _hashed(value: Any) -> str:
 
 
 def _source(value: Any) -> str:
-    """Return what stands for a value that JSON has no form for: of a function or a class its name and its file's text.
-
-    Its file's, and not its own alone: it may call what stands beside it.
-    """
-    try:
-        file = inspect.getsourcefile(value)
-        return value.__qualname__ + "\n" + Path(file).read_text(errors="replace") if file else _printed(value)
-    except (TypeError, OSError, AttributeError):  # no function, or one without a file
-        return _printed(value)
-
-
-def _printed(value: Any) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value))  # without the address that a process gave
+    """Return what stands for a value that JSON has no form for: of a function or a class its code."""
+    text = source_of(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value)) if text is None else text  # no address that a process gave
 
 
 def choices_of(task: Any, doc: Any) -> list[str]:
