@@ -192,6 +192,10 @@ def test_scores_that_hold_nothing(home, tmp_path):
     assert "scores.json: rounds: Tuple should have at least 1 item" in refused(
         "plan", "--scores", empty, "--drop", 1, "-o", tmp_path / "run"
     )
+    empty.write_text(json.dumps(data | {"rounds": [{"removed": [], "candidates": []}]}))
+    assert "rounds[0] holds no candidate" in refused(
+        "plan", "--scores", empty, "--drop", 1, "-o", tmp_path / "run"
+    )
 
 
 def test_a_label_that_compares_two_plans(home, tmp_path):

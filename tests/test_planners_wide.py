@@ -39,6 +39,7 @@ def test_a_beam_as_wide_as_the_table_finds_the_optimum(seed):
     assert set(found.order) == set(found.removal.units)
     asked = [units for batch in judge.asked for units in batch]
     assert len(asked) == len(set(asked))  # two ways to the same removal are judged once
+    assert all(step.candidates for step in found.rounds)  # a path that leads nowhere new is no round
 
 
 def test_a_wider_beam_escapes_what_traps_greedy():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units
@@ -43,7 +43,7 @@ class Round(Part):
     """All candidates judged while the units in ``removed`` were already gone (a one-shot search has one round)."""
 
     removed: Units
-    candidates: tuple[Candidate, ...] = Field(min_length=1)
+    candidates: tuple[Candidate, ...]
 
 
 class BaseTask(Part):
@@ -83,3 +83,10 @@ class Scores(Document):
     )
     seed: int
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _holds_a_candidate(self) -> Self:
+        """Later rounds may be empty: beams of older versions wrote down the paths that led nowhere new."""
+        if not self.rounds[0].candidates:
+            raise ValueError("rounds[0] holds no candidate: there is nothing to plan from")
+        return self

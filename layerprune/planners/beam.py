@@ -46,6 +46,8 @@ class Beam:
                     dead_end = error
                     continue
                 fresh = [move for move in moves if not _known(levels, removed.add(*move))]
+                if not fresh:  # other paths led to all of them
+                    continue
                 candidates = judged(judge, [removed.add(*move) for move in fresh])
                 _take(levels, orders, removed, fresh, candidates)
                 rounds.append(Round(removed=units, candidates=candidates))
