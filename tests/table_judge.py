@@ -3,6 +3,7 @@
 import random
 
 from layerprune.documents import Candidate
+from layerprune.planners import Others, one_shot
 
 
 class TableJudge:
@@ -19,3 +20,8 @@ class TableJudge:
     def __call__(self, removals):
         self.asked.append([removal.units for removal in removals])
         return [Candidate(removal=removal.units, score=self.value(removal.units)) for removal in removals]
+
+
+def others(judge, own=None):
+    """What a search asks beside its judge: every other metric says what ``judge`` says."""
+    return Others(lambda _: judge, lambda _, constraints, drop: one_shot(judge, constraints, drop), lambda _: own)

@@ -102,7 +102,7 @@ def test_a_compared_plan_is_audited_beside_the_checkpoint(home, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "search", ["one-shot", "beam:width=2", "evolution:generations=2,offspring=4", "blocks", "cascade:keep=2"]
+    "search", ["one-shot", "beam:width=2", "evolution:generations=2,offspring=4", "blocks", "cascade:keep=2", "exchange"]
 )
 def test_every_search_plans_from_a_model(home, tmp_path, search):
     done("plan", home / "base", *tasks(home), "--drop", 2, "--search", search, "--protect", "0", "-o", tmp_path / "run")

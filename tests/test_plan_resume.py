@@ -8,7 +8,7 @@ from layerprune.engine import Examiner
 from layerprune.metrics.perplexity import Perplexity
 from layerprune.planning.goals import Drop, Reached
 
-SEARCHES = ["greedy", "beam:width=2", "evolution:generations=3,offspring=4", "blocks", "cascade:keep=3"]
+SEARCHES = ["greedy", "beam:width=2", "evolution:generations=3,offspring=4", "blocks", "cascade:keep=3", "exchange"]
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,10 @@
 import itertools
 
 import pytest
-from table_judge import TableJudge
+from table_judge import TableJudge, others
 
 from layerprune.errors import RefusedError, UsageError
-from layerprune.planners import SEARCHES, Constraints, Contiguous, NoAdjacent
-from layerprune.planners.cascade import Cascade
+from layerprune.planners import SEARCHES, Constraints, Contiguous, NoAdjacent, bound
 from layerprune.removal import Removal
 from layerprune.specs import build
 
@@ -17,7 +16,7 @@ SPECS = {"evolution": "evolution:generations=6,offspring=6"}
 
 def search(name, seed=0):
     made = build(SEARCHES, SPECS.get(name, name))[1]
-    return made.proposed_by(TableJudge(seed + 100)) if isinstance(made, Cascade) else made
+    return bound(made, others(TableJudge(seed + 100), own=TableJudge(seed)))
 
 
 def touching(units):

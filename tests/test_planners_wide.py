@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from table_judge import TableJudge
+from table_judge import TableJudge, others
 
 from layerprune.errors import RefusedError, UsageError
 from layerprune.planners import SEARCHES, Constraints, greedy, one_shot
@@ -133,7 +133,7 @@ def test_an_impossible_count_is_refused_before_the_judge_is_asked(search):
 
 
 def test_searches_are_known_by_name_and_take_options():
-    assert set(SEARCHES.entries()) == {"one-shot", "greedy", "beam", "evolution", "blocks", "cascade"}
+    assert set(SEARCHES.entries()) == {"one-shot", "greedy", "beam", "evolution", "blocks", "cascade", "exchange"}
     _, search = build(SEARCHES, "beam:width=8")
     assert search == Beam(8)
     assert spec_of("beam", search) == "beam:width=8"
@@ -144,14 +144,14 @@ def test_searches_are_known_by_name_and_take_options():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_cascade_that_keeps_everything_is_greedy(seed):
-    search = Cascade(keep=7).proposed_by(TableJudge(seed + 100))
+    search = Cascade(keep=7).bind(others(TableJudge(seed + 100)))
     ours, theirs = (each(TableJudge(seed), Constraints(7), 4) for each in (search, greedy))
     assert ours == theirs
 
 
 def test_a_cascade_of_one_is_what_the_cheap_metric_would_remove():
     cheap, judge = TableJudge(5), TableJudge(6)
-    found = Cascade(keep=1).proposed_by(cheap)(judge, Constraints(8, protect=frozenset({3})), 3)
+    found = Cascade(keep=1).bind(others(cheap))(judge, Constraints(8, protect=frozenset({3})), 3)
     assert found.order == one_shot(TableJudge(5), Constraints(8, protect=frozenset({3})), 3).order
     assert [len(batch) for batch in judge.asked] == [1, 1, 1]
     assert len(cheap.asked) == 1
@@ -160,7 +160,7 @@ def test_a_cascade_of_one_is_what_the_cheap_metric_would_remove():
 def test_a_cascade_asks_the_judge_about_the_proposed_only_and_takes_its_word():
     cheap = TableJudge(score=lambda units: float(units[0]))  # proposes 0, 1, 2 ...
     judge = TableJudge(score=lambda units: -float(sum(units)))  # prefers the last
-    found = Cascade(keep=3).proposed_by(cheap)(judge, Constraints(9), 2)
+    found = Cascade(keep=3).bind(others(cheap))(judge, Constraints(9), 2)
     assert judge.asked == [[(0,), (1,), (2,)], [(0, 2), (1, 2), (2, 3)]]
     assert found.order == (2, 3)
     assert found.cost.score == -5.0

@@ -88,6 +88,17 @@ def test_the_cascade_gets_its_proposer(tiny):
     assert narrow.order == scorer(tiny).find("cosine", "one-shot", Constraints(audit_tiny.DEPTH), 2).order
 
 
+def test_exchange_gets_the_choices_of_other_metrics_and_its_own_ranking(tiny):
+    where = Constraints(audit_tiny.DEPTH), 2
+    own, cosine = (scorer(tiny).find(metric, "one-shot", *where).removal for metric in ("ablation", "cosine"))
+    block = scorer(tiny).find("angular", "blocks", *where).removal
+    found = scorer(tiny).find("ablation", "exchange:by=cosine+angular,most=0", *where, racing=False)
+    assert [one.removal for one in found.rounds[1].candidates] == list(
+        dict.fromkeys(removal.units for removal in (own, cosine, block))
+    )
+    assert found.cost.score == min(one.score for one in found.rounds[1].candidates)
+
+
 def test_seeds_reach_the_random_baseline(tiny):
     orders = {scorer(tiny).find("random", "one-shot", Constraints(6), 3, seed=seed).order for seed in range(5)}
     assert len(orders) > 1

@@ -12,7 +12,7 @@ from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
 from layerprune.errors import UsageError
 
-SEARCHES = "one-shot, greedy, beam[:width=4], evolution, blocks or cascade"
+SEARCHES = "one-shot, greedy, beam[:width=4], evolution, blocks, cascade or exchange[:by=cosine+angular]"
 CONTINUE = "run the same command again: what was finished is kept"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from layerprune.registry import Registry
+from layerprune.specs import build
 
 METRICS = Registry(
     kind="metric",
@@ -21,3 +22,9 @@ METRICS = Registry(
         "taylor": "layerprune.metrics.taylor:Taylor",
     },
 )
+
+
+def cheapest_search(spec: str) -> str:
+    """Return the search that asks a metric least: one-shot, and its own where it scores no single layers."""
+    _, metric = build(METRICS, spec)
+    return metric.search if metric.scope == "contiguous blocks" else "one-shot"

@@ -3,8 +3,11 @@
 from layerprune.planners.base import (
     Found,
     Judge,
+    Others,
     Search,
     Watch,
+    asks,
+    bound,
     by_harm,
     judged,
     next_to_go,
@@ -27,6 +30,7 @@ SEARCHES = Registry(
         "evolution": "layerprune.planners.evolution:Evolution",
         "blocks": "layerprune.planners.blocks:Blocks",
         "cascade": "layerprune.planners.cascade:Cascade",
+        "exchange": "layerprune.planners.exchange:Exchange",
     },
 )
 
@@ -41,9 +45,12 @@ __all__ = [
     "Move",
     "NoAdjacent",
     "OneShot",
+    "Others",
     "Search",
     "Shape",
     "Watch",
+    "asks",
+    "bound",
     "by_harm",
     "check_drop",
     "greedy",

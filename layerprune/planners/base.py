@@ -22,6 +22,15 @@ Watch = Callable[[Removal, Candidate], None]
 
 
 @dataclass(frozen=True)
+class Others:
+    """What a search may ask beside its judge; whoever runs the search gives it to ``bound``."""
+
+    judge: Callable[[str], Judge]  # another metric's judgements, by its spec
+    choose: Callable[[str, Constraints, int], Found]  # what another metric removes by the cheapest search it has
+    own: Callable[[int], Judge]  # the search's own metric, where so many candidates of a round matter
+
+
+@dataclass(frozen=True)
 class Found:
     """What a search ends with."""
 
@@ -29,6 +38,7 @@ class Found:
     rounds: tuple[Round, ...]  # everything that was judged
     ranking: tuple[Ranked, ...]  # the first round, least harm first
     cost: Candidate | None = None  # the judge's word on the whole removal; None where it was never asked
+    nested: bool = True  # every beginning of ``order`` is a removal the search stood at
 
     @property
     def removal(self) -> Removal:
@@ -40,7 +50,8 @@ class Search(Protocol):
     """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer.
 
     A class attribute ``nested`` says that every beginning of ``Found.order`` is a removal the search stood at. A method
-    ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race them.
+    ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race them. A
+    search that asks other metrics names their specs in ``asks`` and has a method ``bind(others) -> Search``.
     """
 
     def __call__(
@@ -52,6 +63,17 @@ def next_to_go(search: Search, drop: int) -> int | None:
     """Return how many of a round's candidates matter, so that others may be stopped early; None where all do."""
     ask = getattr(search, "next_to_go", None)
     return None if ask is None else ask(drop)
+
+
+def bound(search: Search, others: Others) -> Search:
+    """Return the search with what it asks beside its judge at hand."""
+    bind = getattr(search, "bind", None)
+    return search if bind is None else bind(others)
+
+
+def asks(search: Search) -> tuple[str, ...]:
+    """Return the specs of the other metrics that a search asks."""
+    return getattr(search, "asks", ())
 
 
 def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:

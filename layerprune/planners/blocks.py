@@ -24,7 +24,7 @@ class Blocks:
         best: Candidate = min(candidates, key=by_harm)
         if watch:
             watch(Removal(best.removal), best)
-        return Found(best.removal, (Round(removed=(), candidates=candidates),), (), best)
+        return Found(best.removal, (Round(removed=(), candidates=candidates),), (), best, nested=False)
 
 
 def allowed_runs(constraints: Constraints, drop: int) -> list[Removal]:

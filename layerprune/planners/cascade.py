@@ -8,7 +8,17 @@ from typing import ClassVar
 
 from layerprune.documents import Candidate, Ranked, Round
 from layerprune.errors import UsageError
-from layerprune.planners.base import Found, Judge, Search, Watch, judged, order_moves, ranked, require_floors
+from layerprune.planners.base import (
+    Found,
+    Judge,
+    Others,
+    Search,
+    Watch,
+    judged,
+    order_moves,
+    ranked,
+    require_floors,
+)
 from layerprune.planners.constraints import Constraints
 from layerprune.removal import Removal, Unit
 
@@ -17,8 +27,7 @@ from layerprune.removal import Removal, Unit
 class Cascade:
     """Each round, judge only the ``keep`` layers that a cheap metric would remove first, and remove the best of them.
 
-    The cheap metric is asked once, about single layers of the intact model. Whoever runs the search binds it with
-    ``proposed_by``: a search itself never sees a model.
+    The cheap metric is asked once, about single layers of the intact model.
     """
 
     nested: ClassVar[bool] = True
@@ -29,9 +38,14 @@ class Cascade:
         if self.keep < 1:
             raise ValueError(f"keep must be at least 1, got {self.keep}")
 
-    def proposed_by(self, proposer: Judge) -> Search:
-        """Return the search with the cheap metric at hand."""
-        return partial(self._search, proposer)
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The metric that proposes."""
+        return (self.by,)
+
+    def bind(self, others: Others) -> Search:
+        """Return the search with the cheap metric at hand: a search itself never sees a model."""
+        return partial(self._search, others.judge(self.by))
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None

@@ -53,7 +53,7 @@ class Evolution:
                 watch(_removal(best), known[best])
             children = _distinct([self._mutated(best, constraints, drop, rng) for _ in range(self.offspring)])
         assert best is not None
-        return Found(_removal(best).units, tuple(rounds), (), known[best])
+        return Found(_removal(best).units, tuple(rounds), (), known[best], nested=False)
 
     def _mutated(self, parent: Genome, constraints: Constraints, drop: int, rng: random.Random) -> Genome:
         """Exchange some strokes; few exchanges are likelier than many (the smaller of two draws, as in EvoPress)."""

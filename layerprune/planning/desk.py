@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from layerprune.checkpoint import contained, locate
@@ -115,24 +115,27 @@ class Desk:
         if self.request.operator != "skip":
             self.subject.stand_in = stand_in(self.subject, self.request.operator, self.data)
 
-    def judge(self) -> Judge:
-        """Return the metric as a judge that answers each question once, in this run and the ones it goes on from."""
-        return self._remembered(self.entry, self.metric)
+    def judge(self, keep: int | None = None) -> Judge:
+        """Return the metric as a judge that answers each question once, in this run and the ones it goes on from.
+
+        ``keep`` lets it stop candidates that are not among so many to go next.
+        """
+        return self._remembered(self.entry, self.metric, replace(self.data, keep=keep))
 
     def judge_by(self, spec: str) -> Judge:
         """Return the judgements of another metric on the same model and items."""
         entry, metric = build(METRICS, spec)
-        return self._remembered(entry, metric)
+        return self._remembered(entry, metric, replace(self.data, keep=None))
 
-    def _remembered(self, entry: Entry, metric: Metric) -> Remembered:
+    def _remembered(self, entry: Entry, metric: Metric, data: Data) -> Remembered:
         def ask(removals: Sequence[Removal]) -> list[Candidate]:
-            return metric.score(self.subject, removals, self.data)
+            return metric.score(self.subject, removals, data)
 
         # what answers items is written down block by block already; what is asked once, or costs nothing, need not be
         worth = metric.needs == "text" and metric.scope == "any set"
         if self.folder is None or not worth:
             return Remembered(ask)
-        return Remembered(ask, Journal(self.folder / JOURNAL, text_key(self.subject, self.data, entry, metric)))
+        return Remembered(ask, Journal(self.folder / JOURNAL, text_key(self.subject, data, entry, metric)))
 
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from layerprune import documents
-from layerprune.documents import Candidate, Objective, Plan, Scores
+from layerprune.documents import Candidate, Plan, Scores
 from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive
 from layerprune.lock import locked
-from layerprune.metrics import METRICS
-from layerprune.planners import SEARCHES, Constraints, Found, Judge, next_to_go, shortfall
-from layerprune.planners.cascade import Cascade
+from layerprune.metrics import METRICS, cheapest_search
+from layerprune.planners import SEARCHES, Constraints, Found, Judge, Others, asks, bound, next_to_go, shortfall
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.desk import Desk
 from layerprune.planning.goals import Reached
 from layerprune.planning.prediction import predict
-from layerprune.planning.request import ScoreRequest
 from layerprune.planning.written import put_out, written
 from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
@@ -58,8 +56,8 @@ class Searcher:
             what = f"the search {spec_of(entry.name, search)!r} compares more than the next to go"
             what = what if metric.needs == "items" else f"the metric {request.score.metric!r} answers no items"
             raise UsageError(f"--racing: {what}; leave it out, or use ablation with one-shot or greedy")
-        if isinstance(search, Cascade):
-            build(METRICS, search.by)
+        for other in asks(search):
+            build(METRICS, other)
         desk = Desk.open(request.score, run_folder, progress, request.rules)
         request.goal.require(desk)
         desk.bring_items(request.goal.shares)
@@ -68,24 +66,43 @@ class Searcher:
     def __call__(self, drop: int) -> Found:
         """Return the removal of ``drop`` units; raises ``RefusedError`` where the constraints allow none."""
         desk = self.desk
-        keep = desk.data.keep = _kept(self.request.score, desk.data.objective, desk.constraints, self.search, drop)
-        if keep not in self.judges:
-            self.judges[keep] = desk.judge()
-        search = self.search
-        look = search.proposed_by(desk.judge_by(search.by)) if isinstance(search, Cascade) else search
+        judge = self._judge(next_to_go(self.search, drop))
+        look = bound(self.search, Others(desk.judge_by, self._chosen_by, self._judge))
 
         def watch(removal: Removal, best: Candidate) -> None:
             if removal not in self.shown:
                 self.shown.add(removal)
                 desk.progress.note(f"{len(removal)} chosen: {removal}, {desk.metric.unit} {best.score:.4f}")
 
-        found: Found = look(self.judges[keep], desk.constraints, drop, seed=self.request.score.seed, watch=watch)
-        if keep is not None and put_out(found):  # rules passed over some of the race's winners: all have to be ranked
-            desk.data.keep = None
+        found = look(judge, desk.constraints, drop, seed=self.request.score.seed, watch=watch)
+        if self._races and put_out(found):  # rules passed over winners of the race: all have to be ranked
             found = look(desk.judge(), desk.constraints, drop, seed=self.request.score.seed, watch=watch)
         if refusal := desk.constraints.refusal(found.removal):
             raise RefusedError(f"the search {self.entry.name!r} found {found.removal}, which may not go: {refusal}")
-        self._require_floors(found, self.judges[keep])
+        self._require_floors(found, judge)
+        return found
+
+    def _judge(self, keep: int | None) -> Judge:
+        """Return the metric's judgements, raced for the best ``keep`` of a round where races are allowed."""
+        keep = keep if self._races else None
+        if keep not in self.judges:
+            self.judges[keep] = self.desk.judge(keep)
+        return self.judges[keep]
+
+    @property
+    def _races(self) -> bool:
+        """Whether rounds may be raced.
+
+        Moves of different sizes are compared per layer, which the race does not know of; nor does it know of floors,
+        and of the worst task.
+        """
+        alike = len({len(move) for move in self.desk.constraints.moves}) == 1
+        return alike and additive(self.desk.data.objective) and self.request.score.racing is not False
+
+    def _chosen_by(self, metric: str, constraints: Constraints, drop: int) -> Found:
+        """Return what another metric removes by the cheapest search it has."""
+        _, search = build(SEARCHES, cheapest_search(metric))
+        found: Found = search(self.desk.judge_by(metric), constraints, drop, seed=self.request.score.seed)
         return found
 
     def _require_floors(self, found: Found, judge: Judge) -> None:
@@ -113,14 +130,3 @@ class Searcher:
             desk.subject.anatomy.misread(removal),
         )
         return plan.model_copy(update={"target": reached.target, "certificate": reached.certificate})
-
-
-def _kept(request: ScoreRequest, objective: Objective, constraints: Constraints, search: Any, drop: int) -> int | None:
-    """Return how many candidates of a round a race has to get right; None: no racing.
-
-    Moves of different sizes are compared per layer, which the race does not know of; nor does it know of floors, and of
-    the worst task.
-    """
-    alike = len({len(move) for move in constraints.moves}) == 1
-    races = alike and additive(objective) and request.racing is not False
-    return next_to_go(search, drop) if races else None

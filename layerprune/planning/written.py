@@ -40,8 +40,11 @@ def put_out(found: Found) -> tuple[str, ...]:
     """Return a warning where layers are to go that a race had put out, on a part of the items, as not among the next.
 
     Recorded scores of a race for fewer layers lead there, and constraints that skip those that won: in the one round of
-    a one-shot search any that goes, in a round of a path the removal that was taken from it.
+    a one-shot search any that goes, in a round of a path the removal that was taken from it. A search that lays no path
+    has judged whole what goes.
     """
+    if not found.nested:
+        return ()
     order, steps = found.order, len(found.rounds)
     gone = [
         one.removal

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from layerprune.engine import JOURNAL
 from layerprune.engine.journal import Journal
-from layerprune.metrics import METRICS
+from layerprune.metrics import METRICS, cheapest_search
 from layerprune.metrics.base import Data
-from layerprune.planners import SEARCHES, Constraints, Found, Judge, next_to_go
-from layerprune.planners.cascade import Cascade
+from layerprune.planners import SEARCHES, Constraints, Found, Judge, Others, bound, next_to_go
 from layerprune.planning.judging import Remembered, text_key
 from layerprune.specs import build
 from layerprune.subject import Subject
@@ -45,6 +44,13 @@ class Scorer:
         """Return what a search finds by a metric when ``drop`` units are to go."""
         _, look = build(SEARCHES, search)
         races = racing and len({len(move) for move in constraints.moves}) == 1
-        judge = self.judge(metric, seed=seed, keep=next_to_go(look, drop) if races else None)
-        bound = look.proposed_by(self.judge(look.by, seed=seed)) if isinstance(look, Cascade) else look
-        return bound(judge, constraints, drop, seed=self.data.seed if seed is None else seed)  # type: ignore[no-any-return]
+
+        def own(keep: int | None) -> Judge:
+            return self.judge(metric, seed=seed, keep=keep if races else None)
+
+        def choose(spec: str, within: Constraints, count: int) -> Found:
+            return self.find(spec, cheapest_search(spec), within, count, seed=seed, racing=racing)
+
+        others = Others(lambda spec: self.judge(spec, seed=seed), choose, own)
+        first = self.data.seed if seed is None else seed
+        return bound(look, others)(own(next_to_go(look, drop)), constraints, drop, seed=first)

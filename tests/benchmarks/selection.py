@@ -2,12 +2,13 @@
 
     python tests/benchmarks/selection.py MODEL EVAL -o FOLDER [--dtype bfloat16] [--items 300] [--audit 1000]
         [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/beam ...] [--draws 5]
-        [--reference ablation/greedy] [--operator rescale] [--unit half]
+        [--reference ablation/greedy] [--operator rescale] [--unit half] [--skip 1000]
 
 MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. An entry is METRIC/SEARCH, both as the
 command line takes them, with @N behind where it is to see N items of each task instead of --items. Every entry chooses
 3, 6, 8 and 15 layers (--counts) on selection items (the training split); all of its choices answer the same --audit
-items a task of the evaluation split, with the layers bypassed in memory. --equal entries spend what greedy by the same
+items a task of the evaluation split, with the layers bypassed in memory; --skip passes over the first of them, which
+a choice between these entries has been made on. --equal entries spend what greedy by the same
 metric spends on --items: a search that asks about three times as many removals gets a third of the items. --operator
 stands something in for removed layers, for choosing and in the audit (rescale: what healing by it ships). Tasks on
 which the intact model is not above chance, on either split, are left out and named.
@@ -25,7 +26,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,7 @@ from layerprune.documents import Candidate
 from layerprune.engine import Engine, Examiner
 from layerprune.metrics.base import Data
 from layerprune.operators import stand_in
-from layerprune.planners import SEARCHES, Constraints, Found
-from layerprune.planners.cascade import Cascade
+from layerprune.planners import SEARCHES, Constraints, Found, Others, bound, one_shot
 from layerprune.removal import Removal
 from layerprune.report.words import accuracy, points, points_interval
 from layerprune.specs import build
@@ -90,6 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=TASKS.split(","))
     parser.add_argument("--items", type=int, default=300, help="selection items of each task")
     parser.add_argument("--audit", type=int, default=1000, help="evaluation items of each task")
+    parser.add_argument("--skip", type=int, default=0, help="evaluation items of each task passed over: seen before")
     parser.add_argument("--draws", type=int, default=5, help="of the random baseline: one draw says little")
     parser.add_argument("--unit", choices=["layer", "half"], default="layer")
     parser.add_argument("--operator", choices=["skip", "rescale", "mean"], default="skip")
@@ -137,7 +138,10 @@ class Bench:
         seen = frozenset(item.fingerprint for task in self.pool.tasks.values() for item in task.items)
         kept = {}
         for name in self.pool.tasks:
-            audit = self._examiner("audit", self.load([name], "evaluation", self.options.audit, seen))
+            skip = self.options.skip
+            asked = self.load([name], "evaluation", skip + self.options.audit, seen).tasks[name]
+            fresh = Questions({name: replace(asked, items=asked.items[skip:])})
+            audit = self._examiner("audit", fresh)
             selection = self._examiner("selection", self.load([name], "selection", self.options.items))
             if self._is_above_chance(audit, "audit") and self._is_above_chance(selection, "selection"):
                 kept[name] = audit
@@ -249,8 +253,8 @@ def calls(search: str, constraints: Constraints, count: int) -> int:
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
         return [Candidate(removal=r.units, score=random.Random(str(r)).random()) for r in removals]
 
-    bound = look.proposed_by(judge) if isinstance(look, Cascade) else look
-    return asked(bound(judge, constraints, count), 1)[0]
+    others = Others(lambda _: judge, lambda _, within, drop: one_shot(judge, within, drop), lambda _: judge)
+    return asked(bound(look, others)(judge, constraints, count), 1)[0]
 
 
 def heading(bench: Bench) -> str:

@@ -1,0 +1,147 @@
+"""Exchange: whole removals that several metrics propose, and one layer exchanged for another while that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+from layerprune.documents import Candidate, Round
+from layerprune.errors import UsageError
+from layerprune.planners.base import (
+    NOTHING,
+    Found,
+    Judge,
+    Others,
+    Search,
+    Watch,
+    by_harm,
+    judged,
+    order_moves,
+    require_floors,
+)
+from layerprune.planners.constraints import Constraints
+from layerprune.planners.shapes import Move
+from layerprune.planners.stepwise import OneShot
+from layerprune.removal import Removal
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Judge whole removals that other metrics and the own one-shot ranking propose, and better the best by exchanges.
+
+    An exchange puts one layer back and judges whatever could go in its place; the layer whose return helps most is
+    tried first. It ends where no exchange of one layer does less harm, or after ``most`` exchanges: the oscillating
+    search of feature selection (Somol and Pudil, ICPR 2000) with swings of one, from given starts.
+    """
+
+    nested: ClassVar[bool] = False
+    by: str = field(default="cosine", metadata={"help": "specs of the metrics that propose, joined by +"})
+    most: int = field(default=20, metadata={"help": "exchanges made at most"})
+
+    def __post_init__(self) -> None:
+        if self.most < 0:
+            raise ValueError(f"most must be at least 0, got {self.most}")
+        if not all(self.asks):
+            raise ValueError(f"by names metrics joined by +, got {self.by!r}")
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The metrics that propose."""
+        return tuple(dict.fromkeys(self.by.split("+")))
+
+    def next_to_go(self, drop: int) -> int:
+        """Return how many of a round's candidates matter: whatever the round, its best."""
+        return 1
+
+    def bind(self, others: Others) -> Search:
+        """Return the search with what it asks beside its judge at hand."""
+        return partial(self._search, others)
+
+    def __call__(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+    ) -> Found:
+        raise UsageError(f"the search 'exchange' asks {self.by} for proposals: plan from the model")
+
+    def _search(
+        self,
+        others: Others,
+        judge: Judge,
+        constraints: Constraints,
+        drop: int,
+        *,
+        seed: int = 0,
+        watch: Watch | None = None,
+    ) -> Found:
+        constraints.require(drop)
+        own = OneShot()(others.own(drop), constraints, drop, seed=seed)
+        starts = [own.removal, *(others.choose(metric, constraints, drop).removal for metric in self.asks)]
+        walk = _Walk(judge, constraints, drop, list(own.rounds))
+        best = walk.start(list(dict.fromkeys(starts)))
+        for _ in range(self.most):
+            if watch:
+                watch(walk.here, best)
+            better = walk.exchange()
+            if better is None:
+                break
+            best = better
+        [cost] = judged(judge, [walk.here])  # alone: on all items, whatever the races stopped at
+        walk.rounds.append(Round(removed=(), candidates=(cost,)))
+        if watch:
+            watch(walk.here, cost)
+        place = {entry.unit: number for number, entry in enumerate(own.ranking)}
+        order = tuple(sorted(walk.here.units, key=place.__getitem__))
+        return Found(order, tuple(walk.rounds), own.ranking, cost, nested=False)
+
+
+@dataclass
+class _Walk:
+    """Where the search stands, and what it has looked at."""
+
+    judge: Judge
+    constraints: Constraints
+    drop: int
+    rounds: list[Round]
+    here: Removal = NOTHING
+    stood: set[Removal] = field(default_factory=set)
+
+    def start(self, removals: Sequence[Removal]) -> Candidate:
+        """Stand at the least harmful of whole removals."""
+        candidates = self._round(NOTHING, removals)
+        require_floors(candidates)
+        return self._stand(min(candidates, key=by_harm))
+
+    def exchange(self) -> Candidate | None:
+        """Exchange one stroke of what is removed for a better one; None where every exchange does more harm."""
+        for out in self._outs():
+            rest = Removal.from_units(unit for unit in self.here if unit not in out)
+            moves = [move for move in self.constraints.open_moves(rest, self.drop) if len(move) == len(out)]
+            if moves == [out]:
+                continue
+            # what is here runs along: in a race nobody's score can be held against another round's
+            candidates = self._round(rest, [rest.add(*move) for move in moves])
+            best = candidates[order_moves(moves, candidates)[0]]
+            if Removal(best.removal) not in self.stood:  # a race may err: nowhere twice, so that the walk ends
+                return self._stand(best)
+        return None
+
+    def _outs(self) -> Iterator[Move]:
+        """Yield what may be put back, the one whose return helps most first; a race says little of the order behind."""
+        moves = [move for move in self.constraints.moves if set(move) <= set(self.here)]
+        fewer = [Removal.from_units(unit for unit in self.here if unit not in move) for move in moves]
+        if len(self.here) == len(moves[0]):  # nothing would be left to judge
+            yield from moves
+            return
+        candidates = self._round(NOTHING, fewer)
+        yield from (moves[place] for place in sorted(range(len(moves)), key=lambda place: by_harm(candidates[place])))
+
+    def _round(self, removed: Removal, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
+        candidates = judged(self.judge, removals)
+        self.rounds.append(Round(removed=removed.units, candidates=candidates))
+        return candidates
+
+    def _stand(self, candidate: Candidate) -> Candidate:
+        self.here = Removal(candidate.removal)
+        self.stood.add(self.here)
+        return candidate

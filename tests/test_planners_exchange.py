@@ -1,0 +1,128 @@
+"""Exchange: it starts from the best proposal, and ends where no exchange of one layer does less harm."""
+
+import itertools
+
+import pytest
+from table_judge import TableJudge, others
+
+from layerprune.errors import RefusedError, UsageError
+from layerprune.planners import SEARCHES, Constraints, NoAdjacent, Others, one_shot
+from layerprune.planners.base import by_harm
+from layerprune.planners.exchange import Exchange
+from layerprune.removal import Removal
+from layerprune.specs import build
+
+DEPTH = 9
+
+
+def exchanged(seed, constraints, drop, **options):
+    judge = TableJudge(seed)
+    search = Exchange(**options).bind(others(TableJudge(seed + 100), own=judge))
+    return judge, search(judge, constraints, drop)
+
+
+def starts(seed, constraints, drop):
+    return [one_shot(TableJudge(one), constraints, drop).removal for one in (seed, seed + 100)]
+
+
+def neighbours(units, allowed):
+    for out, new in itertools.product(units, allowed):
+        if new not in units:
+            yield tuple(sorted({*units} - {out} | {new}))
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("drop", [1, 3, 5])
+def test_no_exchange_of_one_layer_betters_what_is_found(seed, drop):
+    constraints = Constraints(DEPTH, protect=frozenset({2}))
+    judge, found = exchanged(seed, constraints, drop, most=100)
+    allowed = [layer for layer in range(DEPTH) if layer != 2]
+    cost = judge.value(found.removal.units)
+    assert found.cost.score == cost
+    assert all(judge.value(units) > cost for units in neighbours(found.removal.units, allowed))
+    assert cost <= min(judge.value(start.units) for start in starts(seed, constraints, drop))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_without_exchanges_it_is_the_better_of_the_proposals(seed):
+    judge, found = exchanged(seed, Constraints(DEPTH), 4, most=0)
+    proposed = starts(seed, Constraints(DEPTH), 4)
+    assert found.removal == min(proposed, key=lambda removal: judge.value(removal.units))
+
+
+def test_each_exchange_is_made_only_for_less_harm_and_as_many_as_asked_for():
+    costs = []
+    for most in range(6):
+        judge, found = exchanged(3, Constraints(DEPTH), 4, most=most)
+        costs.append(judge.value(found.removal.units))
+    assert costs == sorted(costs, reverse=True)
+    assert len(set(costs)) > 2  # more than one exchange was there to be made
+
+
+def test_what_goes_together_is_exchanged_for_what_goes_together():
+    pairs = tuple(frozenset({layer, layer + 1}) for layer in (0, 2, 4))
+    _, found = exchanged(1, Constraints(8, together=pairs), 3)
+    gone = set(found.removal.units)
+    assert len(gone) == 3
+    assert all(len(gone & pair) in (0, 2) for pair in pairs)
+    assert set(found.order) == gone
+
+
+def test_every_set_stood_at_has_the_shape_asked_for():
+    _, found = exchanged(2, Constraints(DEPTH, shape=NoAdjacent()), 3)
+    assert all(b - a > 1 for a, b in itertools.pairwise(found.removal.units))
+
+
+def test_watch_hears_of_every_set_it_stands_at():
+    heard, judge = [], TableJudge(3)
+    search = Exchange().bind(others(TableJudge(103), own=judge))
+    found = search(judge, Constraints(DEPTH), 4, watch=lambda removal, best: heard.append((removal, best.score)))
+    assert heard[-1][0] == found.removal
+    assert [score for _, score in heard] == sorted((score for _, score in heard), reverse=True)
+    assert all(score == judge.value(removal.units) for removal, score in heard)
+
+
+def test_a_race_that_errs_does_not_walk_in_circles():
+    """A judge that calls another set better each time it is asked: the walk ends all the same."""
+    turn = itertools.count()
+    judge = TableJudge(score=lambda units: -float(next(turn)))
+    asked = Others(lambda _: judge, lambda _, c, drop: one_shot(judge, c, drop), lambda _: judge)
+    found = Exchange(most=10**6).bind(asked)(judge, Constraints(5), 2)
+    assert len(found.removal) == 2
+
+
+def test_the_first_round_is_the_ranking_and_the_last_the_whole_removal_alone():
+    _, found = exchanged(4, Constraints(DEPTH), 3)
+    assert [one.removal for one in found.rounds[0].candidates] == [(layer,) for layer in range(DEPTH)]
+    assert found.rounds[-1].candidates == (found.cost,)
+    assert not found.nested
+    assert found.removal == Removal(found.cost.removal)
+    singles = sorted(found.rounds[0].candidates, key=by_harm)
+    assert [entry.unit for entry in found.ranking] == [one.removal[0] for one in singles]
+
+
+def test_the_race_for_single_layers_is_for_all_places_and_every_other_for_one():
+    asked, judge = [], TableJudge(1)
+    own = Others(
+        lambda _: judge,
+        lambda spec, c, drop: asked.append(spec) or one_shot(judge, c, drop),
+        lambda keep: asked.append(keep) or judge,
+    )
+    search = Exchange(by="cosine+angular:tokens=all+cosine")
+    assert search.next_to_go(3) == 1
+    search.bind(own)(judge, Constraints(6), 3)
+    assert asked == [3, "cosine", "angular:tokens=all"]
+
+
+def test_bad_options_and_a_search_without_its_metrics_are_refused():
+    for spec, message in {
+        "exchange:by=": "by names metrics",
+        "exchange:by=cosine+": "by names metrics",
+        "exchange:most=-1": "most must be at least 0",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            build(SEARCHES, spec)
+    with pytest.raises(UsageError, match="asks cosine for proposals: plan from the model"):
+        Exchange()(TableJudge(), Constraints(5), 2)
+    with pytest.raises((RefusedError, UsageError)):
+        exchanged(0, Constraints(5, protect=frozenset({0, 1, 2, 3})), 2)
