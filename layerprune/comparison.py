@@ -64,11 +64,7 @@ def _seen(scores: Scores) -> set[tuple[str, str]]:
 def _single(scores: Scores) -> dict[Unit, Candidate]:
     """Return the judgements of single units of the intact model."""
     return {
-        candidate.removal[0]: candidate
-        for entry in scores.rounds
-        if not entry.removed
-        for candidate in entry.candidates
-        if len(candidate.removal) == 1
+        candidate.removal[0]: candidate for candidate in scores.rounds[0].candidates if len(candidate.removal) == 1
     }
 
 

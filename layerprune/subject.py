@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from layerprune.anatomy import Anatomy, find_stack, read_anatomy
+from layerprune.anatomy import Anatomy, find_stack, positions, read_anatomy
 from layerprune.bypass import bypassed
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import ModelRef
@@ -149,6 +149,11 @@ class Subject:
     def vocabulary(self) -> int:
         """Width of the logits."""
         return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @cached_property
+    def positions(self) -> int | None:
+        """How many tokens the model reads at most; None where its config does not say."""
+        return positions(self.model)
 
     @cached_property
     def encoder(self) -> Any:

@@ -20,7 +20,7 @@ def subject_of(kind: str, dtype: torch.dtype = torch.float32) -> Subject:
     torch.manual_seed(0)
     model = tiny_model(kind).eval().to(dtype)
     anatomy = read_anatomy(tiny_config(kind))
-    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=anatomy.depth, parameters=0)
+    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=anatomy.depth, parameters=1)
     return Subject(model, None, anatomy, ref)  # type: ignore[arg-type]  # no text is tokenised here
 
 

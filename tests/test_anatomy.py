@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 from families import tiny_config
 
-from layerprune.anatomy import Sources, build_on_meta, find_stack, read_anatomy
+from layerprune.anatomy import Sources, build_on_meta, find_stack, positions, read_anatomy
 from layerprune.anatomy.fields import edits
+from layerprune.anatomy.tiny import tiny_model
 from layerprune.errors import ModelError, RefusedError, UsageError
 from layerprune.removal import Removal
 
@@ -159,3 +161,19 @@ def test_importing_the_room_needs_no_torch() -> None:
     heavy = "{'torch', 'transformers'}"
     code = f"import sys, layerprune.anatomy, layerprune.checkpoint; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gpt_neo", "roberta", "xlm-roberta", "gptj"])
+def test_a_model_reads_as_many_tokens_as_it_has_positions_and_no_more(model_type: str) -> None:
+    """Roberta's kind count behind the padding."""
+    model = tiny_model(model_type).eval()
+    most = positions(model)
+    assert most in (127, 128)
+    with torch.no_grad():
+        assert model(input_ids=torch.full((1, most), 5)).logits.shape[1] == most
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, most + 1), 5))
+
+
+def test_a_config_that_names_no_positions_sets_no_limit() -> None:
+    assert positions(tiny_model("mamba")) is None

@@ -217,7 +217,7 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_asked(out, tasks
 
     monkeypatch.setattr("layerprune.audit.measuring.examine", asked)
     (tmp_path / "short.txt").write_text("too short")
-    with pytest.raises(UsageError, match="at least 1024 are needed"):
+    with pytest.raises(UsageError, match="at least 254 are needed"):
         run(out, tasks, text=tmp_path / "short.txt")
 
 

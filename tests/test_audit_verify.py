@@ -146,6 +146,32 @@ def test_figures_in_the_metadata_of_an_unaudited_folder_are_found(out):
     assert verify(out).problems == ("README.md: the metadata's model-index is not what the documents say",)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("seed", -1, "seed: Input should be greater than or equal to 0"),
+        ("cache_bytes_per_token", [0, 8], "cache_bytes_per_token.0: Input should be greater than 0"),
+        ("overall", {"zz": ...}, "overall is about ['zz'], the first task about ['pruned']"),
+        ("tasks.0.models", {"zz": ...}, "tasks are about ['zz']; needed is 'pruned', known are ['pruned']"),
+        ("tasks.0.models", {}, "tasks are about []; needed is 'pruned', known are ['pruned']"),
+        ("base.layers", 0, "base.layers: Input should be greater than or equal to 1"),
+        ("tasks.0.data.items", 0, "tasks.0.data.items: Input should be greater than or equal to 1"),
+    ],
+)
+def test_an_audit_that_cannot_be_is_a_problem_and_no_traceback(out, place, value, said):
+    path = out / "layerprune" / "audit.json"
+    document = json.loads(path.read_text())
+    *above, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    inner = document
+    for part in above:
+        inner = inner[part]
+    if isinstance(value, dict) and ... in value.values():
+        value = dict.fromkeys(value, inner[last][PRUNED])
+    inner[last] = value
+    path.write_text(json.dumps(document))
+    assert any(said in problem for problem in verify(out).problems), verify(out).problems
+
+
 def test_an_audit_of_no_task_is_a_problem_and_no_traceback(out):
     path = out / "layerprune" / "audit.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tasks": []}))

@@ -51,6 +51,20 @@ def test_licence_and_language_come_from_the_base_and_stay(tmp_path):
     assert "that of the base (`other`); see [LICENSE](LICENSE)" in (out / "README.md").read_text()
 
 
+@pytest.mark.parametrize("language", ["no", "[en, no]", "[en]", "en"])
+def test_norwegian_stays_a_language(tmp_path, language):
+    """To YAML 1.1 a bare no is false."""
+    from huggingface_hub import ModelCard
+
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(f"---\nlanguage: {language}\n---\nBase.")
+    write_card(samples.exported(tmp_path / "out"), base)
+    wanted = yaml.load(language, yaml.BaseLoader)
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.language == wanted
+    assert front_matter(write_card(tmp_path / "out"))["language"] == wanted
+
+
 def test_without_a_licence_the_card_asks_to_look_it_up(tmp_path):
     assert "No licence was found" in write_card(samples.exported(tmp_path)).read_text()
 

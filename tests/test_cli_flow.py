@@ -101,8 +101,22 @@ def test_a_compared_plan_is_audited_beside_the_checkpoint(home, tmp_path):
     assert set(audit.tasks[0].models) == {"pruned", "last"}
 
 
+def test_scores_that_are_replaced_take_the_plan_made_from_them_along(home, tmp_path):
+    out = tmp_path / "run"
+    done("plan", home / "base", "--metric", "reverse-order", "--drop", 2, "--search", "one-shot", "-o", out)
+    done("score", home / "base", "--metric", "reverse-order", "-o", out, "--force")
+    assert (out / "plan.json").exists()  # the very scores it was made from
+    said = done("score", home / "base", "--metric", "random", "-o", out, "--force").stdout
+    assert not (out / "plan.json").exists()
+    assert f"removed: {out / 'plan.json'}" in said
+    shutil.copy(home / "run" / "plan.json", out)  # made from other scores: it is none of theirs
+    done("score", home / "base", "--metric", "reverse-order", "-o", out, "--force")
+    assert (out / "plan.json").exists()
+
+
 @pytest.mark.parametrize(
-    "search", ["one-shot", "beam:width=2", "evolution:generations=2,offspring=4", "blocks", "cascade:keep=2", "exchange"]
+    "search",
+    ["one-shot", "beam:width=2", "evolution:generations=2,offspring=4", "blocks", "cascade:keep=2", "exchange"],
 )
 def test_every_search_plans_from_a_model(home, tmp_path, search):
     done("plan", home / "base", *tasks(home), "--drop", 2, "--search", search, "--protect", "0", "-o", tmp_path / "run")

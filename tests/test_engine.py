@@ -24,7 +24,7 @@ def subject_of(kind: str) -> Subject:
     torch.manual_seed(0)
     model = tiny_model(kind).eval()
     anatomy = read_anatomy(tiny_config(kind))
-    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=anatomy.depth, parameters=0)
+    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=anatomy.depth, parameters=1)
     return Subject(model, None, anatomy, ref)  # type: ignore[arg-type]  # no text is read here
 
 

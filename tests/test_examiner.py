@@ -331,6 +331,22 @@ def test_a_race_gives_full_outcomes_to_those_that_finish_and_the_first_items_of_
             assert 10 <= len(outcomes.correct) < len(whole[removal][name].correct)
 
 
+def test_a_task_that_counts_for_nothing_keeps_no_race_open(many):
+    """Weighed by nothing it shows no difference, whatever number of items is looked at."""
+    subject, questions = many
+    removals = [Removal(()), *(Removal.of(layer) for layer in range(6))]
+
+    def harm(own):
+        return {name: harms * (name == "one") for name, harms in missed(own).items()}
+
+    def lengths(**how):
+        raced = Examiner(Engine(subject), questions).race(removals, 1, harm, **how)
+        return {len(own["one"].correct) for own in raced.outcomes.values()}
+
+    assert lengths() == {120}
+    assert min(lengths(counted=["one"])) < 120
+
+
 def test_a_race_between_equals_is_run_to_its_end(many):
     subject, questions = many
     removals = [Removal(()), Removal.of(1)]

@@ -54,6 +54,16 @@ def test_only_what_was_changed_differs(home, tmp_path):
         assert (tmp_path / "healed" / name).read_bytes() == (source / name).read_bytes()
 
 
+def test_a_window_is_no_longer_than_what_the_model_reads(home, tmp_path):
+    """Of a learned table of positions there is no more; the tiny model says 128."""
+    text = str(home / "prose.txt")
+    log = heal(HealRequest(home / "pruned-2-4", "scaling:factor=3", text), tmp_path / "healed")
+    assert log.corpus.window == 128
+    with pytest.raises(UsageError, match="129 tokens is more than the 128 that the model reads; use --window 128"):
+        heal(HealRequest(home / "pruned-2-4", "scaling:factor=3", text, window=129), tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
 def test_the_documents_chain_and_verify_passes(home, tmp_path):
     log = heal(HealRequest(home / "pruned-2-4", "scaling:factor=3"), tmp_path / "healed")
     assert HealLog.load(tmp_path / "healed" / "layerprune" / "heal.json") == log

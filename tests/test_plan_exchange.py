@@ -5,6 +5,7 @@ import pytest
 from cli_tiny import done, refused
 
 from layerprune.documents import Plan, Scores
+from layerprune.planners import by_harm
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def test_what_a_raced_exchange_found_is_judged_on_all_items(home, tmp_path):
     done(*plan(home, tmp_path / "run", "exchange:by=cosine+angular", "--drop", 3))
     scores, made = Scores.load(tmp_path / "run" / "scores.json"), Plan.load(tmp_path / "run" / "plan.json")
     assert any(one.stopped for entry in scores.rounds for one in entry.candidates)
-    (whole,) = scores.rounds[-1].candidates
-    assert (whole.removal, whole.stopped) == (made.removal, False)
-    assert whole.tasks["toy"].items == 96  # all but the fifth that is held back
+    stood = scores.rounds[-1].candidates
+    assert all((one.stopped, one.tasks["toy"].items) == (False, 96) for one in stood)  # the fifth is held back
+    assert made.removal == min(stood, key=by_harm).removal
     assert not any("race had put" in warning for warning in made.warnings)
 
 
@@ -35,25 +36,31 @@ def test_a_race_changes_nothing_but_the_price(home, tmp_path):
     done(*plan(home, tmp_path / "whole", "exchange", "--drop", 3, "--no-racing"))
     raced, whole = (Plan.load(tmp_path / name / "plan.json") for name in ("raced", "whole"))
     assert raced.removal == whole.removal
-    assert not any(
-        one.stopped for entry in Scores.load(tmp_path / "whole" / "scores.json").rounds for one in entry.candidates
-    )
+    for name, stopped in (("raced", True), ("whole", False)):
+        rounds = Scores.load(tmp_path / name / "scores.json").rounds
+        assert any(one.stopped for entry in rounds for one in entry.candidates) is stopped
 
 
-def test_its_scores_are_planned_from_by_their_ranking(home, tmp_path):
-    done(*plan(home, tmp_path / "run", "exchange", "--drop", 3, "--no-racing"))
+@pytest.mark.parametrize("drop", [2, 3])
+@pytest.mark.parametrize("racing", ["--racing", "--no-racing"])
+def test_its_scores_are_planned_from_by_their_ranking(home, tmp_path, drop, racing):
+    done(*plan(home, tmp_path / "run", "exchange", "--drop", drop, racing))
     scores = tmp_path / "run" / "scores.json"
-    assert len(Scores.load(scores).rounds) >= 3  # as many as a greedy search for three layers has
-    done("plan", "--scores", scores, "--drop", 3, "-o", tmp_path / "again")
+    assert len(Scores.load(scores).rounds) >= drop  # as many as a greedy search has
+    done("plan", "--scores", scores, "--drop", drop, "-o", tmp_path / "again")
     again, first = Plan.load(tmp_path / "again" / "plan.json"), Plan.load(tmp_path / "run" / "plan.json")
     assert again.search.name == "one-shot"
-    assert again.order == tuple(entry.unit for entry in first.ranking[:3])
-    said = refused("plan", "--scores", scores, "--drop", 3, "--search", "exchange", "-o", tmp_path / "no")
+    assert again.order == tuple(entry.unit for entry in first.ranking[:drop])
+    said = refused("plan", "--scores", scores, "--drop", drop, "--search", "exchange", "-o", tmp_path / "no")
     assert "asks cosine for proposals: plan from the model" in said
 
 
 def test_a_proposer_that_is_not_there_and_a_front_are_refused_before_anything_is_measured(home, tmp_path):
     assert "unknown metric 'foo'" in refused(*plan(home, tmp_path / "no", "exchange:by=foo", "--drop", 2))
+    said = refused(*plan(home, tmp_path / "no", "exchange:by=ablation", "--metric", "perplexity", "--drop", 2))
+    assert "asks the metric 'ablation', which answers items, and 'perplexity' answers none" in said
+    said = refused(*plan(home, tmp_path / "no", "exchange", "--unit", "half", "--drop", 2))
+    assert "the metric 'cosine' proposes nothing here" in said
     said = refused(*plan(home, tmp_path / "no", "exchange", "--front"))
     assert "--front follows one path, and the search 'exchange' lays none" in said
-    assert not (tmp_path / "no").exists()
+    assert not (tmp_path / "no" / "plan.json").exists()

@@ -33,6 +33,14 @@ def test_layers_that_may_not_be_neighbours_are_chosen_as_without_a_race(home, tm
     assert not any(gone & set(one.removal) and not one.accepted for one in stopped)
 
 
+def test_a_task_that_weighs_nothing_keeps_no_race_open(home, tmp_path):
+    audit_tiny.questions(home / "base", tmp_path / "tasks", "more", train=300, test=2)
+    audit_tiny.questions(home / "base", tmp_path / "tasks", "toy", train=300, test=2)
+    done("plan", home / "base", "--tasks", "toy,more", "--include-path", tmp_path / "tasks", "--objective", "weighted",
+         "--weights", "toy=1,more=0", "--drop", 1, "--search", "one-shot", "-o", tmp_path / "run")  # fmt: skip
+    assert any(one.stopped for one in Scores.load(tmp_path / "run" / "scores.json").rounds[0].candidates)
+
+
 def test_a_front_by_one_shot_is_cut_from_an_order_that_no_race_has_made(home, tmp_path):
     words = ["plan", home / "base", "--tasks", "toy", "--include-path", home / "tasks", "--search", "one-shot",
              "--front", "--up-to", 4, "-o", tmp_path / "run"]  # fmt: skip

@@ -154,6 +154,22 @@ def test_the_commands_to_reproduce_are_commands_that_exist(tmp_path, healed):
     assert "unhealed" not in lines[-2]
 
 
+def test_the_text_that_healed_is_named_with_its_window_and_what_was_looked_for(sample):
+    from layerprune.documents.heal_log import CorpusRef, Overlap
+
+    plan, audit = documents(sample)
+    own = [data.task for data in plan.data]
+    for tasks, named in ((own, False), ([*own, "more"], True)):
+        corpus = CorpusRef(
+            source="text.jsonl", fingerprint="f", documents=9, heldout_documents=1, dropped_documents=0, window=384,
+            windows=8, heldout_windows=1, counted=100, answers_only=False,
+            overlap={task: Overlap(split="test", items=5, unlooked=0, found=()) for task in tasks},
+        )  # fmt: skip
+        line = commands(plan, audit, healing_log().model_copy(update={"corpus": corpus}))[2]
+        assert "--corpus text.jsonl --window 384" in line
+        assert ("--tasks" in line) is named
+
+
 def test_everything_that_had_a_say_in_a_plan_stands_in_its_command(sample):
     from layerprune.documents import Limits, Objective, Search
 

@@ -6,6 +6,6 @@ Read from the config and a model on the meta device; no table of architectures s
 from layerprune.anatomy import halves
 from layerprune.anatomy.read import Anatomy, read_anatomy
 from layerprune.anatomy.sources import Sources
-from layerprune.anatomy.stack import build_on_meta, find_stack, load_config
+from layerprune.anatomy.stack import build_on_meta, find_stack, load_config, positions
 
-__all__ = ["Anatomy", "Sources", "build_on_meta", "find_stack", "halves", "load_config", "read_anatomy"]
+__all__ = ["Anatomy", "Sources", "build_on_meta", "find_stack", "halves", "load_config", "positions", "read_anatomy"]

@@ -93,3 +93,21 @@ def _decoder_path(model: nn.Module) -> str:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def positions(model: nn.Module) -> int | None:
+    """Return how many tokens a model, on any device, reads at most; None where its config does not say.
+
+    Beyond it a learned table of positions ends in an ``IndexError``, and others are left in what they never saw.
+    """
+    found = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+    if not isinstance(found, int) or found < 1:
+        return None
+    from torch import nn
+
+    for table in model.modules():
+        if not isinstance(table, nn.Embedding) or table is model.get_input_embeddings():  # type: ignore[operator]
+            continue
+        if table.num_embeddings == found and table.padding_idx is not None:  # counting starts behind the padding
+            return found - table.padding_idx - 1
+    return found

@@ -38,8 +38,10 @@ def read_text(path: Path) -> str:
 def windows_of(text: str, subject: Subject, window: int = WINDOW, most: int = WINDOWS) -> list[list[int]]:
     """Cut a text into windows of ``window`` tokens, evenly spread ones where there are more than ``most``.
 
-    Each window is headed by the token that lm-eval puts before a text (the model's beginning-of-text token).
+    Each window is headed by the token that lm-eval puts before a text (the model's beginning-of-text token), and is
+    shorter where the model reads no more.
     """
+    window = window if subject.positions is None else min(window, subject.positions - 1)
     ids = subject.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     cut = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
     if len(cut) < 2:

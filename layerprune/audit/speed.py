@@ -42,7 +42,12 @@ def time_both(
     new_tokens: int = NEW_TOKENS,
     progress: Progress = SILENT,
 ) -> Speed:
-    """Time prefill and greedy decoding of one sequence, base and pruned alternating, after a warm-up of each."""
+    """Time prefill and greedy decoding of one sequence, base and pruned alternating, after a warm-up of each.
+
+    The prompt is shorter where the model does not read as many tokens.
+    """
+    if base.positions is not None:
+        prompt_tokens = max(1, min(prompt_tokens, base.positions - new_tokens))
     taken: dict[str, list[dict[str, float]]] = {"base": [], "pruned": []}
     subjects = {"base": base, "pruned": pruned}
     with progress.task("timing both models", 2 * (repeats + 1), "runs") as advance:

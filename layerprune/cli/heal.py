@@ -26,7 +26,12 @@ healing = opt.together(
         help="Tasks whose items must not stand in the corpus. Default: those the plan was made with.",
     ),
     opt.sources,
-    click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens of a window. Default: 512."),
+    click.option(
+        "--window",
+        type=click.IntRange(min=2),
+        metavar="N",
+        help="Tokens of a window. Default: 512, or what the model reads.",
+    ),
     click.option("--dtype", metavar="NAME", help="float32, bfloat16, float16 or auto. Default: auto."),
     click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or auto. Default: auto."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of everything that is drawn. Default: 0."),

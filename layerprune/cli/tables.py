@@ -77,10 +77,14 @@ def planned(scores: Scores, plan: Plan) -> list[Table | str]:
 
 def rounds(scores: Scores, plan: Plan) -> Table:
     """Return what each round of a search ended with."""
+    from layerprune.planners import by_harm
+
     columns = ["round", "judged", "removed so far", scores.metric.unit, "95 % interval"]
     made = table(f"{plan.search.name}, round by round", *columns, numbers=set(columns) - {"removed so far"})
+    laid = all(entry.removed for entry in scores.rounds[1:])  # round on round; else whole removals are judged
     for number, entry in enumerate(scores.rounds, 1):
-        best = chosen(entry.candidates, plan.order)
+        whole = [candidate for candidate in entry.candidates if len(candidate.removal) == len(plan.order)]
+        best = chosen(entry.candidates, plan.order) if laid else min(whole, key=by_harm, default=None)
         if best is not None:
             made.add_row(
                 str(number), str(len(entry.candidates)), names(best.removal), figure(best.score), span(best.interval)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, ModelRef, Outcomes, TaskData, Units
@@ -165,9 +165,9 @@ class Audit(Document):
     compared: dict[str, Compared] = Field(default_factory=dict)
     tasks: tuple[AuditedTask, ...] = Field(min_length=1)
     overall: dict[str, Overall] = Field(description="by label; empty when no task is informative")
-    bytes_before: int
-    bytes_after: int
-    cache_bytes_per_token: tuple[int, int] | None = Field(
+    bytes_before: int = Field(ge=1)
+    bytes_after: int = Field(ge=1)
+    cache_bytes_per_token: tuple[PositiveInt, PositiveInt] | None = Field(
         default=None, description="KV cache of base and pruned in the audit's dtype; None where layers keep other state"
     )
     text: TextLoss | None = None
@@ -179,5 +179,18 @@ class Audit(Document):
     dtype: str
     device: str
     limit: int | None
-    seed: int
+    seed: int = Field(ge=0)
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _speaks_of_the_same_models_throughout(self) -> Self:
+        known, labels = {PRUNED, *self.compared}, set(self.tasks[0].models)
+        if PRUNED not in labels or not labels <= known:
+            raise ValueError(f"tasks are about {sorted(labels)}; needed is 'pruned', known are {sorted(known)}")
+        spoken = [(task.data.task, set(task.models)) for task in self.tasks]
+        if self.overall:  # empty where no task is informative
+            spoken.append(("overall", set(self.overall)))
+        for where, found in spoken:
+            if found != labels:
+                raise ValueError(f"{where} is about {sorted(found)}, the first task about {sorted(labels)}")
+        return self

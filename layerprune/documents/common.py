@@ -22,8 +22,8 @@ class ModelRef(Part):
     revision: str | None = Field(default=None, description="Hub commit hash; None for a local folder")
     fingerprint: str = Field(description="see checkpoint.Checkpoint.fingerprint")
     model_type: str
-    layers: int = Field(description="depth of the decoder stack")
-    parameters: int
+    layers: int = Field(ge=1, description="depth of the decoder stack")
+    parameters: int = Field(ge=1)
 
 
 class Objective(Part):
@@ -95,7 +95,7 @@ class TaskData(Part):
 
     task: str
     split: str = Field(description="which items: 'train', or 'half of test'")
-    items: int
+    items: int = Field(ge=1)
     fingerprints: tuple[str, ...] = Field(description="one per item, in the order of the outcomes")
     num_fewshot: int
     metric: str = Field(description="acc_norm, acc or exact_match: the figure that accuracy stands for")

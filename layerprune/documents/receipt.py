@@ -61,8 +61,8 @@ class Receipt(Document):
     dropped_files: tuple[str, ...] = Field(
         default=(), description="files of the base that were not carried along, e.g. pickles"
     )
-    bytes_before: int
-    bytes_after: int
+    bytes_before: int = Field(ge=1)
+    bytes_after: int = Field(ge=1)
     config_changes: dict[str, Change]
     missing_keys: tuple[str, ...] = ()
     unexpected_keys: tuple[str, ...] = ()

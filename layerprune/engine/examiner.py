@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,14 +142,17 @@ class Examiner:
         return Questions(parts)
 
     def race(
-        self, removals: Sequence[Removal], keep: int, harm: Harm, label: str = "racing"
-    ) -> Raced:
+        self, removals: Sequence[Removal], keep: int, harm: Harm, label: str = "racing",
+        counted: Collection[str] | None = None,
+    ) -> Raced:  # fmt: skip
         """Run the removals until it is clear which ``keep`` of them do least harm; each stops when its place is clear.
 
-        What was measured before is not measured again.
+        What was measured before is not measured again. ``counted`` names the tasks that have a say, None all of them:
+        no number of items would show a difference on one that counts for nothing.
         """
         asked = list(dict.fromkeys(removals))
-        items = tuple(len(task.items) for task in self.questions.tasks.values())
+        tasks = [name for name in self.questions.tasks if counted is None or name in counted]
+        items = tuple(len(self.questions.tasks[name].items) for name in tasks)
         field = Field.of(Race(len(asked), items, keep, len(self.blocks)))
         ran = dict.fromkeys(asked, 0)
         with self.progress.task(label, len(self.questions) * len(asked), "items") as advance:
@@ -162,7 +165,7 @@ class Examiner:
                 advance(len(self.blocks[block]) * (len(running) - len(pending)))
                 for removal in running:
                     ran[removal] = block + 1
-                left = field.settle(self._harms(running, block + 1, harm))
+                left = field.settle(self._harms(running, block + 1, harm, tasks))
                 advance(len(left) * sum(len(questions) for questions in self.blocks[block + 1 :]))
                 if field.over:
                     break
@@ -178,11 +181,11 @@ class Examiner:
                 found[name] = joined(pieces)
         return found
 
-    def _harms(self, removals: Sequence[Removal], blocks: int, harm: Harm) -> list[np.ndarray]:
+    def _harms(self, removals: Sequence[Removal], blocks: int, harm: Harm, tasks: Sequence[str]) -> list[np.ndarray]:
         """Return (removals, items) of each task, none where its first item is yet to come."""
         found = [harm(self.seen(removal, blocks)) for removal in removals]
         nothing = np.empty(0)
-        return [np.stack([own.get(name, nothing) for own in found]) for name in self.questions.tasks]
+        return [np.stack([own.get(name, nothing) for own in found]) for name in tasks]
 
     def _joined(self, removal: Removal) -> dict[str, Outcomes]:
         return self.seen(removal, len(self.blocks))

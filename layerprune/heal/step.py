@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from layerprune.anatomy import build_on_meta, load_config, positions
 from layerprune.audit.exported import Exported
 from layerprune.audit.models import check_folder, check_weights
 from layerprune.checkpoint import Checkpoint, new_folder
@@ -45,7 +46,7 @@ class HealRequest:
     tasks: tuple[str, ...] | None = None  # whose items the corpus must not hold; default: the plan's
     include_path: tuple[Path, ...] = ()
     data_dir: Path | None = None
-    window: int = WINDOW
+    window: int | None = None  # tokens; None: WINDOW, or as many as the model reads
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
@@ -177,7 +178,7 @@ def _base(request: HealRequest, healer: Healer, exported: Exported) -> str | Non
 def _corpus(request: HealRequest, exported: Exported) -> Corpus:
     from transformers import AutoTokenizer
 
-    tasks = request.tasks
+    window, tasks = _window(request, exported), request.tasks
     if tasks is None:
         tasks = tuple(dict.fromkeys(data.task for data in exported.plan.data))
     items = item_texts(tasks, include_path=request.include_path, data_dir=request.data_dir) if tasks else {}
@@ -185,7 +186,18 @@ def _corpus(request: HealRequest, exported: Exported) -> Corpus:
         tokenizer = AutoTokenizer.from_pretrained(exported.folder, trust_remote_code=request.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{exported.folder} has no tokenizer that transformers can read: {one_line(error)}") from error
-    return build_corpus(str(request.corpus), tokenizer, window=request.window, seed=request.seed, items=items)
+    return build_corpus(str(request.corpus), tokenizer, window=window, seed=request.seed, items=items)
+
+
+def _window(request: HealRequest, exported: Exported) -> int:
+    config = load_config(str(exported.folder), trust_remote_code=request.trust_remote_code)
+    most = positions(build_on_meta(config, trust_remote_code=request.trust_remote_code))
+    if request.window is None:
+        return WINDOW if most is None else min(WINDOW, most)
+    if most is not None and request.window > most:
+        what = f"a window of {request.window} tokens is more than the {most} that the model reads"
+        raise UsageError(f"{what}; use --window {most} or less")
+    return request.window
 
 
 def _result(exported: Exported, name: str, folder: Path, trust_remote_code: bool) -> ModelRef:

@@ -54,13 +54,19 @@ class Ablation:
         if data.keep is None or data.keep >= len(removals):
             found = Raced(data.examiner.outcomes(removals, label), frozenset())
         else:
-            found = data.examiner.race(removals, data.keep, harm_of(intact), label)
+            counted = [name for name, share in parts_of(intact).items() if share > 0]
+            found = data.examiner.race(removals, data.keep, harm_of(intact), label, counted)
         return [
             judge(intact, removal.units, found.outcomes[removal]).model_copy(
                 update={"accepted": removal in found.accepted}
             )
             for removal in removals
         ]
+
+
+def parts_of(intact: Intact) -> dict[str, float]:
+    """Return what part of the score each task has."""
+    return dict(zip(intact.tasks, shares(intact.objective, list(intact.tasks)), strict=True))
 
 
 def harm_of(intact: Intact) -> Harm:
@@ -71,7 +77,7 @@ def harm_of(intact: Intact) -> Harm:
     if not additive(intact.objective):
         words = intact.objective.words
         raise UsageError(f"a race needs a score that is a mean over items, {words} is not; use --no-racing")
-    parts = dict(zip(intact.tasks, shares(intact.objective, list(intact.tasks)), strict=True))
+    parts = parts_of(intact)
     weights = {
         name: intact.items * parts[name] / len(outcomes.correct) / intact.scale(name)
         for name, outcomes in intact.tasks.items()

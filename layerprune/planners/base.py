@@ -146,8 +146,14 @@ def ranked(moves: Sequence[Move], candidates: Sequence[Candidate]) -> tuple[Rank
 
 
 def table_judge(rounds: Iterable[Round]) -> Judge:
-    """Return a judge that answers from recorded rounds; asked beyond them it raises ``KeyError`` with the removal."""
-    table = {candidate.removal: candidate for entry in rounds for candidate in entry.candidates}
+    """Return a judge that answers from recorded rounds; asked beyond them it raises ``KeyError`` with the removal.
+
+    A removal that ran in several races is what the first of them says: that is the one it was asked in by itself.
+    """
+    table: dict[tuple[Unit, ...], Candidate] = {}
+    for entry in rounds:
+        for candidate in entry.candidates:
+            table.setdefault(candidate.removal, candidate)
 
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
         return [table[removal.units] for removal in removals]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import ClassVar
 
 from layerprune.documents import Candidate, Round
-from layerprune.errors import UsageError
+from layerprune.errors import RefusedError, UsageError
 from layerprune.planners.base import (
     NOTHING,
     Found,
@@ -19,7 +19,6 @@ from layerprune.planners.base import (
     by_harm,
     judged,
     order_moves,
-    require_floors,
 )
 from layerprune.planners.constraints import Constraints
 from layerprune.planners.shapes import Move
@@ -75,24 +74,30 @@ class Exchange:
         watch: Watch | None = None,
     ) -> Found:
         constraints.require(drop)
+        proposed = [self._proposed(others, metric, constraints, drop) for metric in self.asks]  # cheap: refused first
         own = OneShot()(others.own(drop), constraints, drop, seed=seed)
-        starts = [own.removal, *(others.choose(metric, constraints, drop).removal for metric in self.asks)]
         walk = _Walk(judge, constraints, drop, list(own.rounds))
-        best = walk.start(list(dict.fromkeys(starts)))
+        best: Candidate | None = walk.start(list(dict.fromkeys([own.removal, *proposed])))
         for _ in range(self.most):
-            if watch:
+            if watch and best:
                 watch(walk.here, best)
-            better = walk.exchange()
-            if better is None:
+            best = walk.exchange()
+            if best is None:
                 break
-            best = better
-        [cost] = judged(judge, [walk.here])  # alone: on all items, whatever the races stopped at
-        walk.rounds.append(Round(removed=(), candidates=(cost,)))
+        cost = walk.settle(others.own(len(walk.stood)))
         if watch:
             watch(walk.here, cost)
         place = {entry.unit: number for number, entry in enumerate(own.ranking)}
         order = tuple(sorted(walk.here.units, key=place.__getitem__))
         return Found(order, tuple(walk.rounds), own.ranking, cost, nested=False)
+
+
+    def _proposed(self, others: Others, metric: str, constraints: Constraints, drop: int) -> Removal:
+        try:
+            return others.choose(metric, constraints, drop).removal
+        except (RefusedError, UsageError) as error:
+            what = f"the metric {metric!r} proposes nothing here: {error}"
+            raise UsageError(f"{what}; name others with --search exchange:by=") from error
 
 
 @dataclass
@@ -103,14 +108,15 @@ class _Walk:
     constraints: Constraints
     drop: int
     rounds: list[Round]
-    here: Removal = NOTHING
-    stood: set[Removal] = field(default_factory=set)
+    stood: list[Removal] = field(default_factory=list)  # the last is where it stands
+
+    @property
+    def here(self) -> Removal:
+        return self.stood[-1]
 
     def start(self, removals: Sequence[Removal]) -> Candidate:
         """Stand at the least harmful of whole removals."""
-        candidates = self._round(NOTHING, removals)
-        require_floors(candidates)
-        return self._stand(min(candidates, key=by_harm))
+        return self._stand(min(self._round(NOTHING, removals), key=by_harm))
 
     def exchange(self) -> Candidate | None:
         """Exchange one stroke of what is removed for a better one; None where every exchange does more harm."""
@@ -125,6 +131,12 @@ class _Walk:
             if Removal(best.removal) not in self.stood:  # a race may err: nowhere twice, so that the walk ends
                 return self._stand(best)
         return None
+
+    def settle(self, judge: Judge) -> Candidate:
+        """Judge on all items wherever it stood, as races may have erred, and stand where harm is least."""
+        candidates = judged(judge, self.stood)
+        self.rounds.append(Round(removed=(), candidates=candidates))
+        return self._stand(min(candidates, key=by_harm))
 
     def _outs(self) -> Iterator[Move]:
         """Yield what may be put back, the one whose return helps most first; a race says little of the order behind."""
@@ -142,6 +154,5 @@ class _Walk:
         return candidates
 
     def _stand(self, candidate: Candidate) -> Candidate:
-        self.here = Removal(candidate.removal)
-        self.stood.add(self.here)
+        self.stood.append(Removal(candidate.removal))
         return candidate

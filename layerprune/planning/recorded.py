@@ -38,7 +38,7 @@ def replan(
     """
     wanted = parse_drop(drop, scores.model.layers)
     moves = _moves(scores)
-    entry, chosen = build(SEARCHES, search or _search_of(scores, moves, wanted))
+    entry, chosen = build(SEARCHES, search or _search_of(scores, wanted))
     with TemporaryDirectory() as folder:
         anatomy = _anatomy(scores, Path(folder))
         constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), anatomy, rules)
@@ -67,14 +67,13 @@ def _moves(scores: Scores) -> list[Move]:
     return moves
 
 
-def _search_of(scores: Scores, moves: list[Move], wanted: int) -> str:
-    """Return greedy where the rounds lead stroke by stroke to ``wanted`` units, and one-shot where they do not.
+def _search_of(scores: Scores, wanted: int) -> str:
+    """Return greedy where the rounds lead stroke by stroke on from what is removed, and one-shot where they do not.
 
-    Evolution and exchange judge whole removals, however many rounds they take.
+    Evolution and exchange judge whole removals, and begin at the intact model again and again.
     """
-    sizes = {len(entry.removed) for entry in scores.rounds}
-    strokes = -(-wanted // max(map(len, moves)))
-    return "greedy" if strokes > 1 and len([size for size in sizes if size < wanted]) >= strokes else "one-shot"
+    laid = all(entry.removed for entry in scores.rounds[1:])
+    return "greedy" if laid and len(scores.rounds) >= wanted > 1 else "one-shot"
 
 
 def _anatomy(scores: Scores, folder: Path) -> Anatomy | None:

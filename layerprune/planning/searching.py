@@ -45,7 +45,8 @@ class Searcher:
     entry: Entry
     search: Any
     judges: dict[int | None, Judge] = field(default_factory=dict)  # by how many candidates a race has to get right
-    shown: set[Removal] = field(default_factory=set)
+    asked: dict[str, Judge] = field(default_factory=dict)  # other metrics, by spec
+    shown: set[str] = field(default_factory=set)
 
     @classmethod
     def open(cls, request: PlanRequest, run_folder: Path, progress: Progress) -> Searcher:
@@ -57,7 +58,9 @@ class Searcher:
             what = what if metric.needs == "items" else f"the metric {request.score.metric!r} answers no items"
             raise UsageError(f"--racing: {what}; leave it out, or use ablation with one-shot or greedy")
         for other in asks(search):
-            build(METRICS, other)
+            if build(METRICS, other)[1].needs == "items" != metric.needs:
+                asked = f"the search {spec_of(entry.name, search)!r} asks the metric {other!r}"
+                raise UsageError(f"{asked}, which answers items, and {request.score.metric!r} answers none")
         desk = Desk.open(request.score, run_folder, progress, request.rules)
         request.goal.require(desk)
         desk.bring_items(request.goal.shares)
@@ -67,12 +70,13 @@ class Searcher:
         """Return the removal of ``drop`` units; raises ``RefusedError`` where the constraints allow none."""
         desk = self.desk
         judge = self._judge(next_to_go(self.search, drop))
-        look = bound(self.search, Others(desk.judge_by, self._chosen_by, self._judge))
+        look = bound(self.search, Others(self._judge_by, self._chosen_by, self._judge))
 
         def watch(removal: Removal, best: Candidate) -> None:
-            if removal not in self.shown:
-                self.shown.add(removal)
-                desk.progress.note(f"{len(removal)} chosen: {removal}, {desk.metric.unit} {best.score:.4f}")
+            said = f"{len(removal)} chosen: {removal}, {desk.metric.unit} {best.score:.4f}"
+            if said not in self.shown:
+                self.shown.add(said)
+                desk.progress.note(said)
 
         found = look(judge, desk.constraints, drop, seed=self.request.score.seed, watch=watch)
         if self._races and put_out(found):  # rules passed over winners of the race: all have to be ranked
@@ -102,8 +106,13 @@ class Searcher:
     def _chosen_by(self, metric: str, constraints: Constraints, drop: int) -> Found:
         """Return what another metric removes by the cheapest search it has."""
         _, search = build(SEARCHES, cheapest_search(metric))
-        found: Found = search(self.desk.judge_by(metric), constraints, drop, seed=self.request.score.seed)
+        found: Found = search(self._judge_by(metric), constraints, drop, seed=self.request.score.seed)
         return found
+
+    def _judge_by(self, metric: str) -> Judge:
+        if metric not in self.asked:
+            self.asked[metric] = self.desk.judge_by(metric)
+        return self.asked[metric]
 
     def _require_floors(self, found: Found, judge: Judge) -> None:
         """Raise ``RefusedError`` when what was found leaves a task below its floor; judged whole if it was not yet."""

@@ -40,16 +40,15 @@ def put_out(found: Found) -> tuple[str, ...]:
     """Return a warning where layers are to go that a race had put out, on a part of the items, as not among the next.
 
     Recorded scores of a race for fewer layers lead there, and constraints that skip those that won: in the one round of
-    a one-shot search any that goes, in a round of a path the removal that was taken from it. A search that lays no path
-    has judged whole what goes.
+    a one-shot search any that goes, in a round of a path the removal that was taken from it, of a search that lays no
+    path the whole removal.
     """
-    if not found.nested:
-        return ()
     order, steps = found.order, len(found.rounds)
+    whole = [] if found.cost is None else [found.cost]
+    asked = [one for entry in found.rounds for one in entry.candidates] if found.nested else whole
     gone = [
         one.removal
-        for entry in found.rounds
-        for one in entry.candidates
+        for one in asked
         if one.stopped and not one.accepted
         if set(one.removal) <= set(order if steps == 1 else order[: len(one.removal)])
     ]

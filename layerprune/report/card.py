@@ -120,6 +120,9 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
         return {}, text
     try:
         metadata = yaml.safe_load(match.group(1)) or {}
+        if isinstance(metadata, dict) and metadata.get("language") is not None:
+            # a bare no is Norwegian here, and false to YAML 1.1
+            metadata["language"] = yaml.load(match.group(1), yaml.BaseLoader).get("language", metadata["language"])
     except yaml.YAMLError as error:
         raise DocumentError(f"{path}: the metadata between the --- lines is not YAML: {_one_line(error)}") from error
     if not isinstance(metadata, dict):

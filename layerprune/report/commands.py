@@ -13,7 +13,7 @@ CORPUS = "FILE"  # the audit knows a text by its name and hash, not by its place
 
 def commands(plan: Plan, audit: Audit, log: HealLog | None) -> list[str]:
     """Return the commands in order: choose the layers, export, heal, audit, and check what is here."""
-    healed = [_heal(step, number, len(log.steps)) for number, step in enumerate(log.steps)] if log else []
+    healed = [_heal(step, plan, number, len(log.steps)) for number, step in enumerate(log.steps)] if log else []
     return [
         _plan(plan),
         _line("export", _made(plan), "-o", "smaller/"),
@@ -76,11 +76,16 @@ def _limits(limits: Limits) -> list[object]:
     return [*protect, *(flag for flag, given in flags.items() if given)]
 
 
-def _heal(step: HealLog, number: int, of: int) -> str:
+def _heal(step: HealLog, plan: Plan, number: int, of: int) -> str:
     before = "smaller/" if number == 0 else f"healed-{number}/"
     after = "healed/" if number + 1 == of else f"healed-{number + 1}/"
-    corpus = ["--corpus", step.corpus.source] if step.corpus else []
-    return _line("heal", before, "-o", after, "--method", step.method.spec, *corpus, "--seed", step.seed)
+    words: list[object] = ["heal", before, "-o", after, "--method", step.method.spec]
+    if step.corpus:
+        words += ["--corpus", step.corpus.source, "--window", step.corpus.window]
+        looked_for = set(step.corpus.overlap)
+        if looked_for and looked_for != {data.task for data in plan.data}:  # the plan's are looked for unasked
+            words += ["--tasks", ",".join(sorted(looked_for))]
+    return _line(*words, "--seed", step.seed)
 
 
 def _audit(audit: Audit, folder: str) -> str:

@@ -234,9 +234,11 @@ def parts(entry: str) -> tuple[str, str, int | None]:
 
 def asked(found: Found, items: int) -> tuple[int, int]:
     """Return how many removals a search looked at, and how many item evaluations that took (racing stops some)."""
-    judged = {candidate.removal: candidate for entry in found.rounds for candidate in entry.candidates}
-    per_task = [sum(task.items for task in one.tasks.values()) for one in judged.values()]
-    return len(judged), sum(per_task) if any(per_task) else len(judged) * items
+    seen: dict[tuple[float, ...], int] = {}  # one that ran in several races has answered what the longest asked
+    for candidate in (one for entry in found.rounds for one in entry.candidates):
+        answered = sum(task.items for task in candidate.tasks.values())
+        seen[candidate.removal] = max(seen.get(candidate.removal, 0), answered)
+    return len(seen), sum(seen.values()) if any(seen.values()) else len(seen) * items
 
 
 def equal_items(bench: Bench, search: str, count: int) -> int:
