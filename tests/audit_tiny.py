@@ -67,6 +67,13 @@ def base_model(folder: Path) -> Path:
 
 
 @torch.no_grad()
+def model_and_task(folder: Path, train: int) -> Path:
+    """Lay a base model and its task ``toy`` with ``train`` items to choose by into ``folder``."""
+    base_model(folder / "base")
+    questions(folder / "base", folder / "tasks", "toy", train=train, test=2)
+    return folder
+
+
 def questions(
     base: Path, folder: Path, name: str = "toy", test: int = 60, train: int = 20, known: float = 0.85
 ) -> Path:

@@ -178,6 +178,13 @@ def test_health_compares_pair_by_pair():
     assert health(Judge, prompts, sound, sound).agreement == 1
 
 
+def test_neither_text_nor_clock_asks_for_more_tokens_than_the_model_reads(subjects):
+    base, pruned = subjects
+    assert base.positions == 128
+    assert {len(window) for window in windows_of(PROSE, base)} == {128}  # its head included
+    assert time_both(base, pruned, repeats=1, new_tokens=4).prompt_tokens == 124
+
+
 def test_speed_of_both_models_and_the_cache(subjects):
     base, pruned = subjects
     found = time_both(base, pruned, repeats=3, prompt_tokens=32, new_tokens=4)

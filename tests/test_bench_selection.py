@@ -8,6 +8,7 @@ import cli_tiny
 import pytest
 
 from layerprune.planners import Constraints
+from layerprune.progress import SILENT
 
 PROGRAM = Path(__file__).parent / "benchmarks" / "selection.py"
 
@@ -36,6 +37,22 @@ def test_it_chooses_audits_and_goes_on_where_it_was(program, tmp_path, monkeypat
     program["main"]()
     assert accuracies(capsys.readouterr().out) == accuracies(text)
     assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.jsonl")) == size  # nothing measured again
+
+
+def test_items_that_are_skipped_are_not_audited(program, tmp_path, monkeypatch, capsys):
+    home = cli_tiny.make(tmp_path)
+    shown = []
+    for number, words in enumerate((["--audit", 20], ["--audit", 10, "--skip", 10])):
+        monkeypatch.setattr(sys, "argv", list(map(str, [
+            PROGRAM, home / "base", home, "-o", tmp_path / str(number), "--tasks", "toy", "--items", 18, *words,
+            "--counts", 1, "--entries", "cosine/one-shot", "--equal", "--reference", "cosine/one-shot",
+            "--dtype", "float32",
+        ])))  # fmt: skip
+        bench = program["Bench"](program["arguments"](), SILENT)
+        [audit] = bench.audits.values()
+        shown.append([item.fingerprint for item in audit.questions.tasks["toy"].items])
+    assert len(set(shown[0])) == 20
+    assert shown[1] == shown[0][10:]
 
 
 def accuracies(text):

@@ -42,7 +42,9 @@ def test_equal_scores_are_ranked_as_a_plan_ranks_them():
 def test_later_rounds_and_groups_have_no_say():
     first = ranking({0: 0.0, 1: 1.0})
     extra = Round(removed=(0,), candidates=(Candidate(removal=(0, 1), score=-5.0),))
-    assert compare_scores(first.model_copy(update={"rounds": (*first.rounds, extra)}), first).agreement.n == 2
+    again = Round(removed=(), candidates=(Candidate(removal=(0,), score=9.0, stopped=True),))  # in another race
+    found = compare_scores(first.model_copy(update={"rounds": (*first.rounds, extra, again)}), first)
+    assert [pair.scores for pair in found.pairs] == [(0.0, 0.0), (1.0, 1.0)]
 
 
 def test_models_of_other_depth_are_refused():

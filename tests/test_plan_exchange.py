@@ -10,10 +10,7 @@ from layerprune.planners import by_harm
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exchange")
-    audit_tiny.base_model(folder / "base")
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy", train=120, test=2)
-    return folder
+    return audit_tiny.model_and_task(tmp_path_factory.mktemp("exchange"), train=120)
 
 
 def plan(home, out, search, *words):
@@ -29,6 +26,17 @@ def test_what_a_raced_exchange_found_is_judged_on_all_items(home, tmp_path):
     assert all((one.stopped, one.tasks["toy"].items) == (False, 96) for one in stood)  # the fifth is held back
     assert made.removal == min(stood, key=by_harm).removal
     assert not any("race had put" in warning for warning in made.warnings)
+
+
+def test_its_rounds_are_told_by_the_whole_removals_they_found_best(home, tmp_path):
+    from layerprune.cli import tables
+
+    done(*plan(home, tmp_path / "run", "exchange", "--drop", 3))
+    scores, made = Scores.load(tmp_path / "run" / "scores.json"), Plan.load(tmp_path / "run" / "plan.json")
+    judged = [entry for entry in scores.rounds if len(entry.candidates[0].removal) == 3]
+    assert 2 <= len(judged) < len(scores.rounds)  # others judge single layers, and what is left when one is put back
+    shown = list(tables.rounds(scores, made).columns[2].cells)
+    assert shown == [", ".join(map(str, min(entry.candidates, key=by_harm).removal)) for entry in judged]
 
 
 def test_a_race_changes_nothing_but_the_price(home, tmp_path):

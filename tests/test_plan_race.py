@@ -14,10 +14,7 @@ from layerprune.removal import Removal
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("race")
-    audit_tiny.base_model(folder / "base")
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy", train=300, test=2)
-    return folder
+    return audit_tiny.model_and_task(tmp_path_factory.mktemp("race"), train=300)
 
 
 def test_layers_that_may_not_be_neighbours_are_chosen_as_without_a_race(home, tmp_path):

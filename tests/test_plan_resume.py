@@ -13,10 +13,7 @@ SEARCHES = ["greedy", "beam:width=2", "evolution:generations=3,offspring=4", "bl
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resume")
-    audit_tiny.base_model(folder / "base")
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy", train=16, test=2)
-    return folder
+    return audit_tiny.model_and_task(tmp_path_factory.mktemp("resume"), train=16)
 
 
 def plan(home, out, *words):

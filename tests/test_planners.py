@@ -6,7 +6,7 @@ import random
 import pytest
 from table_judge import TableJudge
 
-from layerprune.documents import Candidate
+from layerprune.documents import Candidate, Round
 from layerprune.errors import RefusedError, UsageError
 from layerprune.planners import Constraints, Greedy, greedy, one_shot, parse_drop, parse_protect, table_judge
 from layerprune.removal import Removal
@@ -177,6 +177,12 @@ def test_recorded_rounds_can_be_searched_again_without_the_judge():
     assert greedy(again, Constraints(6), 2).order == found.order[:2]
     with pytest.raises(KeyError):
         greedy(again, Constraints(6), 5)
+
+
+def test_of_a_removal_in_several_races_the_first_is_recorded():
+    first, later = Candidate(removal=(1,), score=0.2), Candidate(removal=(1,), score=0.9, stopped=True)
+    rounds = (Round(removed=(), candidates=(first,)), Round(removed=(), candidates=(later,)))
+    assert table_judge(rounds)([Removal.of(1)]) == [first]
 
 
 def test_watchers_see_every_round_of_greedy():

@@ -166,8 +166,13 @@ def test_a_cascade_asks_the_judge_about_the_proposed_only_and_takes_its_word():
     assert found.cost.score == -5.0
 
 
+def test_a_cascade_of_two_cheap_metrics_is_refused():
+    with pytest.raises(UsageError, match="by names one metric, got 'cosine\\+angular'"):
+        build(SEARCHES, "cascade:by=cosine+angular")
+
+
 def test_a_cascade_without_its_cheap_metric_is_refused():
-    with pytest.raises(UsageError, match="asks the metric 'cosine' for proposals: plan from the model"):
+    with pytest.raises(UsageError, match="the search 'cascade' asks cosine for proposals: plan from the model"):
         Cascade()(TableJudge(), Constraints(5), 2)
 
 

@@ -1,6 +1,7 @@
 """Searches over removals. They see only a judge and constraints, never a model, and repeat exactly under a seed."""
 
 from layerprune.planners.base import (
+    Asking,
     Found,
     Judge,
     Others,
@@ -37,6 +38,7 @@ SEARCHES = Registry(
 __all__ = [
     "SEARCHES",
     "Anything",
+    "Asking",
     "Constraints",
     "Contiguous",
     "Found",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from layerprune.documents import Candidate, Ranked, Round
-from layerprune.errors import RefusedError
+from layerprune.errors import RefusedError, UsageError
 from layerprune.planners.constraints import Constraints
 from layerprune.planners.shapes import Move
 from layerprune.removal import Removal, Unit
@@ -50,8 +50,8 @@ class Search(Protocol):
     """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer.
 
     A class attribute ``nested`` says that every beginning of ``Found.order`` is a removal the search stood at. A method
-    ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race them. A
-    search that asks other metrics names their specs in ``asks`` and has a method ``bind(others) -> Search``.
+    ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race them.
+    One that asks other metrics is ``Asking``.
     """
 
     def __call__(
@@ -65,15 +65,47 @@ def next_to_go(search: Search, drop: int) -> int | None:
     return None if ask is None else ask(drop)
 
 
+class Asking:
+    """A search that asks other metrics, too, and runs once it is bound to them: a search itself never sees a model."""
+
+    by: str  # specs of the metrics, joined by +
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The specs of the metrics that it asks."""
+        return tuple(dict.fromkeys(self.by.split("+")))
+
+    def look(
+        self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
+    ) -> Found:
+        """Search as ``Search`` does, with the others at hand."""
+        raise NotImplementedError
+
+    def bind(self, others: Others) -> Search:
+        """Return the search that has the others at hand."""
+
+        def search(
+            judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+        ) -> Found:
+            return self.look(others, judge, constraints, drop, seed=seed, watch=watch)
+
+        return search
+
+    def __call__(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+    ) -> Found:
+        name = type(self).__name__.lower()
+        raise UsageError(f"the search {name!r} asks {self.by} for proposals: plan from the model")
+
+
 def bound(search: Search, others: Others) -> Search:
     """Return the search with what it asks beside its judge at hand."""
-    bind = getattr(search, "bind", None)
-    return search if bind is None else bind(others)
+    return search.bind(others) if isinstance(search, Asking) else search
 
 
 def asks(search: Search) -> tuple[str, ...]:
     """Return the specs of the other metrics that a search asks."""
-    return getattr(search, "asks", ())
+    return search.asks if isinstance(search, Asking) else ()
 
 
 def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:

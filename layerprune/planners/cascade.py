@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar
 
 from layerprune.documents import Candidate, Ranked, Round
-from layerprune.errors import UsageError
 from layerprune.planners.base import (
+    Asking,
     Found,
     Judge,
     Others,
-    Search,
     Watch,
     judged,
     order_moves,
@@ -24,7 +22,7 @@ from layerprune.removal import Removal, Unit
 
 
 @dataclass(frozen=True)
-class Cascade:
+class Cascade(Asking):
     """Each round, judge only the ``keep`` layers that a cheap metric would remove first, and remove the best of them.
 
     The cheap metric is asked once, about single layers of the intact model.
@@ -37,34 +35,16 @@ class Cascade:
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"keep must be at least 1, got {self.keep}")
+        if len(self.asks) > 1:
+            raise ValueError(f"by names one metric, got {self.by!r}; exchange takes several")
 
-    @property
-    def asks(self) -> tuple[str, ...]:
-        """The metric that proposes."""
-        return (self.by,)
-
-    def bind(self, others: Others) -> Search:
-        """Return the search with the cheap metric at hand: a search itself never sees a model."""
-        return partial(self._search, others.judge(self.by))
-
-    def __call__(
-        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+    def look(
+        self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
     ) -> Found:
-        raise UsageError(f"the search 'cascade' asks the metric {self.by!r} for proposals: plan from the model")
-
-    def _search(
-        self,
-        proposer: Judge,
-        judge: Judge,
-        constraints: Constraints,
-        drop: int,
-        *,
-        seed: int = 0,
-        watch: Watch | None = None,
-    ) -> Found:
+        """Search with the cheap metric at hand."""
         constraints.require(drop)
         moves = constraints.moves
-        proposals = judged(proposer, [Removal.of(*move) for move in moves])
+        proposals = judged(others.judge(self.by), [Removal.of(*move) for move in moves])
         turn = {moves[position]: turn for turn, position in enumerate(order_moves(moves, proposals))}
         removed, order, rounds = Removal(()), list[Unit](), list[Round]()
         cost: Candidate | None = None

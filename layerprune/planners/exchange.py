@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar
 
 from layerprune.documents import Candidate, Round
 from layerprune.errors import RefusedError, UsageError
 from layerprune.planners.base import (
     NOTHING,
+    Asking,
     Found,
     Judge,
     Others,
-    Search,
     Watch,
     by_harm,
     judged,
@@ -27,7 +26,7 @@ from layerprune.removal import Removal
 
 
 @dataclass(frozen=True)
-class Exchange:
+class Exchange(Asking):
     """Judge whole removals that other metrics and the own one-shot ranking propose, and better the best by exchanges.
 
     An exchange puts one layer back and judges whatever could go in its place; the layer whose return helps most is
@@ -45,34 +44,14 @@ class Exchange:
         if not all(self.asks):
             raise ValueError(f"by names metrics joined by +, got {self.by!r}")
 
-    @property
-    def asks(self) -> tuple[str, ...]:
-        """The metrics that propose."""
-        return tuple(dict.fromkeys(self.by.split("+")))
-
     def next_to_go(self, drop: int) -> int:
         """Return how many of a round's candidates matter: whatever the round, its best."""
         return 1
 
-    def bind(self, others: Others) -> Search:
-        """Return the search with what it asks beside its judge at hand."""
-        return partial(self._search, others)
-
-    def __call__(
-        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+    def look(
+        self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
     ) -> Found:
-        raise UsageError(f"the search 'exchange' asks {self.by} for proposals: plan from the model")
-
-    def _search(
-        self,
-        others: Others,
-        judge: Judge,
-        constraints: Constraints,
-        drop: int,
-        *,
-        seed: int = 0,
-        watch: Watch | None = None,
-    ) -> Found:
+        """Search with what the others propose."""
         constraints.require(drop)
         proposed = [self._proposed(others, metric, constraints, drop) for metric in self.asks]  # cheap: refused first
         own = OneShot()(others.own(drop), constraints, drop, seed=seed)
@@ -90,7 +69,6 @@ class Exchange:
         place = {entry.unit: number for number, entry in enumerate(own.ranking)}
         order = tuple(sorted(walk.here.units, key=place.__getitem__))
         return Found(order, tuple(walk.rounds), own.ranking, cost, nested=False)
-
 
     def _proposed(self, others: Others, metric: str, constraints: Constraints, drop: int) -> Removal:
         try:
