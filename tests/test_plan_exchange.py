@@ -39,6 +39,16 @@ def test_its_rounds_are_told_by_the_whole_removals_they_found_best(home, tmp_pat
     assert shown == [", ".join(map(str, min(entry.candidates, key=by_harm).removal)) for entry in judged]
 
 
+def test_a_metric_of_blocks_proposes_its_best_block(home, tmp_path):
+    words = ("--drop", 3, "--protect", 4)  # by its single layers angular would remove 5, too, which has no neighbour
+    done(*plan(home, tmp_path / "block", "blocks", "--metric", "angular", *words))
+    done(*plan(home, tmp_path / "run", "exchange:by=angular,most=0", *words, "--no-racing"))
+    block = Plan.load(tmp_path / "block" / "plan.json").removal
+    one_shot = tuple(sorted(entry.unit for entry in Plan.load(tmp_path / "run" / "plan.json").ranking[:3]))
+    starts = [one.removal for one in Scores.load(tmp_path / "run" / "scores.json").rounds[1].candidates]
+    assert starts == list(dict.fromkeys([one_shot, block]))
+
+
 def test_a_race_changes_nothing_but_the_price(home, tmp_path):
     done(*plan(home, tmp_path / "raced", "exchange", "--drop", 3))
     done(*plan(home, tmp_path / "whole", "exchange", "--drop", 3, "--no-racing"))

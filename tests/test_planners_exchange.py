@@ -5,6 +5,7 @@ import itertools
 import pytest
 from table_judge import TableJudge, others
 
+from layerprune.documents import Candidate
 from layerprune.errors import RefusedError, UsageError
 from layerprune.planners import SEARCHES, Constraints, NoAdjacent, Others, one_shot
 from layerprune.planners.base import by_harm
@@ -50,6 +51,20 @@ def test_without_exchanges_it_is_the_better_of_the_proposals(seed):
     assert found.removal == min(proposed, key=lambda removal: judge.value(removal.units))
 
 
+def test_races_that_err_in_turn_do_not_walk_in_circles():
+    """Whichever way it is asked, the next layer is called the best: 0, 1, 2, 0, 1 ... were there no end."""
+    turn = itertools.count()
+
+    def race(removals):
+        best = next(turn) % 3
+        return [Candidate(removal=r.units, score=float((r.units[0] - best) % 3)) for r in removals]
+
+    asked = Others(None, lambda _, c, drop: one_shot(TableJudge(), c, drop), lambda _: TableJudge())
+    found = Exchange(most=50).bind(asked)(race, Constraints(3), 1)
+    stood = [one.removal for one in found.rounds[-1].candidates]
+    assert len(set(stood)) == len(stood) > 1
+
+
 def test_each_exchange_is_made_only_for_less_harm_and_as_many_as_asked_for():
     costs = []
     for most in range(6):
@@ -59,9 +74,11 @@ def test_each_exchange_is_made_only_for_less_harm_and_as_many_as_asked_for():
     assert len(set(costs)) > 2  # more than one exchange was there to be made
 
 
-def test_what_goes_together_is_exchanged_for_what_goes_together():
+@pytest.mark.parametrize("seed", range(12))
+def test_what_goes_together_is_exchanged_for_what_goes_together(seed):
     pairs = tuple(frozenset({layer, layer + 1}) for layer in (0, 2, 4))
-    _, found = exchanged(1, Constraints(8, together=pairs), 3)
+    _, found = exchanged(seed, Constraints(10, together=pairs), 3)
+    assert {len(one.removal) for entry in found.rounds if len(entry.removed) for one in entry.candidates} <= {3}
     gone = set(found.removal.units)
     assert len(gone) == 3
     assert all(len(gone & pair) in (0, 2) for pair in pairs)

@@ -198,3 +198,14 @@ def test_a_path_is_held_against_each_rounds_race(home, tmp_path):
     assert named(one((2, 4), 0.2)) == ()
     assert named(one((2, 4), 0.2, stopped=True, accepted=True)) == ()
     assert "a race had put {2, 4} out" in named(one((2, 4), 0.2, stopped=True))[0]
+
+
+def test_a_whole_removal_is_held_against_its_own_race_alone():
+    one = Candidate(removal=(2,), score=0.3, stopped=True)
+    rounds = (Round(removed=(), candidates=(one,)), Round(removed=(), candidates=(one,)))
+
+    def named(**how):
+        return put_out(Found((2, 4), rounds, (), Candidate(removal=(2, 4), score=0.2, **how), nested=False))
+
+    assert named() == named(stopped=True, accepted=True) == ()
+    assert "a race had put {2, 4} out" in named(stopped=True)[0]
