@@ -293,6 +293,13 @@ def test_new_folder_is_all_or_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["late", "out"]
 
 
+def test_another_writer_that_finishes_while_partial_folders_are_looked_at_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial-gone").symlink_to(tmp_path / "nowhere")  # listed, and not there when looked at
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "x").write_text("x")
+    assert (tmp_path / "out" / "x").read_text() == "x"
+
+
 def test_unwritable_parent(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot write to"), new_folder(tmp_path / "file" / "out"):

@@ -68,6 +68,13 @@ def test_what_a_killed_process_left_is_removed_and_what_a_running_one_fills_is_n
     assert running.exists()
 
 
+def test_another_process_finishing_while_stale_folders_are_looked_for_is_no_fault(tmp_path):
+    (tmp_path / ".partial-gone").symlink_to(tmp_path / "nowhere")  # listed, and not there when looked at
+    with finished_folder(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model").is_dir()
+
+
 def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FetchError, match=r"cannot use the cache folder .*LAYERPRUNE_CACHE"):

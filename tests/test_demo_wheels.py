@@ -1,4 +1,6 @@
 import dataclasses
+import shutil
+import threading
 
 import pytest
 from demo_fakes import Heard, build_wheel, serve_only
@@ -61,3 +63,22 @@ def test_an_interrupted_download_does_not_leave_pip_running(index, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         wheels.download(index, tmp_path / "in")
     assert started[0].returncode is not None
+
+
+def test_folders_that_come_and_go_while_pip_works_do_not_stop_the_counting(tmp_path):
+    (tmp_path / "kept").write_bytes(b"x" * 1000)
+    done = threading.Event()
+
+    def churn():
+        while not done.is_set():
+            (tmp_path / "a" / "b").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "a")
+
+    working = threading.Thread(target=churn)
+    working.start()
+    try:
+        seen = {wheels._megabytes(tmp_path) for _ in range(3000)}  # Path.rglob stops in a sixth of them
+    finally:
+        done.set()
+        working.join()
+    assert seen == {0.001}

@@ -89,8 +89,8 @@ def _remove_abandoned(out: Path) -> None:
     for folder in [entry for entry in out.parent.iterdir() if entry.name.startswith(_prefix(out))]:
         try:
             lock = _lock(folder)
-        except BlockingIOError:
-            continue  # its writer is alive
+        except (BlockingIOError, FileNotFoundError):
+            continue  # its writer is alive, or finished meanwhile
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from layerprune.errors import LayerpruneError
@@ -57,5 +57,6 @@ def finished_folder(target: Path) -> Iterator[Path]:
 
 def _remove_stale(folder: Path) -> None:
     for old in folder.glob(".partial-*"):
-        if time.time() - old.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its process finished meanwhile
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)

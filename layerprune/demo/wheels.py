@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,10 +98,10 @@ def _run_pip(command: list[str], scratch: Path, wheel: Wheel, advance: Advance) 
 
 
 def _megabytes(folder: Path) -> float:
+    """Return what lies in a folder that pip works in; what goes away between listing and looking counts as nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # pip moved it between listing and looking
-            continue
+    for parent, _, files in os.walk(folder):  # passes over folders that vanish, which Path.rglob stops at
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += (Path(parent) / name).stat().st_size
     return total / 1e6
