@@ -103,7 +103,7 @@ def test_the_defaults_that_help_speaks_of_are_the_defaults():
     assert told.keys() >= {"metric", "limit", "num_fewshot", "batch_size", "dtype", "device", "seed"}
     assert told == {name: actual[name] for name in told}
     assert ScoreRequest.racing is None
-    assert told_defaults("plan")["racing"] == "yes, but for lazy greedy, --objective worst and --floor"
+    assert told_defaults("plan")["racing"] == "yes, but for --objective worst and --floor"
 
 
 def test_the_defaults_that_help_of_audit_speaks_of_are_the_defaults():

@@ -74,7 +74,7 @@ def score(console: Console, model: str, output: Path, force: bool, stability: bo
     "--racing/--no-racing",
     default=None,
     help="Stop layers early that are clearly not next. "
-    "Default: yes, but for lazy greedy, --objective worst and --floor.",
+    "Default: yes, but for --objective worst and --floor.",
 )
 @opt.rules
 @click.option("--scores", type=opt.FILE, metavar="FILE", help="Plan from this scores.json instead of a model.")

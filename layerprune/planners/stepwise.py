@@ -52,7 +52,8 @@ class Greedy:
 
     Lazily, a round asks about the layers that promised least harm when they were judged last, and ends once the best of
     them does less harm than any other had promised: right where the harm of removing a layer never falls as others go
-    (Minoux 1978, the accelerated greedy algorithm), and an approximation where it does.
+    (Minoux 1978, the accelerated greedy algorithm), and an approximation where it does. In a race a layer promises by
+    the lower end of its interval, or by what the one did that it was behind, and the best of a round sees all items.
     """
 
     nested: ClassVar[bool] = True
@@ -61,13 +62,9 @@ class Greedy:
         default=False, metadata={"help": "judge a layer again only while its last harm could make it the next to go"}
     )
 
-    def next_to_go(self, drop: int) -> int | None:
-        """Return how many of a round's candidates matter: the judge may stop the others early.
-
-        None where all do: lazily, what a layer did in one round is its promise for the next, and one that was stopped
-        early would promise by a few items.
-        """
-        return None if self.lazy else 1
+    def next_to_go(self, drop: int) -> int:
+        """Return how many of a round's candidates matter: the judge may stop the others early."""
+        return 1
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
@@ -84,8 +81,9 @@ class Greedy:
             require_floors(list(seen.values()), removed)
             rounds.append(Round(removed=removed.units, candidates=tuple(seen.values())))
             ranking = ranking or ranked(list(seen), list(seen.values()))
-            promised |= {move: _harm(candidate, move, before) for move, candidate in seen.items()}
             best = _best(seen, before)
+            least = _harm(seen[best], best, before)
+            promised |= {move: _promise(one, move, before, least, promised) for move, one in seen.items()}
             removed, cost = removed.add(*best), seen[best]
             order.extend(best)
             if watch:
@@ -96,19 +94,31 @@ class Greedy:
         self, judge: Judge, removed: Removal, moves: Sequence[Move], promised: dict[Move, float], before: float
     ) -> dict[Move, Candidate]:
         """Judge the moves of one round, all of them or as many as may hold the best."""
+
+        def ask(moves: Sequence[Move]) -> dict[Move, Candidate]:
+            return dict(zip(moves, judged(judge, [removed.add(*move) for move in moves]), strict=True))
+
+        if not self.lazy:
+            return ask(moves)
         seen: dict[Move, Candidate] = {}
+        best: Move | None = None
+        settled = set[Move]()
         for batch in self._batches(moves, promised):
-            best = _best(seen, before) if seen else None
             if best and not seen[best].below_floor and _harm(seen[best], best, before) <= promised[batch[0]]:
                 break
-            asked = [*([best] if best else []), *batch]  # the best so far runs along: it may have been let in early
-            answers = judged(judge, [removed.add(*move) for move in asked])
-            seen |= dict(zip(asked, answers, strict=True))
+            # The best so far runs along, for the race to be against it; its verdict on all the items stands.
+            answers = ask([*([best] if best else []), *batch])
+            seen |= {move: one for move, one in answers.items() if move != best}
+            best = _best(seen, before)
+            while seen[best].stopped and best not in settled:  # let in early: how it does on all items is to be seen
+                settled.add(best)
+                seen |= ask([best])
+                best = _best(seen, before)
         return {move: seen[move] for move in moves if move in seen}
 
     def _batches(self, moves: Sequence[Move], promised: dict[Move, float]) -> Iterator[Sequence[Move]]:
         """Yield the moves in the order of asking: what was never judged first, then the least harm promised."""
-        if not self.lazy or not promised:
+        if not promised:
             yield moves
             return
         fresh = [move for move in moves if move not in promised]
@@ -121,6 +131,17 @@ class Greedy:
 
 def _harm(candidate: Candidate, move: Move, before: float) -> float:
     return (candidate.score - before) / len(move)
+
+
+def _promise(one: Candidate, move: Move, before: float, least: float, promised: dict[Move, float]) -> float:
+    """Return the least harm that a candidate may do in a later round, where harm never falls.
+
+    What a race stopped early was clearly behind another, and so does more harm than ``least``, the best of its round.
+    """
+    if not one.stopped:
+        return _harm(one, move, before)
+    low = one.score if one.interval is None else one.interval[0]
+    return max(least, (low - before) / len(move), promised.get(move, least))
 
 
 def _best(seen: dict[Move, Candidate], before: float) -> Move:

@@ -1,0 +1,238 @@
+"""What greedy removal of several layers costs, plain, lazy and raced, against the naive loop, and what each removes.
+
+    python tests/benchmarks/greedy.py MODEL EVAL -o FOLDER [--items 160] [--seeds 20] [--drop 8] [--judge 500]
+
+MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. The items are of the tasks' evaluation
+splits, for lm-eval to be timed on the same ones. In this order:
+
+1. Lazy greedy under a race is run and timed, and lm-eval on two physically pruned models, the first and the last of the
+   naive loop's path there, its batch size the fastest of three, model and task loading not counted: once before and
+   once after. The naive loop is one such evaluation per candidate of each round; that is scaled.
+2. Plain greedy is run on all items (the journal in FOLDER keeps what was answered: killed, the same command goes on).
+3. --seeds orders of the items are drawn, and every search is run on each, from the answers known; what a race did not
+   ask is not counted.
+4. What the searches removed is compared on --judge items a task of the selection splits, which no search has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation import Harness
+from transformers import AutoModelForCausalLM
+
+from layerprune.cli.console import PlainProgress
+from layerprune.cli.quiet import quiet_libraries
+from layerprune.documents import Outcomes
+from layerprune.engine import Engine, Examiner
+from layerprune.export import export
+from layerprune.metrics.ablation import Ablation
+from layerprune.metrics.base import Data
+from layerprune.planners import Constraints, Found, Greedy
+from layerprune.removal import Removal
+from layerprune.stats import paired_interval
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+from layerprune.tasks.items import Questions
+
+TASKS = "local_arc_easy,local_hellaswag,local_piqa"
+SEARCHES = {
+    "plain, all items": (Greedy(), None), "plain, raced": (Greedy(), 1),
+    "lazy, all items": (Greedy(lazy=True), None), "lazy, raced": (Greedy(lazy=True), 1),
+}  # fmt: skip
+RACED = "lazy, raced"
+
+
+def main() -> None:
+    options = arguments()
+    with quiet_libraries(True):
+        subject = Subject.load(options.model, dtype=options.dtype)
+        questions = load(subject, options, "evaluation", options.items)
+        timed(subject, questions, options)
+        table = Table(Examiner(Engine(subject), questions, PlainProgress(sys.stderr), options.output))
+        plain = searched(subject, Replayed.of(table, questions, None), *SEARCHES["plain, all items"], options.drop)
+        print(f"\nplain greedy on all {len(questions)} items: {plain.removal}, in the order {plain.order}", flush=True)
+        sets = replayed(subject, table, questions, plain, options)
+        judged(subject, options, plain, sets)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("eval", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--tasks", default=TASKS)
+    parser.add_argument("--items", type=int, default=160, help="of each task")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--drop", type=int, default=8)
+    parser.add_argument("--judge", type=int, default=500, help="items of each task that compare what was removed")
+    parser.add_argument("--dtype", default="bfloat16")
+    return parser.parse_args()
+
+
+def load(subject: Subject, options: argparse.Namespace, use: Any, items: int) -> Questions:
+    names = options.tasks.split(",")
+    return load_questions(names, subject.encoder, use=use, include_path=[options.eval / "tasks"], limit=items)
+
+
+def timed(subject: Subject, questions: Questions, options: argparse.Namespace) -> None:
+    """Time one raced lazy search and lm-eval on two pruned models, and print what the naive loop would take."""
+    done = options.output / "timed.txt"
+    if not done.is_file():
+        before = pruned_seconds(subject, questions, options, (0,))
+        start = time.perf_counter()
+        examiner = Examiner(Engine(subject), questions, PlainProgress(sys.stderr))
+        found = searched(subject, examiner, *SEARCHES[RACED], options.drop)
+        seconds = time.perf_counter() - start
+        after = pruned_seconds(subject, questions, options, found.removal.units)
+        depth = len(subject.layers)
+        candidates = sum(depth - gone for gone in range(options.drop))
+        naive = (before + after) / 2 * candidates
+        asked = sum(len(entry.candidates) for entry in found.rounds)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        account = examiner.account
+        done.write_text(
+            f"{RACED}: {found.removal} in {seconds:.0f} s with its self-test, {asked} candidates of {candidates}, "
+            f"{account.naive / account.computed:.2f} times fewer tokens x layers than these would take one by one; "
+            f"lm-eval {before:.1f} s without layer 0 and {after:.1f} s without {found.removal}, so the naive loop "
+            f"{naive:.0f} s: {naive / seconds:.1f} times as long\n"
+        )
+    print(done.read_text(), flush=True)
+
+
+def pruned_seconds(
+    subject: Subject, questions: Questions, options: argparse.Namespace, units: Sequence[int | float]
+) -> float:
+    """Return what lm-eval takes for all the items on a model that was exported without the layers."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from families import make_plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "pruned"
+        export(make_plan(Path(options.model), Removal.from_units(tuple(units))), out)
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, options.dtype)).eval()
+        seconds = 0.0
+        for name, task in questions.tasks.items():
+            harness = Harness(subject, options, name, 0, [item.key[0].doc for item in task.items])
+            harness.tune(model)
+            seconds += harness.run(model)[0]
+        shutil.rmtree(out)
+    return seconds
+
+
+@dataclass
+class Table:
+    """Answers every removal on all the items, once."""
+
+    examiner: Examiner
+
+    def __call__(self, removals: Sequence[Removal]) -> dict[Removal, dict[str, Outcomes]]:
+        return self.examiner.outcomes(removals, f"{len(removals)} candidates")
+
+
+@dataclass
+class Replayed(Examiner):
+    """The examiner on the items in an order of its own, its answers looked up; counts item evaluations."""
+
+    table: Table = None  # type: ignore[assignment]
+    places: dict[str, list[int]] = field(default_factory=dict)  # of each task's items in the table
+    spent: int = 0
+
+    @classmethod
+    def of(cls, table: Table, questions: Questions, seed: int | None) -> Replayed:
+        """Return it with the items shuffled, or as they are."""
+        places = {name: list(range(len(task.items))) for name, task in questions.tasks.items()}
+        if seed is not None:
+            drawn = random.Random(seed)
+            for own in places.values():
+                drawn.shuffle(own)
+        mixed = {
+            name: replace(task, items=tuple(task.items[place] for place in places[name]))
+            for name, task in questions.tasks.items()
+        }
+        return cls(table.examiner.engine, Questions(mixed), table=table, places=places)
+
+    def measure(self, block: int, removals: Sequence[Removal], advance: Any = None) -> None:
+        self.spent += len(removals) * len(self.blocks[block])
+        whole = self.table(removals)
+        pieces = [
+            {name: chosen(whole[removal][name], self._places(name, block)) for name in self.blocks[block].tasks}
+            for removal in removals
+        ]
+        self._take({
+            "block": block, "removals": [list(removal.units) for removal in removals], "path": "table",
+            "pieces": [{name: own.model_dump(mode="json") for name, own in piece.items()} for piece in pieces],
+            "computed": 0, "naive": 0,
+        })  # fmt: skip
+
+    def _places(self, name: str, block: int) -> list[int]:
+        start = sum(len(earlier.tasks[name].items) for earlier in self.blocks[:block] if name in earlier.tasks)
+        return self.places[name][start : start + len(self.blocks[block].tasks[name].items)]
+
+
+def chosen(outcomes: Outcomes, places: Sequence[int]) -> Outcomes:
+    def some(values: Any) -> Any:
+        return None if values is None else tuple(values[place] for place in places)
+
+    return Outcomes(
+        correct="".join(outcomes.correct[place] for place in places),
+        gold_probability=some(outcomes.gold_probability), margin=some(outcomes.margin),
+    )  # fmt: skip
+
+
+def searched(subject: Subject, examiner: Examiner, search: Greedy, keep: int | None, drop: int) -> Found:
+    data = Data(examiner.questions, examiner, keep=keep)
+    metric = Ablation()
+    return search(lambda removals: metric.score(subject, removals, data), Constraints(len(subject.layers)), drop)
+
+
+def replayed(
+    subject: Subject, table: Table, questions: Questions, plain: Found, options: argparse.Namespace
+) -> dict[Removal, str]:
+    """Print what every search spent over the drawn orders; return the sets that some search ended with, and which."""
+    depth, drop = len(subject.layers), options.drop
+    naive = len(questions) * sum(depth - gone for gone in range(drop))
+    print(f"\nthe naive loop: {naive} item evaluations\n")
+    print("| search | item evaluations, mean | times fewer than naive | plain greedy's set |\n|---|---|---|---|")
+    sets: dict[Removal, str] = {}
+    for name, (search, keep) in SEARCHES.items():
+        spent, same = list[int](), 0
+        for seed in range(options.seeds if keep else 1):  # on all the items the order changes nothing
+            examiner = Replayed.of(table, questions, seed)
+            found = searched(subject, examiner, search, keep, drop)
+            spent.append(examiner.spent - len(questions))  # the intact model is not the naive loop's, either
+            same += found.removal == plain.removal
+            sets.setdefault(found.removal, f"{name}, order {seed}")
+        mean = sum(spent) / len(spent)
+        print(f"| {name} | {mean:.0f} | {naive / mean:.1f} | {same} of {len(spent)} |", flush=True)
+    return sets
+
+
+def judged(subject: Subject, options: argparse.Namespace, plain: Found, sets: dict[Removal, str]) -> None:
+    """Compare every set with plain greedy's on items that no search has seen."""
+    questions = load(subject, options, "selection", options.judge)
+    examiner = Examiner(Engine(subject), questions, PlainProgress(sys.stderr), options.output / "judged")
+    removals = [plain.removal, *(removal for removal in sets if removal != plain.removal)]
+    outcomes = examiner.outcomes([Removal(()), *removals], "unseen items")
+    correct = {removal: "".join(own[name].correct for name in questions.tasks) for removal, own in outcomes.items()}
+    print(f"\n{len(questions)} unseen items\n\n| removed | first found by | right | against plain greedy's |")
+    print("|---|---|---|---|")
+    for removal, right in correct.items():
+        low, high = paired_interval(correct[plain.removal], right)
+        lead = (right.count("1") - correct[plain.removal].count("1")) / len(right)
+        against = f"{lead:+.1%} ({low:+.1%} to {high:+.1%})" if removal != plain.removal else ""
+        print(f"| {removal} | {sets.get(removal, 'nothing')} | {right.count('1') / len(right):.1%} | {against} |")
+
+
+if __name__ == "__main__":
+    main()
