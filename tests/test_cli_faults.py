@@ -198,6 +198,16 @@ def test_scores_that_hold_nothing(home, tmp_path):
     )
 
 
+def test_scores_of_a_layer_that_is_not_there(home, tmp_path):
+    data = json.loads((home / "run" / "scores.json").read_text())
+    depth, edited = data["model"]["layers"], tmp_path / "scores.json"
+    for unit in (depth, depth - 0.5):
+        data["rounds"][0]["candidates"][0]["removal"] = [unit]
+        edited.write_text(json.dumps(data))
+        said = refused("plan", "--scores", edited, "--drop", 1, "-o", tmp_path / "run")
+        assert f"rounds[0] speaks of [{unit}] and the model has layers 0 to {depth - 1}" in said
+
+
 def test_a_label_that_compares_two_plans(home, tmp_path):
     one = f"a={home / 'run' / 'plan.json'}"
     assert "--compare names 'a' twice" in refused("audit", tmp_path, "--compare", one, "--compare", one)

@@ -106,7 +106,7 @@ def test_scores_that_are_replaced_take_the_plan_made_from_them_along(home, tmp_p
     done("plan", home / "base", "--metric", "reverse-order", "--drop", 2, "--search", "one-shot", "-o", out)
     done("score", home / "base", "--metric", "reverse-order", "-o", out, "--force")
     assert (out / "plan.json").exists()  # the very scores it was made from
-    said = done("score", home / "base", "--metric", "random", "-o", out, "--force").stdout
+    said = done("score", home / "base", "--metric", "random", "-o", out, "--force").stderr
     assert not (out / "plan.json").exists()
     assert f"removed: {out / 'plan.json'}" in said
     shutil.copy(home / "run" / "plan.json", out)  # made from other scores: it is none of theirs

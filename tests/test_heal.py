@@ -89,6 +89,14 @@ def test_a_healing_goes_on_from_another(home, tmp_path):
     assert verify(tmp_path / "twice").ok
 
 
+def test_the_card_says_which_healing_its_figures_are_before(home, tmp_path):
+    text = str(home / "prose.txt")
+    heal(HealRequest(home / "pruned-2-4", "scaling:factor=2", text), tmp_path / "once")
+    heal(HealRequest(tmp_path / "once", "scaling:factor=4", text), tmp_path / "twice")
+    assert "nats per token before healing, " in (tmp_path / "once" / "README.md").read_text()
+    assert "nats per token before the last healing, " in (tmp_path / "twice" / "README.md").read_text()
+
+
 def tamper(path, change):
     data = json.loads(path.read_text())
     change(data)

@@ -23,7 +23,7 @@ from layerprune.healing.goals import NextToken
 from layerprune.healing.head import Head
 from layerprune.healing.lora import Lora
 from layerprune.healing.partial import Seams
-from layerprune.healing.places import Cut, cuts, final_norm, head_weights, projections, seams
+from layerprune.healing.places import Cut, cuts, final_norm, head_weights, in_mlp, projections, seams
 from layerprune.healing.teacher import Distilled, Mix
 from layerprune.healing.training import Text, Training, make_trainable, train
 from layerprune.removal import Removal
@@ -136,6 +136,12 @@ def test_peft_takes_the_targets_of_every_family(kind):
     assert torch.equal(subject.model(ids).logits, before)  # fresh adapters change nothing
     found = {name.split(".lora_A")[0] for name, _ in adapted.get_base_model().named_parameters() if ".lora_A" in name}
     assert found == set(targets)
+
+
+@pytest.mark.parametrize(("kind", "there"), [("llama", True), ("gpt2", True), ("mixtral", False), ("qwen2_moe", False)])
+def test_whether_adapters_go_on_the_mlp_is_known(kind, there):
+    subject = subject_of(kind)
+    assert in_mlp(subject, projections(subject)) is there
 
 
 def test_cuts_and_seams():

@@ -124,3 +124,22 @@ def test_layers_that_go_together_are_one_step():
     constraints = Constraints(6, together=(frozenset({1, 2}),))
     path = path_of(Found(order=(4, 1, 2, 0), rounds=(), ranking=()), constraints)
     assert [step.removal.units for step in path] == [(4,), (1, 2, 4), (0, 1, 2, 4)]
+
+
+@pytest.mark.parametrize("command", [["score"], ["plan", "--drop", 1, "--search", "one-shot"]])
+def test_scores_that_are_replaced_take_the_front_made_from_them_along(home, tmp_path, command):
+    out, (verb, *rest) = tmp_path / "run", command
+    done(*front(home, out, "--up-to", 2))
+    kept = out / "front" / "plan-01-reviewed.json"
+    kept.write_text("the front does not name it")
+    said = done(verb, home / "base", *rest, "--metric", "reverse-order", "-o", out, "--force").stderr
+    assert f"removed: {out / 'front' / 'plan-01.json'} and 4 more, planned from the scores that stood there" in said
+    assert list((out / "front").iterdir()) == [kept]
+
+
+def test_a_front_takes_the_plan_made_from_the_scores_before_along(home, tmp_path):
+    out = tmp_path / "run"
+    done("plan", home / "base", "--metric", "reverse-order", "--drop", 1, "--search", "one-shot", "-o", out)
+    said = done(*front(home, out, "--up-to", 2, "--force")).stderr
+    assert f"removed: {out / 'plan.json'}, planned from the scores that stood there before" in said
+    assert not (out / "plan.json").exists()

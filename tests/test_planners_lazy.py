@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from layerprune.documents import Candidate
-from layerprune.planners import Constraints, Greedy, greedy
+from layerprune.planners import Constraints, Greedy, greedy, table_judge
 from layerprune.racing import Field, Race
 
 LAZY = Greedy(lazy=True)
@@ -60,8 +60,9 @@ def test_a_race_leaves_lazy_greedys_order_and_spends_less():
     for seed in range(20):
         plain, lazy, both = ItemJudge(seed), ItemJudge(seed), ItemJudge(seed, races=True)
         expected = greedy(plain, Constraints(30), 8)
-        assert LAZY(lazy, Constraints(30), 8) == LAZY(ItemJudge(seed), Constraints(30), 8)
+        assert LAZY(lazy, Constraints(30), 8).order == expected.order
         found = LAZY(both, Constraints(30), 8)
+        assert LAZY(table_judge(found.rounds), Constraints(30), 8) == found  # planning again from what was written
         same += found.order == expected.order
         whole, raced = whole + lazy.spent, raced + both.spent
         assert not found.cost.stopped
@@ -89,13 +90,47 @@ class Script:
         return Candidate(removal=units, score=score, interval=interval, stopped=low is not None)
 
 
-@pytest.mark.parametrize(("low", "order"), [(-0.2, (0, 5)), (0.35, (0, 5)), (0.55, (0, 1))])
-def test_a_stopped_layer_promises_by_the_lower_end_of_its_interval(low, order):
+@pytest.mark.parametrize(
+    ("low", "order", "asked"),
+    [
+        (-0.2, (0, 5), [[5, 1, 2, 3]]),  # below what the best of the round did, .1: that is its promise
+        (0.35, (0, 5), [[1, 2, 3, 4], [1, 5]]),  # the best so far runs along, for the race to be against it
+        (0.55, (0, 1), [[1, 2, 3, 4]]),
+    ],
+)
+def test_a_stopped_layer_promises_by_the_lower_end_of_its_interval(low, order, asked):
     first = {(0,): 0.1, (1,): 0.3, (2,): 0.31, (3,): 0.32, (4,): 0.33, (5,): (0.9, low)}
     second = {(0, unit): 0.6 for unit in (1, 2, 3, 4)}  # .5 more each; 5, which looked worse on a few items, .3 more
     judge = Script({**first, **second, (0, 5): 0.4})
     assert LAZY(judge, Constraints(6), 2).order == order
-    assert any((0, 5) in question for question in judge.asked) == (order == (0, 5))
+    assert judge.asked[1:] == [[(0, unit) for unit in question] for question in asked]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "harm", "asked"),
+    [
+        (0.55, -1.0, 0.53, False),  # what the first round promised stands
+        (0.45, 0.58, 0.53, False),  # the second promised more
+        (0.45, -1.0, 0.48, False),  # it was behind the best of the second, which did .5
+        (0.45, -1.0, 0.53, True),
+    ],
+)
+def test_a_layer_stopped_in_two_rounds_promises_the_most_that_is_known(first, second, harm, asked):
+    alone = {(0,): 0.1, **{(unit,): 0.29 + 0.01 * unit for unit in range(1, 6)}, (6,): (0.9, first)}
+    pairs = {(0, unit): 0.6 for unit in range(1, 6)} | {(0, 6): (1.0, 0.1 + second)}
+    triples = {(0, 1, unit): 0.6 + harm for unit in range(2, 6)} | {(0, 1, 6): 2.0}
+    judge = Script({**alone, **pairs, **triples})
+    LAZY(judge, Constraints(7), 3)
+    assert judge.asked[2] == [(0, 1), (0, 5), (0, 6)]
+    assert any((0, 1, 6) in question for question in judge.asked) == asked
+
+
+def test_without_an_interval_a_stopped_layer_promises_what_the_best_of_its_round_did():
+    def judge(removals):
+        said = {(0,): 0.1, **{(unit,): 0.3 for unit in (1, 2, 3, 4)}, (5,): 0.9, (0, 5): 0.4}
+        return [Candidate(removal=r.units, score=said.get(r.units, 0.6), stopped=r.units == (5,)) for r in removals]
+
+    assert LAZY(judge, Constraints(6), 2).order == (0, 5)
 
 
 def test_the_one_let_in_early_is_judged_on_all_the_items_before_the_others_are_left_alone():

@@ -6,7 +6,7 @@ import pytest
 from table_judge import TableJudge, others
 
 from layerprune.errors import RefusedError, UsageError
-from layerprune.planners import SEARCHES, Constraints, Contiguous, NoAdjacent, bound
+from layerprune.planners import SEARCHES, Anything, Constraints, Contiguous, NoAdjacent, bound
 from layerprune.removal import Removal
 from layerprune.specs import build
 
@@ -40,7 +40,15 @@ def test_a_shape_refuses_what_its_definition_excludes(units):
             assert bool(Contiguous().refusal(removal)) == (not in_one_run(chosen))
 
 
-@pytest.mark.parametrize("shape", [NoAdjacent(), Contiguous()])
+def stood_at(units, shape, *, below):
+    """Nothing, and all removals of up to two units that keep the shape and are smaller than ``below``."""
+    for count in range(min(3, below)):
+        for chosen in itertools.combinations(units, count):
+            if not any(0 < b - a < 1 for a, b in itertools.pairwise(chosen)) and not shape.refusal(Removal.of(*chosen)):
+                yield set(chosen)
+
+
+@pytest.mark.parametrize("shape", [NoAdjacent(), Contiguous(), Anything()])
 @pytest.mark.parametrize("units", [tuple(range(6)), HALVES, (0, 1, 3, 4, 5)])
 def test_what_can_still_be_reached_is_known_before_a_step_is_taken(shape, units):
     """Brute force: a move is open exactly when some allowed removal of the wanted size contains it."""
@@ -60,7 +68,7 @@ def test_what_can_still_be_reached_is_known_before_a_step_is_taken(shape, units)
                 constraints.require(drop)
             continue
         constraints.require(drop)
-        for removed in [set(), *({unit} for unit in units)] if drop > 1 else [set()]:
+        for removed in stood_at(units, shape, below=drop):
             within = [units_ for units_ in allowed if removed <= units_]
             following = {move[0] for move in constraints._fitting(Removal.of(*removed), drop)}
             # a step must keep the shape itself: a run is built from its inside outwards

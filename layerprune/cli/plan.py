@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from layerprune.cli import options as opt
 from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
-from layerprune.errors import LayerpruneError, UsageError
-
-if TYPE_CHECKING:
-    from layerprune.documents import Scores
+from layerprune.errors import UsageError
 
 SEARCHES = "one-shot, greedy, beam[:width=4], evolution, blocks, cascade or exchange[:by=cosine+angular]"
 CONTINUE = "run the same command again: what was finished is kept"
@@ -32,26 +29,21 @@ CONTINUE = "run the same command again: what was finished is kept"
 @opt.scoring
 @click.option("--stability", is_flag=True, help="Say how far other items would repeat the ranking.")
 @opt.output("Folder that gets scores.json.")
-@click.option("--force", is_flag=True, help="Replace a scores.json that is there, and remove a plan.json made from it.")
+@click.option("--force", is_flag=True, help="Replace a scores.json that is there, and remove what was planned from it.")
 @pass_console
 def score(console: Console, model: str, output: Path, force: bool, stability: bool, **options: Any) -> None:
     """Measure what each layer's removal costs MODEL (a folder or a Hub id), and write scores.json."""
     from layerprune.cli import tables
-    from layerprune.planning import ScoreRequest, score_model
+    from layerprune.planning import ScoreRequest, lay, score_model
 
     refuse_to_replace(output / "scores.json", force)
     request = ScoreRequest(model=model, **opt.given(options))
     scores = score_model(request, run_folder=output, progress=console.progress, stability=stability)
-    path, stale = output / "scores.json", plan_beside(output / "scores.json", scores)
-    scores.save(path)
-    if stale is not None:
-        stale.unlink()
+    lay(scores, output, console.progress)
     console.print(tables.ranking(scores))
     if stability:
         console.print(tables.stability(scores))
-    console.print(f"written: {path}")
-    if stale is not None:
-        console.print(f"removed: {stale}, planned from the scores that stood there before")
+    console.print(f"written: {output / 'scores.json'}")
 
 
 @click.command(
@@ -109,15 +101,3 @@ def refuse_to_replace(path: Path, force: bool) -> None:
     """Raise ``UsageError`` when a document would be overwritten without ``--force``."""
     if path.exists() and not force:
         raise UsageError(f"{path} exists; give another folder with -o, or --force to replace it")
-
-
-def plan_beside(path: Path, scores: Scores) -> Path | None:
-    """Return the plan made from the scores in ``path``, where other ones are about to take their place."""
-    from layerprune.documents import Plan, Scores
-
-    plan = path.with_name(Plan.filename)
-    try:
-        before, made = Scores.load(path).sha256(), Plan.load(plan).scores_sha256
-    except LayerpruneError:  # none, or one that cannot be read: it is not known to be theirs
-        return None
-    return plan if made == before != scores.sha256() else None

@@ -65,7 +65,7 @@ def plan_from_scores(
 ) -> tuple[Scores, Plan]:
     """Plan from a scores.json; a copy of it, judged again where another objective is given, is laid beside the plan."""
     from layerprune.judgement import asked_objective, rejudged
-    from layerprune.planning import Rules, replan
+    from layerprune.planning import Rules, lay, replan
 
     unused = [name for name in opt.given(options) if name not in FOR_SCORES]
     if model is not None or unused:
@@ -91,7 +91,7 @@ def plan_from_scores(
         if not same:
             if copy.exists() and not force:
                 raise UsageError(f"{copy} exists; give another folder with -o, or --force to replace it")
-            again.save(copy)
+            lay(again, output, progress, before=Plan)
         planned.save(output / Plan.filename)
     return again, planned
 

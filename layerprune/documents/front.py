@@ -10,6 +10,9 @@ from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Units
 from layerprune.documents.plan import Limits, PredictedTask, Search
 
+FOLDER = "front"  # of a front's files, in the run folder
+TABLE, PLOT = "front.csv", "front.png"
+
 
 def plan_name(removed: int, depth: int) -> str:
     """Return the file name, in a front, of the plan that removes so many of ``depth`` layers; names sort by size."""

@@ -90,3 +90,12 @@ class Scores(Document):
         if not self.rounds[0].candidates:
             raise ValueError("rounds[0] holds no candidate: there is nothing to plan from")
         return self
+
+    @model_validator(mode="after")
+    def _speaks_of_layers_that_are_there(self) -> Self:
+        for number, entry in enumerate(self.rounds):
+            for units in (entry.removed, *(candidate.removal for candidate in entry.candidates)):
+                if units and max(units) > self.model.layers - 1:
+                    there = f"the model has layers 0 to {self.model.layers - 1}"
+                    raise ValueError(f"rounds[{number}] speaks of {list(units)} and {there}")
+        return self

@@ -15,7 +15,7 @@ from layerprune.errors import RefusedError
 from layerprune.healing.base import Case, Changed
 from layerprune.healing.goals import NextToken
 from layerprune.healing.names import Stored, names_on_disk, read_tensor, stored_as
-from layerprune.healing.places import projections
+from layerprune.healing.places import in_mlp, projections
 from layerprune.healing.processes import leads
 from layerprune.healing.trained import Trained, option, ready, run
 from layerprune.healing.training import make_trainable
@@ -49,6 +49,9 @@ class Lora(Trained):
         """Yield the merged weights; the adapter itself is attached, for peft to load on the unhealed checkpoint."""
         subject, precision = ready(case)
         targets = projections(subject)
+        if not in_mlp(subject, targets):
+            why = "no linear map of an MLP was found, or its experts are fused"
+            case.record.notes.append(f"adapters went on the attention alone: {why}")
         weights = [f"{target}.weight" for target in targets]
         stored = names_on_disk(subject.model, Checkpoint.open(case.folder), weights)
         make_trainable(subject.model, set(), torch.bfloat16 if precision == "bfloat16" else None)

@@ -108,3 +108,11 @@ def projections(subject: Subject) -> tuple[str, ...]:
             "use partial, seams or distill"
         )
     return tuple(found)
+
+
+def in_mlp(subject: Subject, targets: Sequence[str]) -> bool:
+    """Return whether some of these paths lie in the MLP of a layer."""
+    paths = {id(module): name for name, module in subject.model.named_modules()}
+    children = [named for layer in subject.layers for named in layer.named_children()]
+    homes = tuple(paths[id(part)] for child, part in children if child in MLP)
+    return any(target == home or target.startswith(f"{home}.") for target in targets for home in homes)

@@ -29,6 +29,12 @@ def can_be_split(scores: Scores) -> bool:
     )
 
 
+def no_halves(metric: str) -> str:
+    """Say what it takes to tell how stable a ranking is."""
+    needed = "that takes three layers and two answered items of each task"
+    return f"the stability of the ranking by {metric} cannot be told: {needed}"
+
+
 def recorded_losses(scores: Scores) -> Losses:
     """Return what each candidate of the first round lost on the items all of them answered, by task, (items, removals).
 
@@ -54,10 +60,7 @@ def reliability_of(scores: Scores, task: str | None = None) -> Reliability:
     split.
     """
     if not can_be_split(scores):
-        raise UsageError(
-            f"the stability of the ranking by {scores.metric.words} cannot be told: that takes three layers and two "
-            "answered items of each task"
-        )
+        raise UsageError(no_halves(scores.metric.words))
     losses = {name: lost for name, lost in recorded_losses(scores).items() if task in (None, name)}
     combine = partial(combined_losses, scores.metric.objective, list(losses))
     found = split_half(losses, seed=scores.seed, combine=combine)

@@ -45,6 +45,7 @@ class Shapley:
 
     def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Let all layers go in random orders; the 95 % interval covers the choice of orders, not of texts."""
+        asked_about = [list(removal.layers) for removal in removals]  # half-layers are refused before anything is read
         texts = spread(data.texts, self.texts)
 
         def losses(sets: Sequence[Gone]) -> Sequence[float]:
@@ -55,8 +56,8 @@ class Shapley:
         orders = drawn_orders(len(subject.layers), self.permutations, data.seed)
         rises = marginal_rises(losses, orders)  # (permutations, layers)
         found = []
-        for removal in removals:
-            own = rises[:, list(removal.layers)].sum(axis=1)
+        for removal, layers in zip(removals, asked_about, strict=True):
+            own = rises[:, layers].sum(axis=1)
             value = finite(float(own.mean()), "the Shapley value of", removal)
             half = half_width(own)
             interval = (round(value - half, 6), round(value + half, 6))

@@ -41,10 +41,10 @@ class Constraints:
         most = min(self.shape.most(self.moves), self.removable, self.depth - 1)
         return tuple(count for count in sorted(_sums(len(move) for move in self.moves)) if 0 < count <= most)
 
-    @property
+    @cached_property
     def removable(self) -> int:
         """How many layers could go at most."""
-        return len({sublayer for move in self.moves for unit in move for sublayer in sublayers_of(unit)}) // 2
+        return _side_by_side(self.moves)
 
     def open_moves(self, removed: Removal, drop: int) -> tuple[Move, ...]:
         """Return the moves that can follow ``removed`` and still end at exactly ``drop`` units.
@@ -75,10 +75,15 @@ class Constraints:
         missing, counts = drop - len(removed), Counter(len(move) for move in moves)
         rest = {size: _sums((counts - Counter([size])).elements()) for size in counts}
         adding_up = [move for move in moves if missing - len(move) in rest[len(move)]]
-        return [move for move in adding_up if self._shapely(removed.add(*move), moves, missing - len(move))]
+        return [move for move in adding_up if self._leaves(removed.add(*move), moves, missing - len(move))]
 
-    def _shapely(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
-        return not self.shape.refusal(removed) and self.shape.reaches(removed, moves, missing)
+    def _leaves(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
+        """Return whether ``removed`` keeps the shape and ``missing`` more units can go beside it and keep it, too."""
+        if self.shape.refusal(removed) or not self.shape.reaches(removed, moves, missing):
+            return False
+        if self.units is None or self.removable - 2 * len(removed) >= missing:  # a unit is in the way of two at most
+            return True
+        return _side_by_side(move for move in moves if not _overlaps(move, removed)) >= missing
 
     def _dead_end(self, removed: Removal, drop: int, refusals: Mapping[Move, str]) -> RefusedError:
         reason = next((text for text in refusals.values() if text), "")
@@ -193,6 +198,22 @@ def parse_protect(text: str | None, depth: int) -> frozenset[int]:
 
 def _overlaps(move: Move, removed: Removal) -> bool:
     return any(sublayer in removed.sublayers for unit in move for sublayer in sublayers_of(unit))
+
+
+def _side_by_side(moves: Iterable[Move]) -> int:
+    """Return how many units can go at most without any two sharing a sublayer: the first goes first.
+
+    Half-layers share sublayers with their neighbours; layers that go together only are whole, and share none.
+    """
+    together, alone = list[Move](), list[Move]()
+    for move in moves:
+        (together if len(move) > 1 else alone).append(move)
+    taken, count = -1, sum(map(len, together))
+    for (unit,) in sorted(alone):
+        first, last = sublayers_of(unit)
+        if first > taken:
+            taken, count = last, count + 1
+    return count
 
 
 def _sums(sizes: Iterable[int]) -> set[int]:

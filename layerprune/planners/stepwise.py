@@ -140,8 +140,8 @@ def _promise(one: Candidate, move: Move, before: float, least: float, promised: 
     """
     if not one.stopped:
         return _harm(one, move, before)
-    low = one.score if one.interval is None else one.interval[0]
-    return max(least, (low - before) / len(move), promised.get(move, least))
+    low = least if one.interval is None else (one.interval[0] - before) / len(move)
+    return max(least, low, promised.get(move, least))
 
 
 def _best(seen: dict[Move, Candidate], before: float) -> Move:

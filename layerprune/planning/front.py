@@ -6,21 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from layerprune.documents import Front, FrontPoint, Plan, Prediction, Scores
-from layerprune.documents.front import plan_name
+from layerprune.documents.front import FOLDER, PLOT, TABLE, plan_name
 from layerprune.errors import UsageError
 from layerprune.export.weights import Weight
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
 from layerprune.planners import SEARCHES, Constraints, Found, next_to_go
 from layerprune.planning.asked import PlanRequest
+from layerprune.planning.laying import lay
 from layerprune.planning.prediction import prepare
 from layerprune.planning.searching import Searcher
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.report.front import write_csv, write_plot
 from layerprune.specs import build
-
-FOLDER = "front"  # of the plans, in the run folder
 
 
 def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = SILENT) -> tuple[Scores, Front]:
@@ -47,7 +46,7 @@ def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = 
         scores = searcher.desk.scores(reached.rounds)
         plans = [searcher.plan(replace(reached, found=found), scores) for found in path]
         front = _front(plans, searcher.desk.weigh(Removal(()), *(found.removal for found in path)))
-        _write(run_folder, scores, plans, front)
+        _write(run_folder, scores, plans, front, progress)
     return scores, front
 
 
@@ -101,14 +100,14 @@ def _predicted(plan: Plan) -> Prediction:
     return plan.predicted
 
 
-def _write(run_folder: Path, scores: Scores, plans: list[Plan], front: Front) -> None:
+def _write(run_folder: Path, scores: Scores, plans: list[Plan], front: Front, progress: Progress) -> None:
     """Write all documents, the one that names the others last."""
     folder = run_folder / FOLDER
     for stale in {*folder.glob("plan-*.json")} - {folder / point.plan for point in front.points}:
         stale.unlink()  # of a longer path that this one replaces
-    scores.save(run_folder / Scores.filename)
+    lay(scores, run_folder, progress, before=Front)
     for plan, point in zip(plans, front.points, strict=True):
         plan.save(folder / point.plan)
-    write_csv(front, folder / "front.csv")
-    write_plot(front, folder / "front.png")
+    write_csv(front, folder / TABLE)
+    write_plot(front, folder / PLOT)
     front.save(folder / Front.filename)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from layerprune.documents import Round, Scores
 from layerprune.errors import UsageError
+from layerprune.judgement.stability import no_halves
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
 from layerprune.planning.desk import Desk
@@ -21,14 +22,17 @@ def score_model(
 ) -> Scores:
     """Score every single removal the architecture allows; ``run_folder`` keeps what is measured, for going on.
 
-    ``stability``: refuse, before anything slow, a metric whose ranking does not stand on answered items.
+    ``stability``: refuse, before anything slow, a metric whose ranking does not stand on answered items, and a choice
+    of so few layers that it cannot be told.
     """
     entry, metric = build(METRICS, request.metric)
     if stability and metric.needs != "items":
         raise UsageError(f"--stability splits answered items, and the metric {entry.name!r} answers none; use ablation")
     with locked(run_folder):
         desk = Desk.open(request, run_folder, progress)
-        desk.bring_items(Shares())
         removals = [Removal.of(*move) for move in desk.constraints.moves]
+        if stability and len(removals) < 3:
+            raise UsageError(no_halves(entry.name))
+        desk.bring_items(Shares())
         candidates = tuple(desk.judge()(removals))
         return desk.scores((Round(removed=(), candidates=candidates),))

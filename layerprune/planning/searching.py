@@ -16,6 +16,7 @@ from layerprune.planners import SEARCHES, Constraints, Found, Judge, Others, ask
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.desk import Desk
 from layerprune.planning.goals import Reached
+from layerprune.planning.laying import lay
 from layerprune.planning.prediction import predict
 from layerprune.planning.written import put_out, written
 from layerprune.progress import SILENT, Progress
@@ -31,7 +32,7 @@ def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = S
         reached = request.goal.pursue(searcher.desk, searcher)
         scores = searcher.desk.scores(reached.rounds)
         plan = searcher.plan(reached, scores)
-        scores.save(run_folder / Scores.filename)
+        lay(scores, run_folder, progress, before=Plan)
         plan.save(run_folder / Plan.filename)
     return scores, plan
 

@@ -87,7 +87,8 @@ def load(subject: Subject, options: argparse.Namespace, use: Any, items: int) ->
 
 def timed(subject: Subject, questions: Questions, options: argparse.Namespace) -> None:
     """Time one raced lazy search and lm-eval on two pruned models, and print what the naive loop would take."""
-    done = options.output / "timed.txt"
+    asked = (Path(options.model).name, options.tasks, options.items, options.drop, options.dtype)
+    done = options.output / f"timed-{'-'.join(map(str, asked))}.txt"
     if not done.is_file():
         before = pruned_seconds(subject, questions, options, (0,))
         start = time.perf_counter()
@@ -98,11 +99,11 @@ def timed(subject: Subject, questions: Questions, options: argparse.Namespace) -
         depth = len(subject.layers)
         candidates = sum(depth - gone for gone in range(options.drop))
         naive = (before + after) / 2 * candidates
-        asked = sum(len(entry.candidates) for entry in found.rounds)
+        judged = sum(len(entry.candidates) for entry in found.rounds)
         done.parent.mkdir(parents=True, exist_ok=True)
         account = examiner.account
         done.write_text(
-            f"{RACED}: {found.removal} in {seconds:.0f} s with its self-test, {asked} candidates of {candidates}, "
+            f"{RACED}: {found.removal} in {seconds:.0f} s with its self-test, {judged} candidates of {candidates}, "
             f"{account.naive / account.computed:.2f} times fewer tokens x layers than these would take one by one; "
             f"lm-eval {before:.1f} s without layer 0 and {after:.1f} s without {found.removal}, so the naive loop "
             f"{naive:.0f} s: {naive / seconds:.1f} times as long\n"
