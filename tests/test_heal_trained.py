@@ -106,9 +106,19 @@ def test_the_adapter_on_the_unhealed_checkpoint_is_the_merged_model(home, tmp_pa
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "healed")(ids).logits
     assert (merged - before).abs().max() > 100 * (merged - adapted).abs().max()
     assert torch.allclose(merged, adapted, atol=1e-5)
-    said = json.loads((adapter / "adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == "pruned-2-4"  # a name, no path of this machine
+    assert named_base(adapter) == "pruned-2-4"  # a name, no path of this machine
     assert not [file for file in adapter.iterdir() if str(home).encode() in file.read_bytes()]
+
+
+def named_base(adapter):
+    return json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_an_adapter_on_a_healed_checkpoint_says_so(home, tmp_path):
+    heal(request_of(home, "rescale"), tmp_path / "once")
+    again = replace(request_of(home, "lora:steps=1,rank=2"), checkpoint=tmp_path / "once")
+    heal(again, tmp_path / "twice")
+    assert named_base(tmp_path / "twice" / "adapter") == "once"
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

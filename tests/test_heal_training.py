@@ -120,7 +120,7 @@ def test_processes_wait_for_a_leader_that_works_for_hours(monkeypatch):
 
     monkeypatch.setattr("accelerate.PartialState", state)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    case = Case(Path("unhealed"), SimpleNamespace(), SimpleNamespace(), Path("work"), device="cpu")
+    case = Case(Path("unhealed"), SimpleNamespace(), SimpleNamespace(), Path("work"), "pruned", device="cpu")
     assert own_place(case).device == "cpu"
     with leader_first():
         pass

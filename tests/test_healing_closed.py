@@ -59,7 +59,8 @@ def case(base, pruned, removal, work, count=24, dtype="float64", **changes):
     plan = families.make_plan(base, removal)
     receipt = Receipt.load(pruned / "layerprune" / "receipt.json").model_copy(update={"removal": removal.units})
     corpus = Corpus(windows(count), windows(2), None)
-    fields = {"folder": pruned, "plan": plan, "receipt": receipt, "work": work, "corpus": corpus, "base": str(base)}
+    fields = {"folder": pruned, "plan": plan, "receipt": receipt, "work": work, "corpus": corpus}
+    fields |= {"name": pruned.name, "base": str(base)}
     return Case(**(fields | {"dtype": dtype} | changes))
 
 

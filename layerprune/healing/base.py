@@ -42,6 +42,7 @@ class Case:
     plan: Plan
     receipt: Receipt
     work: Path  # for files of a long run (made by the method); kept when it is cut off, removed when it is done
+    name: str  # of the unhealed checkpoint, as documents call it
     corpus: Corpus | None = None  # None for ``needs = "nothing"``
     base: str | None = None  # the intact model, located; None only where ``needs_base`` is false
     base_revision: str | None = None

@@ -55,7 +55,7 @@ class Lora(Trained):
         weights = [f"{target}.weight" for target in targets]
         stored = names_on_disk(subject.model, Checkpoint.open(case.folder), weights)
         make_trainable(subject.model, set(), torch.bfloat16 if precision == "bfloat16" else None)
-        adapted = with_adapter(subject, targets, self.config(targets, subject, case.receipt.result.id), case.seed)
+        adapted = with_adapter(subject, targets, self.config(targets, subject, case.name), case.seed)
         case.record.found["trained"] = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
         run(case, subject, NextToken(), self.training(case, subject, precision))
         if leads():
