@@ -212,6 +212,7 @@ def replayed(
             examiner = Replayed.of(table, questions, seed)
             found = searched(subject, examiner, search, keep, drop)
             spent.append(examiner.spent - len(questions))  # the intact model is not the naive loop's, either
+            print(f"{name}, order {seed}: {spent[-1]} evaluations, {found.removal}", file=sys.stderr, flush=True)
             same += found.removal == plain.removal
             sets.setdefault(found.removal, f"{name}, order {seed}")
         mean = sum(spent) / len(spent)
