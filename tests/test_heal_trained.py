@@ -114,6 +114,16 @@ def named_base(adapter):
     return json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
+def test_a_log_says_where_adapters_went_on_the_attention_alone(home, tmp_path, monkeypatch):
+    assert not heal(request_of(home, "lora:steps=1,rank=2"), tmp_path / "all").notes
+    every = projections
+    monkeypatch.setattr(
+        "layerprune.healing.lora.projections", lambda subject: tuple(t for t in every(subject) if "attn" in t)
+    )
+    (note,) = heal(request_of(home, "lora:steps=1,rank=2"), tmp_path / "some").notes
+    assert note.startswith("adapters went on the attention alone: ")
+
+
 def test_an_adapter_on_a_healed_checkpoint_says_so(home, tmp_path):
     heal(request_of(home, "rescale"), tmp_path / "once")
     again = replace(request_of(home, "lora:steps=1,rank=2"), checkpoint=tmp_path / "once")

@@ -143,3 +143,13 @@ def test_a_front_takes_the_plan_made_from_the_scores_before_along(home, tmp_path
     said = done(*front(home, out, "--up-to", 2, "--force")).stderr
     assert f"removed: {out / 'plan.json'}, planned from the scores that stood there before" in said
     assert not (out / "plan.json").exists()
+
+
+def test_what_is_written_anew_is_not_said_to_be_removed_along(home, tmp_path):
+    one_shot = ["--drop", 1, "--search", "one-shot", "-o", tmp_path / "plan", "--force"]
+    done("plan", home / "base", "--metric", "reverse-order", *one_shot)
+    assert "removed: " not in done("plan", home / "base", "--metric", "random", *one_shot).stderr
+    done(*front(home, tmp_path / "front", "--up-to", 2))
+    other = front(home, tmp_path / "front", "--up-to", 2, "--force", tasks="toy")
+    assert "removed: " not in done(*other).stderr
+    assert (tmp_path / "front" / "front" / "plan-02.json").exists()

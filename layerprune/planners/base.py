@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,7 +66,7 @@ def next_to_go(search: Search, drop: int) -> int | None:
     return None if ask is None else ask(drop)
 
 
-class Asking:
+class Asking(ABC):
     """A search that asks other metrics, too, and runs once it is bound to them: a search itself never sees a model."""
 
     by: str  # specs of the metrics, joined by +
@@ -75,11 +76,11 @@ class Asking:
         """The specs of the metrics that it asks."""
         return tuple(dict.fromkeys(self.by.split("+")))
 
+    @abstractmethod
     def look(
         self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
     ) -> Found:
         """Search as ``Search`` does, with the others at hand."""
-        raise NotImplementedError
 
     def bind(self, others: Others) -> Search:
         """Return the search that has the others at hand."""

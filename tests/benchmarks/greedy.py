@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from ablation import Harness
+from racing import parser
 from transformers import AutoModelForCausalLM
 
 from layerprune.cli.console import PlainProgress
@@ -45,7 +46,6 @@ from layerprune.subject import Subject
 from layerprune.tasks import load_questions
 from layerprune.tasks.items import Questions
 
-TASKS = "local_arc_easy,local_hellaswag,local_piqa"
 SEARCHES = {
     "plain, all items": (Greedy(), None), "plain, raced": (Greedy(), 1),
     "lazy, all items": (Greedy(lazy=True), None), "lazy, raced": (Greedy(lazy=True), 1),
@@ -67,17 +67,10 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("eval", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--tasks", default=TASKS)
-    parser.add_argument("--items", type=int, default=160, help="of each task")
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--drop", type=int, default=8)
-    parser.add_argument("--judge", type=int, default=500, help="items of each task that compare what was removed")
-    parser.add_argument("--dtype", default="bfloat16")
-    return parser.parse_args()
+    made = parser(__doc__ or "", items=160)
+    made.add_argument("--drop", type=int, default=8)
+    made.add_argument("--judge", type=int, default=500, help="items of each task that compare what was removed")
+    return made.parse_args()
 
 
 def load(subject: Subject, options: argparse.Namespace, use: Any, items: int) -> Questions:

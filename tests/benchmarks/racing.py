@@ -39,7 +39,7 @@ Order = tuple[list[np.ndarray], list[list[int]]]  # harms (removals, items) of e
 
 
 def main() -> None:
-    options = arguments()
+    options = parser(__doc__ or "", items=200).parse_args()
     with quiet_libraries(True):
         subject = Subject.load(options.model, dtype=options.dtype)
         questions = load_questions(
@@ -57,16 +57,17 @@ def main() -> None:
                 print(f"| {items} | {signal} | {keep} | {spared:.1f} | {same} of {options.seeds} |", flush=True)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("eval", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--tasks", default=TASKS)
-    parser.add_argument("--items", type=int, default=200, help="selection items of each task")
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--dtype", default="bfloat16")
-    return parser.parse_args()
+def parser(doc: str, *, items: int) -> argparse.ArgumentParser:
+    """Return what benchmarks of searches over drawn orders of items are asked."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("model")
+    made.add_argument("eval", type=Path)
+    made.add_argument("-o", "--output", type=Path, required=True)
+    made.add_argument("--tasks", default=TASKS)
+    made.add_argument("--items", type=int, default=items, help="of each task")
+    made.add_argument("--seeds", type=int, default=20)
+    made.add_argument("--dtype", default="bfloat16")
+    return made
 
 
 def raced(orders: Sequence[Order], keep: int) -> tuple[float, int]:
