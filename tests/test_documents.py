@@ -7,7 +7,7 @@ import audit_samples as samples
 import pytest
 from pydantic import ValidationError
 
-from layerprune.documents import Candidate, Outcomes, Plan, Round, Scores, as_removal
+from layerprune.documents import Candidate, Front, HealLog, Outcomes, Plan, Receipt, Round, Scores, as_removal
 from layerprune.documents.base import pretty, write_atomically
 from layerprune.errors import DocumentError
 
@@ -159,3 +159,64 @@ def test_outcomes_that_are_not_of_one_list_of_items_are_refused(given, message):
 def test_units_of_a_document_become_a_removal():
     assert as_removal((5, 2.5)).units == (2.5, 5)
     assert samples.plan(removal=(1, 2.5), order=(2.5, 1)).removal == (1, 2.5)
+
+
+BAD_NAMES = ("../x", "/etc/passwd", "a/../../x", "a\\b", "C:\\x", "a\0b", "a\nb", "", ".", "a//b", "\ud800")
+ENTRY = {"sha256": "0" * 64, "bytes": 1}
+
+
+def healed():
+    """A healing log after another one, as plain data."""
+    own = samples.receipt()
+    log = {
+        "kind": "heal", "format": 1, "base": own.base, "unhealed": own.result, "result": own.result, "changed": [],
+        "method": {"name": "a", "spec": "a", "options": {}, "gradients": False, "owner": "test"}, "tokens": 0,
+        "plan_sha256": "", "receipt_sha256": "", "files": {}, "seconds": 0, "dtype": "", "device": "", "seed": 0,
+        "versions": {},
+    }  # fmt: skip
+    return HealLog.model_validate({**log, "earlier": log}).model_dump(mode="json")
+
+
+def front():
+    point = {
+        "removal": [1], "plan": "plan-01.json", "plan_sha256": "", "parameters": 1, "bytes": 1, "accuracy": 0,
+        "accuracy_difference": 0, "interval": [0, 0], "tasks": {},
+    }  # fmt: skip
+    plan = samples.plan().model_dump(mode="json")
+    return {
+        "kind": "front", "format": 1, "bytes": 1, "accuracy": 0, "source": "", "points": [point], "scores_sha256": "",
+        **{key: plan[key] for key in ("model", "metric", "search", "limits", "seed", "versions")},
+    }  # fmt: skip
+
+
+NAMED = {  # where documents name files: how to put a name there
+    "receipt.files": (Receipt, lambda name: samples.receipt().model_dump(mode="json") | {"files": {name: ENTRY}}),
+    "receipt.dropped": (Receipt, lambda name: samples.receipt().model_dump(mode="json") | {"dropped_files": [name]}),
+    "heal.files": (HealLog, lambda name: healed() | {"files": {name: ENTRY}}),
+    "heal.earlier": (HealLog, lambda name: healed() | {"earlier": healed() | {"files": {name: ENTRY}}}),
+    "front.plan": (Front, lambda name: front() | {"points": [front()["points"][0] | {"plan": name}]}),
+}
+
+
+@pytest.mark.parametrize("where", NAMED)
+@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+def test_every_name_of_a_file_is_one_inside_the_folder(tmp_path, where, name):
+    kind, put = NAMED[where]
+    kind.parse(put("plan-02.json"), "good")
+    (tmp_path / kind.filename).write_text(json.dumps(put(name)))
+    with pytest.raises(DocumentError) as error:
+        kind.load(tmp_path / kind.filename)
+    assert "\n" not in str(error.value)
+    str(error.value).encode()
+
+
+def test_a_front_names_plans_alone():
+    """What it names is removed when it is made anew."""
+    with pytest.raises(DocumentError, match=r"points\.0\.plan"):
+        Front.parse(NAMED["front.plan"][1]("scores.json"), "front.json")
+
+
+def test_two_names_that_are_one_file_where_case_does_not_count():
+    both = samples.receipt().model_dump(mode="json") | {"files": {"LICENSE": ENTRY, "license": ENTRY}}
+    with pytest.raises(DocumentError, match="'LICENSE' and 'license', which are one file"):
+        Receipt.parse(both, "receipt.json")

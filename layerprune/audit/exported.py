@@ -8,6 +8,7 @@ from pathlib import Path
 
 from layerprune.documents import PRUNED, UNHEALED, HealLog, ModelRef, Plan, Receipt
 from layerprune.errors import DocumentError, TaskError, UsageError
+from layerprune.paths import check_plain
 from layerprune.tasks import Questions
 
 RESERVED = ("base", PRUNED, UNHEALED)
@@ -29,7 +30,10 @@ class Exported:
 
     @classmethod
     def read(cls, folder: Path) -> Exported:
-        """Read the documents; raises ``DocumentError`` for a folder export did not write, or a foreign document."""
+        """Read the documents; raises ``DocumentError`` for a folder export did not write, or a foreign document.
+
+        Raises ``CheckpointError`` for a folder with links or special files: it would be read, or written, elsewhere.
+        """
         folder = Path(folder)
         inside = folder / "layerprune"
         if not (inside / Receipt.filename).is_file():
@@ -37,6 +41,7 @@ class Exported:
             raise DocumentError(
                 f"{folder} is not an exported checkpoint: it {what}; make one with layerprune export PLAN -o FOLDER"
             )
+        check_plain(folder)
         plan, receipt = Plan.load(inside / Plan.filename), Receipt.load(inside / Receipt.filename)
         if receipt.plan_sha256 != plan.sha256():
             raise DocumentError(

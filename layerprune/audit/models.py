@@ -65,16 +65,17 @@ def check_folder(exported: Exported) -> None:
     """
     writer = exported.heal or exported.receipt
     wrote, document = ("export wrote", "receipt") if exported.heal is None else ("heal wrote", "healing log")
-    found, said = Checkpoint.open(exported.folder).fingerprint(), exported.result.fingerprint
+    checkpoint, said = Checkpoint.open(exported.folder), exported.result.fingerprint
+    found = checkpoint.fingerprint()
     if found != said:
         raise DocumentError(
             f"the weights in {exported.folder} are not those {wrote}: their fingerprint is {short(found)}, "
             f"the {document} says {short(said)}"
         )
     for name, entry in writer.files.items():
-        path = exported.folder / name
-        if path.suffix == ".safetensors":
+        if name in checkpoint.names:
             continue
+        path = exported.folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
             raise DocumentError(f"{path} is not the file {wrote}: put that back; verify lists all that was changed")
 

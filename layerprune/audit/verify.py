@@ -16,13 +16,13 @@ from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt
 from layerprune.documents.base import pretty
 from layerprune.errors import LayerpruneError, one_line
+from layerprune.paths import listed, shown
 from layerprune.progress import SILENT, Progress
-from layerprune.report.card import card_faults
+from layerprune.report.card import CARD, OURS, card_faults
 from layerprune.report.page import REPORT, render_report
 
 FOLDER = "layerprune"
-CARD = "README.md"
-NOT_LOOKED_AT = (".git", ".cache", ".gitattributes")  # what git and the Hub's client put beside a model
+GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts one into every repo
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT
     what the publisher says, or by repeating audit items (``rerun.repeat``).
     """
     folder = Path(folder)
+    links = [f"{shown(name)}: {fault}" for name, fault in listed(folder) if fault]
+    if links:  # nothing behind them is this folder's, and opening a named pipe would wait for ever
+        return Verification(tuple(links), 0, 0, (folder / FOLDER / Audit.filename).is_file(), {})
     documents, problems = _read(folder)
     files = size = 0
     if documents.writer is not None:
@@ -112,11 +115,10 @@ def _files(folder: Path, writer: Receipt | HealLog, progress: Progress) -> Itera
             elif _sha256(path) != entry.sha256:
                 yield f"{name}: its sha256 is not the {whose}'s"
             advance(entry.bytes)
-    known = {*writer.files, CARD, REPORT, *(f"{FOLDER}/{kind.filename}" for kind in (Plan, Receipt, HealLog, Audit))}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in known and name.split("/")[0] not in NOT_LOOKED_AT:
-            yield f"{name}: not a file that export, heal or audit wrote"
+    known = {*writer.files, REPORT, *OURS, GIT_ATTRIBUTES}
+    for name, _ in listed(folder):
+        if name not in known:
+            yield f"{shown(name)}: not a file that export, heal or audit wrote"
 
 
 def _name(writer: Receipt | HealLog) -> str:

@@ -6,8 +6,9 @@ Nothing here decodes a tensor: a tensor is a name, a dtype, a shape and a byte r
 from layerprune.checkpoint.folder import new_folder
 from layerprune.checkpoint.header import Tensor, read_header
 from layerprune.checkpoint.locate import Folder, fetch, locate
-from layerprune.checkpoint.opened import Checkpoint, contained
+from layerprune.checkpoint.opened import Checkpoint
 from layerprune.checkpoint.writer import plan_shards, write_shards
+from layerprune.paths import contained
 
 __all__ = [
     "Checkpoint",

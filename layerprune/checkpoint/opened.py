@@ -15,6 +15,7 @@ from typing import IO
 from layerprune.checkpoint.header import Tensor, read_header
 from layerprune.checkpoint.hub_file import File, HubFile
 from layerprune.errors import CheckpointError
+from layerprune.paths import checked_name, contained
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -102,46 +103,21 @@ class Checkpoint:
         return tuple(file for file in self.files if isinstance(file, HubFile))
 
 
-def contained(folder: Path, name: str, source: Path | None = None) -> Path:
-    """Return ``folder / name`` when that is a file of this folder; raises ``CheckpointError`` when it leads elsewhere.
-
-    Symbolic links are followed within the folder, and from a Hub cache's snapshot into its own ``blobs``; nowhere else.
-    ``source`` is the file that named it, for the message.
-    """
-    said = _refuse_to_leave(folder, name, source)
-    target, home = (folder / name).resolve(), folder.resolve()
-    roots = [home]
-    if home.parent.name == "snapshots":  # <cache>/models--org--name/snapshots/<commit>, files linked from ../../blobs
-        roots.append(home.parent.parent / "blobs")
-    if not any(target.is_relative_to(root) for root in roots):
-        raise CheckpointError(f"{said}, a symbolic link out of the folder; refused")
-    if not target.is_file():
-        raise CheckpointError(f"{said}, which does not exist in {folder}" if source else f"{said} does not exist")
-    return folder / name
-
-
-def _refuse_to_leave(folder: Path, name: str, source: Path | None) -> str:
-    """Raise ``CheckpointError`` for a name that is no path inside the folder; return how messages begin."""
-    said = f"{source} names {name!r}" if source is not None else f"{folder / name}"
-    pure = PurePath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-        raise CheckpointError(f"{said}, which is not a path inside the folder; refused")
-    return said
-
-
 def _shard(folder: Path, name: str, absent: Callable[[str], File] | None) -> File:
     if absent is not None and not os.path.lexists(folder / name):
-        _refuse_to_leave(folder, name, folder / INDEX)
-        return absent(name)
+        try:
+            return absent(checked_name(name))
+        except ValueError as error:
+            raise CheckpointError(f"{folder / INDEX} names {name!r}, {error}; refused") from None
     return contained(folder, name, source=folder / INDEX)
 
 
 def _weight_map(path: Path) -> dict[str, str] | None:
     """Return the index's map of tensor to file, or None for a single-file checkpoint (which transformers prefers)."""
-    if (path / WEIGHTS).exists():
+    if os.path.lexists(path / WEIGHTS):
         contained(path, WEIGHTS)
         return None
-    if not (path / INDEX).exists():
+    if not os.path.lexists(path / INDEX):
         raise CheckpointError(_why_no_weights(path))
     index = contained(path, INDEX)
     try:

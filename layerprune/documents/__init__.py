@@ -19,6 +19,7 @@ from layerprune.documents.audit import (
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import (
     MEAN,
+    FileEntry,
     Interval,
     MetricRef,
     ModelRef,
@@ -42,7 +43,7 @@ from layerprune.documents.plan import (
     Search,
     Target,
 )
-from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Published, Receipt
+from layerprune.documents.receipt import Change, LogitsProof, Published, Receipt
 from layerprune.documents.recipe import Instructions, Recipe, StudyRecipe
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
 from layerprune.documents.study import Study

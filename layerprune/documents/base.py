@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from layerprune.errors import DocumentError
+from layerprune.paths import shown
 
 
 class Part(BaseModel):
@@ -82,7 +83,8 @@ class Document(Part):
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            where = [".".join(str(part) for part in first["loc"])] if first["loc"] else []  # none: the whole document
+            # none: the whole document
+            where = [".".join(shown(str(part)) for part in first["loc"])] if first["loc"] else []
             said = first["msg"].removeprefix("Value error, ")
             raise DocumentError(": ".join([source, *where, said])) from error
 

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from layerprune.documents.base import Part
+from layerprune.paths import checked_name, same_file
 from layerprune.removal import Removal, Unit
 
 Units = tuple[Unit, ...]
 Interval = tuple[float, float]  # 95 % unless a field says otherwise
+FileName = Annotated[str, AfterValidator(lambda name: _file_name(name))]  # of a file inside the document's folder
 Operator = Literal["skip", "rescale", "mean"]  # what stands in for a removed layer while removals are judged
+
+
+def _file_name(name: str) -> str:
+    try:
+        return checked_name(name)
+    except ValueError as error:
+        raise ValueError(f"it names {name!r}, {error}") from None
+
+
+class FileEntry(Part):
+    """One file of the exported folder."""
+
+    sha256: str
+    bytes: int
+
+
+def _apart(files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+    if alike := same_file(files):
+        raise ValueError(f"it names {alike[0]!r} and {alike[1]!r}, which are one file where case does not count")
+    return files
+
+
+Files = Annotated[dict[FileName, FileEntry], AfterValidator(_apart)]
 
 
 class ModelRef(Part):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import Interval, MetricRef, ModelRef, Units
+from layerprune.documents.common import FileName, Interval, MetricRef, ModelRef, Units
 from layerprune.documents.plan import Limits, PredictedTask, Search
 
 FOLDER = "front"  # of a front's files, in the run folder
@@ -19,11 +19,14 @@ def plan_name(removed: int, depth: int) -> str:
     return f"plan-{removed:0{max(2, len(str(depth)))}}.json"
 
 
+PlanName = Annotated[FileName, StringConstraints(pattern=r"^plan-[0-9]+\.json$")]  # as plan_name gives them
+
+
 class FrontPoint(Part):
     """One removal of the path; its plan can be exported as it stands."""
 
     removal: Units
-    plan: str = Field(description="file name, beside this one")
+    plan: PlanName = Field(description="file name, beside this one")
     plan_sha256: str
     parameters: int
     bytes: int = Field(description="of the weights that export writes")

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import ModelRef
-from layerprune.documents.receipt import FileEntry
+from layerprune.documents.common import Files, ModelRef
 
 
 class HealerRef(Part):
@@ -87,7 +86,7 @@ class HealLog(Document):
     corpus: CorpusRef | None = Field(default=None, description="None for a method that reads no text")
     heldout: HeldOut | None = None
     changed: tuple[str, ...] = Field(description="names of the tensors that differ from the unhealed checkpoint's")
-    files: dict[str, FileEntry] = Field(description="of the healed folder; the receipt's are the unhealed one's")
+    files: Files = Field(description="of the healed folder; the receipt's are the unhealed one's")
     tokens: int = Field(description="tokens the method read, each time it read them")
     seconds: float = Field(description="of the method alone: no loading, writing or measuring")
     curve: tuple[LossPoint, ...] = ()

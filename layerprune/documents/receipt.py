@@ -7,14 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import ModelRef, Units
-
-
-class FileEntry(Part):
-    """One file of the exported folder."""
-
-    sha256: str
-    bytes: int
+from layerprune.documents.common import FileName, Files, ModelRef, Units
 
 
 class Change(Part):
@@ -56,9 +49,9 @@ class Receipt(Document):
     result: ModelRef
     removal: Units
     plan_sha256: str
-    files: dict[str, FileEntry]
+    files: Files
     dropped_tensors: int
-    dropped_files: tuple[str, ...] = Field(
+    dropped_files: tuple[FileName, ...] = Field(
         default=(), description="files of the base that were not carried along, e.g. pickles"
     )
     bytes_before: int = Field(ge=1)

@@ -17,8 +17,12 @@ from layerprune.checkpoint.opened import INDEX
 from layerprune.checkpoint.writer import Part, Shard
 from layerprune.documents import FileEntry
 from layerprune.errors import ExportError, ModelError
+from layerprune.paths import checked_name, listed, same_file
 from layerprune.progress import SILENT, Progress
+from layerprune.report.card import OURS
+from layerprune.report.page import REPORT
 
+RESERVED = frozenset(name.casefold() for name in (*OURS, REPORT))  # what is written after the attachments
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -77,7 +81,8 @@ def write_healed(
     """Write weights (in files of the same names), carried files and attachments; return the hash of each.
 
     ``carried``: files of the unhealed folder to copy. Raises ``ExportError`` where an attachment has a carried file's
-    name, or what was written has not exactly the tensors, shapes and dtypes of the unhealed checkpoint.
+    name or is no regular file, or what was written has not exactly the tensors, shapes and dtypes of the unhealed
+    checkpoint.
     """
     source = spool.checkpoint
     shards = [
@@ -89,15 +94,28 @@ def write_healed(
         if name not in written and name != INDEX:
             _copy(source.path / name, folder / name)
             written.append(name)
-    extra = [path for path in sorted(attachments.rglob("*")) if path.is_file()] if attachments.is_dir() else []
-    for path in extra:
-        name = path.relative_to(attachments).as_posix()
-        if (folder / name).exists():
+    for name in attached(attachments):
+        if (folder / name).exists() or same_file([*written, name]) or name.casefold() in RESERVED:
             raise ExportError(f"the healing method leaves a file {name!r}, a name that the checkpoint uses itself")
-        _copy(path, folder / name)
+        _copy(attachments / name, folder / name)
         written.append(name)
     _check_alike(source, Checkpoint.open(folder))
     return {name: entry_of(folder / name) for name in sorted(written)}
+
+
+def attached(attachments: Path) -> list[str]:
+    """Return the files that a healing method leaves; raises ``ExportError`` for a link and for a name that is none."""
+    if not attachments.is_dir():
+        return []
+    names = []
+    for name, fault in listed(attachments):
+        try:
+            names.append(checked_name(name))
+        except ValueError as error:
+            raise ExportError(f"the healing method leaves {name!r}, {error}") from None
+        if fault:
+            raise ExportError(f"the healing method leaves {name!r}, {fault}")
+    return names
 
 
 def _copy(source: Path, target: Path) -> None:

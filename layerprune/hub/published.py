@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune.documents import Audit, Document, HealLog, Plan, Published, Receipt
+from layerprune.documents import Audit, Document, FileEntry, HealLog, Plan, Published, Receipt
 from layerprune.errors import UsageError
 from layerprune.hub.naming import Name
 from layerprune.report.card import write_card
@@ -50,8 +50,11 @@ class Edition:
     def documents(self) -> tuple[Document, ...]:
         return tuple(one for one in (self.plan, self.receipt, self.heal, self.audit) if one is not None)
 
-    def renamed(self, name: Name) -> Edition:
-        """Return the documents with the base's public name in place of its path, chained by their new hashes."""
+    def public(self, name: Name, left: Collection[str] = ()) -> Edition:
+        """Return the documents with the base's public name and without the files ``left``, chained by their new hashes.
+
+        ``left`` are files that an older export carried along and that are not published; they count as dropped.
+        """
         was = Published(
             plan_sha256=self.plan.sha256(),
             receipt_sha256=self.receipt.sha256(),
@@ -59,36 +62,46 @@ class Edition:
             audit_sha256=self.audit.sha256() if self.audit else None,
             checked=name.checked,
         )
-        plan, receipt = self._chained(name, was)
+        plan, receipt = self._chained(name, was, left)
         common = {"base": receipt.base, "plan_sha256": plan.sha256(), "receipt_sha256": receipt.sha256()}
-        heal = _renamed_log(self.heal, common) if self.heal else None
+        heal = _renamed_log(self.heal, common, left) if self.heal else None
         audit = None
         if self.audit is not None:
             audit = self.audit.model_copy(update={**common, "heal_sha256": heal.sha256() if heal else None})
         return Edition(plan, receipt, heal, audit)
 
-    def _chained(self, name: Name, was: Published | None) -> tuple[Plan, Receipt]:
+    def _chained(self, name: Name, was: Published | None, left: Collection[str]) -> tuple[Plan, Receipt]:
         known = {"id": name.id, "revision": name.revision}
         plan = self.plan.model_copy(update={"model": self.plan.model.model_copy(update=known)})
         base = self.receipt.base.model_copy(update=known)
-        changed = {"base": base, "plan_sha256": plan.sha256(), "published": was}
+        changed: dict[str, Any] = {"base": base, "plan_sha256": plan.sha256(), "published": was}
+        if gone := {*left} & {*self.receipt.files}:
+            changed["files"] = _without(self.receipt.files, gone)
+            changed["dropped_files"] = tuple(sorted({*self.receipt.dropped_files, *gone}))
         return plan, self.receipt.model_copy(update=changed)
 
 
-def _renamed_log(log: HealLog, common: dict[str, Any]) -> HealLog:
-    earlier = _renamed_log(log.earlier, common) if log.earlier else None
-    return log.model_copy(update={**common, "earlier": earlier})
+def _renamed_log(log: HealLog, common: dict[str, Any], left: Collection[str]) -> HealLog:
+    earlier = _renamed_log(log.earlier, common, left) if log.earlier else None
+    return log.model_copy(update={**common, "earlier": earlier, "files": _without(log.files, left)})
 
 
-def publish(folder: Path, out: Path, name: Name, files: Sequence[str]) -> None:
-    """Lay out the public edition of ``folder`` in ``out``; ``files`` that do not change are links to the folder's."""
+def _without(files: dict[str, FileEntry], left: Collection[str]) -> dict[str, FileEntry]:
+    return {name: entry for name, entry in files.items() if name not in left}
+
+
+def publish(folder: Path, out: Path, name: Name, files: Sequence[str], left: Collection[str] = ()) -> None:
+    """Lay out the public edition of ``folder`` in ``out``; ``files`` that do not change are links to the folder's.
+
+    ``left``: files of the folder that are not published, see ``Edition.public``.
+    """
     rewritten = {f"{FOLDER}/{kind.filename}" for kind in (Plan, Receipt, HealLog, Audit)} | {CARD, REPORT}
     for file in files:
         target = out / file
         target.parent.mkdir(parents=True, exist_ok=True)
         if file not in rewritten:
             target.symlink_to((folder / file).resolve())
-    edition = Edition.read(folder).renamed(name)
+    edition = Edition.read(folder).public(name, left)
     for document in edition.documents:
         document.save(out / FOLDER / document.filename)
     shutil.copyfile(folder / CARD, out / CARD)  # what people wrote outside the marks, and metadata of their own

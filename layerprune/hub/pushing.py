@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from layerprune.audit.verify import NOT_LOOKED_AT, verify
-from layerprune.documents import Receipt
+from layerprune.audit.verify import verify
+from layerprune.checkpoint import Checkpoint
+from layerprune.checkpoint.companions import companions, left_out
+from layerprune.documents import HealLog, Receipt
 from layerprune.errors import LayerpruneError, UsageError, one_line
 from layerprune.hub.naming import Name, check_choice, check_folder, is_local, named, withheld
 from layerprune.hub.published import check_no_path, publish
 from layerprune.progress import SILENT, Progress
+from layerprune.report.card import OURS
+from layerprune.report.page import REPORT
 
 ATTEMPTS = 4
 FIRST_WAIT = 2.0  # seconds; doubled after each attempt, so 14 s in all before giving up
@@ -85,28 +90,44 @@ def push(
         raise UsageError(f"a pull request is always made to main; leave --revision {revision} or --create-pr out")
     receipt = _check(folder, allow_unaudited, progress)
     check_choice(receipt, base_model, unnamed_base)
-    files = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in NOT_LOOKED_AT
-    }
+    names, left = _sorted_out(folder, receipt, progress)
+    files = {name: (folder / name).stat().st_size for name in names}
 
     def sent(place: Path) -> str:
         return _patiently(lambda: _send(place, to, list(files)), repo, progress, wait, opens=create_pr)
 
-    if not is_local(receipt):
+    if not is_local(receipt) and not left:
         _check_card(folder)
         url = None if dry_run else sent(folder)
         return Pushed(repo, files, url)
-    name = _public_name(receipt, base_model, dry_run, repo, progress, wait)
+    if is_local(receipt):
+        name = _public_name(receipt, base_model, dry_run, repo, progress, wait)
+    else:
+        name = Name(receipt.base.id, receipt.base.revision, "the base had this name before; files were left out")
     with tempfile.TemporaryDirectory(prefix="layerprune-push-") as place:
         out = Path(place)
-        publish(folder, out, name, list(files))
-        check_no_path(out, list(files), receipt.base.id)
+        publish(folder, out, name, list(files), left)
+        if is_local(receipt):
+            check_no_path(out, list(files), receipt.base.id)
         _check_card(out)
         files = {file: (out / file).stat().st_size for file in files}
         url = None if dry_run else sent(out)
     return Pushed(repo, files, url)
+
+
+def _sorted_out(folder: Path, receipt: Receipt, progress: Progress) -> tuple[list[str], tuple[str, ...]]:
+    """Return the files to publish, and those of the folder that have no part in a model, which are named in a line.
+
+    Published are weights, config, what belongs to them, what a healing method left, and layerprune's own documents.
+    """
+    log = folder / "layerprune" / HealLog.filename
+    written = HealLog.load(log).files if log.exists() else receipt.files
+    attached = {*written} - {*receipt.files}
+    found = companions(folder, {*written} - attached, Checkpoint.open(folder).names)
+    for note in [*found.notes, *([left_out(found.left)] if found.left else [])]:
+        progress.note(note)
+    ours = [name for name in (*OURS, REPORT) if (folder / name).exists()]
+    return sorted({*written, *ours} - {*found.left}), found.left
 
 
 def _public_name(
@@ -165,7 +186,7 @@ def _send(folder: Path, to: Destination, files: list[str]) -> str:
         repo_id=name,
         folder_path=folder,
         revision=to.revision,
-        allow_patterns=files,
+        allow_patterns=[glob.escape(name) for name in files],
         delete_patterns=list(REPLACED),
         commit_message=MESSAGE,
     )
@@ -198,8 +219,12 @@ def _patiently(
 
     With ``opens`` a commit opens a pull request: where its answer was lost, another would open a second one.
     """
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     for attempt in range(ATTEMPTS):
         try:
@@ -210,7 +235,7 @@ def _patiently(
             raise PushError("no Hugging Face token was found; run hf auth login, or set HF_TOKEN") from error
         except OfflineModeIsEnabled as error:
             raise PushError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it") from error
-        except (HfHubHTTPError, httpx2.TransportError, ConnectionError, TimeoutError, RuntimeError) as error:
+        except (HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
             said = _passing(error, repo, last=attempt == ATTEMPTS - 1, opens=opens)
         pause = FIRST_WAIT * 2**attempt
         progress.note(f"{said}; trying again in {pause:.0f} s")
@@ -220,14 +245,13 @@ def _patiently(
 
 def _passing(raised: BaseException, repo: str, *, last: bool, opens: bool) -> str:
     """Say what went wrong where it may go right the next time; raises ``PushError`` where it may not."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     error = _reason(raised)
     if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, f"the Hub answered {error.response.status_code}"
         refusal = _refusal(repo, error)
-    elif isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):
+    elif isinstance(error, HTTPError | ConnectionError | TimeoutError) and not hasattr(error, "response"):
         status, said = None, f"the connection broke ({one_line(error)})"
         refusal = f"the connection to the Hub broke {ATTEMPTS} times: {one_line(error)}"
     else:
@@ -254,7 +278,7 @@ def _is_commit(error: Any) -> bool:
     """Whether the request that failed was the commit; an error that does not say which it was may be of it."""
     try:
         return "/commit/" in str(getattr(error, "response", error).request.url)
-    except (AttributeError, RuntimeError):  # httpx2 raises the latter for an error without its request
+    except (AttributeError, RuntimeError):  # the HTTP client raises the latter for an error without its request
         return True
 
 

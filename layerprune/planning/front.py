@@ -11,6 +11,7 @@ from layerprune.errors import UsageError
 from layerprune.export.weights import Weight
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
+from layerprune.paths import refuse_link
 from layerprune.planners import SEARCHES, Constraints, Found, next_to_go
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.laying import lay
@@ -38,6 +39,7 @@ def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = 
             said = f"--racing does not tell the order of {entry.name}'s layers, which --front follows; leave it out"
             raise UsageError(said)
         request = replace(request, score=replace(request.score, racing=False))
+    refuse_link(run_folder / FOLDER)
     with locked(run_folder):
         searcher = Searcher.open(request, run_folder, progress)
         reached = request.goal.pursue(searcher.desk, searcher)

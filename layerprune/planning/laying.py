@@ -8,6 +8,7 @@ from typing import TypeVar
 from layerprune.documents import Front, Plan, Scores
 from layerprune.documents.front import FOLDER, PLOT, TABLE
 from layerprune.errors import DocumentError
+from layerprune.paths import refuse_link
 from layerprune.progress import SILENT, Progress
 
 Planned = TypeVar("Planned", Plan, Front)
@@ -20,6 +21,7 @@ def lay(
 
     ``before`` names the document that the caller is about to write anew, and so replaces by itself.
     """
+    refuse_link(run_folder / FOLDER)
     stale = _planned_from(run_folder, scores, before)
     scores.save(run_folder / Scores.filename)
     for path in stale:
@@ -44,7 +46,7 @@ def _planned_from(run_folder: Path, scores: Scores, spared: type[Plan] | type[Fr
     if spared is not Plan and _planned(Plan, run_folder / Plan.filename, old):
         found.append(run_folder / Plan.filename)
     if spared is not Front and (front := _planned(Front, folder / Front.filename, old)):
-        plans = [folder / Path(point.plan).name for point in front.points]
+        plans = [folder / point.plan for point in front.points]
         files = [*plans, folder / TABLE, folder / PLOT, folder / Front.filename]  # what names the others goes last
         found += [path for path in files if path.is_file()]
     return found

@@ -9,13 +9,17 @@ from typing import Any
 
 import yaml
 
+from layerprune.checkpoint.companions import is_licence
 from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt
 from layerprune.documents.base import write_atomically
 from layerprune.errors import DocumentError
+from layerprune.paths import check_plain
 from layerprune.report.templating import environment
 
 BEGIN = "<!-- layerprune: generated from here to the end mark; text outside the marks is kept -->"
 END = "<!-- layerprune: end -->"
+CARD = "README.md"
+OURS = (CARD, *(f"layerprune/{kind.filename}" for kind in (Plan, Receipt, HealLog, Audit)))  # what a card is made from
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 
 # Taken over from the base model's own card: a derived model stays under its licence.
@@ -29,12 +33,14 @@ def write_card(folder: Path, base: Path | None = None) -> Path:
 
     ``base`` is the base model's folder: its card's licence and language are taken over. Without it, what the folder's
     present card says of them is kept, as are metadata keys this tool does not set and any text outside its marks.
-    Raises ``DocumentError`` when the plan or receipt is missing, and for a card that ``read_card`` cannot read.
+    Raises ``DocumentError`` when the plan or receipt is missing, and for a card that ``read_card`` cannot read;
+    ``CheckpointError`` where the card or a document is a link.
     """
     folder = Path(folder)
-    path = folder / "README.md"
+    path = folder / CARD
+    check_plain(folder, OURS)
     present, body = read_card(path)
-    inherited = read_card(base / "README.md")[0] if base is not None else {}
+    inherited = read_card(base / CARD)[0] if base is not None else {}
     kept = {**present, **{key: inherited[key] for key in INHERITED if key in inherited}}
     metadata, text = render_card(folder, kept)
     before, after = _around_marks(body)
@@ -59,7 +65,7 @@ def render_card(folder: Path, kept: dict[str, Any]) -> tuple[dict[str, Any], str
 
 def card_faults(folder: Path) -> Iterator[str]:
     """Yield what in the card is not what the documents say: metadata that this tool sets, and its generated part."""
-    kept, body = read_card(folder / "README.md")
+    kept, body = read_card(folder / CARD)
     metadata, text = render_card(folder, kept)
     for key in ("base_model", "base_model_relation", "pipeline_tag", "library_name", "model-index"):
         if kept.get(key) != metadata.get(key):  # without an audit there is no model-index
@@ -107,12 +113,14 @@ def base_name(model_id: str) -> str:
 def read_card(path: Path) -> tuple[dict[str, Any], str]:
     """Return a card's metadata and text; ``({}, "")`` when there is none.
 
-    Raises ``DocumentError`` for a card that is not UTF-8 and for metadata that is not YAML.
+    Raises ``DocumentError`` for a card that is not UTF-8 and for metadata that is not YAML, ``CheckpointError`` for one
+    that is a link or no regular file.
     """
+    check_plain(path.parent, [path.name])
     if not path.exists():
         return {}, ""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark would hide the metadata
     except (OSError, UnicodeDecodeError) as error:
         raise DocumentError(f"{path} cannot be read, a card is text in UTF-8: {_one_line(error)}") from error
     match = FRONT_MATTER.match(text)
@@ -148,7 +156,7 @@ def _text(
 ) -> str:
     made = environment(FILTERS, autoescape=False)  # Markdown, not HTML; table cells go through the filter "cell"
     made.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    licences = sorted(entry.name for pattern in ("LICENSE*", "LICENCE*", "NOTICE*") for entry in folder.glob(pattern))
+    licences = sorted(entry.name for entry in folder.iterdir() if is_licence(entry.name))
     return (
         made.get_template("card.md.jinja")
         .render(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt
 from layerprune.documents.base import write_atomically
+from layerprune.paths import check_plain
 from layerprune.report import layers, plots
-from layerprune.report.card import FILTERS, base_name, title
+from layerprune.report.card import FILTERS, OURS, base_name, title
 from layerprune.report.commands import commands
 from layerprune.report.templating import environment
 
@@ -28,6 +29,7 @@ def render_report(folder: Path) -> str:
     """
     from markupsafe import Markup
 
+    check_plain(Path(folder), OURS)
     inside = Path(folder) / "layerprune"
     plan, receipt = Plan.load(inside / Plan.filename), Receipt.load(inside / Receipt.filename)
     audit = Audit.load(inside / Audit.filename)

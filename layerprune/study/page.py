@@ -9,6 +9,7 @@ from pathlib import Path
 
 from layerprune.documents import Study
 from layerprune.documents.base import write_atomically
+from layerprune.paths import refuse_link
 from layerprune.report.card import base_name
 from layerprune.report.templating import environment
 from layerprune.report.words import accuracy
@@ -48,6 +49,8 @@ def write_study(study: Study, folder: Path) -> list[Path]:
 
     study.json comes last: where it stands, everything stands.
     """
+    for name in (PLOTS, TABLES):
+        refuse_link(folder / name)
     it = Findings(study)
     drawn = list(plots(it))
     for table in tables(study):
