@@ -74,11 +74,11 @@ File = Path | HubFile  # where a tensor is
 @contextmanager
 def _as_os_error() -> Iterator[None]:
     """Turn what HTTP can raise into an ``OSError`` of one line."""
-    import httpx2
+    from huggingface_hub.errors import HTTPError  # of the HTTP client that it uses, httpx or httpx2
 
     try:
         yield
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         if getattr(error, "errno", None) == errno.EIO:
             raise
         raise OSError(errno.EIO, one_line(error)) from error
