@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from layerprune.checkpoint.companions import MODULES, PATTERNS, TEMPLATES, is_companion, is_licence, pipeline_files
 from layerprune.checkpoint.hub_file import HubFile
-from layerprune.checkpoint.opened import INDEX, WEIGHTS, Checkpoint
+from layerprune.checkpoint.opened import INDEX, PICKLES, WEIGHTS, Checkpoint
 from layerprune.errors import CheckpointError, ModelError, one_line
+from layerprune.paths import check_plain
 
 # Everything a model needs beside its weights. No pickle matches. Python files are fetched, never run without
-# trust_remote_code.
+# trust_remote_code. What is carried into the result is decided by ``companions``.
+LICENCES = ("license", "licence", "notice", "copying", "copyright", "policy", "legal", "patents", "terms")
 SMALL_FILES = (
-    "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "tokenizer*", "additional_chat_templates/*",
-    "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
+    "*.json", "*.txt", "*.py", "tokenizer*", "README.md", *PATTERNS,
+    *(
+        shape.format("".join(f"[{c}{c.upper()}]" for c in word))  # the Hub's patterns know case
+        for word in LICENCES
+        for shape in ("*{}", "{}[-_.]*", "*{}*.md", "*{}*.MD", "*{}*.rst", "*{}*.html", "*{}*.pdf")
+    ),
 )  # fmt: skip
-NOT_FETCHED = ("*/*.json", "*/*.txt", "*/*.py", "*/*.model", "onnx/*", "gguf/*", "original/*", "*.bin", "*.onnx*")
+NOT_FETCHED = (
+    "*/*.json", "*/*.txt", "*/*.py", "*/*.model", "onnx/*", "gguf/*", "original/*", "*.onnx*", "*.gguf", *PICKLES,
+)  # fmt: skip
+READ = ("config.json", "adapter_config.json")  # by transformers, beside the companions
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
@@ -48,6 +59,7 @@ def locate(model: str, revision: str | None = None, *, shards: bool = True) -> F
     if path.is_dir():
         if revision is not None:
             raise ModelError(f"{model} is a local folder; a revision ({revision!r}) is for Hub ids only")
+        _check_files(path.resolve())
         return Folder(path.resolve(), str(path.resolve()), None)
     if path.exists():
         raise ModelError(f"{model} is a file; expected a folder with config.json and safetensors, or a Hub id")
@@ -58,7 +70,20 @@ def locate(model: str, revision: str | None = None, *, shards: bool = True) -> F
 
 def fetch(folder: Folder, files: Iterable[HubFile]) -> None:
     """Download files of a Hub model that were left; ``ModelError`` when the Hub does not give them."""
-    _download(folder.id, folder.revision, sorted(file.path for file in files))
+    _fetch_named(folder.id, folder.revision, sorted(file.path for file in files))
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ``CheckpointError`` where a file that a model is loaded from is a link or no regular file.
+
+    transformers would follow it wherever it leads, or wait for ever on a named pipe. A licence may be one here: export,
+    which would carry it along, refuses it.
+    """
+    names = [entry.name for entry in folder.iterdir()]
+    if (folder / TEMPLATES).is_dir():
+        names += [f"{TEMPLATES}/{entry.name}" for entry in (folder / TEMPLATES).iterdir()]
+    read = [name for name in names if name in READ or name.endswith(".py") or is_companion(name)]
+    check_plain(folder, sorted(name for name in read if not is_licence(name)))
 
 
 def _reads_as_path(model: str) -> bool:
@@ -68,20 +93,28 @@ def _reads_as_path(model: str) -> bool:
 
 
 def _from_hub(model: str, revision: str | None, shards: bool) -> Folder:
-    path = _download(model, revision, [*SMALL_FILES, WEIGHTS], list(NOT_FETCHED))
-    if shards:
-        _download(model, path.name, _weight_files(path))
+    path = _download(model, revision, [*SMALL_FILES, WEIGHTS], NOT_FETCHED)
+    if named := [*(_weight_files(path) if shards else ()), *_module_files(path)]:
+        _fetch_named(model, path.name, named)
     return Folder(path, model, path.name)
 
 
-def _download(model: str, revision: str | None, patterns: list[str], but: list[str] | None = None) -> Path:
+def _fetch_named(model: str, revision: str | None, names: Iterable[str]) -> None:
+    """Download these files and no others: a name may hold what a pattern gives a meaning to."""
+    _download(model, revision, [glob.escape(name) for name in names])
+
+
+def _download(
+    model: str, revision: str | None, patterns: Sequence[str], but: Sequence[str] | None = None
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, RevisionResolutionError
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=but))
+        allowed, ignored = list(patterns), None if but is None else list(but)
+        return Path(snapshot_download(model, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
     except (OSError, HFValidationError, RevisionResolutionError, CachedRepoTreeNotFoundError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(f"no folder {model} here, and the Hub does not give it{at}: {one_line(error)}") from error
@@ -93,6 +126,22 @@ def _weight_files(small: Path) -> list[str]:
     if not index.exists():
         return [WEIGHTS]
     try:
-        return sorted({WEIGHTS, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        names = sorted({WEIGHTS, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} has no weight_map of tensor names to file names") from error
+    for name in names:
+        if not str(name).endswith(".safetensors"):
+            raise CheckpointError(f"{index} names {name!r}, which is no safetensors file")
+    return names
+
+
+def _module_files(small: Path) -> list[str]:
+    """Return the files in the folders of a sentence-transformers pipeline, none where it cannot be carried along."""
+    modules = small / MODULES
+    if not modules.exists():
+        return []
+    try:
+        files, why = pipeline_files(json.loads(modules.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {modules}: {error}") from error
+    return [] if why else files

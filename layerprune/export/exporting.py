@@ -11,12 +11,13 @@ from typing import Any
 
 from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, locate, new_folder, plan_shards, write_shards
+from layerprune.checkpoint.companions import left_out
 from layerprune.checkpoint.entries import entry_of, following
 from layerprune.checkpoint.folder import write_file
 from layerprune.checkpoint.opened import INDEX
 from layerprune.checkpoint.writer import Shard
 from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
-from layerprune.errors import DocumentError, ExportError
+from layerprune.errors import CheckpointError, DocumentError, ExportError
 from layerprune.export.blueprint import Blueprint, blueprint
 from layerprune.export.configs import config_changes, read_json
 from layerprune.export.extras import Extras, layer_renumberer, plan_extras
@@ -70,6 +71,7 @@ def export(
         raise ExportError(f"{out} exists already; choose a new folder or remove it")
     job = _plan_job(plan, base, max_shard_size, trust_remote_code, progress)
     _check_space(job, out)
+    _tell(job.extras, progress)
     with new_folder(out) as partial:
         hashes = _write(job, partial, progress)
         return _finish(job, partial, out, hashes, progress)
@@ -97,7 +99,7 @@ def _plan_job(
         plan=plan, base=folder, checkpoint=checkpoint, blueprint=drawn, removal=removal, sources=sources,
         old_config=read_json(contained(folder.path, "config.json")), weights=weights,
         shards=tuple(plan_shards(weights.parts, max_shard_size)),
-        extras=plan_extras(folder.path, checkpoint.names, layer_renumberer(drawn.stack, sources)),
+        extras=plan_extras(folder.path, checkpoint.names, layer_renumberer(drawn.stack, sources), sources),
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
@@ -142,6 +144,14 @@ def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
     return dict(sorted(entries.items()))
 
 
+def _tell(extras: Extras, progress: Progress) -> None:
+    """Say which files are left behind, which are rewritten, and why."""
+    for note in [*extras.notes, *([left_out(extras.dropped)] if extras.dropped else [])]:
+        progress.note(note)
+    for field, change in extras.changes.items():
+        progress.note(f"{field} {change.before} is {'left out' if change.after is None else change.after} now")
+
+
 def _files(folder: Path) -> Iterator[str]:
     return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
 
@@ -166,7 +176,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         dropped_files=job.extras.dropped,
         bytes_before=job.checkpoint.nbytes,
         bytes_after=written.nbytes,
-        config_changes=config_changes(job.old_config, job.blueprint.config),
+        config_changes=config_changes(job.old_config, job.blueprint.config) | job.extras.changes,
         missing_keys=proven.loaded.missing,
         unexpected_keys=proven.loaded.unexpected,
         proof=proven.logits,
@@ -185,7 +195,7 @@ def _readable_card(base: Path, progress: Progress) -> Path | None:
 
     try:
         read_card(base / "README.md")
-    except DocumentError as error:
+    except (CheckpointError, DocumentError) as error:
         progress.note(f"{error}; the new card says nothing of the base's licence and language, add them by hand")
         return None
     return base

@@ -13,21 +13,12 @@ from typing import Any
 from layerprune.anatomy import Sources
 from layerprune.anatomy.halves import half_of_child
 from layerprune.checkpoint import contained
-from layerprune.checkpoint.opened import PICKLES
-from layerprune.errors import CheckpointError, RefusedError
+from layerprune.checkpoint.companions import companions
+from layerprune.documents import Change
+from layerprune.errors import RefusedError
+from layerprune.export.configs import GENERATION, config_changes, prune_generation, read_json
+from layerprune.paths import listed
 
-# Tokenizer, chat template, processors, generation config, custom code, licences.
-CARRIED = (
-    "tokenizer*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.jinja", "*.json", "*.txt", "*.py",
-    "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
-)  # fmt: skip
-# About the base and not about the result: weights, their indices, training state, what layerprune wrote about the base.
-LEFT = (
-    "config.json", "README.md", "*.safetensors", "*.index.json", "trainer_state.json", "training_args*", "optimizer*",
-    "scheduler*", "rng_state*", "all_results.json", "eval_results.json", "train_results.json", ".*", "layerprune/*",
-    "*.gguf", "*.onnx*", *PICKLES,
-)  # fmt: skip
-FOLDERS = ("additional_chat_templates",)
 CHILD = re.compile(r"\\?\.(?P<name>\w+)(?=$|\$|\\?\.)")  # the first name behind a layer's number, written out
 QUANTISATION_FILES = "*quant*config*.json"
 
@@ -37,52 +28,34 @@ class Extras:
     """What happens to each file beside weights and config."""
 
     copied: tuple[str, ...]
-    rewritten: dict[str, bytes]  # files that name layers, with their new content
+    rewritten: dict[str, bytes]  # files that speak of layers, with their new content
     dropped: tuple[str, ...]
+    changes: dict[str, Change]  # fields of the generation config that differ
+    notes: tuple[str, ...]  # what is left behind though it belongs to the model, and why
 
 
-def plan_extras(folder: Path, weights: set[str], renumber: Callable[[Any], Any]) -> Extras:
+def plan_extras(folder: Path, weights: set[str], renumber: Callable[[Any], Any], sources: Sources) -> Extras:
     """Sort the folder's files; ``weights`` are the weight files, ``renumber`` rewrites layer paths in JSON content.
 
-    Raises ``CheckpointError`` for a file that is a link out of the folder.
+    Raises ``CheckpointError`` for a file to carry that is a link or no regular file, or cannot be read.
     """
-    copied: list[str] = []
-    rewritten: dict[str, bytes] = {}
-    dropped: list[str] = []
-    for name in _files(folder):
-        if name in weights or name in {"config.json", "README.md", "model.safetensors.index.json"}:
-            continue
-        if not _is_carried(name):
-            dropped.append(name)
-        elif fnmatch.fnmatch(name, QUANTISATION_FILES):
-            rewritten[name] = _rewritten(contained(folder, name), renumber)
-        else:
-            contained(folder, name)
-            copied.append(name)
-    return Extras(tuple(copied), rewritten, tuple(dropped))
+    names = [name for name, _ in listed(folder)]
+    found = companions(folder, names, weights)
+    rewritten, changes = dict[str, bytes](), dict[str, Change]()
+    for name in found.carried:
+        if fnmatch.fnmatchcase(name, QUANTISATION_FILES):
+            rewritten[name] = _as_file(renumber(read_json(contained(folder, name))))
+    if GENERATION in found.carried:
+        old = read_json(contained(folder, GENERATION))
+        new = prune_generation(old, sources)
+        changes = {f"{GENERATION}: {field}": change for field, change in config_changes(old, new).items()}
+        rewritten |= {GENERATION: _as_file(new)} if changes else {}
+    copied = tuple(name for name in found.carried if name not in rewritten)
+    return Extras(copied, rewritten, found.left, changes, found.notes)
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if not path.is_dir())
-
-
-def _is_carried(name: str) -> bool:
-    place, _, base = name.rpartition("/")
-    if place and place not in FOLDERS:
-        return False
-    return _matches(base, CARRIED) and not _matches(base, LEFT)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _rewritten(path: Path, renumber: Callable[[Any], Any]) -> bytes:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    return (json.dumps(renumber(content), indent=2, ensure_ascii=False) + "\n").encode()
+def _as_file(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def layer_renumberer(stack: str, sources: Sources) -> Callable[[Any], Any]:

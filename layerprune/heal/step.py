@@ -14,6 +14,7 @@ from layerprune.anatomy import build_on_meta, load_config, positions
 from layerprune.audit.exported import Exported
 from layerprune.audit.models import check_folder, check_weights
 from layerprune.checkpoint import Checkpoint, new_folder
+from layerprune.checkpoint.companions import companions, left_out
 from layerprune.corpus import WINDOW, Corpus, build_corpus
 from layerprune.documents import HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
 from layerprune.errors import ExportError, ModelError, UsageError, one_line
@@ -122,7 +123,8 @@ def _published(healer: Healer, method: HealerRef, case: Case, exported: Exported
     watch = _Stopwatch()
     changed = watch.timed(iter(healer.heal(case)))
     with spooled(Checkpoint.open(exported.folder), case.work / "changed.bin", changed) as spool, new_folder(out) as new:
-        files = write_healed(spool, exported.receipt.files, case.attachments, new, case.progress)
+        carried = _carried(exported, spool.checkpoint, case.progress)
+        files = write_healed(spool, carried, case.attachments, new, case.progress)
         result = _result(exported, out.name, new, case.trust_remote_code)
         log = HealLog(
             method=method,
@@ -136,6 +138,14 @@ def _published(healer: Healer, method: HealerRef, case: Case, exported: Exported
         )
         _add_documents(exported.folder, new, log)
     return log
+
+
+def _carried(exported: Exported, checkpoint: Checkpoint, progress: Progress) -> list[str]:
+    """Return the files of the unhealed folder that belong to the model, and say which an older export copied beside."""
+    found = companions(exported.folder, exported.receipt.files, checkpoint.names)
+    for note in [*found.notes, *([left_out(found.left)] if found.left else [])]:
+        progress.note(note)
+    return sorted({*exported.receipt.files} - {*found.left})
 
 
 def _case(request: HealRequest, healer: Healer, exported: Exported, work: Path, progress: Progress) -> Case:
