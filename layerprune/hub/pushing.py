@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from layerprune.audit.exported import Exported
 from layerprune.audit.verify import NOT_LOOKED_AT, verify
 from layerprune.documents import Receipt
 from layerprune.errors import LayerpruneError, UsageError, one_line
@@ -138,7 +139,7 @@ def _check(folder: Path, allow_unaudited: bool, progress: Progress) -> Receipt:
             f"{folder} has not been audited: nobody would know what it lost. Run layerprune audit {folder}, "
             "or push with --allow-unaudited"
         )
-    return Receipt.load(folder / "layerprune" / Receipt.filename)
+    return Exported.read(folder).receipt
 
 
 def _check_card(folder: Path) -> None:

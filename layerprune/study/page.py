@@ -9,6 +9,7 @@ from pathlib import Path
 
 from layerprune.documents import Study
 from layerprune.documents.base import write_atomically
+from layerprune.errors import DocumentError
 from layerprune.report.card import base_name
 from layerprune.report.templating import environment
 from layerprune.report.words import accuracy
@@ -59,6 +60,17 @@ def write_study(study: Study, folder: Path) -> list[Path]:
         _write(folder / PLOTS / f"{plot.name}.svg", plot.svg)
     text, html = render(it, drawn)
     return [_write(folder / PAGE, html), _write(folder / README, text), study.save(folder / Study.filename)]
+
+
+def read_study(folder: Path) -> Study:
+    """Read a folder's study.json; raises ``DocumentError`` where the page beside it was written from another one."""
+    study, page = Study.load(folder / Study.filename), folder / PAGE
+    if page.exists() and study.sha256() not in page.read_text(encoding="utf-8", errors="replace"):
+        raise DocumentError(
+            f"{folder / Study.filename} is not the one that {page} was written from; put it back, or remove it to do "
+            "the study again: what was measured is kept"
+        )
+    return study
 
 
 def verdict_of(study: Study) -> str:
