@@ -19,6 +19,8 @@ from layerprune.audit.verify import verify
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 and fork are POSIX")
 
 COMMANDS = ("audit", "heal", "run", "front")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS]
+ATTEMPTS = 20
 FINISHED = "exists"  # what a command that had finished before the kill says when it is repeated
 
 
@@ -73,7 +75,8 @@ def killable(home, tmp_path, request):
     tasks = ["--include-path", home / "tasks"]
     if request.param == "audit":
         shutil.copytree(home / "pruned-2-4", start / "pruned")
-        return Killable(["audit", work / "pruned", "--tasks", "few", "--no-generation", *tasks], start, work, ("pruned",))
+        words = ["audit", work / "pruned", "--tasks", "few", "--no-generation", *tasks]
+        return Killable(words, start, work, ("pruned",))
     if request.param == "heal":
         words = ["heal", home / "pruned-2-4", "-o", work / "healed", "--method", "scaling", "--tasks", "few", *tasks]
         words += ["--corpus", home / "prose.txt", "--window", 32]
@@ -93,22 +96,24 @@ def repeat(server: Server, killable: Killable, wanted: dict[str, bytes]) -> None
     killable.check(wanted)
 
 
-@pytest.mark.parametrize("killable", COMMANDS, indirect=True)
-@pytest.mark.parametrize("attempts", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_a_random_moment(server, killable, attempts):
+@pytest.mark.parametrize("killable", SLOW, indirect=True)
+def test_killed_at_a_random_moment(server, killable):
     killable.begin()
     whole = server.done(*killable.words)
-    wanted, moments, hit = killable.files(), random.Random(attempts), 0
-    for number in range(attempts):
+    wanted, moments, hit = killable.files(), random.Random(0), 0
+    for number in range(ATTEMPTS):
         killable.begin()
-        code, _ = server.run(*killable.words, seconds=whole * (number + moments.random()) / attempts)
+        code, _ = server.run(*killable.words, seconds=whole * (number + moments.random()) / ATTEMPTS)
         hit += code == -9
         repeat(server, killable, wanted)
-    assert hit >= attempts // 2, "hardly any run was hit, so this shows nothing"
+    print(f"{hit} of {ATTEMPTS} runs of {whole:.1f} s were killed")
+    assert hit >= ATTEMPTS // 2, "hardly any run was hit, so this shows nothing"
 
 
-@pytest.mark.parametrize("killable", COMMANDS, indirect=True)
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 9])
+@pytest.mark.parametrize(
+    ("killable", "every"), [("heal", 9), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in COMMANDS)],
+    indirect=["killable"],
+)  # fmt: skip
 def test_killed_where_it_makes_a_change_last(server, killable, every):
     """At each (or some) of the calls that flush, rename or remove a file: where half a step could be left."""
     killable.begin()
@@ -122,4 +127,5 @@ def test_killed_where_it_makes_a_change_last(server, killable, every):
         if code == 0:  # so many calls are not made
             break
         hit += 1
-    assert hit >= 1 if every > 1 else hit >= 5
+    print(f"killed at {hit} calls")
+    assert hit > 0
