@@ -127,7 +127,9 @@ def settle(folder: Path) -> None:
     if ready.is_dir():
         written = [path for path in ready.rglob("*") if path.is_file()]
         for path in sorted(written, key=lambda path: (path.stat().st_mtime_ns, path)):  # what names others came last
-            path.replace(folder / path.relative_to(ready))
+            target = folder / path.relative_to(ready)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
         shutil.rmtree(ready)
     if (folder / STAGED).is_dir():
         shutil.rmtree(folder / STAGED)

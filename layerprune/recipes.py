@@ -191,8 +191,9 @@ def _check_whole(out: Path, progress: Progress) -> None:
     from layerprune.audit.auditing import renew
     from layerprune.audit.verify import verify
 
-    renew(out, progress)
-    problems = verify(out, strays=False, progress=progress).problems
+    with locked(out):
+        renew(out, progress)
+        problems = verify(out, strays=False, progress=progress).problems
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DocumentError(

@@ -296,10 +296,10 @@ def test_an_audit_on_a_full_disk_leaves_the_folder_as_it_was(home, tmp_path):
     words = ["audit", pruned, "--tasks", "toy", "--include-path", home / "tasks", "--no-generation"]
     with limited(5000):  # the card fits, the report does not
         said = refused(*words)
-    assert f"'{pruned / 'report.html'}'" in said
+    assert "report.html'" in said
+    assert str(pruned) in said
     after = {path: path.read_bytes() for path in pruned.rglob("*") if path.is_file()}
-    assert {path for path in after if after[path] != before.get(path)} <= {pruned / "README.md"}
-    assert after.keys() == before.keys()
+    assert after == before
     done(*words)
 
 

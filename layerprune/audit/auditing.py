@@ -14,7 +14,7 @@ from layerprune.audit.verdict import verdict
 from layerprune.documents import Audit, Compared, Plan, Scores
 from layerprune.errors import UsageError
 from layerprune.lock import locked
-from layerprune.output import try_folder
+from layerprune.output import published_together, try_folder
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import card_faults, read_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
@@ -82,9 +82,10 @@ def audit(
             seed=seed,
         )
         result = _document(job, measure(job, progress))
-        write_card(exported.folder, audit=result)
-        write_report(exported.folder, result)
-        result.save(inside / Audit.filename)  # last: an audit that is there is whole
+        with published_together(exported.folder) as new:
+            write_card(exported.folder, audit=result, into=new)
+            write_report(exported.folder, result, into=new)
+            result.save(new / inside.name / Audit.filename)  # last: an audit that is there is whole
     return result
 
 

@@ -26,12 +26,14 @@ FILTERS = ("points", "points_interval", "percent", "percent_change", "accuracy",
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # not ./name, as a folder may be called in public
 
 
-def write_card(folder: Path, base: Path | None = None, *, audit: Audit | None = None) -> Path:
+def write_card(
+    folder: Path, base: Path | None = None, *, audit: Audit | None = None, into: Path | None = None
+) -> Path:
     """Write or renew ``folder/README.md`` and return its path; the file is replaced whole or not at all.
 
     ``base`` is the base model's folder: its card's licence and language are taken over. Without it, what the folder's
     present card says of them is kept, as are metadata keys this tool does not set and any text outside its marks.
-    ``audit``: one that is about to be saved, in place of the folder's.
+    ``audit``: one that is about to be saved, in place of the folder's; ``into``: another folder for the new card.
     Raises ``DocumentError`` when the plan or receipt is missing, and for a card that ``read_card`` cannot read.
     """
     folder = Path(folder)
@@ -41,6 +43,7 @@ def write_card(folder: Path, base: Path | None = None, *, audit: Audit | None = 
     kept = {**present, **{key: inherited[key] for key in INHERITED if key in inherited}}
     metadata, text = render_card(folder, kept, audit)
     before, after = _around_marks(body)
+    path = (into or folder) / path.name
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
     write_atomically(path, f"---\n{front}---\n{before}{BEGIN}\n{text}\n{END}\n{after}".encode())
     return path

@@ -14,12 +14,12 @@ from layerprune.report.templating import environment
 REPORT = "report.html"
 
 
-def write_report(folder: Path, audit: Audit | None = None) -> Path:
+def write_report(folder: Path, audit: Audit | None = None, *, into: Path | None = None) -> Path:
     """Write ``folder/report.html`` from the folder's documents and return its path; raises ``DocumentError``.
 
-    ``audit``: one that is about to be saved, in place of the folder's.
+    ``audit``: one that is about to be saved, in place of the folder's; ``into``: another folder for the page.
     """
-    path = Path(folder) / REPORT
+    path = (into or Path(folder)) / REPORT
     write_atomically(path, render_report(folder, audit).encode())
     return path
 
