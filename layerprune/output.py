@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -55,6 +55,17 @@ def check_apart(out: Path, *sources: str | Path | None) -> None:
         if place == folder or folder in place.parents:
             where = "is" if place == folder else "lies inside"
             raise UsageError(f"{out} {where} the folder of the model {source}; give another folder with -o")
+
+
+def check_places(folder: Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
+    """Raise ``UsageError`` when a folder lies where a file is to be written in ``folder``, or a file for a folder."""
+    for name in files:
+        if (Path(folder) / name).is_dir():
+            raise UsageError(f"{Path(folder) / name} is a folder, and a file of that name is to be written; move it")
+    for name in folders:
+        place = Path(folder) / name
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place} is a file, and a folder of that name is to be made; move it")
 
 
 def try_folder(folder: Path) -> None:
@@ -110,10 +121,12 @@ def published_together(folder: Path) -> Iterator[Path]:
         with writing(folder):
             staged.mkdir(parents=True)
         yield staged
-        for path in staged.rglob("*"):
-            if path.is_dir():
-                with writing(folder):
-                    (folder / path.relative_to(staged)).mkdir(exist_ok=True)
+        written = {path.relative_to(staged).as_posix(): path.is_dir() for path in staged.rglob("*")}
+        inner = [name for name, is_folder in written.items() if is_folder]
+        check_places(folder, files=written.keys() - set(inner), folders=inner)
+        for name in inner:
+            with writing(folder / name):
+                (folder / name).mkdir(exist_ok=True)
         staged.rename(folder / READY)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)

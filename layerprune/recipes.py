@@ -86,10 +86,11 @@ def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> 
 def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT) -> Study:
     """Do a study that is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
     from layerprune.planning import ScoreRequest
-    from layerprune.study import WORK, StudyRequest, read_study, study, write_study
+    from layerprune.study import WORK, StudyRequest, check_room, read_study, study, write_study
 
     folder = Path(folder)
     with locked(folder, recipe.model):
+        check_room(folder)
         fresh = _claim(folder, recipe)
         if (folder / Study.filename).exists():
             found = read_study(folder)

@@ -357,6 +357,39 @@ def test_a_plan_that_cannot_be_saved_takes_nothing_of_what_was_there(home, tmp_p
     assert Scores.load(tmp_path / "run" / "scores.json").metric.name == "random"
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("plan", "plan.json/"), ("score", "scores.json/"), ("front", "front"), ("front", "front/front.csv/"),
+     ("study", "plots"), ("study", "study.html/"), ("run a study", "tables")],
+)  # fmt: skip
+def test_what_lies_in_a_files_place_is_seen_before_anything_slow(home, tmp_path, name, place, request):
+    words = commands(home, tmp_path / "out")[name]
+    if name in ("plan", "score", "front"):
+        words.append("--force")
+    there = tmp_path / "out" / place
+    (there if place.endswith("/") else there.parent).mkdir(parents=True)
+    if not place.endswith("/"):
+        there.write_text("mine")
+    before = tree(tmp_path)
+    request.getfixturevalue("nothing_slow")
+    assert refused(*words).startswith(f"{there} is a ")
+    assert tree(tmp_path) == before
+
+
+def test_an_audit_sees_a_folder_in_its_reports_place_before_it_measures(home, tmp_path, nothing_slow):
+    pruned = shutil.copytree(home / "pruned-2-4", tmp_path / "pruned")
+    (pruned / "report.html").mkdir()
+    said = refused("audit", pruned, "--tasks", "toy", "--include-path", home / "tasks")
+    assert said == f"{pruned / 'report.html'} is a folder, and a file of that name is to be written; move it"
+
+
+def test_nothing_is_published_over_a_folder(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(UsageError, match=r"a\.json is a folder"), published_together(tmp_path) as new:
+        (new / "a.json").write_text("new")
+    assert tree(tmp_path) == ["a.json"]
+
+
 def test_a_lock_of_the_kernel_that_fails_leaves_no_partial_folder(tmp_path, monkeypatch):
     import fcntl
 

@@ -14,7 +14,7 @@ from layerprune.audit.verdict import verdict
 from layerprune.documents import Audit, Compared, Plan, Scores
 from layerprune.errors import UsageError
 from layerprune.lock import locked
-from layerprune.output import published_together, try_folder
+from layerprune.output import check_places, published_together, try_folder
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import card_faults, read_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
@@ -61,6 +61,7 @@ def audit(
     read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
     inside = exported.folder / "layerprune"
     with locked(exported.folder):
+        check_places(exported.folder, files=("README.md", REPORT, f"{inside.name}/{Audit.filename}"))
         try_folder(inside)
         job = Job(
             exported=exported,

@@ -12,6 +12,7 @@ from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
 from layerprune.errors import UsageError
 from layerprune.lock import locked
+from layerprune.output import check_places
 
 SEARCHES = "one-shot, greedy, beam[:width=4], evolution, blocks, cascade or exchange[:by=cosine+angular]"
 CONTINUE = "run the same command again: what was finished is kept"
@@ -39,6 +40,7 @@ def score(console: Console, model: str, output: Path, force: bool, stability: bo
 
     with locked(output, model):
         refuse_to_replace(output / "scores.json", force)
+        check_places(output, files=("scores.json",))
         request = ScoreRequest(model=model, **opt.given(options))
         scores = score_model(request, run_folder=output, progress=console.progress, stability=stability)
         lay(scores, output, console.progress)

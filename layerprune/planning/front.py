@@ -11,6 +11,7 @@ from layerprune.errors import UsageError
 from layerprune.export.weights import Weight
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
+from layerprune.output import check_places
 from layerprune.planners import SEARCHES, Constraints, Found, next_to_go
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.laying import laid
@@ -39,6 +40,8 @@ def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = 
             raise UsageError(said)
         request = replace(request, score=replace(request.score, racing=False))
     with locked(run_folder, request.score.model):
+        files = (Scores.filename, *(f"{FOLDER}/{name}" for name in (Front.filename, TABLE, PLOT)))
+        check_places(run_folder, files=files, folders=(FOLDER,))
         searcher = Searcher.open(request, run_folder, progress)
         reached = request.goal.pursue(searcher.desk, searcher)
         path = path_of(reached.found, searcher.desk.constraints)

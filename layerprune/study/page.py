@@ -10,7 +10,7 @@ from pathlib import Path
 from layerprune.documents import Study
 from layerprune.documents.base import write_atomically
 from layerprune.errors import DocumentError
-from layerprune.output import published_together
+from layerprune.output import check_places, published_together
 from layerprune.report.card import base_name
 from layerprune.report.templating import environment
 from layerprune.report.words import accuracy
@@ -76,6 +76,11 @@ def read_study(folder: Path) -> Study:
             "the study again: what was measured is kept"
         )
     return study
+
+
+def check_room(folder: Path) -> None:
+    """Raise ``UsageError`` where something else lies in the place of what ``write_study`` will write."""
+    check_places(folder, files=(PAGE, README, Study.filename), folders=(TABLES, PLOTS))
 
 
 def verdict_of(study: Study) -> str:
