@@ -38,6 +38,13 @@ class TaskError(LayerpruneError):
     """A task that is unknown, has no usable items, or on which the model says nothing."""
 
 
+class WriteError(LayerpruneError, OSError):
+    """What the operating system said of a write: no space, no permission, no such folder. Its ``filename`` says where.
+
+    An ``OSError``, too, with its errno, so that code that cleans up after one cleans up after this.
+    """
+
+
 class ExportError(LayerpruneError):
     """Writing a checkpoint failed; nothing was left behind."""
 

@@ -2,43 +2,80 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from layerprune.errors import UsageError
+from layerprune.errors import UsageError, WriteError
+from layerprune.output import check_apart, made_folder, settle, try_folder
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 FILENAME = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none, such as some mounts of NFS
+
+_held = threading.local()  # .folders: those that this thread holds
 
 
 @contextmanager
-def locked(folder: Path | None) -> Iterator[None]:
+def locked(folder: Path | None, *sources: str | Path | None) -> Iterator[None]:
     """Hold ``folder`` (made when it is not there) for this process while the block runs; None: nothing to hold.
 
-    Blocks of one thread nest. The operating system lets go when the process dies, however it dies. Folders that were
-    made here and hold nothing at the end are removed again. Raises ``UsageError`` when another run holds the folder.
+    Before the block begins a file is written there and removed again, and what a killed run had begun to publish is
+    completed. ``sources``: models that are read; ``folder`` must not lie inside the folder of one. Blocks of one thread
+    nest. The operating system lets go when the process dies, however it dies. Folders that were made here and hold
+    nothing at the end are removed again. Raises ``UsageError`` when another run holds the folder or it cannot be
+    locked, and ``WriteError`` when nothing can be written there.
     """
     if folder is None:
         yield
         return
+    check_apart(folder, *sources)
+    folder = Path(folder).absolute()
+    held: set[Path] = _held.__dict__.setdefault("folders", set())
+    if folder in held:
+        yield
+        return
+    with made_folder(folder):
+        lock = _acquired(folder)
+        held.add(folder)
+        try:
+            try_folder(folder)
+            settle(folder)
+            yield
+        finally:
+            held.discard(folder)
+            (folder / FILENAME).unlink(missing_ok=True)
+            lock.release()
+
+
+def _acquired(folder: Path) -> BaseFileLock:
+    """Return the lock of a folder, held."""
     from filelock import FileLock, Timeout
 
-    folder = Path(folder).absolute()
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / FILENAME, timeout=0, is_singleton=True)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UsageError(
-            f"another layerprune is at work in {folder}; wait until it is done, or give another folder with -o"
-        ) from None
-    try:
-        yield
-    finally:
-        if lock.lock_counter == 1:
-            (folder / FILENAME).unlink(missing_ok=True)
-        lock.release()
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+    path = folder / FILENAME
+    fresh = not path.exists()
+    while True:
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"another layerprune is at work in {folder}; wait until it is done, or give another folder with -o"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            if fresh and path.exists():
+                path.unlink()
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOSYS
+            if number in NO_LOCKS:
+                said = f"{path} cannot be locked: {os.strerror(number)}; give a folder on a local disk with -o"
+                raise UsageError(said) from error
+            raise WriteError(number, os.strerror(number), str(path)) from error
+        if path.exists():
+            return lock
+        lock.release()  # who held it until now has just removed the file that was locked

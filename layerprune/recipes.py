@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune.documents import Audit, HealLog, Instructions, Plan, Receipt, Recipe, Scores, Study, StudyRecipe
+from layerprune.documents import (
+    Audit,
+    HealLog,
+    Instructions,
+    Plan,
+    Receipt,
+    Recipe,
+    Scores,
+    Study,
+    StudyRecipe,
+    read_scores,
+)
 from layerprune.documents.faults import Place
 from layerprune.documents.marked import read_marked
 from layerprune.documents.recipe import GOALS, Check, difference, recipe_error
@@ -58,7 +69,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe | StudyRecipe
 def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> Finished:
     """Do what is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
     folder = Path(folder)
-    with locked(folder):
+    with locked(folder, recipe.model):
         fresh = _claim(folder, recipe)
         try:
             scores, plan = _planned(recipe, folder, progress)
@@ -75,14 +86,17 @@ def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> 
 def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT) -> Study:
     """Do a study that is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
     from layerprune.planning import ScoreRequest
-    from layerprune.study import WORK, StudyRequest, study, write_study
+    from layerprune.study import WORK, StudyRequest, check_room, read_study, study, write_study
 
     folder = Path(folder)
-    with locked(folder):
+    with locked(folder, recipe.model):
+        check_room(folder)
         fresh = _claim(folder, recipe)
         if (folder / Study.filename).exists():
+            found = read_study(folder)
+            write_study(found, folder)  # its pages, tables and plots follow from it
             progress.note("study: done before")
-            return Study.load(folder / Study.filename)
+            return found
         step = _set(recipe.study.model_dump())
         own = {name: step.pop(name) for name in ("metrics", "audit_limit", "text", "counts", "greedy") if name in step}
         own |= {"text": Path(own["text"])} if "text" in own else {}
@@ -138,8 +152,9 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
     from layerprune.tasks.loading import load_tasks
 
     if (folder / Plan.filename).exists():
+        scores = read_scores(folder / Scores.filename)
         progress.note("score, plan: done before")
-        return Scores.load(folder / Scores.filename), Plan.load(folder / Plan.filename)
+        return scores, Plan.load(folder / Plan.filename)
     for tasks in (recipe.audit.tasks, recipe.heal.tasks if recipe.heal else None):  # hours before they are asked for
         if tasks is not None:
             load_tasks(tasks, recipe.include_path, Path(recipe.data_dir) if recipe.data_dir else None)
@@ -153,13 +168,15 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
 
 
 def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> Receipt:
+    from layerprune.audit.exported import Exported
     from layerprune.export import export
 
     out = folder / CHECKPOINT
     if out.exists():
-        receipt = Receipt.load(out / "layerprune" / Receipt.filename)
+        receipt = Exported.read(out).receipt
         if receipt.plan_sha256 != plan.sha256():
             raise DocumentError(f"{out} was not exported from {folder / Plan.filename}; remove it to export again")
+        _check_whole(out, progress)
         progress.note("export: done before")
         return receipt
     limit = recipe.export.max_shard_size
@@ -167,16 +184,37 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> R
     return export(plan, out, max_shard_size=size, trust_remote_code=bool(recipe.trust_remote_code), progress=progress)
 
 
+def _check_whole(out: Path, progress: Progress) -> None:
+    """Raise ``DocumentError`` unless a finished folder is what its documents say; its card and report are renewed.
+
+    They follow from the documents, and a run that was killed may have left older ones.
+    """
+    from layerprune.audit.auditing import renew
+    from layerprune.audit.verify import verify
+
+    with locked(out):
+        renew(out, progress)
+        problems = verify(out, strays=False, progress=progress).problems
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DocumentError(
+            f"{out} is not as it was left: {problems[0]}{more}; put that back, or remove {out} to make it again"
+        )
+
+
 def _healed(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) -> HealLog | None:
-    from layerprune.heal import HealRequest, heal
+    from layerprune.audit.exported import Exported
+    from layerprune.heal import HealRequest, clear, heal
 
     out = folder / HEALED
     if recipe.heal is None:
         return None
     if out.exists():
-        log = HealLog.load(out / "layerprune" / HealLog.filename)
-        if log.receipt_sha256 != receipt.sha256():
+        log = Exported.read(out).heal
+        if log is None or log.receipt_sha256 != receipt.sha256():
             raise DocumentError(f"{out} was not healed from {folder / CHECKPOINT}; remove it to heal again")
+        _check_whole(out, progress)
+        clear(out)
         progress.note("heal: done before")
         return log
     tasks = tuple(dict.fromkeys([*recipe.score.tasks, *(recipe.audit.tasks or ())]))

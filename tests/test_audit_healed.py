@@ -61,7 +61,9 @@ def test_items_that_stood_in_the_text_are_left_out_and_verify_holds_it_to_that(h
     every = audit(healed, ["toy"], **options).tasks[0].data.fingerprints
     path = healed / "layerprune" / "heal.json"
     known = HealLog.load(path)
+    (healed / "layerprune" / "audit.json").unlink()
     known.model_copy(update={"corpus": corpus(toy=every[:3])}).save(path)
+    write_card(healed)  # or it would name the log of before, and no audit would be made
     found = audit(healed, ["toy"], **options).tasks[0]
     assert found.excluded == 3
     assert found.data.fingerprints == every[3:]
@@ -73,6 +75,7 @@ def test_items_that_stood_in_the_text_are_left_out_and_verify_holds_it_to_that(h
 def test_a_task_nobody_looked_for_in_the_text_is_named_in_card_and_report(home, healed):
     path = healed / "layerprune" / "heal.json"
     HealLog.load(path).model_copy(update={"corpus": corpus(other=())}).save(path)
+    write_card(healed)
     found = audit(healed, ["toy"], include_path=[home / "tasks"], generation=False, layerwise=False)
     assert "on 20 items, those of toy perhaps met in healing" in found.verdict
     assert verify(healed).problems == ()

@@ -13,9 +13,11 @@ from layerprune.audit.models import Loading
 from layerprune.audit.verdict import verdict
 from layerprune.documents import Audit, Compared, Plan, Scores
 from layerprune.errors import UsageError
+from layerprune.lock import locked
+from layerprune.output import check_places, published_together, try_folder
 from layerprune.progress import SILENT, Progress
-from layerprune.report.card import read_card, write_card
-from layerprune.report.page import write_report
+from layerprune.report.card import card_faults, read_card, write_card
+from layerprune.report.page import REPORT, render_report, write_report
 from layerprune.versions import tool_versions
 
 
@@ -50,35 +52,60 @@ def audit(
     .jsonl file for perplexity and KL; ``generation``: look at greedy continuations of fixed prompts; ``speed``: time
     both models (``text`` and ``speed`` hold both in memory). ``layerwise``: ask the base without each removed layer
     alone and along the plan's order, too, on at most 200 items of each task. ``scores``: rankings of the base by other
-    metrics, to be shown beside the plan's own. No item that any of the plans has seen is used.
-    Raises ``DocumentError`` when folder, plans and base do not belong together, ``TaskError`` and ``ModelError``.
+    metrics, to be shown beside the plan's own. No item that any of the plans has seen is used. Raises
+    ``DocumentError`` when folder, plans and base do not belong together, ``WriteError`` when the folder cannot be
+    written, before anything is measured, ``UsageError`` when another audit is at work there, ``TaskError`` and
+    ``ModelError``.
     """
     exported = Exported.read(folder)
     read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
-    job = Job(
-        exported=exported,
-        base=base,
-        tasks=_tasks(tasks, exported.plan),
-        compare=columns(compare or {}, exported),
-        include_path=include_path,
-        data_dir=data_dir,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        loading=Loading(
-            dtype, device, batch_size if isinstance(batch_size, int) else None, memory, trust_remote_code
-        ),
-        text=text,
-        generation=generation,
-        speed=speed,
-        layerwise=layerwise,
-        rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in scores),
-        seed=seed,
-    )
-    result = _document(job, measure(job, progress))
-    result.save(exported.folder / "layerprune" / Audit.filename)
-    write_card(exported.folder)
-    write_report(exported.folder)
+    inside = exported.folder / "layerprune"
+    with locked(exported.folder):
+        check_places(exported.folder, files=("README.md", REPORT, f"{inside.name}/{Audit.filename}"))
+        try_folder(inside)
+        job = Job(
+            exported=exported,
+            base=base,
+            tasks=_tasks(tasks, exported.plan),
+            compare=columns(compare or {}, exported),
+            include_path=include_path,
+            data_dir=data_dir,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            loading=Loading(
+                dtype, device, batch_size if isinstance(batch_size, int) else None, memory, trust_remote_code
+            ),
+            text=text,
+            generation=generation,
+            speed=speed,
+            layerwise=layerwise,
+            rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in scores),
+            seed=seed,
+        )
+        result = _document(job, measure(job, progress))
+        with published_together(exported.folder) as new:
+            write_card(exported.folder, audit=result, into=new)
+            write_report(exported.folder, result, into=new)
+            result.save(new / inside.name / Audit.filename)  # last: an audit that is there is whole
     return result
+
+
+def renew(folder: Path, progress: Progress = SILENT) -> None:
+    """Bring a folder's card and report to what its documents say; an audit that was killed may have left others.
+
+    A card that is missing stays so: the base's licence would be missing from a new one.
+    """
+    card, report = folder / "README.md", folder / REPORT
+    if card.exists() and any(card_faults(folder)):
+        progress.note(f"{card} is not what the documents say: written anew")
+        write_card(folder)
+    if (folder / "layerprune" / Audit.filename).exists():
+        if not report.exists() or report.read_bytes() != render_report(folder).encode():
+            progress.note(f"{report} is not what the documents say: written anew")
+            write_report(folder)
+    elif report.exists():
+        progress.note(f"removed: {report}, of an audit that was not finished")
+        report.unlink()
 
 
 def _tasks(tasks: Sequence[str] | None, plan: Plan) -> tuple[str, ...]:

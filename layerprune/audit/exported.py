@@ -1,27 +1,30 @@
-"""An exported folder's documents, and what else has to fit together before an audit begins."""
+"""An exported folder's documents, the one check that they belong together, and what else an audit has to fit."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerprune.documents import PRUNED, UNHEALED, HealLog, ModelRef, Plan, Receipt
+from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, ModelRef, Plan, Receipt
 from layerprune.errors import DocumentError, TaskError, UsageError
 from layerprune.paths import check_plain
+from layerprune.report.card import stated_hashes
 from layerprune.tasks import Questions
 
 RESERVED = ("base", PRUNED, UNHEALED)
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The plan and receipt of an exported folder, and the log of its healing, found to belong together."""
+    """The documents of an exported folder, found to belong together; there may be no healing and no audit yet."""
 
     folder: Path
     plan: Plan
     receipt: Receipt
     heal: HealLog | None = None
+    audit: Audit | None = None
 
     @property
     def result(self) -> ModelRef:
@@ -30,9 +33,11 @@ class Exported:
 
     @classmethod
     def read(cls, folder: Path) -> Exported:
-        """Read the documents; raises ``DocumentError`` for a folder export did not write, or a foreign document.
+        """Read the documents; every command that reads an exported folder does it here.
 
-        Raises ``CheckpointError`` for a folder with links or special files: it would be read, or written, elsewhere.
+        Raises ``DocumentError`` for a folder export did not write, and where one document contradicts another or is not
+        the one that the card names: something was edited or mixed up. Raises ``CheckpointError`` for a folder with
+        links or special files: it would be read, or written, elsewhere.
         """
         folder = Path(folder)
         inside = folder / "layerprune"
@@ -54,7 +59,98 @@ class Exported:
                 f"{inside / HealLog.filename} is not of this checkpoint: it names a receipt with sha256 "
                 f"{short(log.receipt_sha256)}, not {short(receipt.sha256())}; heal the checkpoint again"
             )
-        return cls(folder, plan, receipt, log)
+        audit = Audit.load(inside / Audit.filename) if (inside / Audit.filename).exists() else None
+        for fault in (*chain_faults(plan, receipt, log), *_unlike_the_card(folder, plan, receipt, log)):
+            raise DocumentError(
+                f"{folder}: {fault}; a document was edited: put it back, or make the checkpoint again "
+                "(layerprune verify lists every problem)"
+            )
+        for fault in audit_faults(audit, plan, receipt, log) if audit else ():
+            raise DocumentError(f"{inside / Audit.filename}: {fault}; put it back, or remove it to audit again")
+        return cls(folder, plan, receipt, log, audit)
+
+
+def chain_faults(plan: Plan | None, receipt: Receipt | None, log: HealLog | None) -> Iterator[str]:
+    """Yield where plan, receipt and healing log contradict each other; one that is None is passed over."""
+    if plan and receipt:
+        yield from _differ(
+            ("receipt.plan_sha256", receipt.plan_sha256, "the plan's", plan.sha256()),
+            ("receipt.base", receipt.base, "the plan's model", plan.model),
+            ("receipt.removal", receipt.removal, "the plan's", plan.removal),
+        )
+    if receipt:
+        left = receipt.base.layers - len(receipt.removal)  # each unit, whole layer or half-layer run, takes one
+        yield from _differ(("receipt.result.layers", receipt.result.layers, f"the {left} that are left", left))
+    if log:
+        yield from _healing_faults(log, plan, receipt)
+
+
+def _healing_faults(log: HealLog, plan: Plan | None, receipt: Receipt | None) -> Iterator[str]:
+    """Check that each healing went on from what the step before it left."""
+    before = None if receipt is None else receipt.result
+    for step in log.steps:
+        if plan:
+            yield from _differ(("heal.plan_sha256", step.plan_sha256, "the plan's", plan.sha256()))
+        if receipt:
+            yield from _differ(
+                ("heal.receipt_sha256", step.receipt_sha256, "the receipt's", receipt.sha256()),
+                ("heal.base", step.base, "the receipt's", receipt.base),
+            )
+        if before is not None:
+            yield from _differ(("heal.unhealed", step.unhealed, "the result of the step before", before))
+        for field in ("model_type", "layers", "parameters"):
+            value, kept = getattr(step.result, field), getattr(step.unhealed, field)
+            yield from _differ((f"heal.result.{field}", value, "that of the unhealed checkpoint", kept))
+        before = step.result
+
+
+def audit_faults(audit: Audit, plan: Plan | None, receipt: Receipt | None, log: HealLog | None) -> Iterator[str]:
+    """Yield where an audit contradicts the documents of the folder it stands in."""
+    writer = log or receipt
+    if plan:
+        yield from _differ(("audit.plan_sha256", audit.plan_sha256, "the plan's", plan.sha256()))
+        shared = sum(mark in plan.seen for task in audit.tasks for mark in task.data.fingerprints)
+        if shared:
+            yield f"audit: {shared} of its items have been seen by the plan"
+    if receipt:
+        yield from _differ(
+            ("audit.receipt_sha256", audit.receipt_sha256, "the receipt's", receipt.sha256()),
+            ("audit.base", audit.base, "the receipt's", receipt.base),
+            ("audit.removal", audit.removal, "the receipt's", receipt.removal),
+            ("audit.bytes_before", audit.bytes_before, "the receipt's", receipt.bytes_before),
+            ("audit.bytes_after", audit.bytes_after, "the receipt's", receipt.bytes_after),
+        )
+    if log:
+        met = sum(mark in log.met for task in audit.tasks for mark in task.data.fingerprints)
+        if met:
+            yield f"audit: {met} of its items stood in the text that healed"
+    if writer:
+        yield from _differ(
+            ("audit.pruned", audit.pruned, f"the {name_of(writer)}'s", writer.result),
+            ("audit.heal_sha256", audit.heal_sha256, "the healing log's", log.sha256() if log else None),
+        )
+
+
+def name_of(writer: Receipt | HealLog) -> str:
+    """Return what messages call the document that names a folder's files."""
+    return "receipt" if isinstance(writer, Receipt) else "healing log"
+
+
+def _differ(*pairs: tuple[str, object, str, object]) -> Iterator[str]:
+    for field, value, whose, other in pairs:
+        if value != other:
+            yield f"{field} is not {whose}"
+
+
+def _unlike_the_card(folder: Path, plan: Plan, receipt: Receipt, log: HealLog | None) -> Iterator[str]:
+    """Yield the documents that are not those the card was written from: of a last one no other document has the hash.
+
+    The audit's is not looked at: an audit that was cut off has renewed the card before its document.
+    """
+    stated = stated_hashes(folder / CARD)
+    for document in (plan, receipt, log):
+        if document is not None and stated.get(document.filename, document.sha256()) != document.sha256():
+            yield f"layerprune/{document.filename} is not the one that {CARD} names"
 
 
 def seen_items(*plans: Plan) -> frozenset[str]:

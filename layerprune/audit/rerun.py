@@ -59,7 +59,7 @@ def repeat(
     has seen. ``seed`` None draws anew each time, so that nobody can know beforehand which items will be asked.
     """
     exported = Exported.read(folder)
-    audit = Audit.load(Path(folder) / "layerprune" / Audit.filename)
+    audit = exported.audit or Audit.load(Path(folder) / "layerprune" / Audit.filename)
     drawn = _draw(audit, count, seed)
     loading = replace(loading or Loading(), dtype=audit.dtype)
     pruned = loading.subject(str(folder))

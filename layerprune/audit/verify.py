@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerprune.audit.compare import SIGNIFICANT, adjusted, compare_models, overall
+from layerprune.audit.exported import audit_faults, chain_faults, name_of
 from layerprune.audit.layerwise import layerwise
 from layerprune.audit.verdict import verdict
 from layerprune.audit.writing import counts
@@ -16,13 +17,15 @@ from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt
 from layerprune.documents.base import pretty
 from layerprune.errors import LayerpruneError, one_line
+from layerprune.lock import FILENAME as LOCK
 from layerprune.paths import listed, shown
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import CARD, OURS, card_faults
 from layerprune.report.page import REPORT, render_report
 
 FOLDER = "layerprune"
-GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts one into every repo
+# What the Hub puts into every repo, and the lock of an audit that is at work, or was killed.
+NOT_LOOKED_AT = (".gitattributes", LOCK)
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,13 @@ class Documents:
         return self.heal or self.receipt
 
 
-def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT) -> Verification:
+def verify(
+    folder: Path, *, base: str | None = None, strays: bool = True, progress: Progress = SILENT
+) -> Verification:
     """Recompute every hash of an exported folder and how plan, receipt, audit and card hang together.
 
-    ``base``: the base model, whose weights are then compared with the receipt too. Problems are returned, not raised.
+    ``base``: the base model, whose weights are then compared with the receipt too. ``strays``: files that no document
+    names are problems. Problems are returned, not raised.
     A person who changes weights *and* rewrites every document consistently is found only by comparing ``digests`` with
     what the publisher says, or by repeating audit items (``rerun.repeat``).
     """
@@ -71,9 +77,11 @@ def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT
     if documents.writer is not None:
         files, size = len(documents.writer.files), sum(entry.bytes for entry in documents.writer.files.values())
         problems += _files(folder, documents.writer, progress)
+        problems += _strays(folder, documents.writer) if strays else ()
         problems += _weights(folder, documents.writer, base)
-    problems += _chain(documents)
+    problems += chain_faults(documents.plan, documents.receipt, documents.heal)
     if documents.audit is not None:
+        problems += audit_faults(documents.audit, documents.plan, documents.receipt, documents.heal)
         problems += _figures(documents.audit, documents.heal)
     if documents.plan is not None and documents.receipt is not None:
         problems += _card(folder)
@@ -103,7 +111,7 @@ def _read(folder: Path) -> tuple[Documents, list[str]]:
 
 
 def _files(folder: Path, writer: Receipt | HealLog, progress: Progress) -> Iterator[str]:
-    whose = _name(writer)
+    whose = name_of(writer)
     total = sum(entry.bytes for entry in writer.files.values())
     with progress.task("hashing files", total, "B") as advance:
         for name, entry in writer.files.items():
@@ -115,14 +123,13 @@ def _files(folder: Path, writer: Receipt | HealLog, progress: Progress) -> Itera
             elif _sha256(path) != entry.sha256:
                 yield f"{name}: its sha256 is not the {whose}'s"
             advance(entry.bytes)
-    known = {*writer.files, REPORT, *OURS, GIT_ATTRIBUTES}
+
+
+def _strays(folder: Path, writer: Receipt | HealLog) -> Iterator[str]:
+    known = {*writer.files, REPORT, *OURS, *NOT_LOOKED_AT}
     for name, _ in listed(folder):
         if name not in known:
             yield f"{shown(name)}: not a file that export, heal or audit wrote"
-
-
-def _name(writer: Receipt | HealLog) -> str:
-    return "receipt" if isinstance(writer, Receipt) else "healing log"
 
 
 def _sha256(path: Path) -> str:
@@ -131,7 +138,7 @@ def _sha256(path: Path) -> str:
 
 
 def _weights(folder: Path, writer: Receipt | HealLog, base: str | None) -> Iterator[str]:
-    whose = _name(writer)
+    whose = name_of(writer)
     try:
         if Checkpoint.open(folder).fingerprint() != writer.result.fingerprint:
             yield f"the weights' fingerprint is not the {whose}'s"
@@ -139,63 +146,6 @@ def _weights(folder: Path, writer: Receipt | HealLog, base: str | None) -> Itera
         yield one_line(error)
     if base is not None and Checkpoint.open(locate(base).path).fingerprint() != writer.base.fingerprint:
         yield f"{base} is not the base model of this checkpoint: its weights' fingerprint is not the {whose}'s"
-
-
-def _chain(documents: Documents) -> Iterator[str]:
-    """Check that the documents name each other and the same base."""
-    plan, receipt, audit = documents.plan, documents.receipt, documents.audit
-    if plan and receipt:
-        yield from _differ(
-            ("receipt.plan_sha256", receipt.plan_sha256, "the plan's", plan.sha256()),
-            ("receipt.base.fingerprint", receipt.base.fingerprint, "the plan's", plan.model.fingerprint),
-            ("receipt.removal", receipt.removal, "the plan's", plan.removal),
-        )
-    if documents.heal:
-        yield from _healing(documents.heal, plan, receipt)
-    if plan and audit:
-        yield from _differ(("audit.plan_sha256", audit.plan_sha256, "the plan's", plan.sha256()))
-        seen = plan.seen
-        shared = sum(mark in seen for task in audit.tasks for mark in task.data.fingerprints)
-        if shared:
-            yield f"audit: {shared} of its items have been seen by the plan"
-    if receipt and audit:
-        yield from _differ(
-            ("audit.receipt_sha256", audit.receipt_sha256, "the receipt's", receipt.sha256()),
-            ("audit.base", audit.base, "the receipt's", receipt.base),
-            ("audit.removal", audit.removal, "the receipt's", receipt.removal),
-        )
-    if audit and documents.heal:
-        met = sum(mark in documents.heal.met for task in audit.tasks for mark in task.data.fingerprints)
-        if met:
-            yield f"audit: {met} of its items stood in the text that healed"
-    if audit and documents.writer:
-        log = documents.heal.sha256() if documents.heal else None
-        yield from _differ(
-            ("audit.pruned", audit.pruned, f"the {_name(documents.writer)}'s", documents.writer.result),
-            ("audit.heal_sha256", audit.heal_sha256, "the healing log's", log),
-        )
-
-
-def _healing(log: HealLog, plan: Plan | None, receipt: Receipt | None) -> Iterator[str]:
-    """Check that each healing went on from what the step before it left."""
-    before = None if receipt is None else receipt.result
-    for step in log.steps:
-        if plan:
-            yield from _differ(("heal.plan_sha256", step.plan_sha256, "the plan's", plan.sha256()))
-        if receipt:
-            yield from _differ(
-                ("heal.receipt_sha256", step.receipt_sha256, "the receipt's", receipt.sha256()),
-                ("heal.base", step.base, "the receipt's", receipt.base),
-            )
-        if before is not None:
-            yield from _differ(("heal.unhealed", step.unhealed, "the result of the step before", before))
-        before = step.result
-
-
-def _differ(*pairs: tuple[str, object, str, object]) -> Iterator[str]:
-    for field, value, whose, other in pairs:
-        if value != other:
-            yield f"{field} is not {whose}"
 
 
 def _figures(audit: Audit, log: HealLog | None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 Nothing here decodes a tensor: a tensor is a name, a dtype, a shape and a byte range of a file.
 """
 
-from layerprune.checkpoint.folder import new_folder
+from layerprune.checkpoint.folder import new_folder, try_new_folder
 from layerprune.checkpoint.header import Tensor, read_header
 from layerprune.checkpoint.locate import Folder, fetch, locate
 from layerprune.checkpoint.opened import Checkpoint
@@ -20,5 +20,6 @@ __all__ = [
     "new_folder",
     "plan_shards",
     "read_header",
+    "try_new_folder",
     "write_shards",
 ]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerprune.errors import ExportError, one_line
+from layerprune.output import check_apart, try_folder, writing
 
 
 @contextmanager
@@ -20,57 +21,73 @@ def new_folder(out: Path) -> Iterator[Path]:
     become one-line ``ExportError``s. What a killed process left behind is removed by the next export to the same place.
     """
     out = Path(out).absolute()
-    if os.path.lexists(out):
-        raise ExportError(f"{out} exists already; choose a new folder or remove it")
-    try:
-        made = _make_parents(out.parent)
-        _remove_abandoned(out)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=_prefix(out)))
-    except OSError as error:
-        raise ExportError(f"cannot write to {out.parent}: {error.strerror or error}") from error
-    lock = _lock(partial)
-    try:
+    with _partial_folder(out) as partial:
         yield partial
         _publish(partial, out)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:
-            folder.rmdir()
-        if isinstance(error, OSError):
-            raise ExportError(f"writing {out} failed, nothing was left behind: {one_line(error)}") from error
-        raise
+
+
+def try_new_folder(out: Path, *sources: str | Path | None) -> None:
+    """See that ``out`` can be made and written, and leave nothing; for what takes long before its folder is begun.
+
+    Raises ``ExportError`` as ``new_folder`` does, and ``UsageError`` when ``out`` lies inside one of the folders
+    ``sources``, which a model is read from.
+    """
+    out = Path(out).absolute()
+    check_apart(out, *sources)
+    with _partial_folder(out) as partial:
+        try_folder(partial)
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """Yield a new hidden sibling of ``out``, locked; it is gone at the end unless it was renamed."""
+    if os.path.lexists(out):
+        raise ExportError(f"{out} exists already; choose a new folder or remove it")
+    missing = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    partial = lock = None
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(out)
+            partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=_prefix(out)))
+            lock = _lock(partial)
+        except OSError as error:
+            raise ExportError(f"cannot write to {out.parent}: {error.strerror or error}") from error
+        yield partial
+    except OSError as error:
+        raise ExportError(f"writing {out} failed, nothing was left behind: {one_line(error)}") from error
     finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         if lock is not None:
             os.close(lock)
 
 
 def flush_to_disk(path: Path) -> None:
     """Wait until a written file is on the disk; a disk that fills up only now raises ``OSError`` here."""
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with writing(path):
+        handle = os.open(path, os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file and flush it to disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
 
 
 def _prefix(out: Path) -> str:
     return f".{out.name}.partial-"
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    """Make the missing parents; return those made, innermost first, so that a failure can take them away again."""
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def _lock(folder: Path) -> int | None:
@@ -80,7 +97,11 @@ def _lock(folder: Path) -> int | None:
     except ImportError:  # Windows: abandoned folders stay, hidden, until someone removes them
         return None
     handle = os.open(folder, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(handle)
+        raise
     return handle
 
 

@@ -15,7 +15,8 @@ from layerprune.checkpoint.folder import write_file
 from layerprune.checkpoint.header import DTYPE_BITS, LENGTH_BYTES, METADATA, Tensor
 from layerprune.checkpoint.hub_file import File
 from layerprune.checkpoint.opened import INDEX, WEIGHTS
-from layerprune.errors import CheckpointError
+from layerprune.errors import CheckpointError, WriteError
+from layerprune.output import write_all, writing
 from layerprune.progress import SILENT, Advance, Progress
 
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what the Hub's own library has long split at
@@ -142,7 +143,7 @@ def _write_shard(path: Path, shard: Shard, metadata: dict[str, str], advance: Ad
     sources: dict[File, IO[bytes]] = {}
     try:
         with path.open("wb", buffering=0) as target:
-            target.write(header_bytes(shard, metadata))
+            _write_all(target, header_bytes(shard, metadata))
             gathered = bytearray()
             for file, start, stop in _merged(shard.parts):
                 if file not in sources:
@@ -202,9 +203,8 @@ def _read(source: IO[bytes], start: int, length: int) -> bytes:
 
 
 def _write_all(target: IO[bytes], data: bytes | bytearray) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[target.write(view) :]
+    with writing(Path(target.name)):
+        write_all(target, data)
 
 
 def _kernel_copy(source: IO[bytes], start: int, stop: int, target: IO[bytes], advance: Advance) -> int:
@@ -218,7 +218,7 @@ def _kernel_copy(source: IO[bytes], start: int, stop: int, target: IO[bytes], ad
         except OSError as error:
             if error.errno in NO_KERNEL_COPY:
                 return position
-            raise
+            raise WriteError(error.errno, error.strerror, target.name) from error
         if count == 0:  # some kernels answer 0 for file systems they cannot copy from; the portable loop decides
             return position
         position += count

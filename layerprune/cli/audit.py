@@ -48,13 +48,13 @@ def audit(
     """Compare the exported model in FOLDER with its base on items that no earlier step has seen."""
     from layerprune.audit import audit as examine
     from layerprune.cli.audited import audited
-    from layerprune.documents import Plan, Scores
+    from layerprune.documents import read_plan, read_scores
 
     labels = [label for label, _ in compare]
     for label in labels:
         if labels.count(label) > 1:
             raise UsageError(f"--compare names {label!r} twice; give each plan a label of its own")
-    others, rankings = {label: Plan.load(path) for label, path in compare}, [Scores.load(path) for path in scores]
+    others, rankings = {label: read_plan(path) for label, path in compare}, [read_scores(path) for path in scores]
     found = examine(folder, **opt.given(options), compare=others, scores=rankings, progress=console.progress)
     for part in audited(found):
         console.print(part)

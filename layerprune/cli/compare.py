@@ -23,9 +23,9 @@ def compare(console: Console, first: Path, second: Path) -> None:
     """Show how far two scores.json, FIRST and SECOND, agree about which layers to remove."""
     from layerprune.cli import compared
     from layerprune.comparison import compare_scores
-    from layerprune.documents import Scores
+    from layerprune.documents import read_scores
 
-    ours, theirs = Scores.load(first), Scores.load(second)
+    ours, theirs = read_scores(first), read_scores(second)
     found = compare_scores(ours, theirs)
     console.print(compared.sources(found, ours, theirs))
     console.print(compared.layers(found, ("metric 1", "metric 2")))

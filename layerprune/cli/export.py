@@ -29,10 +29,10 @@ from layerprune.sizes import in_words, parse_size
 @pass_console
 def export(console: Console, plan: Path, output: Path, max_shard_size: str | None, **options: Any) -> None:
     """Write the smaller model that PLAN (a plan.json, or the folder with it) describes, ready to be loaded."""
-    from layerprune.documents import Plan
+    from layerprune.documents import Plan, read_plan
     from layerprune.export import export as write
 
-    read = Plan.load(plan / Plan.filename if plan.is_dir() else plan)
+    read = read_plan(plan / Plan.filename if plan.is_dir() else plan)
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
     receipt = write(read, output, max_shard_size=limit, progress=console.progress, **opt.given(options))
     console.print(

@@ -11,6 +11,8 @@ from layerprune.cli import options as opt
 from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
 from layerprune.errors import UsageError
+from layerprune.lock import locked
+from layerprune.output import check_places
 
 SEARCHES = "one-shot, greedy, beam[:width=4], evolution, blocks, cascade or exchange[:by=cosine+angular]"
 CONTINUE = "run the same command again: what was finished is kept"
@@ -36,10 +38,12 @@ def score(console: Console, model: str, output: Path, force: bool, stability: bo
     from layerprune.cli import tables
     from layerprune.planning import ScoreRequest, lay, score_model
 
-    refuse_to_replace(output / "scores.json", force)
-    request = ScoreRequest(model=model, **opt.given(options))
-    scores = score_model(request, run_folder=output, progress=console.progress, stability=stability)
-    lay(scores, output, console.progress)
+    with locked(output, model):
+        refuse_to_replace(output / "scores.json", force)
+        check_places(output, files=("scores.json",))
+        request = ScoreRequest(model=model, **opt.given(options))
+        scores = score_model(request, run_folder=output, progress=console.progress, stability=stability)
+        lay(scores, output, console.progress)
     console.print(tables.ranking(scores))
     if stability:
         console.print(tables.stability(scores))
@@ -84,13 +88,16 @@ def plan(console: Console, output: Path, force: bool, **options: Any) -> None:
     from layerprune.cli.reached import front, reached
 
     if options["front"]:
-        refuse_to_replace(output / "front" / "front.json", force)
-        for part in front(ways.front_anew(output=output, force=force, progress=console.progress, **options), output):
+        with locked(output, options["model"]):
+            refuse_to_replace(output / "front" / "front.json", force)
+            found = ways.front_anew(output=output, force=force, progress=console.progress, **options)
+        for part in front(found, output):
             console.print(part)
         return
-    refuse_to_replace(output / "plan.json", force)
     make = ways.plan_anew if options["scores"] is None else ways.plan_from_scores
-    scores, planned = make(output=output, force=force, progress=console.progress, **options)
+    with locked(output, options["model"]):
+        refuse_to_replace(output / "plan.json", force)
+        scores, planned = make(output=output, force=force, progress=console.progress, **options)
     for part in (*tables.planned(scores, planned), *reached(planned)):
         console.print(part)
     console.print(f"written: {output / 'scores.json'}, {output / 'plan.json'}")

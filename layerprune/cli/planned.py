@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprune.cli import options as opt
-from layerprune.documents import Front, Plan, Scores
+from layerprune.documents import Front, Plan, Scores, read_scores
 from layerprune.errors import UsageError
 from layerprune.lock import locked
 from layerprune.progress import Progress
@@ -65,7 +65,7 @@ def plan_from_scores(
 ) -> tuple[Scores, Plan]:
     """Plan from a scores.json; a copy of it, judged again where another objective is given, is laid beside the plan."""
     from layerprune.judgement import asked_objective, rejudged
-    from layerprune.planning import Rules, lay, replan
+    from layerprune.planning import Rules, laid, replan
 
     unused = [name for name in opt.given(options) if name not in FOR_SCORES]
     if model is not None or unused:
@@ -73,7 +73,7 @@ def plan_from_scores(
         raise UsageError(f"--scores plans without a model: {what} cannot be given with it")
     if options["drop"] is None:
         raise UsageError("nothing says how far to go; with --scores, give --drop")
-    read = again = Scores.load(scores)
+    read = again = read_scores(scores)
     if picked(options, OBJECTIVE):
         name, weights, floors = (options[each] for each in OBJECTIVE)
         if name is None:  # what is not said stays as it was recorded
@@ -88,11 +88,13 @@ def plan_from_scores(
         same = copy.exists() and copy.samefile(scores)
         if same and again != read:
             raise UsageError(f"another objective makes other scores than {scores}; give another folder with -o")
-        if not same:
-            if copy.exists() and not force:
-                raise UsageError(f"{copy} exists; give another folder with -o, or --force to replace it")
-            lay(again, output, progress, before=Plan)
-        planned.save(output / Plan.filename)
+        if not same and copy.exists() and not force:
+            raise UsageError(f"{copy} exists; give another folder with -o, or --force to replace it")
+        if same:
+            planned.save(output / Plan.filename)
+        else:
+            with laid(again, output, progress, before=Plan) as new:
+                planned.save(new / Plan.filename)
     return again, planned
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from layerprune.cli import options as opt
 from layerprune.planning import ScoreRequest
 from layerprune.progress import Progress
-from layerprune.study import WORK, StudyRequest, study, verdict_of, write_study
+from layerprune.study import WORK, StudyRequest, check_room, study, verdict_of, write_study
 
 
 def studied(model: str, output: Path, progress: Progress, options: Mapping[str, Any]) -> tuple[str, list[Path]]:
@@ -18,5 +18,6 @@ def studied(model: str, output: Path, progress: Progress, options: Mapping[str, 
     told = opt.given(options)
     own = {name: told.pop(name) for name in {field.name for field in fields(StudyRequest)} & told.keys()}
     request = StudyRequest(score=ScoreRequest(model=model, **told), **own)
+    check_room(output)
     found = study(request, output / WORK, progress=progress)
     return verdict_of(found), write_study(found, output)

@@ -11,6 +11,7 @@ from layerprune.cli import options as opt
 from layerprune.cli.console import Console
 from layerprune.cli.plan import CONTINUE, refuse_to_replace
 from layerprune.cli.verb import Verb, pass_console
+from layerprune.lock import locked
 
 
 class Counts(opt.Names):
@@ -59,7 +60,8 @@ def study(console: Console, model: str, output: Path, force: bool, **options: An
     """Ask the paper's questions (arXiv:2605.14075) of MODEL: which metric knows which of its layers matter."""
     from layerprune.cli.studied import studied
 
-    refuse_to_replace(output / "study.json", force)
-    verdict, paths = studied(model, output, console.progress, options)
+    with locked(output, model):
+        refuse_to_replace(output / "study.json", force)
+        verdict, paths = studied(model, output, console.progress, options)
     console.print(verdict)
     console.print(f"written: {', '.join(map(str, paths))}")

@@ -17,6 +17,7 @@ from layerprune.demo.questions import TASKS, fetch_questions
 from layerprune.demo.steps import Steps
 from layerprune.documents import Audit, Plan, Receipt, Scores
 from layerprune.errors import TaskError, UsageError
+from layerprune.lock import locked
 from layerprune.progress import SILENT, Progress
 
 DROP = "4"
@@ -82,6 +83,8 @@ def run_demo(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty; give the demonstration a new folder with -o, or remove this one")
+    with locked(out):  # tried before anything is fetched
+        pass
     start, amounts, probe = time.monotonic(), amounts or Amounts(), functools.cache(probe)
     # Weights: shares of the time they take on two CPU cores, for the estimate of the whole.
     steps = Steps(progress, {"fetch": 8, ABLATION: 60, COSINE: 3, "export": 4, "audit": 20, "speak": 5})

@@ -45,6 +45,7 @@ from layerprune.documents.plan import (
 )
 from layerprune.documents.receipt import Change, LogitsProof, Published, Receipt
 from layerprune.documents.recipe import Instructions, Recipe, StudyRecipe
+from layerprune.documents.run_folder import read_plan, read_scores
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
 from layerprune.documents.study import Study
 
@@ -111,4 +112,6 @@ __all__ = [
     "Units",
     "Without",
     "as_removal",
+    "read_plan",
+    "read_scores",
 ]

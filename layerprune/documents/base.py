@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from layerprune.errors import DocumentError
+from layerprune.output import writing
 from layerprune.paths import shown
 
 
@@ -90,22 +90,25 @@ class Document(Part):
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in full or not at all: a temporary sibling, flushed to disk, then renamed."""
+    """Write a file in full or not at all: a hidden sibling, flushed to disk, then renamed.
+
+    The sibling has one name, so that what a killed process left of it goes with the next write. Two processes must not
+    write the same file (``lock``). Raises ``WriteError``, which names the file.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files; documents are for sharing
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink()
-        raise
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        try:
+            with partial.open("xb") as file:  # never through a link that lies there
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def pretty(value: Any, indent: str = "") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerprune.errors import DocumentError
+from layerprune.output import write_all, writing
 from layerprune.subject import Subject
 from layerprune.tasks.items import Questions
 from layerprune.versions import tool_versions
@@ -38,20 +39,34 @@ class Journal:
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+            with writing(self.path):
+                os.truncate(self.path, len(whole))
         try:
             lines = [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
             raise DocumentError(f"{self.path} is damaged ({error}); remove it to measure again") from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise DocumentError(f"{self.path} is damaged (a line is no object); remove it to measure again")
         return [line for line in lines if line.get("key") == self.key]
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add one entry and have it on the disk before returning."""
+        """Add one entry and have it on the disk before returning; on a ``WriteError`` the file is as it was."""
         line = json.dumps({"key": self.key, **entry}, separators=(",", ":"), allow_nan=False) + "\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            before = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("ab", buffering=0) as file:
+                    write_all(file, line.encode())
+                    os.fsync(file.fileno())
+            except BaseException:
+                self._shorten(before)
+                raise
         self.entries.append(entry)
+
+    def _shorten(self, size: int) -> None:
+        """Take back what was written of an entry."""
+        if size:
+            os.truncate(self.path, size)
+        else:
+            self.path.unlink(missing_ok=True)

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from layerprune.anatomy import Sources
-from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, locate, new_folder, plan_shards, write_shards
+from layerprune.checkpoint import (
+    Checkpoint,
+    Folder,
+    contained,
+    fetch,
+    locate,
+    new_folder,
+    plan_shards,
+    try_new_folder,
+    write_shards,
+)
 from layerprune.checkpoint.companions import left_out
 from layerprune.checkpoint.entries import entry_of, following
 from layerprune.checkpoint.folder import write_file
@@ -67,8 +77,7 @@ def export(
     exactly, ``CheckpointError`` for a damaged base and ``ExportError`` when writing fails.
     """
     out = Path(out).absolute()
-    if out.exists():
-        raise ExportError(f"{out} exists already; choose a new folder or remove it")
+    try_new_folder(out, base or plan.model.id)
     job = _plan_job(plan, base, max_shard_size, trust_remote_code, progress)
     _check_space(job, out)
     _tell(job.extras, progress)

@@ -17,6 +17,7 @@ from layerprune.checkpoint.opened import INDEX
 from layerprune.checkpoint.writer import Part, Shard
 from layerprune.documents import FileEntry
 from layerprune.errors import ExportError, ModelError
+from layerprune.output import write_all, writing
 from layerprune.paths import checked_name, listed, same_file
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import OURS
@@ -48,7 +49,8 @@ class Spool:
         if not torch.isfinite(new).all():
             raise ModelError(f"healing made {name!r} infinite or not a number in {old.dtype}; nothing was written")
         start = self.file.tell()
-        self.file.write(memoryview(new.flatten().view(torch.uint8).numpy()))
+        with writing(self.path):
+            write_all(self.file, memoryview(new.flatten().view(torch.uint8).numpy()))
         self.places[name] = (start, self.file.tell())
 
     def part(self, tensor: Tensor) -> Part:
@@ -62,9 +64,12 @@ class Spool:
 @contextmanager
 def spooled(checkpoint: Checkpoint, path: Path, changed: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Spool]:
     """Write the changed tensors to ``path`` as they come; leaving the block removes it, and its folder if empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open("wb") as file:
+        with writing(path):
+            file = path.open("wb", buffering=0)
+        with file:
             spool = Spool(checkpoint, path, file)
             for name, value in changed:
                 spool.put(name, value)
@@ -119,8 +124,9 @@ def attached(attachments: Path) -> list[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def _check_alike(old: Checkpoint, new: Checkpoint) -> None:

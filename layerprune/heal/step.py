@@ -13,7 +13,7 @@ from typing import Any
 from layerprune.anatomy import build_on_meta, load_config, positions
 from layerprune.audit.exported import Exported
 from layerprune.audit.models import check_folder, check_weights
-from layerprune.checkpoint import Checkpoint, new_folder
+from layerprune.checkpoint import Checkpoint, new_folder, try_new_folder
 from layerprune.checkpoint.companions import companions, left_out
 from layerprune.corpus import WINDOW, Corpus, build_corpus
 from layerprune.documents import HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
@@ -85,12 +85,15 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
     """
     entry, healer = build(HEALERS, request.method)
     out = Path(out).absolute()
-    work = out.parent / f".{out.name}.healing"
+    work = work_folder(out)
+    if leads():
+        clear(out)
     _check_new(out)
     exported = Exported.read(request.checkpoint)
     if not leads():
         deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
         return None
+    try_new_folder(out, request.checkpoint, request.base or exported.receipt.base.id)
     with locked(work):
         _check_new(out)  # whoever held the lock until now may have written it
         case = _case(request, healer, exported, work, progress)
@@ -105,6 +108,20 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
         log = _published(healer, method, case, exported, out)
         shutil.rmtree(work, ignore_errors=True)
     return log
+
+
+def work_folder(out: Path) -> Path:
+    """Return where a healing keeps its own files until ``out`` is there."""
+    out = Path(out).absolute()
+    return out.parent / f".{out.name}.healing"
+
+
+def clear(out: Path) -> None:
+    """Remove what is left of the healing that wrote ``out``, where it was killed between that and its own end."""
+    work = work_folder(out)
+    if work.is_dir() and (Path(out) / FOLDER / HealLog.filename).is_file():
+        with locked(work):
+            shutil.rmtree(work)
 
 
 def _check_new(out: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from layerprune.corpus import Windows
 from layerprune.healing.grading import Top
 from layerprune.healing.head import Head
+from layerprune.output import reserve, writing
 from layerprune.progress import Progress
 from layerprune.subject import Subject
 
@@ -73,9 +74,12 @@ class Kept:
     def _make(self, windows: int, places: int) -> None:
         if self.done:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name, dtype in ((TOKENS, np.int32), (PROBABILITIES, np.float32)):
-            np.lib.format.open_memmap(self.folder / name, mode="w+", dtype=dtype, shape=(windows, places, self.k))
+            path = self.folder / name
+            with writing(path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(windows, places, self.k))
+            reserve(path)
 
     def _open(self, mode: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Map the files, both (windows, places, k)."""
@@ -85,5 +89,6 @@ class Kept:
         for each in maps:
             each.flush()
         fresh = self.folder / f"{DONE}.partial"
-        fresh.write_text(str(windows))
+        with writing(fresh):
+            fresh.write_text(str(windows))
         fresh.rename(self.folder / DONE)

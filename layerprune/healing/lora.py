@@ -19,6 +19,7 @@ from layerprune.healing.places import in_mlp, projections
 from layerprune.healing.processes import leads
 from layerprune.healing.trained import Trained, option, ready, run
 from layerprune.healing.training import make_trainable
+from layerprune.output import writing
 from layerprune.subject import Subject
 
 if TYPE_CHECKING:
@@ -98,14 +99,16 @@ def with_adapter(subject: Subject, targets: tuple[str, ...], config: LoraConfig,
 def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Write what ``PeftModel.from_pretrained`` reads, without the card peft would add, which names local paths."""
     from peft import get_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "adapter_model.safetensors")
     config = copy.copy(adapted.peft_config["default"])
     config.inference_mode = True
-    config.save_pretrained(str(folder))
+    with writing(folder, SafetensorError):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "adapter_model.safetensors")
+        config.save_pretrained(str(folder))
 
 
 def merged(adapted: PeftModel, targets: tuple[str, ...], stored: Stored, case: Case) -> Iterator[Changed]:

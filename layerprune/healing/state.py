@@ -19,6 +19,7 @@ from torch import nn
 
 from layerprune.documents import LossPoint
 from layerprune.errors import DocumentError, one_line
+from layerprune.output import writing
 
 Weights = Mapping[str, nn.Parameter]
 
@@ -78,8 +79,10 @@ class States:
         """Replace the last state."""
         with _replacing(self.last) as folder:
             _write_weights(weights, folder / WEIGHTS)
-            torch.save(optimizer.state_dict(), folder / OPTIMIZER)
-            (folder / STANDING).write_text(standing.as_json(), encoding="utf-8")
+            with writing(folder / OPTIMIZER, RuntimeError):  # which torch raises for a full disk
+                torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+            with writing(folder / STANDING):
+                (folder / STANDING).write_text(standing.as_json(), encoding="utf-8")
 
     def keep_best(self, weights: Weights) -> None:
         """Keep these weights as the best so far."""
@@ -121,7 +124,8 @@ class _replacing:
 
     def __enter__(self) -> Path:
         shutil.rmtree(self.fresh, ignore_errors=True)
-        self.fresh.mkdir(parents=True)
+        with writing(self.fresh):
+            self.fresh.mkdir(parents=True)
         return self.fresh
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
@@ -130,8 +134,12 @@ class _replacing:
             return
         from layerprune.checkpoint.folder import flush_to_disk
 
-        for path in self.fresh.iterdir():
-            flush_to_disk(path)
+        try:
+            for path in self.fresh.iterdir():
+                flush_to_disk(path)
+        except BaseException:
+            shutil.rmtree(self.fresh, ignore_errors=True)
+            raise
         old = _old(self.target)
         if self.target.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -145,9 +153,11 @@ def _old(folder: Path) -> Path:
 
 
 def _write_weights(weights: Weights, path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
+    with writing(path, SafetensorError):
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
 
 
 def _read_weights(weights: Weights, path: Path) -> None:

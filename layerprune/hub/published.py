@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerprune.audit.exported import Exported
 from layerprune.documents import Audit, Document, FileEntry, HealLog, Plan, Published, Receipt
 from layerprune.errors import UsageError
 from layerprune.hub.naming import Name
@@ -37,14 +38,8 @@ class Edition:
     @classmethod
     def read(cls, folder: Path) -> Edition:
         """Read what lies in ``folder/layerprune``; raises ``DocumentError``."""
-        inside = folder / FOLDER
-        log, audit = inside / HealLog.filename, inside / Audit.filename
-        return cls(
-            Plan.load(inside / Plan.filename),
-            Receipt.load(inside / Receipt.filename),
-            HealLog.load(log) if log.exists() else None,
-            Audit.load(audit) if audit.exists() else None,
-        )
+        found = Exported.read(folder)
+        return cls(found.plan, found.receipt, found.heal, found.audit)
 
     @property
     def documents(self) -> tuple[Document, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from layerprune.audit.exported import Exported
 from layerprune.audit.verify import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.checkpoint.companions import companions, left_out
@@ -159,7 +160,7 @@ def _check(folder: Path, allow_unaudited: bool, progress: Progress) -> Receipt:
             f"{folder} has not been audited: nobody would know what it lost. Run layerprune audit {folder}, "
             "or push with --allow-unaudited"
         )
-    return Receipt.load(folder / "layerprune" / Receipt.filename)
+    return Exported.read(folder).receipt
 
 
 def _check_card(folder: Path) -> None:

@@ -5,7 +5,7 @@ from layerprune.planning.farthest import Farthest
 from layerprune.planning.front import FOLDER as FRONT_FOLDER
 from layerprune.planning.front import front_model
 from layerprune.planning.goals import HELD_BACK, Drop, Goal
-from layerprune.planning.laying import lay
+from layerprune.planning.laying import laid, lay
 from layerprune.planning.limits import Rules, keeping_period
 from layerprune.planning.recorded import replan
 from layerprune.planning.request import DEFAULT_LIMIT, ScoreRequest
@@ -26,6 +26,7 @@ __all__ = [
     "front_model",
     "goal_of",
     "keeping_period",
+    "laid",
     "lay",
     "plan_model",
     "replan",

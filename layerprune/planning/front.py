@@ -11,10 +11,11 @@ from layerprune.errors import UsageError
 from layerprune.export.weights import Weight
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
+from layerprune.output import check_places
 from layerprune.paths import refuse_link
 from layerprune.planners import SEARCHES, Constraints, Found, next_to_go
 from layerprune.planning.asked import PlanRequest
-from layerprune.planning.laying import lay
+from layerprune.planning.laying import laid
 from layerprune.planning.prediction import prepare
 from layerprune.planning.searching import Searcher
 from layerprune.progress import SILENT, Progress
@@ -40,7 +41,9 @@ def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = 
             raise UsageError(said)
         request = replace(request, score=replace(request.score, racing=False))
     refuse_link(run_folder / FOLDER)
-    with locked(run_folder):
+    with locked(run_folder, request.score.model):
+        files = (Scores.filename, *(f"{FOLDER}/{name}" for name in (Front.filename, TABLE, PLOT)))
+        check_places(run_folder, files=files, folders=(FOLDER,))
         searcher = Searcher.open(request, run_folder, progress)
         reached = request.goal.pursue(searcher.desk, searcher)
         path = path_of(reached.found, searcher.desk.constraints)
@@ -103,13 +106,14 @@ def _predicted(plan: Plan) -> Prediction:
 
 
 def _write(run_folder: Path, scores: Scores, plans: list[Plan], front: Front, progress: Progress) -> None:
-    """Write all documents, the one that names the others last."""
+    """Write all documents, or none of them."""
     folder = run_folder / FOLDER
-    for stale in {*folder.glob("plan-*.json")} - {folder / point.plan for point in front.points}:
-        stale.unlink()  # of a longer path that this one replaces
-    lay(scores, run_folder, progress, before=Front)
-    for plan, point in zip(plans, front.points, strict=True):
-        plan.save(folder / point.plan)
-    write_csv(front, folder / TABLE)
-    write_plot(front, folder / PLOT)
-    front.save(folder / Front.filename)
+    with laid(scores, run_folder, progress, before=Front) as new:
+        for plan, point in zip(plans, front.points, strict=True):
+            plan.save(new / FOLDER / point.plan)
+        write_csv(front, new / FOLDER / TABLE)
+        write_plot(front, new / FOLDER / PLOT)
+        front.save(new / FOLDER / Front.filename)
+        for stale in {*folder.glob("plan-*.json")} - {folder / point.plan for point in front.points}:
+            (folder / Front.filename).unlink(missing_ok=True)  # it names them
+            stale.unlink()  # of a longer path that this one replaces

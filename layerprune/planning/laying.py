@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from layerprune.documents import Front, Plan, Scores
 from layerprune.documents.front import FOLDER, PLOT, TABLE
 from layerprune.errors import DocumentError
+from layerprune.output import published_together
 from layerprune.paths import refuse_link
 from layerprune.progress import SILENT, Progress
 
 Planned = TypeVar("Planned", Plan, Front)
 
 
-def lay(
+@contextmanager
+def laid(
     scores: Scores, run_folder: Path, progress: Progress = SILENT, *, before: type[Plan] | type[Front] | None = None
-) -> None:
-    """Save ``scores`` and remove the plan and the front made from those that were there, if they were others.
+) -> Iterator[Path]:
+    """Yield a folder for the documents made from ``scores``; at the end they stand in ``run_folder``, scores first.
 
-    ``before`` names the document that the caller is about to write anew, and so replaces by itself.
+    All of them or, where the block fails, none. The plan and the front made from scores that were there before, if
+    those were others, are removed; ``before`` names the document that the block writes anew, and so replaces by itself.
     """
     refuse_link(run_folder / FOLDER)
     stale = _planned_from(run_folder, scores, before)
-    scores.save(run_folder / Scores.filename)
-    for path in stale:
-        path.unlink(missing_ok=True)
+    with published_together(run_folder) as new:
+        scores.save(new / Scores.filename)
+        yield new
+        for path in stale:  # a full disk would have shown by now
+            path.unlink(missing_ok=True)
     if stale:
         more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
         progress.note(f"removed: {stale[0]}{more}, planned from the scores that stood there before")
+
+
+def lay(scores: Scores, run_folder: Path, progress: Progress = SILENT) -> None:
+    """Save ``scores`` alone; see ``laid``."""
+    with laid(scores, run_folder, progress):
+        pass
 
 
 def _planned_from(run_folder: Path, scores: Scores, spared: type[Plan] | type[Front] | None) -> list[Path]:

@@ -10,6 +10,7 @@ from layerprune.anatomy import Anatomy, load_config, read_anatomy
 from layerprune.documents import Plan, Scores
 from layerprune.errors import ModelError, RefusedError, UsageError
 from layerprune.export import rehearse
+from layerprune.output import writing
 from layerprune.planners import (
     SEARCHES,
     Constraints,
@@ -80,7 +81,8 @@ def _anatomy(scores: Scores, folder: Path) -> Anatomy | None:
     """Lay the recorded config into ``folder`` and read it; None where it cannot be read without the model."""
     if scores.config is None:
         return None
-    (folder / "config.json").write_text(scores.config, encoding="utf-8")
+    with writing(folder / "config.json"):
+        (folder / "config.json").write_text(scores.config, encoding="utf-8")
     try:
         return read_anatomy(load_config(str(folder)))
     except ModelError:  # it takes the model's own code, or another transformers: the plan says what was not looked at

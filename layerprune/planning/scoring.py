@@ -28,7 +28,7 @@ def score_model(
     entry, metric = build(METRICS, request.metric)
     if stability and metric.needs != "items":
         raise UsageError(f"--stability splits answered items, and the metric {entry.name!r} answers none; use ablation")
-    with locked(run_folder):
+    with locked(run_folder, request.model):
         desk = Desk.open(request, run_folder, progress)
         removals = [Removal.of(*move) for move in desk.constraints.moves]
         if stability and len(removals) < 3:

@@ -12,11 +12,12 @@ from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive
 from layerprune.lock import locked
 from layerprune.metrics import METRICS, cheapest_search
+from layerprune.output import check_places
 from layerprune.planners import SEARCHES, Constraints, Found, Judge, Others, asks, bound, next_to_go, shortfall
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.desk import Desk
 from layerprune.planning.goals import Reached
-from layerprune.planning.laying import lay
+from layerprune.planning.laying import laid
 from layerprune.planning.prediction import predict
 from layerprune.planning.written import put_out, written
 from layerprune.progress import SILENT, Progress
@@ -27,13 +28,14 @@ from layerprune.specs import build, options_of, spec_of
 
 def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = SILENT) -> tuple[Scores, Plan]:
     """Search for the removal that harms least; writes scores.json and plan.json into ``run_folder``."""
-    with locked(run_folder):
+    with locked(run_folder, request.score.model):
+        check_places(run_folder, files=(Scores.filename, Plan.filename))
         searcher = Searcher.open(request, run_folder, progress)
         reached = request.goal.pursue(searcher.desk, searcher)
         scores = searcher.desk.scores(reached.rounds)
         plan = searcher.plan(reached, scores)
-        lay(scores, run_folder, progress, before=Plan)
-        plan.save(run_folder / Plan.filename)
+        with laid(scores, run_folder, progress, before=Plan) as new:
+            plan.save(new / Plan.filename)
     return scores, plan
 
 

@@ -22,17 +22,22 @@ CARD = "README.md"
 OURS = (CARD, *(f"layerprune/{kind.filename}" for kind in (Plan, Receipt, HealLog, Audit)))  # what a card is made from
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 
+STATED = re.compile(r"^\| (\w+\.json) \| `sha256:([0-9a-f]{64})` \|$", re.MULTILINE)  # rows of the card's last table
+
 # Taken over from the base model's own card: a derived model stays under its licence.
 INHERITED = ("license", "license_name", "license_link", "language")
 FILTERS = ("points", "points_interval", "percent", "percent_change", "accuracy", "p_value", "size", "number", "units")
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # not ./name, as a folder may be called in public
 
 
-def write_card(folder: Path, base: Path | None = None) -> Path:
+def write_card(
+    folder: Path, base: Path | None = None, *, audit: Audit | None = None, into: Path | None = None
+) -> Path:
     """Write or renew ``folder/README.md`` and return its path; the file is replaced whole or not at all.
 
     ``base`` is the base model's folder: its card's licence and language are taken over. Without it, what the folder's
     present card says of them is kept, as are metadata keys this tool does not set and any text outside its marks.
+    ``audit``: one that is about to be saved, in place of the folder's; ``into``: another folder for the new card.
     Raises ``DocumentError`` when the plan or receipt is missing, and for a card that ``read_card`` cannot read;
     ``CheckpointError`` where the card or a document is a link.
     """
@@ -42,19 +47,21 @@ def write_card(folder: Path, base: Path | None = None) -> Path:
     present, body = read_card(path)
     inherited = read_card(base / CARD)[0] if base is not None else {}
     kept = {**present, **{key: inherited[key] for key in INHERITED if key in inherited}}
-    metadata, text = render_card(folder, kept)
+    metadata, text = render_card(folder, kept, audit)
     before, after = _around_marks(body)
+    path = (into or folder) / path.name
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
     write_atomically(path, f"---\n{front}---\n{before}{BEGIN}\n{text}\n{END}\n{after}".encode())
     return path
 
 
-def render_card(folder: Path, kept: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the card's metadata (``kept`` keys joined in) and its generated text."""
+def render_card(folder: Path, kept: dict[str, Any], audit: Audit | None = None) -> tuple[dict[str, Any], str]:
+    """Return the card's metadata (``kept`` keys joined in) and its generated text; ``audit``: see ``write_card``."""
     plan = Plan.load(folder / "layerprune" / Plan.filename)
     receipt = Receipt.load(folder / "layerprune" / Receipt.filename)
     audited, healed = (folder / "layerprune" / kind.filename for kind in (Audit, HealLog))
-    audit = Audit.load(audited) if audited.exists() else None
+    if audit is None and audited.exists():
+        audit = Audit.load(audited)
     log = HealLog.load(healed) if healed.exists() else None
     metadata = {**kept, **card_metadata(plan, receipt, audit)}
     metadata["tags"] = list(dict.fromkeys([*_as_list(kept.get("tags")), *metadata["tags"]]))
@@ -73,6 +80,13 @@ def card_faults(folder: Path) -> Iterator[str]:
     start, stop = body.find(BEGIN), body.find(END)
     if not 0 <= start < stop or body[start + len(BEGIN) : stop].strip("\n") != text:
         yield "the part between layerprune's marks is not what the documents say"
+
+
+def stated_hashes(path: Path) -> dict[str, str]:
+    """Return the sha256 of each document as the generated part of a card states it, by file name; {} without one."""
+    body = read_card(path)[1]
+    start, stop = body.find(BEGIN), body.find(END)
+    return dict(STATED.findall(body[start:stop])) if 0 <= start < stop else {}
 
 
 def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str, Any]:

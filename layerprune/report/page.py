@@ -15,14 +15,17 @@ from layerprune.report.templating import environment
 REPORT = "report.html"
 
 
-def write_report(folder: Path) -> Path:
-    """Write ``folder/report.html`` from the folder's documents and return its path; raises ``DocumentError``."""
-    path = Path(folder) / REPORT
-    write_atomically(path, render_report(folder).encode())
+def write_report(folder: Path, audit: Audit | None = None, *, into: Path | None = None) -> Path:
+    """Write ``folder/report.html`` from the folder's documents and return its path; raises ``DocumentError``.
+
+    ``audit``: one that is about to be saved, in place of the folder's; ``into``: another folder for the page.
+    """
+    path = (into or Path(folder)) / REPORT
+    write_atomically(path, render_report(folder, audit).encode())
     return path
 
 
-def render_report(folder: Path) -> str:
+def render_report(folder: Path, audit: Audit | None = None) -> str:
     """Return the page. It holds everything it shows: styles and plots inside, no script, no external request.
 
     It follows from the documents in the folder alone, so ``verify`` can hold it against them.
@@ -32,7 +35,7 @@ def render_report(folder: Path) -> str:
     check_plain(Path(folder), OURS)
     inside = Path(folder) / "layerprune"
     plan, receipt = Plan.load(inside / Plan.filename), Receipt.load(inside / Receipt.filename)
-    audit = Audit.load(inside / Audit.filename)
+    audit = audit or Audit.load(inside / Audit.filename)
     log = HealLog.load(inside / HealLog.filename) if (inside / HealLog.filename).exists() else None
     shown, path = layers.rankings(plan, audit), layers.path(audit)
     return (

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from layerprune.documents import Study
 from layerprune.documents.base import write_atomically
+from layerprune.errors import DocumentError
+from layerprune.output import check_places, published_together
 from layerprune.paths import refuse_link
 from layerprune.report.card import base_name
 from layerprune.report.templating import environment
@@ -53,15 +55,35 @@ def write_study(study: Study, folder: Path) -> list[Path]:
         refuse_link(folder / name)
     it = Findings(study)
     drawn = list(plots(it))
-    for table in tables(study):
-        _write(folder / TABLES / f"{table.name}.csv", table.as_csv())
-        _write(folder / TABLES / f"{table.name}.md", table.as_markdown())
+    with published_together(folder) as new:
+        for table in tables(study):
+            _write(new / TABLES / f"{table.name}.csv", table.as_csv())
+            _write(new / TABLES / f"{table.name}.md", table.as_markdown())
+        for plot in drawn:
+            _write(new / PLOTS / f"{plot.name}.svg", plot.svg)
+        text, html = render(it, drawn)
+        _write(new / PAGE, html)
+        _write(new / README, text)
+        study.save(new / Study.filename)
     for stale in {*(folder / PLOTS).glob("*.svg")} - {folder / PLOTS / f"{plot.name}.svg" for plot in drawn}:
         stale.unlink()  # of a study that this one replaces
-    for plot in drawn:
-        _write(folder / PLOTS / f"{plot.name}.svg", plot.svg)
-    text, html = render(it, drawn)
-    return [_write(folder / PAGE, html), _write(folder / README, text), study.save(folder / Study.filename)]
+    return [folder / PAGE, folder / README, folder / Study.filename]
+
+
+def read_study(folder: Path) -> Study:
+    """Read a folder's study.json; raises ``DocumentError`` where the page beside it was written from another one."""
+    study, page = Study.load(folder / Study.filename), folder / PAGE
+    if page.exists() and study.sha256() not in page.read_text(encoding="utf-8", errors="replace"):
+        raise DocumentError(
+            f"{folder / Study.filename} is not the one that {page} was written from; put it back, or remove it to do "
+            "the study again: what was measured is kept"
+        )
+    return study
+
+
+def check_room(folder: Path) -> None:
+    """Raise ``UsageError`` where something else lies in the place of what ``write_study`` will write."""
+    check_places(folder, files=(PAGE, README, Study.filename), folders=(TABLES, PLOTS))
 
 
 def verdict_of(study: Study) -> str:
@@ -128,6 +150,5 @@ def _data_uri(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
-    return path

@@ -35,8 +35,8 @@ def study(request: StudyRequest, folder: Path, *, progress: Progress = SILENT) -
     """
     metrics = tuple(dict.fromkeys(normalised(METRICS, spec) for spec in request.metrics))
     request = replace(request, metrics=metrics)  # one spelling: what is measured by it is looked up by it
-    check(request)
-    with locked(folder), locked(folder / SELECTION):  # each is taken away again where a study is refused
+    with locked(folder, request.score.model), locked(folder / SELECTION):  # each goes again where a study is refused
+        check(request)
         return _studied(Bench.open(request, folder, progress), progress)
 
 

@@ -1,0 +1,286 @@
+"""Every reader of a folder holds its documents against each other: an edited one is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cli_tiny
+import heal_tiny
+import pytest
+from cli_tiny import done, refused
+
+from layerprune.audit import audit
+from layerprune.audit.rerun import repeat
+from layerprune.audit.verify import verify
+from layerprune.documents import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
+from layerprune.errors import DocumentError
+from layerprune.heal import HealRequest, heal
+from layerprune.healing import HEALERS
+from layerprune.hub.published import Edition
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = cli_tiny.make(tmp_path_factory.mktemp("chain"))
+    heal_tiny.pruned(folder, 2, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
+        heal(HealRequest(folder / "pruned-2-4", "scaling:factor=0.5"), folder / "healed")
+        (folder / "recipe.yaml").write_text(
+            f"model: {folder / 'base'}\ninclude_path: [{folder / 'tasks'}]\nscore:\n  tasks: toy\nplan:\n  drop: 2\n"
+            "heal:\n  method: scaling:factor=0.5\naudit:\n  generation: false\n  layerwise: false\n"
+        )
+        done("run", folder / "recipe.yaml", "-o", folder / "run")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def scaling(monkeypatch):
+    monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
+
+
+def edit(path, **changes):
+    """Change fields as with an editor that keeps the form."""
+    kind = next(kind for kind in (Plan, Receipt, HealLog, Audit, Scores) if kind.filename == path.name)
+    document = kind.load(path)
+    document.model_copy(update={name: change(document) for name, change in changes.items()}).save(path)
+
+
+def readers(folder, home, tmp_path):
+    """What is done with an exported folder, each by itself."""
+    return {
+        "audit": lambda: audit(folder, ["toy"], include_path=[home / "tasks"], generation=False),
+        "heal": lambda: heal(HealRequest(folder, "scaling"), tmp_path / "again"),
+        "rerun": lambda: repeat(folder, 1, include_path=[home / "tasks"]),
+        "publish": lambda: Edition.read(folder),
+    }
+
+
+EDITS = {
+    "another removal": ("receipt.json", {"removal": lambda it: (1, 4)}, "receipt.removal is not the plan's"),
+    "another base": (
+        "receipt.json",
+        {"base": lambda it: it.base.model_copy(update={"id": "org/other"})},
+        "receipt.base is not the plan's model",
+    ),
+    "more layers left": (
+        "receipt.json",
+        {"result": lambda it: it.result.model_copy(update={"layers": 5})},
+        "receipt.result.layers is not the 4 that are left",
+    ),
+    "a prettier account of the export": (
+        "receipt.json",
+        {"dropped_tensors": lambda it: 0},
+        "layerprune/receipt.json is not the one that README.md names",
+    ),
+    "another plan": ("plan.json", {"requested": lambda it: "1"}, "is not the plan that was carried out"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_document_is_refused_by_every_reader(home, tmp_path, monkeypatch, name):
+    file, changes, said = EDITS[name]
+    folder = shutil.copytree(home / "pruned-2-4", tmp_path / "pruned")
+    edit(folder / "layerprune" / file, **changes)
+    monkeypatch.setattr("layerprune.subject.Subject.load", lambda *args, **kwargs: pytest.fail("a model is loaded"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for reader, read in readers(folder, home, tmp_path).items():
+        with pytest.raises(DocumentError) as told:
+            read()
+        assert said in str(told.value), reader
+        assert "\n" not in str(told.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "again").exists()
+    assert not verify(folder).ok
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"found": lambda it: {"factor": 1.0}}, "layerprune/heal.json is not the one that README.md names"),
+        ({"seconds": lambda it: 1e-9}, "layerprune/heal.json is not the one that README.md names"),
+        ({"base": lambda it: it.base.model_copy(update={"layers": 7})}, "heal.base is not the receipt's"),
+        ({"unhealed": lambda it: it.result}, "heal.unhealed is not the result of the step before"),
+        (
+            {"result": lambda it: it.result.model_copy(update={"parameters": 1})},
+            "heal.result.parameters is not that of the unhealed checkpoint",
+        ),
+    ],
+)
+def test_an_edited_healing_log_is_in_no_new_audit(home, tmp_path, changes, said):
+    folder = shutil.copytree(home / "healed", tmp_path / "healed")
+    edit(folder / "layerprune" / "heal.json", **changes)
+    for reader, read in readers(folder, home, tmp_path).items():
+        with pytest.raises(DocumentError) as told:
+            read()
+        assert said in str(told.value), reader
+    assert not (folder / "layerprune" / "audit.json").exists()
+
+
+def test_an_audit_that_is_of_other_documents_is_refused(home, tmp_path):
+    folder = shutil.copytree(home / "run" / "healed", tmp_path / "healed")
+    edit(folder / "layerprune" / "audit.json", bytes_after=lambda it: 1)
+    with pytest.raises(DocumentError, match="bytes_after is not the receipt's; put it back, or remove it to audit"):
+        heal(HealRequest(folder, "scaling"), tmp_path / "again")
+    assert "audit.bytes_after is not the receipt's" in verify(folder).problems
+
+
+def test_a_card_of_ones_own_names_nothing_and_keeps_nobody_out(home, tmp_path):
+    folder = shutil.copytree(home / "healed", tmp_path / "healed")
+    (folder / "README.md").write_text("# Mine\n")
+    heal(HealRequest(folder, "scaling"), tmp_path / "again")
+
+
+def edited_scores(run):
+    edit(run / "scores.json", seed=lambda it: it.seed + 1)
+    return run / "scores.json"
+
+
+def test_scores_that_were_edited_after_the_plan_are_not_used(home, tmp_path):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    scores = edited_scores(run)
+    said = f"{scores} are not the scores that {run / 'plan.json'} was made from"
+    for words in (
+        ["plan", "--scores", scores, "--drop", 1, "-o", tmp_path / "other"],
+        ["compare", scores, home / "run" / "scores.json"],
+        ["compare", home / "run" / "scores.json", scores],
+        ["export", run, "-o", tmp_path / "out"],
+        ["export", run / "plan.json", "-o", tmp_path / "out"],
+        ["audit", run / "healed", "--scores", scores],
+        ["audit", run / "healed", "--compare", f"mine={run / 'plan.json'}"],
+    ):
+        assert said in refused(*words), words
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert read_scores(home / "run" / "scores.json").sha256() == read_plan(home / "run" / "plan.json").scores_sha256
+
+
+def test_a_plan_of_a_front_is_held_against_the_scores_above_it(home, tmp_path):
+    run = tmp_path / "run"
+    words = ["--tasks", "toy", "--include-path", home / "tasks"]
+    done("plan", home / "base", *words, "--front", "--up-to", 2, "-o", run)
+    first = run / "front" / "plan-01.json"
+    assert read_plan(first) == Plan.load(first)
+    scores = edited_scores(run)
+    assert f"{scores} are not the scores that {first} was made from" in refused("export", first, "-o", tmp_path / "out")
+    assert "front.json was made from" in refused("compare", scores, scores)
+
+
+DAMAGE = {  # of a finished run: what is changed, and what is said
+    "scores": ("scores.json", "are not the scores that"),
+    "the exported weights": ("checkpoint/model.safetensors", "model.safetensors: its sha256 is not the receipt's"),
+    "the healed weights": ("healed/model.safetensors", "model.safetensors: its sha256 is not the healing log's"),
+    "a tokenizer": ("healed/tokenizer.json", "tokenizer.json: its sha256 is not the healing log's"),
+    "a config": ("checkpoint/config.json", "config.json: "),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_run_does_not_pass_on_what_was_damaged(home, tmp_path, name):
+    file, said = DAMAGE[name]
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    if file == "scores.json":
+        edited_scores(run)
+    else:
+        data = bytearray((run / file).read_bytes())
+        data[-3] ^= 1
+        (run / file).write_bytes(data)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert said in cli_tiny.last_line("run", home / "recipe.yaml", "-o", run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_goes_on_from_what_is_removed_at_its_word(home, tmp_path):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    edited_scores(run)
+    cli_tiny.last_line("run", home / "recipe.yaml", "-o", run)
+    (run / "plan.json").unlink()
+    done("run", home / "recipe.yaml", "-o", run)
+    assert (run / "plan.json").read_bytes() == (home / "run" / "plan.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("healed/layerprune/heal.json", {"seconds": lambda it: 9.0}, "heal.json is not the one that README.md names"),
+        ("healed/layerprune/receipt.json", {"dropped_tensors": lambda it: 0}, "heal.json is not of this checkpoint"),
+        ("checkpoint/layerprune/receipt.json", {"notes": lambda it: ("x",)}, "is not the one that README.md names"),
+        ("healed/layerprune/audit.json", {"verdict": lambda it: "fine"}, "verdict does not follow from the figures"),
+    ],
+)
+def test_a_run_holds_every_document_it_goes_on_from(home, tmp_path, file, changes, said):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    edit(run / file, **changes)
+    assert said in cli_tiny.last_line("run", home / "recipe.yaml", "-o", run)
+
+
+@pytest.mark.parametrize("left", ["no report", "an old card", "an old report", "no audit yet"])
+def test_a_run_that_was_killed_while_it_wrote_its_audit_down_is_completed(home, tmp_path, left):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    healed, wanted = run / "healed", home / "run" / "healed"
+    if left == "no report":
+        (healed / "report.html").unlink()
+    if left == "an old report":
+        (healed / "report.html").write_text("<p>old</p>")
+    if left == "an old card":
+        old = shutil.copytree(home / "run" / "checkpoint", tmp_path / "old") / "README.md"
+        shutil.copy(old, healed / "README.md")
+        text = (healed / "README.md").read_text()
+        log, receipt = (kind.load(healed / "layerprune" / kind.filename).sha256() for kind in (HealLog, Receipt))
+        assert receipt in text
+        assert log not in text
+    if left == "no audit yet":
+        (healed / "layerprune" / "audit.json").unlink()
+    done("run", home / "recipe.yaml", "-o", run)
+    for name in ("README.md", "report.html", "layerprune/audit.json"):
+        assert (healed / name).read_bytes() == (wanted / name).read_bytes(), name
+    assert verify(healed).problems == ()
+
+
+@pytest.mark.parametrize("step", ["write_card", "write_report"])
+def test_an_audit_is_written_down_last(home, tmp_path, monkeypatch, step):
+    folder = shutil.copytree(home / "pruned-2-4", tmp_path / "pruned")
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"layerprune.audit.auditing.{step}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            audit(folder, ["toy"], include_path=[home / "tasks"], generation=False, layerwise=False)
+    assert not (folder / "layerprune" / "audit.json").exists()
+    audit(folder, ["toy"], include_path=[home / "tasks"], generation=False, layerwise=False)
+    assert verify(folder).problems == ()
+
+
+def test_what_a_killed_healing_left_goes_when_its_folder_is_there(home, tmp_path):
+    out, work = tmp_path / "healed", tmp_path / ".healed.healing"
+    heal(HealRequest(home / "pruned-2-4", "scaling"), out)
+    work.mkdir()
+    (work / "changed.bin").write_bytes(b"x" * 100)
+    assert "exists already" in refused("heal", home / "pruned-2-4", "-o", out, "--method", "scaling")
+    assert [path.name for path in tmp_path.iterdir()] == ["healed"]
+    other = tmp_path / "other"
+    other.mkdir()  # not a healed folder: what a healing needs to go on stays
+    (tmp_path / ".other.healing").mkdir()
+    (tmp_path / ".other.healing" / "state").write_text("hours")
+    assert "exists already" in refused("heal", home / "pruned-2-4", "-o", other, "--method", "scaling")
+    assert (tmp_path / ".other.healing" / "state").exists()
+
+
+def test_a_study_that_is_done_has_its_pages_renewed_and_is_not_edited(home, tmp_path):
+    recipe = tmp_path / "study.yaml"
+    recipe.write_text(
+        f"model: {home / 'base'}\ninclude_path: [{home / 'tasks'}]\nstudy:\n  tasks: toy\n  metrics: [ablation]\n"
+        "  audit_limit: 12\n  counts: [1]\n"
+    )
+    run = tmp_path / "run"
+    done("run", recipe, "-o", run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (run / "README.md").unlink()
+    (run / "tables" / "paths.csv").write_text("old")
+    done("run", recipe, "-o", run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    data = json.loads((run / "study.json").read_text())
+    (run / "study.json").write_text(json.dumps(data | {"device": "cuda"}))
+    assert f"{run / 'study.json'} is not the one that" in cli_tiny.last_line("run", recipe, "-o", run)
