@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from layerprune.checkpoint.hub_file import HubFile
+from layerprune.checkpoint.kinds import why_no_weights
 from layerprune.checkpoint.opened import INDEX, WEIGHTS, Checkpoint
 from layerprune.errors import CheckpointError, ModelError, one_line
 
@@ -37,11 +38,12 @@ class Folder:
         return Checkpoint.open(self.path, None if self.revision is None else partial(HubFile, self.id, self.revision))
 
 
-def locate(model: str, revision: str | None = None, *, shards: bool = True) -> Folder:
+def locate(model: str, revision: str | None = None, *, shards: bool = True, weights: bool = True) -> Folder:
     """Return the local folder, or the Hub snapshot (downloaded when it is not in the cache).
 
     Fetched are safetensors, JSON, tokenizer and licence files; no pickle. Without ``shards`` the weights of a Hub model
-    that come in several files are left for ``fetch``. ``revision`` is a branch, tag or commit of a Hub model. Raises
+    that come in several files are left for ``fetch``; without ``weights`` one in a single file is left, too, and only
+    headers can be read (``Folder.open``). ``revision`` is a branch, tag or commit of a Hub model. Raises
     ``ModelError`` for a path that does not exist or a model the Hub does not give.
     """
     path = Path(model).expanduser()
@@ -53,7 +55,7 @@ def locate(model: str, revision: str | None = None, *, shards: bool = True) -> F
         raise ModelError(f"{model} is a file; expected a folder with config.json and safetensors, or a Hub id")
     if _reads_as_path(model):
         raise ModelError(f"{model} does not exist; expected a local folder or a Hub id like 'org/name'")
-    return _from_hub(model, revision, shards)
+    return _from_hub(model, revision, shards, weights)
 
 
 def fetch(folder: Folder, files: Iterable[HubFile]) -> None:
@@ -67,11 +69,26 @@ def _reads_as_path(model: str) -> bool:
     return "/" in model and Path(model).parent.is_dir()  # the folder is there, its child is not: a typing mistake
 
 
-def _from_hub(model: str, revision: str | None, shards: bool) -> Folder:
-    path = _download(model, revision, [*SMALL_FILES, WEIGHTS], list(NOT_FETCHED))
-    if shards:
+def _from_hub(model: str, revision: str | None, shards: bool, weights: bool) -> Folder:
+    path = _download(model, revision, [*SMALL_FILES, *([WEIGHTS] if weights else [])], list(NOT_FETCHED))
+    if not (path / INDEX).exists() and not (path / WEIGHTS).exists():
+        names = _names_on_hub(model, path.name)
+        if WEIGHTS not in names:
+            raise CheckpointError(f"{model} {why_no_weights(names)}")
+    if shards and weights:
         _download(model, path.name, _weight_files(path))
     return Folder(path, model, path.name)
+
+
+def _names_on_hub(model: str, revision: str) -> list[str]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi(library_name="layerprune").list_repo_files(model, revision=revision)
+    except (OSError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        said = f"the weights of {model} are not here, and the Hub does not tell"
+        raise ModelError(f"{said}: {one_line(error)}") from error
 
 
 def _download(model: str, revision: str | None, patterns: list[str], but: list[str] | None = None) -> Path:

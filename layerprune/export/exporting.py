@@ -80,10 +80,14 @@ def _plan_job(
 ) -> Job:
     folder = locate(base or plan.model.id, None if base else plan.model.revision, shards=False)
     checkpoint = folder.open()
-    _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{checkpoint.parameters} parameters")
     removal = as_removal(plan.removal)
     with progress.task("checking that the removal can be written down", None):
-        drawn = blueprint(folder.path, removal, trust_remote_code=trust_remote_code)
+        drawn = blueprint(
+            folder.path, removal, checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
+        )
+    # plans of version 0.1 count what is stored: a tied head twice where it is stored twice
+    found = checkpoint.parameters if plan.model.parameters == checkpoint.parameters else drawn.parameters[0]
+    _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{found} parameters")
     sources = Sources.after(removal, drawn.depth)
     weights = _plan_weights(checkpoint, drawn, sources)
     needed = {checkpoint.tensors[name].file for name in weights.origin.values()} & set(checkpoint.absent)
@@ -157,7 +161,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         base=job.plan.model,
         result=ModelRef(
             id=out.name, revision=None, fingerprint=written.fingerprint(), model_type=job.blueprint.model_type,
-            layers=len(job.sources), parameters=written.parameters,
+            layers=len(job.sources), parameters=job.blueprint.parameters[1],
         ),
         removal=job.plan.removal,
         plan_sha256=job.plan.sha256(),

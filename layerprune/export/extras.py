@@ -13,7 +13,7 @@ from typing import Any
 from layerprune.anatomy import Sources
 from layerprune.anatomy.halves import half_of_child
 from layerprune.checkpoint import contained
-from layerprune.checkpoint.opened import PICKLES
+from layerprune.checkpoint.kinds import PICKLES
 from layerprune.errors import CheckpointError, RefusedError
 
 # Tokenizer, chat template, processors, generation config, custom code, licences.

@@ -6,7 +6,6 @@ the stack is looked for in the file's own names.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -55,14 +54,10 @@ class WeightPlan:
 
 @dataclass(frozen=True)
 class Weight:
-    """The size of a checkpoint, as ``Checkpoint`` counts it."""
+    """The size of a checkpoint."""
 
-    parameters: int
-    nbytes: int
-
-    @classmethod
-    def of(cls, plan: WeightPlan) -> Weight:
-        return cls(sum(math.prod(part.shape) for part in plan.parts), sum(part.nbytes for part in plan.parts))
+    parameters: int  # of the model in memory, see anatomy.counting
+    nbytes: int  # of tensor data in the files
 
 
 def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: Sequence[int]) -> DiskStack:
