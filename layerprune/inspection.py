@@ -63,7 +63,7 @@ def inspect_model(model: str, *, revision: str | None = None, trust_remote_code:
         Layer(
             index=index,
             kind=kinds[index] if kinds and len(kinds) == len(stack) else type(module).__name__,
-            parameters=sum(weight.numel() for weight in module.parameters()),
+            parameters=sum(weight.numel() for weight in module.state_dict().values()),
             goes_with=tuple(sorted(groups.get(index, frozenset()) - {index})),
             refusal=_refusal(anatomy, groups.get(index, frozenset({index}))),
         )

@@ -1,7 +1,8 @@
 """How many parameters a model has, and would have without some of its layers: those of the model in memory.
 
-A parameter counts once however often it is used or stored (a tied head that is on disk, too, an expert that layers
-share), a quantised one as what it stands for; tensors that no module reads do not count.
+Counted are the tensors that the model reads from its files, buffers such as a router's correction among them, each once
+however often it is used or stored (a tied head that is on disk, too, an expert that layers share), a quantised one as
+what it stands for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Place = tuple[int, str]  # a layer and its half
 
 @dataclass(frozen=True)
 class Counts:
-    """Elements of the parameters of a model, by where they are used."""
+    """Elements of the tensors of a model, by where they are used."""
 
     outside: int  # of the stack
     packed: int  # outside the stack, with one slice per layer
@@ -41,7 +42,7 @@ def count(model: nn.Module, stack: str, *, by_half: bool) -> Counts:
     layers = list(model.get_submodule(stack).children())
     half = [halves.split(halves.weighted(layer)).half if by_half else {} for layer in layers]
     sizes, places, packed = {}, defaultdict(set), set()
-    for name, weight in model.named_parameters(remove_duplicate=False):
+    for name, weight in model.state_dict(keep_vars=True).items():
         sizes[id(weight)] = weight.numel()
         places[id(weight)].add(_place(name, stack, half))
         if name.endswith(tuple(PACKED)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layerprune.anatomy import halves, readers, special
 from layerprune.anatomy.causality import check_causal
 from layerprune.anatomy.counting import Counts, count
-from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, SUPERSEDED, edits
+from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, MTP_KEYS, SUPERSEDED, edits
 from layerprune.anatomy.sources import Sources
 from layerprune.anatomy.stack import build_on_meta, find_stack, text_config
 from layerprune.errors import RefusedError
@@ -80,6 +80,12 @@ class Anatomy:
     def misread(self, removal: Removal) -> tuple[str, ...]:
         """Return warnings about readers (llama.cpp, vLLM) that would take the result for another model; none: safe."""
         return readers.misread(self.model_type, self.fields, Sources.after(removal, self.depth))
+
+    def heads(self) -> tuple[str, ...]:
+        """Return a warning where the config speaks of multi-token-prediction heads, which a removal leaves out."""
+        found = [f"{key} {self.fields[key]}" for key in MTP_KEYS if self.fields.get(key)]
+        said = "is left out: it reads the intact stack"
+        return tuple(f"its multi-token-prediction head ({name}) {said}" for name in found)
 
     def prune_config(self, config: dict[str, Any], removal: Removal) -> dict[str, Any]:
         """Return the content of config.json for the pruned model; ``config`` is the base's, and is not changed.

@@ -27,6 +27,11 @@ class Exported:
         """The model whose weights lie in the folder."""
         return self.receipt.result if self.heal is None else self.heal.result
 
+    @property
+    def seen(self) -> frozenset[str]:
+        """Every item that had a say, in this round of pruning or an earlier one, or stood in a text that healed."""
+        return self.plan.seen | self.receipt.seen_before | (self.heal.met if self.heal else frozenset())
+
     @classmethod
     def read(cls, folder: Path) -> Exported:
         """Read the documents; raises ``DocumentError`` for a folder export did not write, or a foreign document."""

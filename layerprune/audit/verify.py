@@ -13,7 +13,7 @@ from layerprune.audit.layerwise import layerwise
 from layerprune.audit.verdict import verdict
 from layerprune.audit.writing import counts
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt
+from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt, not_looked_for
 from layerprune.documents.base import pretty
 from layerprune.errors import LayerpruneError, one_line
 from layerprune.progress import SILENT, Progress
@@ -71,7 +71,9 @@ def verify(folder: Path, *, base: str | None = None, progress: Progress = SILENT
         problems += _weights(folder, documents.writer, base)
     problems += _chain(documents)
     if documents.audit is not None:
-        problems += _figures(documents.audit, documents.heal)
+        problems += _figures(documents.audit, documents.receipt, documents.heal)
+    if documents.receipt is not None:
+        problems += _earlier_rounds(documents.receipt, documents.audit)
     if documents.plan is not None and documents.receipt is not None:
         problems += _card(folder)
         problems += _report(folder, documents.audit)
@@ -196,7 +198,28 @@ def _differ(*pairs: tuple[str, object, str, object]) -> Iterator[str]:
             yield f"{field} is not {whose}"
 
 
-def _figures(audit: Audit, log: HealLog | None) -> Iterator[str]:
+def _earlier_rounds(receipt: Receipt, audit: Audit | None) -> Iterator[str]:
+    """Check that no audit used what an earlier round had seen, and work the earlier audits' figures out again.
+
+    That the documents of a round belong together is checked when the receipt that holds them is read.
+    """
+    for number, one in enumerate(receipt.rounds, 1):
+        if one.audit is not None:
+            where = f"round {number}: "
+            shared = one.plan.seen | one.receipt.seen_before | (one.heal.met if one.heal else frozenset())
+            yield from (where + problem for problem in _shared(one.audit, shared))
+            yield from (where + problem for problem in _figures(one.audit, one.receipt, one.heal))
+    if audit is not None:
+        yield from _shared(audit, receipt.seen_before)
+
+
+def _shared(audit: Audit, seen: frozenset[str]) -> Iterator[str]:
+    count = sum(mark in seen for task in audit.tasks for mark in task.data.fingerprints)
+    if count:
+        yield f"audit: {count} of its items have been seen by an earlier round of pruning"
+
+
+def _figures(audit: Audit, receipt: Receipt | None, log: HealLog | None) -> Iterator[str]:
     """Work every figure out again from the items' outcomes."""
     if len({task.data.task for task in audit.tasks}) < len(audit.tasks):
         yield "audit: one of its tasks stands there twice"
@@ -223,7 +246,7 @@ def _figures(audit: Audit, log: HealLog | None) -> Iterator[str]:
         counted = counts(audit.generation.continuations)
         if any(getattr(audit.generation, name) != value for name, value in counted.items()):
             yield "audit: the count of faulty texts does not follow from the texts' faults"
-    unlooked = log.not_looked_for(task.data.task for task in tasks) if log else ()
+    unlooked = not_looked_for(receipt, log, (task.data.task for task in tasks))
     if audit.verdict != verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation, unlooked):
         yield "audit: the verdict does not follow from the figures"
 

@@ -63,6 +63,12 @@ def fetch(folder: Folder, files: Iterable[HubFile]) -> None:
     _download(folder.id, folder.revision, sorted(file.path for file in files))
 
 
+def fetch_documents(folder: Folder) -> None:
+    """Download what layerprune wrote beside a Hub model that it pruned; nothing for another, or a local folder."""
+    if folder.revision is not None:
+        _download(folder.id, folder.revision, ["layerprune/*.json"])
+
+
 def _reads_as_path(model: str) -> bool:
     if model.startswith((".", "~")) or os.sep in model.replace("/", "") or not HUB_ID.fullmatch(model):
         return True

@@ -29,6 +29,7 @@ from layerprune.documents.common import (
     Units,
     as_removal,
 )
+from layerprune.documents.earlier import Earlier, not_looked_for
 from layerprune.documents.front import Front, FrontPoint
 from layerprune.documents.heal_log import CorpusRef, HealerRef, HealLog, HeldOut, LossPoint, Overlap
 from layerprune.documents.layerwise import Compensated, Compensation, Layerwise, Ranking, Without
@@ -42,7 +43,7 @@ from layerprune.documents.plan import (
     Search,
     Target,
 )
-from layerprune.documents.receipt import Change, FileEntry, LogitsProof, Published, Receipt
+from layerprune.documents.receipt import Change, DroppedHeads, FileEntry, LogitsProof, Published, Receipt
 from layerprune.documents.recipe import Instructions, Recipe, StudyRecipe
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
 from layerprune.documents.study import Study
@@ -65,6 +66,8 @@ __all__ = [
     "Continuation",
     "CorpusRef",
     "Document",
+    "DroppedHeads",
+    "Earlier",
     "EngineReport",
     "FileEntry",
     "FlippedItem",
@@ -110,4 +113,5 @@ __all__ = [
     "Units",
     "Without",
     "as_removal",
+    "not_looked_for",
 ]

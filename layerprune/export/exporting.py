@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from layerprune.anatomy import Sources
-from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, locate, new_folder, plan_shards, write_shards
+from layerprune.checkpoint import (
+    Checkpoint,
+    Folder,
+    contained,
+    fetch,
+    fetch_documents,
+    locate,
+    new_folder,
+    plan_shards,
+    write_shards,
+)
 from layerprune.checkpoint.entries import entry_of, following
 from layerprune.checkpoint.folder import write_file
 from layerprune.checkpoint.opened import INDEX
 from layerprune.checkpoint.writer import Shard
-from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
+from layerprune.documents import Earlier, FileEntry, ModelRef, Plan, Receipt, as_removal
 from layerprune.errors import DocumentError, ExportError
 from layerprune.export.blueprint import Blueprint, blueprint
 from layerprune.export.configs import config_changes, read_json
@@ -28,6 +38,7 @@ from layerprune.versions import tool_versions
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beside the weights: tokenizer, documents, file-system overhead
 FOLDER = "layerprune"  # of the documents, inside the exported folder
+CHANGED = "the base was pruned before, and its weights were changed by other tools since: what they did is not known"
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Job:
     weights: WeightPlan
     shards: tuple[Shard, ...]
     extras: Extras
+    earlier: Earlier | None  # the round of pruning that the base came from
     trust_remote_code: bool
 
 
@@ -97,12 +109,16 @@ def _plan_job(
         checkpoint = folder.open()
         weights = _plan_weights(checkpoint, drawn, sources)
     _check_planned(plan, folder, f"weights {plan.model.fingerprint}", f"weights {checkpoint.fingerprint()}")
+    fetch_documents(folder)
+    earlier = Earlier.read(folder.path / FOLDER, plan.model)
+    if earlier is not None and earlier.changed:
+        progress.note(CHANGED)
     return Job(
         plan=plan, base=folder, checkpoint=checkpoint, blueprint=drawn, removal=removal, sources=sources,
         old_config=read_json(contained(folder.path, "config.json")), weights=weights,
         shards=tuple(plan_shards(weights.parts, max_shard_size)),
         extras=plan_extras(folder.path, checkpoint.names, layer_renumberer(drawn.stack, sources)),
-        trust_remote_code=trust_remote_code,
+        earlier=earlier, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
 
@@ -174,7 +190,9 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         missing_keys=proven.loaded.missing,
         unexpected_keys=proven.loaded.unexpected,
         proof=proven.logits,
-        notes=proven.notes,
+        notes=(*proven.notes, *([CHANGED] if job.earlier and job.earlier.changed else [])),
+        dropped_heads=job.weights.heads,
+        earlier=job.earlier,
         versions=tool_versions("torch", "transformers", "safetensors"),
     )  # fmt: skip
     job.plan.save(folder / FOLDER / Plan.filename)

@@ -22,5 +22,5 @@ def weigh(folder: Path, removals: Sequence[Removal], *, trust_remote_code: bool 
     for removal in removals:
         sources = Sources.after(removal, anatomy.depth)
         planned = plan_weights(checkpoint, stack, sources, half_of=half_of(checkpoint, stack, sources))
-        weights.append(Weight(anatomy.parameters(removal), sum(part.nbytes for part in planned.parts)))
+        weights.append(Weight(anatomy.parameters(removal), sum(part.nbytes for part in planned.parts), planned.heads))
     return weights

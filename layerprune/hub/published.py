@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune.documents import Audit, Document, HealLog, Plan, Published, Receipt
+from layerprune.documents import Audit, Document, Earlier, HealLog, Plan, Published, Receipt
 from layerprune.errors import UsageError
-from layerprune.hub.naming import Name
+from layerprune.hub.naming import UNCHANGED, Name, holds_paths, is_local, withheld
 from layerprune.report.card import write_card
 from layerprune.report.page import REPORT, write_report
 
@@ -51,12 +51,23 @@ class Edition:
         return tuple(one for one in (self.plan, self.receipt, self.heal, self.audit) if one is not None)
 
     def renamed(self, name: Name) -> Edition:
-        """Return the documents with the base's public name in place of its path, chained by their new hashes."""
+        """Return the documents with the base's public name in place of its path, chained by their new hashes.
+
+        Bases of earlier rounds that were local folders go by their folders' names alone.
+        """
+        if self.receipt.earlier is not None:
+            receipt = self.receipt.model_copy(update={"earlier": _public(self.receipt.earlier)})
+            inner = Edition(self.plan, receipt, self.heal, self.audit)
+            return inner._renamed(name, self)
+        return self._renamed(name, self)
+
+    def _renamed(self, name: Name, made: Edition) -> Edition:
+        """Rename the base of this round; ``made`` are the documents as they were made."""
         was = Published(
-            plan_sha256=self.plan.sha256(),
-            receipt_sha256=self.receipt.sha256(),
-            heal_sha256=self.heal.sha256() if self.heal else None,
-            audit_sha256=self.audit.sha256() if self.audit else None,
+            plan_sha256=made.plan.sha256(),
+            receipt_sha256=made.receipt.sha256(),
+            heal_sha256=made.heal.sha256() if made.heal else None,
+            audit_sha256=made.audit.sha256() if made.audit else None,
             checked=name.checked,
         )
         plan, receipt = self._chained(name, was)
@@ -73,6 +84,18 @@ class Edition:
         base = self.receipt.base.model_copy(update=known)
         changed = {"base": base, "plan_sha256": plan.sha256(), "published": was}
         return plan, self.receipt.model_copy(update=changed)
+
+
+def _public(one: Earlier) -> Earlier:
+    """Return an earlier round without a local path; one that holds none, and none before it, is as it was."""
+    if not holds_paths(one.receipt):
+        return one
+    base = one.receipt.base
+    name = withheld(one.receipt) if is_local(one.receipt) else Name(base.id, base.revision, UNCHANGED)
+    edition = Edition(one.plan, one.receipt, one.heal, one.audit).renamed(name)
+    return Earlier(
+        plan=edition.plan, receipt=edition.receipt, heal=edition.heal, audit=edition.audit, changed=one.changed
+    )
 
 
 def _renamed_log(log: HealLog, common: dict[str, Any]) -> HealLog:

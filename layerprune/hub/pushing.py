@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from layerprune.audit.verify import NOT_LOOKED_AT, verify
 from layerprune.documents import Receipt
 from layerprune.errors import LayerpruneError, UsageError, one_line
-from layerprune.hub.naming import Name, check_choice, check_folder, is_local, named, withheld
+from layerprune.hub.naming import UNCHANGED, Name, check_choice, check_folder, holds_paths, is_local, named, withheld
 from layerprune.hub.published import check_no_path, publish
 from layerprune.progress import SILENT, Progress
 
@@ -94,15 +94,19 @@ def push(
     def sent(place: Path) -> str:
         return _patiently(lambda: _send(place, to, list(files)), repo, progress, wait, opens=create_pr)
 
-    if not is_local(receipt):
+    if not holds_paths(receipt):
         _check_card(folder)
         url = None if dry_run else sent(folder)
         return Pushed(repo, files, url)
-    name = _public_name(receipt, base_model, dry_run, repo, progress, wait)
+    if is_local(receipt):
+        name = _public_name(receipt, base_model, dry_run, repo, progress, wait)
+    else:
+        name = Name(receipt.base.id, receipt.base.revision, UNCHANGED)
     with tempfile.TemporaryDirectory(prefix="layerprune-push-") as place:
         out = Path(place)
         publish(folder, out, name, list(files))
-        check_no_path(out, list(files), receipt.base.id)
+        for local in filter(is_local, (receipt, *(one.receipt for one in receipt.rounds))):
+            check_no_path(out, list(files), local.base.id)
         _check_card(out)
         files = {file: (out / file).stat().st_size for file in files}
         url = None if dry_run else sent(out)
