@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from layerprune.anatomy import Anatomy, build_on_meta, load_config, read_anatomy
+from layerprune.anatomy import Anatomy, build_on_meta, check_weights, load_config, read_anatomy
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.errors import RefusedError
 from layerprune.removal import Removal
@@ -25,14 +24,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model seen from its config; no weight was read."""
+    """A model seen from its config and the headers of its weights; no weight was read."""
 
     model: str
     anatomy: Anatomy
     layers: tuple[Layer, ...]
     parameters: int
-    nbytes: int | None  # of the weights on disk; None for a Hub model, whose weights are not fetched for this
+    nbytes: int  # of the weights on disk
     changes: tuple[str, ...]  # config fields that a removal rewrites
+    remarks: tuple[str, ...]
 
     @property
     def removable(self) -> int:
@@ -41,14 +41,20 @@ class Inspection:
 
 
 def inspect_model(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Inspection:
-    """Look at a local folder or a Hub model; raises ``ModelError``, or ``RefusedError`` when nothing can be removed."""
+    """Look at a local folder or a Hub model; of weights only headers are read, from the Hub by byte ranges.
+
+    Raises ``ModelError`` for a model that cannot be read and ``RefusedError`` for one that cannot be pruned: one that
+    is no causal language model, whose weights are not those its config describes, or of which nothing can be removed.
+    """
     from transformers import PretrainedConfig
 
-    local = _is_path(model)
-    where = str(locate(model, revision).path) if local else model  # a Hub model's weights are not fetched for this
-    config = load_config(where, revision=revision, trust_remote_code=trust_remote_code)
+    folder = locate(model, revision, weights=False)
+    where = str(folder.path)
+    config = load_config(where, trust_remote_code=trust_remote_code)
+    checkpoint = folder.open()
     anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
-    content, _ = PretrainedConfig.get_config_dict(where, revision=revision)
+    remarks = check_weights(folder.id, checkpoint.shapes, config, anatomy, trust_remote_code=trust_remote_code)
+    content, _ = PretrainedConfig.get_config_dict(where)
     built = build_on_meta(config, trust_remote_code=trust_remote_code)
     stack = list(built.get_submodule(anatomy.stack).children())
     kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
@@ -57,7 +63,7 @@ def inspect_model(model: str, *, revision: str | None = None, trust_remote_code:
         Layer(
             index=index,
             kind=kinds[index] if kinds and len(kinds) == len(stack) else type(module).__name__,
-            parameters=sum(weight.numel() for weight in module.parameters()),
+            parameters=sum(weight.numel() for weight in module.state_dict().values()),
             goes_with=tuple(sorted(groups.get(index, frozenset()) - {index})),
             refusal=_refusal(anatomy, groups.get(index, frozenset({index}))),
         )
@@ -67,16 +73,19 @@ def inspect_model(model: str, *, revision: str | None = None, trust_remote_code:
         model=model,
         anatomy=anatomy,
         layers=layers,
-        parameters=sum(weight.numel() for weight in built.parameters()),
-        nbytes=Checkpoint.open(Path(where)).nbytes if local else None,
+        parameters=anatomy.parameters(),
+        nbytes=checkpoint.nbytes,
         changes=_changes(anatomy, content, layers, groups),
+        remarks=(*anatomy.remarks, *remarks, *_not_listed(checkpoint)),
     )
 
 
-def _is_path(model: str) -> bool:
-    """Return whether ``model`` can only be a path; a Hub id has at most one slash and no leading dot or tilde."""
-    path = Path(model).expanduser()
-    return path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+def _not_listed(checkpoint: Checkpoint) -> list[str]:
+    """Return a remark on weight files in a local folder that belong to no index: nobody reads them."""
+    strays = sorted({path.name for path in checkpoint.path.glob("*.safetensors")} - checkpoint.names)
+    if not strays:
+        return []
+    return [f"no index names {', '.join(strays)}: not read, and not carried along by export"]
 
 
 def _refusal(anatomy: Anatomy, layers: frozenset[int]) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from layerprune.anatomy import Anatomy, find_stack, positions, read_anatomy
+from layerprune.anatomy import Anatomy, check_weights, find_stack, load_config, positions, read_anatomy
+from layerprune.anatomy.causality import refuse_when_seen_ahead
 from layerprune.bypass import bypassed
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import ModelRef
@@ -54,18 +55,19 @@ class Subject:
 
         ``dtype``: auto (the checkpoint's own, except that a CPU without fast bfloat16 gets float32), float32, bfloat16
         or float16. ``device``: auto (all CUDA devices, else the CPU) or a torch device name. Raises ``ModelError``
-        when weights are missing or the type has no decoder stack.
+        when weights are missing or the type has no decoder stack, ``RefusedError`` for what is not causal.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = locate(model, revision)
+        config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
         checkpoint = Checkpoint.open(folder.path)
+        anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+        check_weights(folder.id, checkpoint.shapes, config, anatomy, trust_remote_code=trust_remote_code)
         try:
-            config = AutoConfig.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{model} cannot be read by transformers: {one_line(error)}") from error
-        anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+            raise ModelError(f"{model} has no tokenizer that transformers can read: {one_line(error)}") from error
         place, wanted = _device(device), _dtype(dtype, config, device)
         try:
             loaded, info = AutoModelForCausalLM.from_pretrained(
@@ -82,13 +84,14 @@ class Subject:
             first = sorted(info["missing_keys"])[0]
             raise ModelError(f"{model} lacks {len(info['missing_keys'])} of its weights, {first} for one")
         loaded.eval()
+        refuse_when_seen_ahead(loaded, config)
         ref = ModelRef(
             id=folder.id,
             revision=folder.revision,
             fingerprint=checkpoint.fingerprint(),
             model_type=config.model_type,
             layers=anatomy.depth,
-            parameters=checkpoint.parameters,
+            parameters=anatomy.parameters(),
         )
         return cls(loaded, tokenizer, anatomy, ref)
 

@@ -1,3 +1,4 @@
+import json
 import re
 
 import audit_samples as samples
@@ -27,6 +28,29 @@ def test_an_unaudited_card_says_so_and_its_metadata_reads_on_the_hub(tmp_path):
     assert card.data.library_name == "transformers"
     assert card.data.tags == ["layerprune", "layer-pruning", "pruned"]
     assert card.data.eval_results is None
+
+
+def test_a_model_of_stock_code_needs_no_trust(tmp_path):
+    text = write_card(samples.exported(tmp_path)).read_text(encoding="utf-8")
+    assert "Stock transformers, no custom code" in text
+    assert "trust_remote_code" not in text
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("config.json", {"AutoModelForCausalLM": "org/code--modeling_own.Own"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["tokenization_own.Own", None]}),
+    ],
+)
+def test_own_code_is_named_and_the_example_trusts_it(tmp_path, file, named):
+    folder = samples.exported(tmp_path)
+    (folder / file).write_text(json.dumps({"auto_map": named}))
+    text = write_card(folder).read_text(encoding="utf-8")
+    assert "no custom code" not in text
+    assert "It runs its base model's own code (`" in text
+    assert text.count('"path/or/repo/of/this/model", trust_remote_code=True)') == 2
+    assert ("A name with `--` is code in another repository." in text) == ("--" in str(named))
 
 
 def test_writing_twice_changes_nothing(tmp_path):

@@ -390,6 +390,10 @@ def test_custom_code_only_by_explicit_flag(base: Path, tmp_path: Path) -> None:
     assert receipt.result.model_type == "toy"
     assert {*REMOTE} < receipt.files.keys()
     assert mark.exists()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "no custom code" not in card
+    assert "(`configuration_toy.ToyConfig`, `modeling_toy.ToyForCausalLM`)" in card
+    assert card.count('("path/or/repo/of/this/model", trust_remote_code=True)') == 2
 
 
 def test_proof_refuses_nonsense() -> None:

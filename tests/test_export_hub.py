@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import Plan
-from layerprune.errors import CheckpointError, DocumentError, ModelError
+from layerprune.errors import CheckpointError, DocumentError, ModelError, RefusedError
 from layerprune.export import export
+from layerprune.inspection import inspect_model
 from layerprune.removal import Removal
 
 REPO = "me/base"
@@ -182,3 +183,46 @@ def test_weights_that_are_needed_and_missing_do_not_pass(base: Path, tmp_path: P
     }  # fmt: skip
     assert list(told.values()) == [True, True, False, True, False, False, False]
     assert torch.is_tensor(model.model.norm.weight)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_inspect_reads_the_headers_of_a_hub_models_weights_and_nothing_more(
+    hub: hub_standin.Hub, base: Path, tmp_path: Path, sharded: bool
+) -> None:
+    folder = base if sharded else save_tiny("llama", tmp_path / "single")
+    hub.publish(REPO, folder)
+    found = inspect_model(REPO)
+    assert found.nbytes == Checkpoint.open(folder).nbytes
+    for file in folder.glob("*.safetensors"):
+        assert hub.sent[file.name] == header(file)
+
+
+def test_inspect_says_of_a_hub_model_what_it_says_of_a_folder(hub: hub_standin.Hub, tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "base")
+    kept = {name: value for name, value in load_file(folder / "model.safetensors").items() if ".layers.5." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    hub.publish(REPO, folder)
+    with pytest.raises(RefusedError, match=r"me/base: config.json says num_hidden_layers is 6, and the weights hold 5"):
+        inspect_model(REPO)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "model-q4.gguf", "pytorch_model.bin"])
+def test_a_hub_repo_of_another_kind_says_what_it_is(hub: hub_standin.Hub, tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "other"
+    tiny_model("llama").config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    (folder / file).write_bytes(b"")
+    hub.publish(REPO, folder)
+    said = "holds an adapter" if file.startswith("adapter") else f"has no safetensors weights, only {file}"
+    with pytest.raises(CheckpointError, match=f"me/base {said}"):
+        inspect_model(REPO)
+    with pytest.raises(CheckpointError, match=f"me/base {said}"):
+        locate(REPO)
+
+
+def test_a_base_on_the_hub_that_was_pruned_before_brings_its_documents(hub: hub_standin.Hub, tmp_path: Path) -> None:
+    first = save_tiny("llama", tmp_path / "first")
+    export(make_plan(first, Removal.of(1)), tmp_path / "once")
+    hub.publish(REPO, tmp_path / "once")
+    receipt = export(planned(tmp_path / "once", 2), tmp_path / "twice")
+    assert [one.receipt.removal for one in receipt.rounds] == [(1,)]
+    assert receipt.first_base.id == str(first)

@@ -7,15 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import audit_tiny
 import pytest
 import torch
+from cli_tiny import done
 from families import make_plan, save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 
 from layerprune.checkpoint import Checkpoint
+from layerprune.documents import DroppedHeads, Plan, Scores
 from layerprune.errors import RefusedError
 from layerprune.export import export
 from layerprune.export.weights import DiskStack, find_disk_stack
+from layerprune.planning import replan
 from layerprune.removal import Removal
 
 DROP = Removal.of(1, 4)
@@ -52,6 +56,26 @@ def test_prediction_heads_go(tmp_path: Path, prefix: str, removal: Removal) -> N
     config, names = exported(base, tmp_path / "out", removal)
     assert config["num_nextn_predict_layers"] == 0
     assert not any(name.startswith(prefix) for name in names)
+
+
+@pytest.mark.parametrize("prefix", ["model.layers.6", "mtp.layers.0"])
+def test_a_dropped_prediction_head_and_its_bytes_are_said_in_plan_receipt_and_card(tmp_path: Path, prefix: str) -> None:
+    base = audit_tiny.base_model(tmp_path / "base")
+    save_tiny("deepseek_v3", base, vocab_size=260)
+    rewrite(base, more={f"{prefix}.{name}.weight": torch.ones(8, 8) for name in ("eh_proj", "enorm")})
+    configure(base, num_nextn_predict_layers=1)
+    said = "its multi-token-prediction head is left out: 2 tensors, 512 B"
+    done("plan", base, "--metric", "random", "--drop", 1, "-o", tmp_path / "run")
+    plan = Plan.load(tmp_path / "run/plan.json")
+    assert [warning for warning in plan.warnings if warning.startswith(said)]
+    again = replan(Scores.load(tmp_path / "run/scores.json"), "1")
+    assert any("head (num_nextn_predict_layers 1) is left out" in text for text in again.warnings)
+    receipt = export(plan, tmp_path / "out")
+    assert receipt.dropped_heads == DroppedHeads(tensors=2, bytes=512)
+    assert (tmp_path / "out/README.md").read_text().count(said) == 1
+    export(make_plan(base, DROP), tmp_path / "silent")
+    assert (tmp_path / "silent/README.md").read_text().count(said) == 1
+    assert export(make_plan(save_tiny("llama", tmp_path / "none"), DROP), tmp_path / "plain").dropped_heads is None
 
 
 def test_prediction_heads_stay_when_nothing_goes(tmp_path: Path) -> None:

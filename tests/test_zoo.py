@@ -12,7 +12,7 @@ from families import types
 from layerprune.anatomy import read_anatomy
 from layerprune.anatomy.tiny import tiny_config
 from layerprune.errors import RefusedError
-from layerprune.export.zoo import WORDS, Verdict, judge, render
+from layerprune.export.zoo import AS_DECODER, WORDS, Verdict, encodes, judge, render
 from layerprune.removal import Removal
 
 PAGE = Path(__file__).parents[1] / "docs" / "ZOO.md"
@@ -61,6 +61,8 @@ def test_page_has_every_type_and_enough_exact_ones() -> None:
         ("inkling2_text", "n_layers_per_attn_res_block"),
         ("reformer", "reversible"),
         ("xlm", "parallel lists"),
+        ("xlnet", "not causal: .*attn_type is 'bi'"),
+        ("cpmant", "not causal"),
     ],
 )
 def test_refused_types_say_why(model_type: str, says: str) -> None:
@@ -93,13 +95,21 @@ def test_inverse_layer_scaling_lets_only_the_last_layers_go() -> None:
         anatomy.check(Removal.of(4))
 
 
+def test_an_encoder_type_is_exact_as_a_decoder_and_says_so(tmp_path: Path) -> None:
+    verdict = judge("bert", tmp_path)
+    assert (verdict.kind, verdict.reason, verdict.encoder) == ("exact", AS_DECODER, True)
+    assert not encodes("llama")
+
+
 def test_table_counts_what_it_shows() -> None:
     rows = [
         Verdict("b", "exact", "", (), 1e-6), Verdict("d", "constrained", "w", (), 0, "one | stream"),
         Verdict("a", "refused", "x | y"), Verdict("c", "unavailable", "z"),
+        Verdict("e", "exact", AS_DECODER, (), 0, "p", encoder=True),
     ]  # fmt: skip
     page = render(rows)
-    assert "Of 3 types that can be built, 2 are exact (1 with a constraint), 1 are refused, 0 are wrong. 1 of" in page
+    assert "Of 4 types that can be built, 3 are exact (1 with a constraint), 1 are refused, 0 are wrong. 1 of" in page
+    assert "1 of them are exact as decoders (is_decoder true) and refused as the encoders they are published as" in page
     assert "| `a` | refused | x / y |  |  |\n| `b` | exact |  | exact | 1e-06 |\n" in page
     assert "| `c` | cannot be built here | z |  |  |\n" in page
     assert "| `d` | exact, with a constraint | w | one / stream | 0 |\n" in page

@@ -7,5 +7,16 @@ from layerprune.anatomy import halves
 from layerprune.anatomy.read import Anatomy, read_anatomy
 from layerprune.anatomy.sources import Sources
 from layerprune.anatomy.stack import build_on_meta, find_stack, load_config, positions
+from layerprune.anatomy.suitability import check_weights
 
-__all__ = ["Anatomy", "Sources", "build_on_meta", "find_stack", "halves", "load_config", "positions", "read_anatomy"]
+__all__ = [
+    "Anatomy",
+    "Sources",
+    "build_on_meta",
+    "check_weights",
+    "find_stack",
+    "halves",
+    "load_config",
+    "positions",
+    "read_anatomy",
+]

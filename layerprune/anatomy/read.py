@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from layerprune.anatomy import halves, readers, special
-from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, SUPERSEDED, edits
+from layerprune.anatomy.causality import check_causal
+from layerprune.anatomy.counting import Counts, count
+from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, MTP_KEYS, SUPERSEDED, edits
 from layerprune.anatomy.sources import Sources
 from layerprune.anatomy.stack import build_on_meta, find_stack, text_config
 from layerprune.errors import RefusedError
@@ -16,6 +18,9 @@ from layerprune.removal import Removal
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+NOTHING = Removal(())
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Anatomy:
     tail_only: bool = False  # layers cannot move: only the last ones can be removed
     half_refusal: str = "not looked at"  # why half-layer units cannot be removed; empty when they can
     remarks: tuple[str, ...] = ()  # the constraints and warnings in words
+    untried: str = ""  # why no tiny model could show that it is causal; tried on the model itself once it is loaded
     config: PretrainedConfig | None = field(default=None, repr=False, compare=False)
+    counts: Counts | None = field(default=None, repr=False, compare=False)
     path: tuple[str, ...] = field(default=(), repr=False)  # where the decoder's fields stand in config.json
 
     @property
@@ -43,6 +50,11 @@ class Anatomy:
     def constrained(self) -> bool:
         """Whether some removals are refused."""
         return bool(self.must_keep or self.together or self.keep_one or self.tail_only)
+
+    def parameters(self, removal: Removal = NOTHING) -> int:
+        """Return how many parameters the model has without the removed units: unique ones, as it is in memory."""
+        assert self.counts is not None  # read_anatomy counts
+        return self.counts.after(Sources.after(removal, self.depth))
 
     def check(self, removal: Removal) -> None:
         """Raise ``RefusedError``, naming field or module, for a removal that cannot be exported; builds no model."""
@@ -67,7 +79,13 @@ class Anatomy:
 
     def misread(self, removal: Removal) -> tuple[str, ...]:
         """Return warnings about readers (llama.cpp, vLLM) that would take the result for another model; none: safe."""
-        return readers.misread(self.model_type, self._known, Sources.after(removal, self.depth))
+        return readers.misread(self.model_type, self.fields, Sources.after(removal, self.depth))
+
+    def heads(self) -> tuple[str, ...]:
+        """Return a warning where the config speaks of multi-token-prediction heads, which a removal leaves out."""
+        found = [f"{key} {self.fields[key]}" for key in MTP_KEYS if self.fields.get(key)]
+        said = "is left out: it reads the intact stack"
+        return tuple(f"its multi-token-prediction head ({name}) {said}" for name in found)
 
     def prune_config(self, config: dict[str, Any], removal: Removal) -> dict[str, Any]:
         """Return the content of config.json for the pruned model; ``config`` is the base's, and is not changed.
@@ -81,7 +99,7 @@ class Anatomy:
         target = new
         for key in self.path:
             target = target.setdefault(key, {})
-        known = self._known
+        known = self.fields
         for key in SUPERSEDED - known.keys():
             target.pop(key, None)
         target.update(self._edits(Sources.after(removal, self.depth)))
@@ -91,11 +109,12 @@ class Anatomy:
         return new
 
     @cached_property
-    def _known(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
+        """The decoder's config fields, with their defaults filled in."""
         return {} if self.config is None else _fields(self.config, self.path)
 
     def _edits(self, sources: Sources) -> dict[str, Any]:
-        fields = self._known
+        fields = self.fields
         changed = {**edits(fields, sources), **special.edits(self.model_type, fields, sources)}
         key = next((key for key in DEPTH_KEYS if key in fields), None)
         if key is not None:
@@ -110,23 +129,25 @@ class Anatomy:
 def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Anatomy:
     """Read the anatomy off a config, building the model on the meta device (no weights, no memory).
 
-    Raises ``ModelError`` when transformers cannot build the model or it has no decoder stack, ``RefusedError`` when no
-    layer of this type can be removed exactly.
+    Raises ``ModelError`` when transformers cannot build the model or it has no decoder stack, ``RefusedError`` when the
+    model is not causal or no layer of this type can be removed exactly.
     """
     whole = config.architectures if config.is_encoder_decoder else None  # building may change the config
     model = build_on_meta(config, trust_remote_code=trust_remote_code)
     _refuse_encoder_decoder(whole, type(model).__name__)
     stack = find_stack(model, config)
     layers = list(model.get_submodule(stack).children())
-    depth, path = len(layers), _decoder_path(config)
+    depth, path = len(layers), decoder_path(config)
     fields = _fields(config, path)
     limits = special.limits(config.model_type, fields, depth)
+    untried = check_causal(config, path, trust_remote_code=trust_remote_code)
     children = [halves.weighted(layer) for layer in layers]
     halving = "; ".join(limits.remarks) if limits.tail_only else halves.refusal(config.model_type, children, fields)
     return Anatomy(
         model_type=config.model_type, depth=depth, stack=stack, must_keep=frozenset(limits.must_keep),
         together=tuple(limits.together), keep_one=tuple(limits.keep_one), tail_only=limits.tail_only,
-        half_refusal=halving, remarks=tuple(limits.remarks), config=config, path=path,
+        half_refusal=halving, remarks=tuple(limits.remarks), untried=untried, config=config, path=path,
+        counts=count(model, stack, by_half=not halving),
     )  # fmt: skip
 
 
@@ -147,7 +168,7 @@ def _fields(config: PretrainedConfig, path: tuple[str, ...]) -> dict[str, Any]:
     return fields
 
 
-def _decoder_path(config: PretrainedConfig) -> tuple[str, ...]:
+def decoder_path(config: PretrainedConfig) -> tuple[str, ...]:
     """Return the keys that lead to the decoder's own config inside a composite one; empty for an ordinary one."""
     target = text_config(config)
     for key in getattr(config, "sub_configs", {}):

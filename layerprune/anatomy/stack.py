@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerprune.checkpoint.kinds import why_no_weights
+from layerprune.checkpoint.opened import file_names
 from layerprune.errors import ModelError, one_line
 
 if TYPE_CHECKING:
@@ -21,6 +24,10 @@ def load_config(path: str, *, revision: str | None = None, trust_remote_code: bo
     """Read a model's config from a folder or Hub id; raises ``ModelError`` when transformers cannot."""
     from transformers import AutoConfig
 
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        said = why_no_weights(names := file_names(Path(path)))
+        weights = any(name.startswith("model") and name.endswith(".safetensors") for name in names)
+        raise ModelError(f"{path} has no config.json" if weights else f"{path} {said}, and no config.json")
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # config classes raise anything from KeyError to strict-dataclass errors
@@ -38,9 +45,61 @@ def build_on_meta(config: PretrainedConfig, *, trust_remote_code: bool = False) 
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # the modelling code of 190 types raises what it likes
+        outside = not_a_causal_type(config)
+        if outside:
+            raise ModelError(outside) from error
         raise ModelError(
             f"transformers cannot build a causal LM of type {config.model_type!r} from this config: {one_line(error)}"
         ) from error
+
+
+# transformers' lists of model classes by task, and what a type is called that stands in one; first match wins.
+KINDS = {
+    "IMAGE_TEXT_TO_TEXT": "a vision-language model",
+    "SPEECH_SEQ_2_SEQ": "a speech model",
+    "CTC": "a speech model",
+    "AUDIO_CLASSIFICATION": "an audio model",
+    "TEXT_TO_WAVEFORM": "a text-to-speech model",
+    "TEXT_TO_SPECTROGRAM": "a text-to-speech model",
+    "MULTIMODAL_LM": "a multimodal model",
+    "SEQ_TO_SEQ_CAUSAL_LM": "an encoder-decoder",
+    "MASKED_LM": "an encoder",
+    "TEXT_ENCODING": "a text encoder",
+    "IMAGE_CLASSIFICATION": "a vision model",
+    "ZERO_SHOT_IMAGE_CLASSIFICATION": "a vision model",
+    "TIME_SERIES_PREDICTION": "a time-series model",
+}
+
+
+def not_a_causal_type(config: PretrainedConfig) -> str:
+    """Return one line on a type that transformers has no causal LM of, and what would work; empty for other types."""
+    from transformers.models.auto import modeling_auto
+
+    kind, causal = config.model_type, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    own = getattr(config, "auto_map", None) or {}
+    if kind in causal or "AutoModelForCausalLM" in own:
+        return ""
+    if own:
+        return (
+            f"{kind!r} is a type with its own code, which has no AutoModelForCausalLM (its auto_map has "
+            f"{', '.join(sorted(own))}): layers are removed from causal language models only"
+        )
+    found = next(
+        (
+            (words, entries[kind])
+            for name, words in KINDS.items()
+            if kind in (entries := getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {}))
+        ),
+        ("an encoder-decoder" if config.is_encoder_decoder else "another kind of model", type(config).__name__),
+    )
+    text = getattr(getattr(config, "text_config", None), "model_type", None)
+    advice = "docs/ZOO.md lists the types that can be pruned"
+    if text in causal:
+        advice = f"its language model alone (text_config: {text}), saved as a causal language model, can be pruned"
+    return (
+        f"{kind!r} is {found[0]} ({found[1]}), and layers are removed from causal language models only: transformers "
+        f"has none of this type; {advice}"
+    )
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:

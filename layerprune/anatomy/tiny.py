@@ -184,12 +184,27 @@ def twin_config(config: PretrainedConfig, path: tuple[str, ...] = ()) -> Pretrai
     decoder = content
     for key in path:
         decoder = decoder[key]
-    hints = {key: value for key, value in HINTS.get(config.model_type, {}).items() if not isinstance(value, dict)}
-    layered = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS} - {"intermediate_size"}
-    for key, value in {**SIZES, **hints}.items():
-        if decoder.get(key) is not None and key not in layered:
+    hints = HINTS.get(config.model_type, {})  # its dicts and lists are of a model with DEPTH layers
+    sizes = {**SIZES, **{key: value for key, value in hints.items() if not isinstance(value, dict | list)}}
+    kept = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS, "is_decoder"} - {"intermediate_size"}
+    for key, value in sizes.items():
+        if decoder.get(key) is not None and key not in kept:
             decoder[key] = [value] * len(decoder[key]) if isinstance(decoder[key], list) else value
+    for key in ("rope_parameters", "rope_scaling"):
+        if key in decoder:
+            decoder[key] = _fewer_factors(decoder[key])
+    for part in [content[key] for key in config.sub_configs if key not in path and isinstance(content.get(key), dict)]:
+        part.update({key: 1 for key in (*DEPTH_KEYS, *ALSO_DEPTH) if isinstance(part.get(key), int)})  # towers, not run
     return type(config).from_dict(content)
+
+
+def _fewer_factors(rope: Any) -> Any:
+    """Return rotary settings with as many long-rope factors as a tiny head has frequencies."""
+    if not isinstance(rope, dict):
+        return rope
+    count = int(SIZES["head_dim"] * rope.get("partial_rotary_factor", 1)) // 2
+    cut = {key: rope[key][:count] for key in ("short_factor", "long_factor") if isinstance(rope.get(key), list)}
+    return {key: _fewer_factors(value) for key, value in {**rope, **cut}.items()}
 
 
 def _sizes(kind: type[PretrainedConfig], hints: dict[str, Any]) -> dict[str, Any]:

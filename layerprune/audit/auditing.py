@@ -11,7 +11,7 @@ from layerprune.audit.layerwise import recorded_ranking
 from layerprune.audit.measuring import Findings, Job, measure
 from layerprune.audit.models import Loading
 from layerprune.audit.verdict import verdict
-from layerprune.documents import Audit, Compared, Plan, Scores
+from layerprune.documents import Audit, Compared, Plan, Scores, not_looked_for
 from layerprune.errors import UsageError
 from layerprune.lock import locked
 from layerprune.output import check_places, published_together, try_folder
@@ -118,7 +118,7 @@ def _tasks(tasks: Sequence[str] | None, plan: Plan) -> tuple[str, ...]:
 def _document(job: Job, found: Findings) -> Audit:
     plan, receipt, heal = job.exported.plan, job.exported.receipt, job.exported.heal
     everything = overall(found.tasks)
-    unlooked = heal.not_looked_for(task.data.task for task in found.tasks) if heal else ()
+    unlooked = not_looked_for(receipt, heal, (task.data.task for task in found.tasks))
     return Audit(
         verdict=verdict(receipt.removal, receipt.base.layers, found.tasks, everything, found.generation, unlooked),
         base=receipt.base,

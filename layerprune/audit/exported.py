@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, ModelRef, Plan, Receipt
+from layerprune.documents.chain import audit_faults, chain_faults
 from layerprune.errors import DocumentError, TaskError, UsageError
 from layerprune.paths import check_plain
 from layerprune.report.card import stated_hashes
@@ -30,6 +31,11 @@ class Exported:
     def result(self) -> ModelRef:
         """The model whose weights lie in the folder."""
         return self.receipt.result if self.heal is None else self.heal.result
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Every item that had a say, in this round of pruning or an earlier one, or stood in a text that healed."""
+        return self.plan.seen | self.receipt.seen_before | (self.heal.met if self.heal else frozenset())
 
     @classmethod
     def read(cls, folder: Path) -> Exported:
@@ -68,78 +74,6 @@ class Exported:
         for fault in audit_faults(audit, plan, receipt, log) if audit else ():
             raise DocumentError(f"{inside / Audit.filename}: {fault}; put it back, or remove it to audit again")
         return cls(folder, plan, receipt, log, audit)
-
-
-def chain_faults(plan: Plan | None, receipt: Receipt | None, log: HealLog | None) -> Iterator[str]:
-    """Yield where plan, receipt and healing log contradict each other; one that is None is passed over."""
-    if plan and receipt:
-        yield from _differ(
-            ("receipt.plan_sha256", receipt.plan_sha256, "the plan's", plan.sha256()),
-            ("receipt.base", receipt.base, "the plan's model", plan.model),
-            ("receipt.removal", receipt.removal, "the plan's", plan.removal),
-        )
-    if receipt:
-        left = receipt.base.layers - len(receipt.removal)  # each unit, whole layer or half-layer run, takes one
-        yield from _differ(("receipt.result.layers", receipt.result.layers, f"the {left} that are left", left))
-    if log:
-        yield from _healing_faults(log, plan, receipt)
-
-
-def _healing_faults(log: HealLog, plan: Plan | None, receipt: Receipt | None) -> Iterator[str]:
-    """Check that each healing went on from what the step before it left."""
-    before = None if receipt is None else receipt.result
-    for step in log.steps:
-        if plan:
-            yield from _differ(("heal.plan_sha256", step.plan_sha256, "the plan's", plan.sha256()))
-        if receipt:
-            yield from _differ(
-                ("heal.receipt_sha256", step.receipt_sha256, "the receipt's", receipt.sha256()),
-                ("heal.base", step.base, "the receipt's", receipt.base),
-            )
-        if before is not None:
-            yield from _differ(("heal.unhealed", step.unhealed, "the result of the step before", before))
-        for field in ("model_type", "layers", "parameters"):
-            value, kept = getattr(step.result, field), getattr(step.unhealed, field)
-            yield from _differ((f"heal.result.{field}", value, "that of the unhealed checkpoint", kept))
-        before = step.result
-
-
-def audit_faults(audit: Audit, plan: Plan | None, receipt: Receipt | None, log: HealLog | None) -> Iterator[str]:
-    """Yield where an audit contradicts the documents of the folder it stands in."""
-    writer = log or receipt
-    if plan:
-        yield from _differ(("audit.plan_sha256", audit.plan_sha256, "the plan's", plan.sha256()))
-        shared = sum(mark in plan.seen for task in audit.tasks for mark in task.data.fingerprints)
-        if shared:
-            yield f"audit: {shared} of its items have been seen by the plan"
-    if receipt:
-        yield from _differ(
-            ("audit.receipt_sha256", audit.receipt_sha256, "the receipt's", receipt.sha256()),
-            ("audit.base", audit.base, "the receipt's", receipt.base),
-            ("audit.removal", audit.removal, "the receipt's", receipt.removal),
-            ("audit.bytes_before", audit.bytes_before, "the receipt's", receipt.bytes_before),
-            ("audit.bytes_after", audit.bytes_after, "the receipt's", receipt.bytes_after),
-        )
-    if log:
-        met = sum(mark in log.met for task in audit.tasks for mark in task.data.fingerprints)
-        if met:
-            yield f"audit: {met} of its items stood in the text that healed"
-    if writer:
-        yield from _differ(
-            ("audit.pruned", audit.pruned, f"the {name_of(writer)}'s", writer.result),
-            ("audit.heal_sha256", audit.heal_sha256, "the healing log's", log.sha256() if log else None),
-        )
-
-
-def name_of(writer: Receipt | HealLog) -> str:
-    """Return what messages call the document that names a folder's files."""
-    return "receipt" if isinstance(writer, Receipt) else "healing log"
-
-
-def _differ(*pairs: tuple[str, object, str, object]) -> Iterator[str]:
-    for field, value, whose, other in pairs:
-        if value != other:
-            yield f"{field} is not {whose}"
 
 
 def _unlike_the_card(folder: Path, plan: Plan, receipt: Receipt, log: HealLog | None) -> Iterator[str]:

@@ -167,8 +167,7 @@ def _health(base: Subject, written: Sequence[Text], progress: Progress) -> Gener
 
 
 def _questions(job: Job, encoder: object) -> Questions:
-    log = job.exported.heal
-    seen = seen_items(job.exported.plan, *job.compare.values()) | (log.met if log else frozenset())
+    seen = seen_items(*job.compare.values()) | job.exported.seen
     questions = load_questions(
         job.tasks,
         encoder,  # type: ignore[arg-type]  # an HFLM, which lm-eval leaves untyped

@@ -64,7 +64,7 @@ def repeat(
     loading = replace(loading or Loading(), dtype=audit.dtype)
     pruned = loading.subject(str(folder))
     load = _loader(pruned.encoder, include_path, data_dir)
-    explained = exported.plan.seen | (exported.heal.met if exported.heal else frozenset())
+    explained = exported.seen
     tasks = {
         task.data.task: refind(task, drawn[number], explained, audit.limit, load)
         for number, task in enumerate(audit.tasks)

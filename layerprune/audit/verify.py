@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerprune.audit.compare import SIGNIFICANT, adjusted, compare_models, overall
-from layerprune.audit.exported import audit_faults, chain_faults, name_of
 from layerprune.audit.layerwise import layerwise
 from layerprune.audit.verdict import verdict
 from layerprune.audit.writing import counts
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt
+from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt, not_looked_for
 from layerprune.documents.base import pretty
+from layerprune.documents.chain import audit_faults, chain_faults, name_of
 from layerprune.errors import LayerpruneError, one_line
 from layerprune.lock import FILENAME as LOCK
 from layerprune.paths import listed, shown
@@ -82,7 +82,9 @@ def verify(
     problems += chain_faults(documents.plan, documents.receipt, documents.heal)
     if documents.audit is not None:
         problems += audit_faults(documents.audit, documents.plan, documents.receipt, documents.heal)
-        problems += _figures(documents.audit, documents.heal)
+        problems += _figures(documents.audit, documents.receipt, documents.heal)
+    if documents.receipt is not None:
+        problems += _earlier_rounds(documents.receipt)
     if documents.plan is not None and documents.receipt is not None:
         problems += _card(folder)
         problems += _report(folder, documents.audit)
@@ -148,7 +150,14 @@ def _weights(folder: Path, writer: Receipt | HealLog, base: str | None) -> Itera
         yield f"{base} is not the base model of this checkpoint: its weights' fingerprint is not the {whose}'s"
 
 
-def _figures(audit: Audit, log: HealLog | None) -> Iterator[str]:
+def _earlier_rounds(receipt: Receipt) -> Iterator[str]:
+    """Work the figures of earlier rounds' audits out again; that their documents fit is checked as they are read."""
+    for number, one in enumerate(receipt.rounds, 1):
+        if one.audit is not None:
+            yield from (f"round {number}: {problem}" for problem in _figures(one.audit, one.receipt, one.heal))
+
+
+def _figures(audit: Audit, receipt: Receipt | None, log: HealLog | None) -> Iterator[str]:
     """Work every figure out again from the items' outcomes."""
     if len({task.data.task for task in audit.tasks}) < len(audit.tasks):
         yield "audit: one of its tasks stands there twice"
@@ -175,7 +184,7 @@ def _figures(audit: Audit, log: HealLog | None) -> Iterator[str]:
         counted = counts(audit.generation.continuations)
         if any(getattr(audit.generation, name) != value for name, value in counted.items()):
             yield "audit: the count of faulty texts does not follow from the texts' faults"
-    unlooked = log.not_looked_for(task.data.task for task in tasks) if log else ()
+    unlooked = not_looked_for(receipt, log, (task.data.task for task in tasks))
     if audit.verdict != verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation, unlooked):
         yield "audit: the verdict does not follow from the figures"
 

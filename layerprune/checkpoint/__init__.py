@@ -5,7 +5,7 @@ Nothing here decodes a tensor: a tensor is a name, a dtype, a shape and a byte r
 
 from layerprune.checkpoint.folder import new_folder, try_new_folder
 from layerprune.checkpoint.header import Tensor, read_header
-from layerprune.checkpoint.locate import Folder, fetch, locate
+from layerprune.checkpoint.locate import Folder, fetch, fetch_documents, locate
 from layerprune.checkpoint.opened import Checkpoint
 from layerprune.checkpoint.writer import plan_shards, write_shards
 from layerprune.paths import contained
@@ -16,6 +16,7 @@ __all__ = [
     "Tensor",
     "contained",
     "fetch",
+    "fetch_documents",
     "locate",
     "new_folder",
     "plan_shards",

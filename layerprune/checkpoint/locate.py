@@ -13,7 +13,8 @@ from pathlib import Path
 
 from layerprune.checkpoint.companions import MODULES, PATTERNS, TEMPLATES, is_companion, is_licence, pipeline_files
 from layerprune.checkpoint.hub_file import HubFile
-from layerprune.checkpoint.opened import INDEX, PICKLES, WEIGHTS, Checkpoint
+from layerprune.checkpoint.kinds import PICKLES, why_no_weights
+from layerprune.checkpoint.opened import INDEX, WEIGHTS, Checkpoint
 from layerprune.errors import CheckpointError, ModelError, one_line
 from layerprune.paths import check_plain
 
@@ -48,11 +49,12 @@ class Folder:
         return Checkpoint.open(self.path, None if self.revision is None else partial(HubFile, self.id, self.revision))
 
 
-def locate(model: str, revision: str | None = None, *, shards: bool = True) -> Folder:
+def locate(model: str, revision: str | None = None, *, shards: bool = True, weights: bool = True) -> Folder:
     """Return the local folder, or the Hub snapshot (downloaded when it is not in the cache).
 
     Fetched are safetensors, JSON, tokenizer and licence files; no pickle. Without ``shards`` the weights of a Hub model
-    that come in several files are left for ``fetch``. ``revision`` is a branch, tag or commit of a Hub model. Raises
+    that come in several files are left for ``fetch``; without ``weights`` one in a single file is left, too, and only
+    headers can be read (``Folder.open``). ``revision`` is a branch, tag or commit of a Hub model. Raises
     ``ModelError`` for a path that does not exist or a model the Hub does not give.
     """
     path = Path(model).expanduser()
@@ -65,7 +67,7 @@ def locate(model: str, revision: str | None = None, *, shards: bool = True) -> F
         raise ModelError(f"{model} is a file; expected a folder with config.json and safetensors, or a Hub id")
     if _reads_as_path(model):
         raise ModelError(f"{model} does not exist; expected a local folder or a Hub id like 'org/name'")
-    return _from_hub(model, revision, shards)
+    return _from_hub(model, revision, shards, weights)
 
 
 def fetch(folder: Folder, files: Iterable[HubFile]) -> None:
@@ -86,15 +88,25 @@ def _check_files(folder: Path) -> None:
     check_plain(folder, sorted(name for name in read if not is_licence(name)))
 
 
+def fetch_documents(folder: Folder) -> None:
+    """Download what layerprune wrote beside a Hub model that it pruned; nothing for another, or a local folder."""
+    if folder.revision is not None:
+        _download(folder.id, folder.revision, ["layerprune/*.json"])
+
+
 def _reads_as_path(model: str) -> bool:
     if model.startswith((".", "~")) or os.sep in model.replace("/", "") or not HUB_ID.fullmatch(model):
         return True
     return "/" in model and Path(model).parent.is_dir()  # the folder is there, its child is not: a typing mistake
 
 
-def _from_hub(model: str, revision: str | None, shards: bool) -> Folder:
-    path = _download(model, revision, [*SMALL_FILES, WEIGHTS], NOT_FETCHED)
-    if named := [*(_weight_files(path) if shards else ()), *_module_files(path)]:
+def _from_hub(model: str, revision: str | None, shards: bool, weights: bool) -> Folder:
+    path = _download(model, revision, [*SMALL_FILES, *([WEIGHTS] if weights else [])], NOT_FETCHED)
+    if not (path / INDEX).exists() and not (path / WEIGHTS).exists():
+        names = _names_on_hub(model, path.name)
+        if WEIGHTS not in names:
+            raise CheckpointError(f"{model} {why_no_weights(names)}")
+    if named := [*(_weight_files(path) if shards and weights else ()), *_module_files(path)]:
         _fetch_named(model, path.name, named)
     return Folder(path, model, path.name)
 
@@ -102,6 +114,17 @@ def _from_hub(model: str, revision: str | None, shards: bool) -> Folder:
 def _fetch_named(model: str, revision: str | None, names: Iterable[str]) -> None:
     """Download these files and no others: a name may hold what a pattern gives a meaning to."""
     _download(model, revision, [glob.escape(name) for name in names])
+
+
+def _names_on_hub(model: str, revision: str) -> list[str]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi(library_name="layerprune").list_repo_files(model, revision=revision)
+    except (OSError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        said = f"the weights of {model} are not here, and the Hub does not tell"
+        raise ModelError(f"{said}: {one_line(error)}") from error
 
 
 def _download(

@@ -14,12 +14,12 @@ from typing import IO
 
 from layerprune.checkpoint.header import Tensor, read_header
 from layerprune.checkpoint.hub_file import File, HubFile
+from layerprune.checkpoint.kinds import ADAPTER, why_no_weights
 from layerprune.errors import CheckpointError
 from layerprune.paths import checked_name, contained
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5", "*.ot")
 
 # A fingerprint must be quick on a 140 GB checkpoint and still see any training step, which moves nearly every weight:
 # up to 64 KiB of each tensor, in 16 pieces.
@@ -50,7 +50,12 @@ class Checkpoint:
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a folder; expected one with config.json and safetensors")
-        listed = _weight_map(path)
+        if (path / ADAPTER).exists() and ((path / WEIGHTS).exists() or (path / INDEX).exists()):
+            raise CheckpointError(
+                f"{path} holds {ADAPTER} beside whole weights: transformers would load the adapter and its own base; "
+                "take the file out if these weights are merged or have nothing to do with it, else merge them first"
+            )
+        listed = _weight_map(path) if absent is None or (path / INDEX).exists() else None
         names = [WEIGHTS] if listed is None else sorted(set(listed.values()))
         headers = [read_header(_shard(path, name, absent)) for name in names]
         tensors: dict[str, Tensor] = {}
@@ -75,8 +80,13 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Stored elements; a tied weight counts once, a packed quantised element counts as stored."""
+        """Stored elements, duplicates and packing as they are; what the model has is ``Anatomy.parameters``."""
         return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor, by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def fingerprint(self) -> str:
         """Return ``sha256:<hex>`` of the weights, the same however they are sharded and in whatever order.
@@ -118,7 +128,7 @@ def _weight_map(path: Path) -> dict[str, str] | None:
         contained(path, WEIGHTS)
         return None
     if not os.path.lexists(path / INDEX):
-        raise CheckpointError(_why_no_weights(path))
+        raise CheckpointError(f"{path} {why_no_weights(file_names(path))}")
     index = contained(path, INDEX)
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -130,13 +140,9 @@ def _weight_map(path: Path) -> dict[str, str] | None:
     return listed
 
 
-def _why_no_weights(path: Path) -> str:
-    if any(path.glob("adapter_model*")):
-        return f"{path} holds an adapter, not a model; merge it into its base model first"
-    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
-    if pickles:
-        return f"{path} has no safetensors weights, only {pickles[0]}; pickles are never read, convert it first"
-    return f"{path} has neither {WEIGHTS} nor {INDEX}"
+def file_names(folder: Path) -> list[str]:
+    """Return the files of a folder and of the folders in it, as paths from it."""
+    return [path.relative_to(folder).as_posix() for place in ("*", "*/*") for path in folder.glob(place)]
 
 
 def _check_index(index: Path, listed: dict[str, str], tensors: dict[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ def inspected(model: str, **options: Any) -> list[Table | str]:
     from layerprune.inspection import inspect_model
 
     found = inspect_model(model, **options)
-    return [tables.inspected(found), tables.layers(found), *(f"remark: {text}" for text in found.anatomy.remarks)]
+    return [tables.inspected(found), tables.layers(found), *(f"remark: {text}" for text in found.remarks)]
 
 
 def verdicts(types: Iterable[str] | None, progress: Progress) -> list[Verdict]:

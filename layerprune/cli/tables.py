@@ -108,7 +108,7 @@ def inspected(found: Inspection) -> Table:
         "decoder layers": f"{anatomy.depth} (numbered 0 to {anatomy.depth - 1})",
         "stack": anatomy.stack,
         "parameters": f"{found.parameters:,}",
-        "weights on disk": in_words(found.nbytes) if found.nbytes is not None else "not fetched",
+        "weights on disk": in_words(found.nbytes),
         "can go on their own": f"{found.removable} of {anatomy.depth} layers",
         "cannot go first": names(tuple(stays)) or "none",
         "go together": "; ".join(names(tuple(sorted(group))) for group in anatomy.together) or "none",

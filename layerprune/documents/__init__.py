@@ -30,6 +30,7 @@ from layerprune.documents.common import (
     Units,
     as_removal,
 )
+from layerprune.documents.earlier import Earlier, not_looked_for
 from layerprune.documents.front import Front, FrontPoint
 from layerprune.documents.heal_log import CorpusRef, HealerRef, HealLog, HeldOut, LossPoint, Overlap
 from layerprune.documents.layerwise import Compensated, Compensation, Layerwise, Ranking, Without
@@ -43,7 +44,7 @@ from layerprune.documents.plan import (
     Search,
     Target,
 )
-from layerprune.documents.receipt import Change, LogitsProof, Published, Receipt
+from layerprune.documents.receipt import Change, DroppedHeads, LogitsProof, Published, Receipt
 from layerprune.documents.recipe import Instructions, Recipe, StudyRecipe
 from layerprune.documents.run_folder import read_plan, read_scores
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
@@ -67,6 +68,8 @@ __all__ = [
     "Continuation",
     "CorpusRef",
     "Document",
+    "DroppedHeads",
+    "Earlier",
     "EngineReport",
     "FileEntry",
     "FlippedItem",
@@ -112,6 +115,7 @@ __all__ = [
     "Units",
     "Without",
     "as_removal",
+    "not_looked_for",
     "read_plan",
     "read_scores",
 ]

@@ -48,7 +48,7 @@ class ModelRef(Part):
     fingerprint: str = Field(description="see checkpoint.Checkpoint.fingerprint")
     model_type: str
     layers: int = Field(ge=1, description="depth of the decoder stack")
-    parameters: int = Field(ge=1)
+    parameters: int = Field(ge=1, description="of the model in memory: one that is used or stored twice counts once")
 
 
 class Objective(Part):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import FileName, Files, ModelRef, Units
+from layerprune.sizes import in_words
+
+if TYPE_CHECKING:
+    from layerprune.documents.earlier import Earlier
 
 
 class Change(Part):
@@ -28,6 +32,21 @@ class LogitsProof(Part):
     scale: float = Field(description="largest absolute logit of the bypassed base")
 
 
+class DroppedHeads(Part):
+    """Multi-token-prediction heads that were left out."""
+
+    tensors: int
+    bytes: int
+
+    @property
+    def words(self) -> str:
+        """One sentence, for a plan's warnings and the card."""
+        return (
+            f"its multi-token-prediction head is left out: {self.tensors} tensors, {in_words(self.bytes)}; it reads "
+            "the intact stack, so speculative decoding with it is no longer possible"
+        )
+
+
 class Published(Part):
     """The public edition of a folder whose base was known by a local path: only the base's name differs."""
 
@@ -41,7 +60,7 @@ class Published(Part):
 class Receipt(Document):
     """Export's account of itself."""
 
-    gained: ClassVar[tuple[str, ...]] = ("published",)
+    gained: ClassVar[tuple[str, ...]] = ("published", "earlier", "dropped_heads")
     filename: ClassVar[str] = "receipt.json"
     kind: Literal["receipt"] = "receipt"
     format: Literal[1] = 1
@@ -61,5 +80,32 @@ class Receipt(Document):
     unexpected_keys: tuple[str, ...] = ()
     proof: LogitsProof | None = None
     notes: tuple[str, ...] = Field(default=(), description="what could not be checked in full, and why")
+    dropped_heads: DroppedHeads | None = Field(
+        default=None, description="multi-token-prediction heads of the base, which read the intact stack"
+    )
+    earlier: Earlier | None = Field(default=None, description="the pruning that the base came from, if it was one")
     published: Published | None = Field(default=None, description="in the public edition alone: what it was before")
     versions: dict[str, str]
+
+    @property
+    def rounds(self) -> tuple[Earlier, ...]:
+        """The earlier rounds of pruning, first to last; empty where the base was not pruned before."""
+        return () if self.earlier is None else (*self.earlier.receipt.rounds, self.earlier)
+
+    @property
+    def seen_before(self) -> frozenset[str]:
+        """Fingerprints of every item that had a say in an earlier round: an audit must not use them."""
+        return frozenset(mark for one in self.rounds for mark in one.seen)
+
+    @property
+    def first_base(self) -> ModelRef:
+        """The model that the first round began with."""
+        return self.rounds[0].receipt.base if self.rounds else self.base
+
+    @model_validator(mode="after")
+    def _goes_on_from_the_earlier_round(self) -> Self:
+        if self.earlier is not None:
+            changed = self.earlier.result.fingerprint != self.base.fingerprint
+            if changed != self.earlier.changed or self.earlier.result.layers != self.base.layers:
+                raise ValueError("earlier is not the round that left the base: its result is another model")
+        return self

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import Sources, build_on_meta, load_config, read_anatomy
-from layerprune.checkpoint import contained
+from layerprune.anatomy import Sources, build_on_meta, check_weights, load_config, read_anatomy
+from layerprune.checkpoint import Checkpoint, contained
 from layerprune.export.apart import apart
 from layerprune.export.configs import read_json, rebuilt
 from layerprune.export.extras import layer_renumberer
@@ -26,17 +28,32 @@ class Blueprint:
     depth: int  # of the base
     stack: str  # module path in memory, e.g. "model.layers"
     sizes: tuple[int, ...]  # elements of each layer of the base in memory
+    parameters: tuple[int, int]  # of the base and of the result
     config: dict[str, Any]  # the new content of config.json
 
 
-def blueprint(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> Blueprint:
+def blueprint(
+    folder: Path,
+    removal: Removal,
+    *,
+    checkpoint: Checkpoint | None = None,
+    name: str = "",
+    trust_remote_code: bool = False,
+) -> Blueprint:
     """Return the blueprint of what a removal leaves of the model in ``folder``, of which only the config is read.
 
+    ``checkpoint``: its weights, whose names and shapes are held against the config; ``name`` is what messages call it.
     Raises ``RefusedError`` for a removal that cannot be represented exactly, ``ModelError`` for a config that
     transformers cannot build.
     """
-    drawn = apart(draw, folder=str(folder), units=list(removal.units), trust_remote_code=trust_remote_code)
-    return Blueprint(**{**drawn, "sizes": tuple(drawn["sizes"])})
+    with TemporaryDirectory() as place:  # names of 50,000 tensors do not fit among a process's arguments
+        shapes = Path(place) / "shapes.json"
+        shapes.write_text(json.dumps({} if checkpoint is None else checkpoint.shapes), encoding="utf-8")
+        drawn = apart(
+            draw, folder=str(folder), units=list(removal.units), trust_remote_code=trust_remote_code,
+            shapes=str(shapes), name=name or str(folder),
+        )  # fmt: skip
+    return Blueprint(**{**drawn, "sizes": tuple(drawn["sizes"]), "parameters": tuple(drawn["parameters"])})
 
 
 def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> None:
@@ -47,20 +64,24 @@ def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False)
     blueprint(folder, removal, trust_remote_code=trust_remote_code)
 
 
-def draw(folder: str, units: list[float], trust_remote_code: bool) -> dict[str, Any]:
+def draw(folder: str, units: list[float], trust_remote_code: bool, shapes: str, name: str) -> dict[str, Any]:
     """Read, change and check; arguments and result as JSON has them, so that it can run in another process."""
     removal = Removal.from_units(units)
     old = read_json(contained(Path(folder), "config.json"))
     config = load_config(folder, trust_remote_code=trust_remote_code)
     anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+    laid = {key: tuple(shape) for key, shape in read_json(Path(shapes)).items()}
+    if laid:
+        check_weights(name, laid, config, anatomy, trust_remote_code=trust_remote_code)
     sources = Sources.after(removal, anatomy.depth)
     new = anatomy.prune_config(old, removal)
     if "quantization_config" in new:
         new["quantization_config"] = layer_renumberer(anatomy.stack, sources)(new["quantization_config"])
     check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
     sizes = layer_sizes(config, anatomy.stack, trust_remote_code)
+    parameters = [anatomy.parameters(), anatomy.parameters(removal)]
     return {"model_type": anatomy.model_type, "depth": anatomy.depth, "stack": anatomy.stack, "sizes": sizes,
-            "config": new}  # fmt: skip
+            "parameters": parameters, "config": new}  # fmt: skip
 
 
 def layer_sizes(config: PretrainedConfig, stack: str, trust_remote_code: bool) -> list[int]:

@@ -15,6 +15,7 @@ from layerprune.checkpoint import (
     Folder,
     contained,
     fetch,
+    fetch_documents,
     locate,
     new_folder,
     plan_shards,
@@ -26,7 +27,7 @@ from layerprune.checkpoint.entries import entry_of, following
 from layerprune.checkpoint.folder import write_file
 from layerprune.checkpoint.opened import INDEX
 from layerprune.checkpoint.writer import Shard
-from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
+from layerprune.documents import Earlier, FileEntry, ModelRef, Plan, Receipt, as_removal
 from layerprune.errors import CheckpointError, DocumentError, ExportError
 from layerprune.export.blueprint import Blueprint, blueprint
 from layerprune.export.configs import config_changes, read_json
@@ -39,6 +40,7 @@ from layerprune.versions import tool_versions
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beside the weights: tokenizer, documents, file-system overhead
 FOLDER = "layerprune"  # of the documents, inside the exported folder
+CHANGED = "the base was pruned before, and its weights were changed by other tools since: what they did is not known"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Job:
     weights: WeightPlan
     shards: tuple[Shard, ...]
     extras: Extras
+    earlier: Earlier | None  # the round of pruning that the base came from
     trust_remote_code: bool
 
 
@@ -91,10 +94,14 @@ def _plan_job(
 ) -> Job:
     folder = locate(base or plan.model.id, None if base else plan.model.revision, shards=False)
     checkpoint = folder.open()
-    _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{checkpoint.parameters} parameters")
     removal = as_removal(plan.removal)
     with progress.task("checking that the removal can be written down", None):
-        drawn = blueprint(folder.path, removal, trust_remote_code=trust_remote_code)
+        drawn = blueprint(
+            folder.path, removal, checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
+        )
+    # plans of version 0.1 count what is stored: a tied head twice where it is stored twice
+    found = checkpoint.parameters if plan.model.parameters == checkpoint.parameters else drawn.parameters[0]
+    _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{found} parameters")
     sources = Sources.after(removal, drawn.depth)
     weights = _plan_weights(checkpoint, drawn, sources)
     needed = {checkpoint.tensors[name].file for name in weights.origin.values()} & set(checkpoint.absent)
@@ -104,12 +111,16 @@ def _plan_job(
         checkpoint = folder.open()
         weights = _plan_weights(checkpoint, drawn, sources)
     _check_planned(plan, folder, f"weights {plan.model.fingerprint}", f"weights {checkpoint.fingerprint()}")
+    fetch_documents(folder)
+    earlier = Earlier.read(folder.path / FOLDER, plan.model)
+    if earlier is not None and earlier.changed:
+        progress.note(CHANGED)
     return Job(
         plan=plan, base=folder, checkpoint=checkpoint, blueprint=drawn, removal=removal, sources=sources,
         old_config=read_json(contained(folder.path, "config.json")), weights=weights,
         shards=tuple(plan_shards(weights.parts, max_shard_size)),
         extras=plan_extras(folder.path, checkpoint.names, layer_renumberer(drawn.stack, sources), sources),
-        trust_remote_code=trust_remote_code,
+        earlier=earlier, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
 
@@ -176,7 +187,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         base=job.plan.model,
         result=ModelRef(
             id=out.name, revision=None, fingerprint=written.fingerprint(), model_type=job.blueprint.model_type,
-            layers=len(job.sources), parameters=written.parameters,
+            layers=len(job.sources), parameters=job.blueprint.parameters[1],
         ),
         removal=job.plan.removal,
         plan_sha256=job.plan.sha256(),
@@ -189,7 +200,9 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         missing_keys=proven.loaded.missing,
         unexpected_keys=proven.loaded.unexpected,
         proof=proven.logits,
-        notes=proven.notes,
+        notes=(*proven.notes, *([CHANGED] if job.earlier and job.earlier.changed else [])),
+        dropped_heads=job.weights.heads,
+        earlier=job.earlier,
         versions=tool_versions("torch", "transformers", "safetensors"),
     )  # fmt: skip
     job.plan.save(folder / FOLDER / Plan.filename)

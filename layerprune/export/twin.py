@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerprune.anatomy import Anatomy, Sources, halves, read_anatomy
+from layerprune.anatomy.causality import tiny_twin
 from layerprune.anatomy.fields import PACKED
-from layerprune.anatomy.tiny import NOISE, VOCABULARY, twin_config
+from layerprune.anatomy.tiny import VOCABULARY, twin_config
 from layerprune.documents import LogitsProof
 from layerprune.errors import ExportError, RefusedError, one_line
 from layerprune.export.configs import rebuilt
@@ -32,30 +33,18 @@ def prove_on_twin(
 
     try:
         small = twin_config(config, anatomy.path)
-        base = _random(small, trust_remote_code)
+        base = tiny_twin(small, trust_remote_code)
     except Exception as error:  # strict config classes and modelling code raise what they like
         said = f"no tiny {config.model_type} could be built to prove the export on"
         raise RefusedError(f"{said}: {one_line(error)}") from error
     twin = read_anatomy(small, trust_remote_code=trust_remote_code)
     pruned_config = rebuilt(small, twin.prune_config(small.to_diff_dict(), removal))
-    pruned = _random(pruned_config, trust_remote_code)
+    pruned = tiny_twin(pruned_config, trust_remote_code)
     hand_over(base, pruned, anatomy.stack, Sources.after(removal, anatomy.depth))
     tokens = torch.randint(3, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
     with bypasser(twin, removal)(base):
         expected = logits(base, tokens)
     return compare(expected, logits(pruned, tokens), METHOD, tokens)
-
-
-def _random(config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=NOISE)
-    return model
 
 
 def _slices(value: torch.Tensor, axis: int, sources: Sources) -> torch.Tensor:

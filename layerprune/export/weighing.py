@@ -18,5 +18,9 @@ def weigh(folder: Path, removals: Sequence[Removal], *, trust_remote_code: bool 
     config = load_config(str(folder), trust_remote_code=trust_remote_code)
     anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
     stack = find_disk_stack(checkpoint, anatomy.stack, layer_sizes(config, anatomy.stack, trust_remote_code))
-    every = [Sources.after(removal, anatomy.depth) for removal in removals]
-    return [Weight.of(plan_weights(checkpoint, stack, own, half_of=half_of(checkpoint, stack, own))) for own in every]
+    weights = []
+    for removal in removals:
+        sources = Sources.after(removal, anatomy.depth)
+        planned = plan_weights(checkpoint, stack, sources, half_of=half_of(checkpoint, stack, sources))
+        weights.append(Weight(anatomy.parameters(removal), sum(part.nbytes for part in planned.parts), planned.heads))
+    return weights

@@ -6,7 +6,6 @@ the stack is looked for in the file's own names.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from layerprune.anatomy import Sources, halves
 from layerprune.anatomy.fields import PACKED
 from layerprune.checkpoint import Checkpoint, Tensor
 from layerprune.checkpoint.writer import Part
+from layerprune.documents import DroppedHeads
 from layerprune.errors import RefusedError
 
 HalfOf = Callable[[str], str]  # name of a tensor inside its layer -> "attention" or "mlp"
@@ -51,18 +51,16 @@ class WeightPlan:
     parts: tuple[Part, ...]
     dropped: tuple[str, ...]
     origin: Mapping[str, str]  # new name -> base name
+    heads: DroppedHeads | None = None  # multi-token-prediction heads among what is dropped
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The size of a checkpoint, as ``Checkpoint`` counts it."""
+    """The size of a checkpoint."""
 
-    parameters: int
-    nbytes: int
-
-    @classmethod
-    def of(cls, plan: WeightPlan) -> Weight:
-        return cls(sum(math.prod(part.shape) for part in plan.parts), sum(part.nbytes for part in plan.parts))
+    parameters: int  # of the model in memory, see anatomy.counting
+    nbytes: int  # of tensor data in the files
+    heads: DroppedHeads | None = None  # multi-token-prediction heads that export leaves out
 
 
 def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: Sequence[int]) -> DiskStack:
@@ -111,7 +109,15 @@ def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: Sources, hal
         else:
             parts.append(Part.of(tensor, name))
             origin[name] = tensor.name
-    return WeightPlan(tuple(parts), tuple(dropped), origin)
+    return WeightPlan(tuple(parts), tuple(dropped), origin, _heads(checkpoint, stack, dropped))
+
+
+def _heads(checkpoint: Checkpoint, stack: DiskStack, dropped: Sequence[str]) -> DroppedHeads | None:
+    """Count what is dropped and is of no decoder layer: the heads beside the stack and behind it."""
+    places = {name: stack.split(name) for name in dropped}
+    heads = [name for name, place in places.items() if place is None or place[0] >= stack.depth]
+    size = sum(checkpoint.tensors[name].nbytes for name in heads)
+    return DroppedHeads(tensors=len(heads), bytes=size) if heads else None
 
 
 def _new_name(tensor: Tensor, stack: DiskStack, sources: Sources, half_of: HalfOf) -> str | None:

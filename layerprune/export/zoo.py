@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from layerprune.anatomy import Anatomy, load_config, read_anatomy
-from layerprune.anatomy.tiny import save_tiny, types
+from layerprune.anatomy.causality import check_causal
+from layerprune.anatomy.tiny import save_tiny, tiny_config, types
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Limits, MetricRef, ModelRef, Plan, Search
 from layerprune.errors import LayerpruneError, RefusedError, one_line
@@ -36,6 +37,7 @@ WORDS = {
 
 
 PROMPTS = 8
+AS_DECODER = "as a decoder (is_decoder true); as an encoder it is refused"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Verdict:
     exported: tuple[Removal, ...] = ()
     max_difference: float = 0.0  # largest difference of a logit, over all removals
     halves: str = ""  # why half-layers cannot go; empty when they were removed, too, with the same verdict
+    encoder: bool = False  # whether the same type is refused where its config says is_decoder false
 
 
 def zoo(names: Iterable[str] | None = None) -> Iterator[Verdict]:
@@ -91,7 +94,22 @@ def judge(model_type: str, folder: Path) -> Verdict:
     if not allowed:
         return Verdict(model_type, "refused", "; ".join(anatomy.remarks))
     kind: Kind = "constrained" if anatomy.constrained else "exact"
-    return Verdict(model_type, kind, "; ".join(anatomy.remarks), tuple(allowed), worst, _no_halves(anatomy, allowed))
+    encoder = encodes(model_type)
+    reason = "; ".join((*anatomy.remarks, *([AS_DECODER] if encoder else [])))
+    return Verdict(model_type, kind, reason, tuple(allowed), worst, _no_halves(anatomy, allowed), encoder)
+
+
+def encodes(model_type: str) -> bool:
+    """Return whether the type is an encoder where is_decoder is false, as it is published, and refused there."""
+    config = tiny_config(model_type)
+    if getattr(config, "is_decoder", None) is not True:
+        return False
+    config.is_decoder = False
+    try:
+        check_causal(config)
+    except RefusedError:
+        return True
+    return False
 
 
 def trials(anatomy: Anatomy) -> list[Removal]:
@@ -145,7 +163,7 @@ def tiny_plan(base: Path, anatomy: Anatomy, removal: Removal) -> Plan:
     checkpoint = Checkpoint.open(base)
     model = ModelRef(
         id=str(base), revision=None, fingerprint=checkpoint.fingerprint(), model_type=anatomy.model_type,
-        layers=anatomy.depth, parameters=checkpoint.parameters,
+        layers=anatomy.depth, parameters=anatomy.parameters(),
     )  # fmt: skip
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
@@ -173,7 +191,9 @@ def render(verdicts: Iterable[Verdict]) -> str:
         "",
         f"Of {total} types that can be built, {len(exact)} are exact ({counts['constrained']} with a constraint), "
         f"{counts['refused']} are refused, {counts['wrong']} are wrong. "
-        f"{sum(not row.halves for row in exact)} of the exact ones are so for half-layers, too.",
+        f"{sum(not row.halves for row in exact)} of the exact ones are so for half-layers, too. "
+        f"{sum(row.encoder for row in exact)} of them are exact as decoders (is_decoder true) and refused as the "
+        "encoders they are published as.",
         "",
         "| type | verdict | constraint or reason | half-layers | largest difference of a logit |",
         "|---|---|---|---|---|",

@@ -15,6 +15,7 @@ from layerprune.progress import SILENT, Progress
 from layerprune.report.card import base_name, base_on_hub
 
 WITHHELD = "not compared: published without a Hub id"
+UNCHANGED = "its own base went by its public name; files were left out, or a base before it was a local folder"
 GONE = "not compared: the base's folder was not here any more"
 
 
@@ -30,6 +31,11 @@ class Name:
 def is_local(receipt: Receipt) -> bool:
     """Whether the base is known by a place on somebody's disk."""
     return Path(receipt.base.id).is_absolute()
+
+
+def holds_paths(receipt: Receipt) -> bool:
+    """Whether the base of this round or of an earlier one is known by a place on somebody's disk."""
+    return any(map(is_local, (receipt, *(one.receipt for one in receipt.rounds))))
 
 
 def check_choice(receipt: Receipt, base_model: str | None, unnamed_base: bool) -> None:

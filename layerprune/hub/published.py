@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from layerprune.audit.exported import Exported
-from layerprune.documents import Audit, Document, FileEntry, HealLog, Plan, Published, Receipt
+from layerprune.documents import Audit, Document, Earlier, FileEntry, HealLog, Plan, Published, Receipt
 from layerprune.errors import UsageError
-from layerprune.hub.naming import Name
+from layerprune.hub.naming import UNCHANGED, Name, holds_paths, is_local, withheld
 from layerprune.report.card import write_card
 from layerprune.report.page import REPORT, write_report
 
@@ -48,13 +48,21 @@ class Edition:
     def public(self, name: Name, left: Collection[str] = ()) -> Edition:
         """Return the documents with the base's public name and without the files ``left``, chained by their new hashes.
 
-        ``left`` are files that an older export carried along and that are not published; they count as dropped.
+        ``left`` are files that an older export carried along and that are not published; they count as dropped. Bases
+        of earlier rounds that were local folders go by their folders' names alone.
         """
+        if self.receipt.earlier is not None:
+            receipt = self.receipt.model_copy(update={"earlier": _public(self.receipt.earlier)})
+            return Edition(self.plan, receipt, self.heal, self.audit)._renamed(name, left, self)
+        return self._renamed(name, left, self)
+
+    def _renamed(self, name: Name, left: Collection[str], made: Edition) -> Edition:
+        """Rename the base of this round; ``made`` are the documents as they were made."""
         was = Published(
-            plan_sha256=self.plan.sha256(),
-            receipt_sha256=self.receipt.sha256(),
-            heal_sha256=self.heal.sha256() if self.heal else None,
-            audit_sha256=self.audit.sha256() if self.audit else None,
+            plan_sha256=made.plan.sha256(),
+            receipt_sha256=made.receipt.sha256(),
+            heal_sha256=made.heal.sha256() if made.heal else None,
+            audit_sha256=made.audit.sha256() if made.audit else None,
             checked=name.checked,
         )
         plan, receipt = self._chained(name, was, left)
@@ -74,6 +82,18 @@ class Edition:
             changed["files"] = _without(self.receipt.files, gone)
             changed["dropped_files"] = tuple(sorted({*self.receipt.dropped_files, *gone}))
         return plan, self.receipt.model_copy(update=changed)
+
+
+def _public(one: Earlier) -> Earlier:
+    """Return an earlier round without a local path; one that holds none, and none before it, is as it was."""
+    if not holds_paths(one.receipt):
+        return one
+    base = one.receipt.base
+    name = withheld(one.receipt) if is_local(one.receipt) else Name(base.id, base.revision, UNCHANGED)
+    edition = Edition(one.plan, one.receipt, one.heal, one.audit).public(name)
+    return Earlier(
+        plan=edition.plan, receipt=edition.receipt, heal=edition.heal, audit=edition.audit, changed=one.changed
+    )
 
 
 def _renamed_log(log: HealLog, common: dict[str, Any], left: Collection[str]) -> HealLog:

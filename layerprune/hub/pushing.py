@@ -17,7 +17,7 @@ from layerprune.checkpoint import Checkpoint
 from layerprune.checkpoint.companions import companions, left_out
 from layerprune.documents import HealLog, Receipt
 from layerprune.errors import LayerpruneError, UsageError, one_line
-from layerprune.hub.naming import Name, check_choice, check_folder, is_local, named, withheld
+from layerprune.hub.naming import UNCHANGED, Name, check_choice, check_folder, holds_paths, is_local, named, withheld
 from layerprune.hub.published import check_no_path, publish
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import OURS
@@ -97,19 +97,19 @@ def push(
     def sent(place: Path) -> str:
         return _patiently(lambda: _send(place, to, list(files)), repo, progress, wait, opens=create_pr)
 
-    if not is_local(receipt) and not left:
+    if not holds_paths(receipt) and not left:
         _check_card(folder)
         url = None if dry_run else sent(folder)
         return Pushed(repo, files, url)
     if is_local(receipt):
         name = _public_name(receipt, base_model, dry_run, repo, progress, wait)
     else:
-        name = Name(receipt.base.id, receipt.base.revision, "the base had this name before; files were left out")
+        name = Name(receipt.base.id, receipt.base.revision, UNCHANGED)
     with tempfile.TemporaryDirectory(prefix="layerprune-push-") as place:
         out = Path(place)
         publish(folder, out, name, list(files), left)
-        if is_local(receipt):
-            check_no_path(out, list(files), receipt.base.id)
+        for local in filter(is_local, (receipt, *(one.receipt for one in receipt.rounds))):
+            check_no_path(out, list(files), local.base.id)
         _check_card(out)
         files = {file: (out / file).stat().st_size for file in files}
         url = None if dry_run else sent(out)

@@ -179,6 +179,11 @@ class Desk:
         """Return the sizes that export would write."""
         return weigh(self.checkpoint, removals, trust_remote_code=self.request.trust_remote_code)
 
+    def heads(self, removal: Removal) -> tuple[str, ...]:
+        """Return a warning where export leaves a multi-token-prediction head out."""
+        (weight,) = self.weigh(removal)
+        return () if weight.heads is None else (weight.heads.words,)
+
     def rehearse(self, removal: Removal) -> None:
         """Raise ``RefusedError`` where export would refuse: before a plan is written that nobody can carry out."""
         rehearse(self.checkpoint, removal, trust_remote_code=self.request.trust_remote_code)

@@ -48,7 +48,7 @@ def replan(
         if anatomy is not None:
             rehearse(Path(folder), found.removal)
     limits = rules.limits(constraints.protect, anatomy)
-    warnings = anatomy.misread(found.removal) if anatomy is not None else (UNREHEARSED,)
+    warnings = (*anatomy.misread(found.removal), *anatomy.heads()) if anatomy is not None else (UNREHEARSED,)
     how = documents.Search(name=entry.name, options=options_of(chosen))
     return written(scores, found, how, limits, drop, None, warnings)
 

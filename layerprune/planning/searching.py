@@ -139,6 +139,6 @@ class Searcher:
             limits,
             self.request.goal.requested,
             predict(desk, removal),
-            desk.subject.anatomy.misread(removal),
+            (*desk.subject.anatomy.misread(removal), *desk.heads(removal)),
         )
         return plan.model_copy(update={"target": reached.target, "certificate": reached.certificate})

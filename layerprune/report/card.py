@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from layerprune.anatomy import Sources
 from layerprune.checkpoint.companions import is_licence
-from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt
+from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt, as_removal, not_looked_for
 from layerprune.documents.base import write_atomically
 from layerprune.errors import DocumentError
 from layerprune.paths import check_plain
@@ -92,8 +94,9 @@ def stated_hashes(path: Path) -> dict[str, str]:
 def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str, Any]:
     """Return the metadata the Hub reads: kind of model, base, tags, and the audit's figures as model-index."""
     metadata: dict[str, Any] = {}
-    if base_on_hub(receipt.base.id):
-        metadata["base_model"] = receipt.base.id
+    parent = nearest_on_hub(receipt)
+    if parent is not None:
+        metadata["base_model"] = parent
         # The Hub knows adapter, merge, quantized and finetune. Whether healed or not, finetune is the honest
         # one of the four: it is what the Hub calls any full model made from one base. Merge would claim several
         # models, quantized a lower precision.
@@ -110,8 +113,49 @@ def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str
 
 def title(receipt: Receipt) -> str:
     """Return the model's name in words; an exported folder may be renamed, so its name is not used."""
-    count, depth = len(receipt.removal), receipt.base.layers
-    return f"{base_name(receipt.base.id)}, {count} of {depth} layers removed"
+    first, rounds = receipt.first_base, len(receipt.rounds) + 1
+    count = first.layers - receipt.result.layers if receipt.rounds else len(receipt.removal)
+    said = f"{base_name(first.id)}, {count} of {first.layers} layers removed"
+    return said if rounds == 1 else f"{said} in {rounds} rounds"
+
+
+def nearest_on_hub(receipt: Receipt) -> str | None:
+    """Return the Hub id of the base, or of the nearest model before it that has one: as the Hub's model tree goes."""
+    before = [one.receipt.base.id for one in reversed(receipt.rounds)]
+    return next((name for name in (receipt.base.id, *before) if base_on_hub(name)), None)
+
+
+def layers_left(receipt: Receipt) -> str:
+    """Return which layers of the first base are left after every round, 0-based: "0, 1, 4"; halves told apart."""
+    left = [(layer, layer) for layer in range(receipt.first_base.layers)]
+    for one in (*(earlier.receipt for earlier in receipt.rounds), receipt):
+        sources = Sources.after(as_removal(one.removal), one.base.layers)
+        left = [(left[a][0], left[m][1]) for a, m in zip(sources.attention, sources.mlp, strict=True)]
+    return ", ".join(str(a) if a == m else f"attention {a} with MLP {m}" for a, m in left)
+
+
+def own_code(folder: Path) -> tuple[str, ...]:
+    """Return the model's and tokenizer's own classes that its files name: they run only when they are trusted.
+
+    Raises ``DocumentError`` for a file that is not JSON.
+    """
+    found: list[str] = []
+    for name in ("config.json", "tokenizer_config.json"):
+        named = _auto_map(folder / name)
+        for value in named.values() if isinstance(named, dict) else [named]:
+            found += [str(entry) for entry in (value if isinstance(value, list | tuple) else [value]) if entry]
+    return tuple(dict.fromkeys(found))
+
+
+def _auto_map(path: Path) -> Any:
+    """Return what a JSON file says of own classes; raises ``DocumentError`` for one that cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DocumentError(f"{path} cannot be read: {_one_line(error)}") from error
+    return content.get("auto_map") if isinstance(content, dict) else {}
 
 
 def base_on_hub(model_id: str) -> bool:
@@ -169,6 +213,7 @@ def _text(
     folder: Path, plan: Plan, receipt: Receipt, audit: Audit | None, log: HealLog | None, metadata: dict[str, Any]
 ) -> str:
     made = environment(FILTERS, autoescape=False)  # Markdown, not HTML; table cells go through the filter "cell"
+    made.filters["base_name"] = base_name
     made.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     licences = sorted(entry.name for entry in folder.iterdir() if is_licence(entry.name))
     return (
@@ -180,7 +225,11 @@ def _text(
             receipt=receipt,
             audit=audit,
             log=log,
-            unlooked=log.not_looked_for(task.data.task for task in audit.tasks) if log and audit else (),
+            unlooked=not_looked_for(receipt, log, (task.data.task for task in audit.tasks)) if audit else (),
+            rounds=receipt.rounds,
+            first=base_name(receipt.first_base.id),
+            left=layers_left(receipt) if receipt.rounds else "",
+            code=own_code(folder),
             result=log.result if log else receipt.result,
             pruned=PRUNED,
             unhealed=UNHEALED,

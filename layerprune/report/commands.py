@@ -5,22 +5,35 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from layerprune.documents import UNHEALED, Audit, HealLog, Limits, MetricRef, Plan, Search
+from layerprune.documents import UNHEALED, Audit, Earlier, HealLog, Limits, MetricRef, Plan, Search
 from layerprune.documents.front import plan_name
 
 CORPUS = "FILE"  # the audit knows a text by its name and hash, not by its place
 
 
-def commands(plan: Plan, audit: Audit, log: HealLog | None) -> list[str]:
-    """Return the commands in order: choose the layers, export, heal, audit, and check what is here."""
+def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Earlier] = ()) -> list[str]:
+    """Return the commands in order: choose the layers, export, heal, audit, and check what is here.
+
+    ``rounds``: of earlier prunings, whose commands make the base.
+    """
+    bases = [*(one.plan.model.id for one in rounds[1:]), plan.model.id]
     healed = [_heal(step, plan, number, len(log.steps)) for number, step in enumerate(log.steps)] if log else []
     return [
+        *(line for one, base in zip(rounds, bases, strict=False) for line in _round(one, base)),
         _plan(plan),
         _line("export", _made(plan), "-o", "smaller/"),
         *healed,
         _audit(audit, "healed/" if log else "smaller/"),
         _line("verify", ".", "--rerun", 20, "--digests"),
     ]
+
+
+def _round(one: Earlier, made: str) -> list[str]:
+    """Return what made the base of the next round, which its plan calls ``made``."""
+    steps = one.heal.steps if one.heal else ()
+    last = _base(made) if made.startswith(("/", ".")) else "base/"
+    healed = [_heal(step, one.plan, number, len(steps), last) for number, step in enumerate(steps)]
+    return [_plan(one.plan), _line("export", _made(one.plan), "-o", "smaller/" if steps else last), *healed]
 
 
 def _plan(plan: Plan) -> str:
@@ -76,9 +89,9 @@ def _limits(limits: Limits) -> list[object]:
     return [*protect, *(flag for flag, given in flags.items() if given)]
 
 
-def _heal(step: HealLog, plan: Plan, number: int, of: int) -> str:
+def _heal(step: HealLog, plan: Plan, number: int, of: int, last: str = "healed/") -> str:
     before = "smaller/" if number == 0 else f"healed-{number}/"
-    after = "healed/" if number + 1 == of else f"healed-{number + 1}/"
+    after = last if number + 1 == of else f"healed-{number + 1}/"
     words: list[object] = ["heal", before, "-o", after, "--method", step.method.spec]
     if step.corpus:
         words += ["--corpus", step.corpus.source, "--window", step.corpus.window]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt
+from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt, not_looked_for
 from layerprune.documents.base import write_atomically
 from layerprune.paths import check_plain
 from layerprune.report import layers, plots
-from layerprune.report.card import FILTERS, OURS, base_name, title
+from layerprune.report.card import FILTERS, OURS, base_name, layers_left, title
 from layerprune.report.commands import commands
 from layerprune.report.templating import environment
 
@@ -48,7 +48,9 @@ def render_report(folder: Path, audit: Audit | None = None) -> str:
             receipt=receipt,
             audit=audit,
             log=log,
-            unlooked=log.not_looked_for(task.data.task for task in audit.tasks) if log else (),
+            unlooked=not_looked_for(receipt, log, (task.data.task for task in audit.tasks)),
+            rounds=[(base_name(one.receipt.base.id), one) for one in receipt.rounds],
+            left=layers_left(receipt) if receipt.rounds else "",
             pruned=PRUNED,
             unhealed=UNHEALED,
             healed=UNHEALED in audit.compared,
@@ -60,7 +62,7 @@ def render_report(folder: Path, audit: Audit | None = None) -> str:
             rankings=[(ranks, Markup(layers.drawn(ranks, plan))) for ranks in shown],
             layer_table=layers.table(plan, shown),
             path=Markup(path) if path else None,
-            commands=commands(plan, audit, log),
+            commands=commands(plan, audit, log, receipt.rounds),
         )
     )
 

@@ -1,0 +1,101 @@
+"""Parameters are counted one way everywhere: those of the model in memory, each once; bytes are those export writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import audit_tiny
+import pytest
+import torch
+from cli_tiny import done
+from families import FAMILIES, make_plan, save_tiny, tiny_config
+from safetensors.torch import load_file, save_file
+
+from layerprune.anatomy import build_on_meta, read_anatomy
+from layerprune.checkpoint import Checkpoint
+from layerprune.documents import Plan
+from layerprune.export import export, weigh
+from layerprune.export.configs import rebuilt
+from layerprune.export.zoo import refusal, trials
+from layerprune.inspection import inspect_model
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+
+
+@pytest.fixture(scope="module")
+def stored_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model with tied embeddings whose head is on disk, too, as merges leave it."""
+    folder = audit_tiny.base_model(tmp_path_factory.mktemp("twice") / "base")
+    save_tiny("gemma", folder, vocab_size=260, bos_token_id=256, eos_token_id=257, pad_token_id=257)
+    tensors = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_head_that_is_stored_twice_counts_once_in_every_document(stored_twice: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(stored_twice)
+    whole = model.num_parameters()
+    assert Checkpoint.open(stored_twice).parameters == whole + 260 * 32
+    assert inspect_model(str(stored_twice)).parameters == whole
+    assert Subject.load(str(stored_twice), device="cpu").ref.parameters == whole
+    layer = sum(weight.numel() for weight in model.model.layers[0].parameters())
+    wanted = whole - 2 * layer
+    said = done("plan", stored_twice, "--metric", "random", "-o", tmp_path / "run", "--target-params", wanted).stdout
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    assert plan.model.parameters == plan.target.base == whole  # type: ignore[union-attr]
+    assert len(plan.removal) == 2
+    assert f"target: {wanted:,} parameters of {whole:,}" in said
+    receipt = export(plan, tmp_path / "out")
+    assert receipt.result.parameters == wanted
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters() == wanted
+    assert f"| parameters | {whole:,} | {wanted:,} |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_bytes_are_those_of_the_files_written_the_second_copy_among_them(stored_twice: Path, tmp_path: Path) -> None:
+    (weight,) = weigh(stored_twice, [Removal.of(2)])
+    receipt = export(make_plan(stored_twice, Removal.of(2)), tmp_path / "out")
+    written = Checkpoint.open(tmp_path / "out")
+    assert "lm_head.weight" in written.tensors
+    assert weight.nbytes == receipt.bytes_after == written.nbytes
+    assert weight.nbytes == 4 * (weight.parameters + 260 * 32)
+
+
+def test_a_plan_that_counted_what_is_stored_is_still_carried_out(stored_twice: Path, tmp_path: Path) -> None:
+    """Version 0.1 counted the tensors on disk; the weights' fingerprint says that it is the same model."""
+    plan = make_plan(stored_twice, Removal.of(2))
+    assert plan.model.parameters == Checkpoint.open(stored_twice).parameters
+    export(plan, tmp_path / "out")
+
+
+@pytest.mark.parametrize("model_type", [*FAMILIES, "gemma3n_text", "zamba2", "longcat_flash"])
+def test_what_a_removal_leaves_is_what_the_pruned_model_has(model_type: str) -> None:
+    """For whole layers, halves, experts, per-layer embeddings outside the stack, and blocks that layers share."""
+    config = tiny_config(model_type)
+    anatomy = read_anatomy(config)
+    assert anatomy.parameters() == _parameters(config)
+    tried = [removal for removal in trials(anatomy) if not refusal(anatomy, removal)]
+    for removal in tried:
+        pruned = rebuilt(config, anatomy.prune_config(config.to_diff_dict(), removal))
+        assert anatomy.parameters(removal) == _parameters(pruned), removal
+    assert tried
+
+
+def _parameters(config: object) -> int:
+    tensors = build_on_meta(config).state_dict(keep_vars=True).values()  # type: ignore[arg-type]
+    return sum({id(tensor): tensor.numel() for tensor in tensors}.values())
+
+
+def test_a_parameter_that_layers_share_counts_while_one_of_them_is_left() -> None:
+    from layerprune.anatomy import Sources
+    from layerprune.anatomy.counting import count
+
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(4))
+    model.layers[3].weight = model.layers[1].weight
+    found = count(model, "layers", by_half=False)
+    left = [found.after(Sources.after(Removal.of(*units), 4)) for units in ((), (1,), (3,), (1, 3), (0,))]
+    assert left == [12, 12, 12, 8, 8]
