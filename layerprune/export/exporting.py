@@ -19,7 +19,7 @@ from layerprune.documents import FileEntry, ModelRef, Plan, Receipt, as_removal
 from layerprune.errors import DocumentError, ExportError
 from layerprune.export.blueprint import Blueprint, blueprint
 from layerprune.export.configs import config_changes, read_json
-from layerprune.export.extras import Extras, layer_renumberer, plan_extras
+from layerprune.export.extras import Extras, plan_extras
 from layerprune.export.proven import prove
 from layerprune.export.weights import WeightPlan, find_disk_stack, half_of, plan_weights
 from layerprune.progress import SILENT, Progress
@@ -83,7 +83,7 @@ def _plan_job(
     _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{checkpoint.parameters} parameters")
     removal = as_removal(plan.removal)
     with progress.task("checking that the removal can be written down", None):
-        drawn = blueprint(folder.path, removal, trust_remote_code=trust_remote_code)
+        drawn = blueprint(folder.path, removal, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
     sources = Sources.after(removal, drawn.depth)
     weights = _plan_weights(checkpoint, drawn, sources)
     needed = {checkpoint.tensors[name].file for name in weights.origin.values()} & set(checkpoint.absent)
@@ -97,7 +97,7 @@ def _plan_job(
         plan=plan, base=folder, checkpoint=checkpoint, blueprint=drawn, removal=removal, sources=sources,
         old_config=read_json(contained(folder.path, "config.json")), weights=weights,
         shards=tuple(plan_shards(weights.parts, max_shard_size)),
-        extras=plan_extras(folder.path, checkpoint.names, layer_renumberer(drawn.stack, sources)),
+        extras=plan_extras(folder.path, checkpoint.names, drawn.rules(sources, checkpoint)),
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
