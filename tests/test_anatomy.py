@@ -85,6 +85,7 @@ def test_only_what_has_to_change_changes() -> None:
     assert new["text_config"].pop("num_hidden_layers") == 5
     kinds = config.text_config.layer_types
     assert new["text_config"].pop("layer_types") == [*kinds[:2], *kinds[3:]]
+    assert new["text_config"].pop("sliding_window_pattern") == 5  # mlx-lm would take 6
     assert new == before
     assert read_anatomy(config).prune_config(before, Removal.of()) == before
 
@@ -140,7 +141,16 @@ STEP = {"interleave_moe_layer_step": 2, "num_hidden_layers": 8}
         ("llama4_text", STEP, (0,), "vLLM takes moe_layers of llama4_text to repeat every 2 layers"),
         ("llama4_text", STEP, (0, 1, 2, 3), ""),
         ("llama4_text", {"num_hidden_layers": 8}, (7,), ""),
-        ("llama4_text", {**STEP, "moe_layers": [1, 2, 3]}, (6, 7), ""),  # vLLM misreads the base already
+        ("llama4_text", {**STEP, "moe_layers": [1, 2, 3]}, (6, 7), "it misreads the base, too"),
+        ("qwen3_next", {"num_hidden_layers": 8}, (1,), "mlx-lm takes layer_types of qwen3_next to repeat every 4"),
+        ("qwen3_next", {"num_hidden_layers": 8}, (1, 5), ""),  # every 3 layers then, and the field says so
+        ("qwen3_next", {"num_hidden_layers": 8}, (4, 5, 6, 7), ""),
+        ("qwen3_5", {"text_config": {"num_hidden_layers": 8}}, (0,), "mlx-lm takes layer_types of qwen3_5"),
+        ("gemma3_text", {"num_hidden_layers": 12}, (3,), "mlx-lm takes layer_types of gemma3_text to repeat every 6"),
+        ("cohere2", {"num_hidden_layers": 8}, (1,), "mlx-lm takes layer_types of cohere2 to repeat every 4 layers"),
+        ("bailing_hybrid", {}, (0,), "mlx-lm takes layer_types of bailing_hybrid to repeat every 3 layers"),
+        ("bailing_hybrid", {}, (0, 3), ""),
+        ("llama4", {}, (0,), "mlx-lm takes no_rope_layers of llama4 to repeat every 4 layers"),
         ("llama", {}, (1,), ""),
     ],
 )

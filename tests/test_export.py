@@ -83,7 +83,7 @@ def test_receipt_tells_what_happened(base: Path, tmp_path: Path) -> None:
     assert receipt.result.layers == 4
     assert receipt.dropped_tensors == len(before.tensors) - len(after.tensors) == 18
     changes = {key: (change.before, change.after) for key, change in receipt.config_changes.items()}
-    assert changes == {"num_hidden_layers": (6, 4)}
+    assert changes == {"num_hidden_layers": (6, 4), "rope_theta": (None, 10000.0)}
     assert receipt.proof is not None
     assert receipt.proof.max_difference == 0
     assert receipt.proof.scale > 0.1

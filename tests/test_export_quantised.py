@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from families import make_plan, save_tiny
 from safetensors.torch import load_file, save_file
 
 from layerprune.anatomy import Sources
+from layerprune.checkpoint import Checkpoint
 from layerprune.errors import ExportError, RefusedError
-from layerprune.export import export, twin
+from layerprune.export import export, quantisation, rehearse, twin
+from layerprune.export.blueprint import blueprint
 from layerprune.export.extras import layer_renumberer
 from layerprune.removal import Removal
 
@@ -191,3 +195,156 @@ def test_a_path_to_both_halves_of_a_layer_that_parts_is_refused(path: str) -> No
 def test_patterns_over_layer_numbers_are_refused(pattern: str) -> None:
     with pytest.raises(RefusedError, match="list them one by one"):
         layer_renumberer("model.layers", SOURCES)({"ignore": [pattern]})
+
+
+# Rules are held against the modules of a model whose experts are numbered, too, as its layers are.
+NAMES = [
+    *(f"model.layers.{layer}.{module}.weight" for layer in range(12) for module in (
+        "self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj", "mlp.experts.1.down_proj")),
+    "model.embed_tokens.weight", "lm_head.weight", "model.vision.blocks.7.attn.weight",
+]  # fmt: skip
+GONE = Removal.of(2, 3)  # of 12 layers
+
+
+def rewrite(settings: dict[str, Any], removal: Removal = GONE) -> Any:
+    sources = Sources.after(removal, 12)
+    names = quantisation.module_names(quantisation.in_memory(NAMES, "model.layers", sources))
+    return quantisation.rewriter(layer_renumberer("model.layers", sources), sources, names)(settings)
+
+
+def transformers_skips(rule: str, name: str) -> bool:
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    return not should_convert_module(name, [rule])
+
+
+def compressed_tensors_matches(rule: str, name: str) -> bool:
+    from compressed_tensors.utils.match import match_name
+
+    return bool(match_name(name, rule))
+
+
+def gptqmodel_matches(rule: str, name: str) -> bool:
+    return re.match(rule.removeprefix("+:").removeprefix("-:"), name) is not None
+
+
+def torchao_matches(rule: str, name: str) -> bool:
+    return bool(re.fullmatch(rule[3:], name)) if rule.startswith("re:") else rule == name
+
+
+def autoround_matches(rule: str, name: str) -> bool:
+    return rule == name or bool(re.search(rule, name))
+
+
+Reader = Any  # of a rule and a name: whether one matches the other
+
+
+@pytest.mark.parametrize(
+    ("field", "reader", "rule", "expected"),
+    [
+        ("dynamic", gptqmodel_matches, "+:.*\\.4\\..*gate.*", "+:.*\\.2\\..*gate.*"),
+        ("dynamic", gptqmodel_matches, "-:.*\\.11\\..*down.*", "-:.*\\.9\\..*down.*"),
+        ("dynamic", gptqmodel_matches, "-:.*\\.0\\..*", "-:.*\\.0\\..*"),
+        ("dynamic", gptqmodel_matches, "+:.*\\.3\\..*gate.*", None),  # of what is gone alone
+        ("dynamic", gptqmodel_matches, ".*\\.(4|5)\\.mlp\\.gate_proj", ".*\\.(2|3)\\.mlp\\.gate_proj"),
+        ("dynamic", gptqmodel_matches, ".*\\.(3|5)\\.mlp\\.gate_proj", ".*\\.((?!)|3)\\.mlp\\.gate_proj"),
+        ("dynamic", gptqmodel_matches, "-:.*layers\\.[0-4]\\.mlp.*", "-:.*layers\\.[0-2]\\.mlp.*"),
+        ("dynamic", gptqmodel_matches, "-:.*layers\\.1[01]\\.mlp.*", "-:.*layers\\.(?:8|9)\\.mlp.*"),
+        ("dynamic", gptqmodel_matches, "-:model\\.layers\\.1", "-:model\\.layers\\.(?:1|8|9)(?!\\d)"),  # and 10, and 11
+        ("dynamic", gptqmodel_matches, "-:.*\\.\\d+\\.mlp.*", "-:.*\\.\\d+\\.mlp.*"),
+        ("ignore", compressed_tensors_matches, "re:.*\\.4\\..*q_proj", "re:.*\\.2\\..*q_proj"),
+        ("ignore", compressed_tensors_matches, "re:.*layers.11.mlp.*", "re:.*layers.9.mlp.*"),
+        ("ignore", compressed_tensors_matches, "model.layers.5.mlp.gate_proj", "model.layers.3.mlp.gate_proj"),
+        ("targets", compressed_tensors_matches, "re:.*\\.(8|9|10)\\.mlp.*", "re:.*\\.(6|7|8)\\.mlp.*"),
+        ("targets", compressed_tensors_matches, "Linear", "Linear"),
+        ("modules_to_not_convert", transformers_skips, "5.mlp.gate_proj", "3.mlp.gate_proj"),  # the end of a name
+        ("modules_to_not_convert", transformers_skips, "layers.5.mlp.gate_proj", "layers.3.mlp.gate_proj"),
+        ("modules_to_not_convert", transformers_skips, "model.layers.1", "model.layers.1"),
+        ("modules_to_not_convert", transformers_skips, "model.layers.*.self_attn", "model.layers.*.self_attn"),
+        ("modules_to_not_convert", transformers_skips, ".*.4.mlp", ".*.2.mlp"),
+        ("llm_int8_skip_modules", transformers_skips, ".*\\.10\\..*gate_proj", ".*\\.8\\..*gate_proj"),
+        ("linear_weights_not_to_quantize", transformers_skips, "model.layers.4.mlp.gate_proj.weight",
+         "model.layers.2.mlp.gate_proj.weight"),
+        ("ignored_layers", transformers_skips, "model.layers.3.mlp", None),
+        ("module_fqn_to_config", torchao_matches, "re:.*\\.4\\..*q_proj", "re:.*\\.2\\..*q_proj"),
+        ("fqn_to_config", torchao_matches, "model.layers.4.mlp.gate_proj", "model.layers.2.mlp.gate_proj"),
+        ("fqn_to_config", torchao_matches, "_default", "_default"),
+        ("extra_config", autoround_matches, "\\.4\\..*gate", "\\.2\\..*gate"),
+        ("extra_config", autoround_matches, "model.layers.4.mlp.gate_proj", "model.layers.2.mlp.gate_proj"),
+        ("layer_quant_config", fnmatch.fnmatchcase, "*.4.mlp.*", "*.2.mlp.*"),
+        ("exclude_modules", fnmatch.fnmatchcase, "model.layers.10.self_attn*", "model.layers.8.self_attn*"),
+        ("config_for_layers", str.__eq__, "model.layers.4.mlp.gate_proj", "model.layers.2.mlp.gate_proj"),
+        ("tune_metadata", str.__eq__, "model.layers.2.mlp.gate_proj", None),
+        ("unheard_of", autoround_matches, ".*\\.4\\..*gate.*", ".*\\.2\\..*gate.*"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("keys", [False, True], ids=["list", "keys"])
+def test_a_rule_speaks_of_the_same_modules(
+    field: str, reader: Reader, rule: str, expected: str | None, keys: bool
+) -> None:
+    content: dict[str, Any] = {field: {rule: {"bits": 8}} if keys else [rule]}
+    (found,) = rewrite({"bits": 4, "version": "0.5.1", **content})[field] or [None]
+    assert found == expected
+    sources = Sources.after(GONE, 12)
+    swapped = reader is fnmatch.fnmatchcase  # which takes the name first
+    for old, new in quantisation.module_names(quantisation.in_memory(NAMES, "model.layers", sources)).items():
+        if new is not None:
+            hit = reader(old, rule) if swapped else reader(rule, old)
+            again = expected is not None and (reader(new, expected) if swapped else reader(expected, new))
+            assert bool(hit) == bool(again), old
+
+
+@pytest.mark.parametrize(
+    ("field", "rule"),
+    [
+        ("dynamic", "-:.*\\.1\\..*down.*"),  # of layer 1, and of every layer's expert 1
+        ("dynamic", "+:.*\\.7\\..*"),  # and of a part of the vision tower
+        ("modules_to_not_convert", "1.mlp.gate_proj"),  # and of layer 11's
+        ("extra_config", "model.layers.1.mlp|model.layers.[02468].mlp"),
+    ],
+)
+def test_a_rule_that_cannot_be_rewritten_is_refused_by_name(field: str, rule: str) -> None:
+    with pytest.raises(RefusedError, match=rf"rule {re.escape(repr(rule))} \({field}\) would speak of other modules"):
+        rewrite({field: [rule]}, Removal.of(0, 3, 5))
+
+
+def test_names_that_stand_in_one_string_or_with_a_shape() -> None:
+    assert rewrite({"to_quant_block_names": "model.layers.0,model.layers.3,model.layers.4"}) == {
+        "to_quant_block_names": "model.layers.0,model.layers.2"
+    }
+    shapes = {f"model.layers.{layer}.mlp.gate_proj.dense_weights.shape": layer for layer in (2, 4)}
+    assert rewrite({"shapes": shapes}) == {"shapes": {"model.layers.2.mlp.gate_proj.dense_weights.shape": 4}}
+
+
+def test_gptqmodels_rules_by_bare_number(tmp_path: Path) -> None:
+    dynamic = {"+:.*\\.4\\..*gate.*": {"bits": 8}, "-:.*\\.1\\..*down.*": {}}
+    base = quantised(tmp_path / "base", gptq, {"quant_method": "gptq", "bits": 4, "group_size": 16, "dynamic": dynamic})
+    export(make_plan(base, Removal.of(2, 3)), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert written["dynamic"] == {"+:.*\\.2\\..*gate.*": {"bits": 8}, "-:.*\\.1\\..*down.*": {}}
+    assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == written
+
+
+def test_rules_are_held_against_the_names_on_disk(tmp_path: Path) -> None:
+    """Experts are numbered there and fused in memory: a number can mean an expert or a layer."""
+    base = save_tiny("qwen2_moe", tmp_path / "base")
+    content = json.loads((base / "config.json").read_text())
+    rules = {"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*\\.1\\.down_proj": {}, "-:.*\\.5\\..*up_proj": {}}}
+    (base / "config.json").write_text(json.dumps({**content, "quantization_config": rules}))
+    rehearse(base, Removal.of(0))
+    drawn = blueprint(base, Removal.of(0), checkpoint=Checkpoint.open(base))
+    assert list(drawn.config["quantization_config"]["dynamic"]) == ["-:.*\\.1\\.down_proj", "-:.*\\.4\\..*up_proj"]
+    rules["dynamic"] = {"-:.*\\.1\\..*": {}}  # layer 1, and every expert 1
+    (base / "config.json").write_text(json.dumps({**content, "quantization_config": rules}))
+    with pytest.raises(RefusedError, match=r"would speak of other modules without these layers"):
+        rehearse(base, Removal.of(0))
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
+def test_rules_of_the_decoder_in_a_composite_config(tmp_path: Path, key: str) -> None:
+    base = save_tiny("gemma3", tmp_path / "base")
+    content = json.loads((base / "config.json").read_text())
+    content["text_config"][key] = {"ignore": ["re:.*language_model.*\\.4\\..*q_proj"]}
+    (base / "config.json").write_text(json.dumps(content))
+    new = blueprint(base, Removal.of(1)).config["text_config"][key]
+    assert new == {"ignore": ["re:.*language_model.*\\.3\\..*q_proj"]}

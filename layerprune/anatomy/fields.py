@@ -32,11 +32,13 @@ FIELDS = {
     "layers_block_type": Field("list"),
     "indexer_types": Field("list"),
     "layer_rope_theta": Field("list"),
+    "hybrid_layer_pattern": Field("list"),
     "no_rope_layers": Field("list"),
     "num_attention_heads_per_layer": Field("list"),
     "mlp_layer_types": Field("list", "mlp"),
     "activation_sparsity_pattern": Field("list", "mlp"),
     "intermediate_size": Field("list", "mlp"),
+    "is_moe_layer": Field("list", "mlp"),
     "moe_layer_freq": Field("list", "mlp"),
     "attn_layer_indices": Field("indices"),
     "cross_attention_layers": Field("indices"),
@@ -65,7 +67,7 @@ NOT_PER_LAYER = {
 
 # What config files said before transformers had the fields above; the config class translates them when it reads the
 # file, and the translation is what is written.
-SUPERSEDED = {"hybrid_override_pattern", "linear_attn_config", "attn_layer_indices", "attention_types"}
+SUPERSEDED = {"hybrid_override_pattern", "attn_layer_indices", "attention_types"}
 
 # Weights outside the stack that hold one slice per layer along an axis (Gemma 3n, Gemma 4): last names, axis.
 PACKED = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import halves, readers, special
+from layerprune.anatomy import halves, patterns, readers, rope, special
 from layerprune.anatomy.causality import check_causal
 from layerprune.anatomy.counting import Counts, count
-from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, MTP_KEYS, SUPERSEDED, edits
+from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS, MTP_KEYS, SUPERSEDED, edits
 from layerprune.anatomy.sources import Sources
 from layerprune.anatomy.stack import build_on_meta, find_stack, text_config
 from layerprune.errors import RefusedError
@@ -78,14 +80,29 @@ class Anatomy:
         self._edits(sources)
 
     def misread(self, removal: Removal) -> tuple[str, ...]:
-        """Return warnings about readers (llama.cpp, vLLM) that would take the result for another model; none: safe."""
-        return readers.misread(self.model_type, self.fields, Sources.after(removal, self.depth))
+        """Return warnings about readers (llama.cpp, vLLM, mlx-lm) that would take the result for another model."""
+        found = readers.misread(self.model_type, self.fields, Sources.after(removal, self.depth))
+        return found if self._rope is not None else (*found, rope.unsaid(self.model_type))
 
     def heads(self) -> tuple[str, ...]:
         """Return a warning where the config speaks of multi-token-prediction heads, which a removal leaves out."""
         found = [f"{key} {self.fields[key]}" for key in MTP_KEYS if self.fields.get(key)]
         said = "is left out: it reads the intact stack"
         return tuple(f"its multi-token-prediction head ({name}) {said}" for name in found)
+
+    def out_of_step(self, removal: Removal) -> tuple[str, ...]:
+        """Return what no longer repeats from layer to layer as in the base, and which readers that leads astray."""
+        sources = Sources.after(removal, self.depth)
+        after = {**self.fields, **self._edits(sources)}
+        remade = patterns.derived(type(self._decoder), after) if any(it.follows for it in self._rhythms) else {}
+        found = []
+        for it in self._rhythms:
+            half = FIELDS[it.name].half if it.name in FIELDS else "mlp"
+            if not it.kept([it.kinds[layer] for layer in sources.of(half)], remade):
+                every = f" every {it.period} layers" if it.period else ""
+                said = f"{it.name} of this {self.model_type} model repeats{every}"
+                found.append(f"{said}, and would not without {removal}")
+        return (*found, *readers.led_astray(self.model_type, self.fields, sources))
 
     def prune_config(self, config: dict[str, Any], removal: Removal) -> dict[str, Any]:
         """Return the content of config.json for the pruned model; ``config`` is the base's, and is not changed.
@@ -99,23 +116,59 @@ class Anatomy:
         target = new
         for key in self.path:
             target = target.setdefault(key, {})
-        known = self.fields
-        for key in SUPERSEDED - known.keys():
+        sources, base = Sources.after(removal, self.depth), dict(target)
+        for key in SUPERSEDED - self.fields.keys():
             target.pop(key, None)
-        target.update(self._edits(Sources.after(removal, self.depth)))
+        target.update(self._edits(sources, unread={key: base[key] for key in target.keys() - self.fields.keys()}))
+        self._agree(base, target, len(sources))
         for alias, key in (self.config.attribute_map if self.config is not None else {}).items():
             if alias in target and key in target and not self.path:
                 del target[alias]
         return new
+
+    def _agree(self, base: dict[str, Any], target: dict[str, Any], depth: int) -> None:
+        """Say in the fields that other readers go by what a pruned decoder's fields say to transformers."""
+        if self.config is None:
+            return
+        settled = dict(patterns.settled(type(self._decoder), base, target))
+        for key, period in readers.fitting(self.model_type, settled, depth).items():
+            settled.pop(key, None)
+            settled.update({key: period} if period else {})
+        if settled.get("rope_parameters"):
+            settled.update(self._rope or {})
+        target.clear()
+        target.update(settled)
 
     @cached_property
     def fields(self) -> dict[str, Any]:
         """The decoder's config fields, with their defaults filled in."""
         return {} if self.config is None else _fields(self.config, self.path)
 
-    def _edits(self, sources: Sources) -> dict[str, Any]:
+    @cached_property
+    def _decoder(self) -> Any:
+        """The decoder's own config."""
+        config: Any = self.config
+        for key in self.path:
+            config = getattr(config, key)
+        return config
+
+    @cached_property
+    def _rope(self) -> dict[str, Any] | None:
+        return {} if self.config is None else rope.mirrored(self._decoder)
+
+    @cached_property
+    def _rhythms(self) -> tuple[patterns.Rhythm, ...]:
+        if self.config is None:
+            return ()
+        steps = special.repeating(self.fields, self.depth)
+        own = [patterns.Rhythm(name, tuple(kinds), patterns.repeats(kinds), False) for name, kinds in steps.items()]
+        return (*patterns.rhythms(type(self._decoder), self.fields, self.depth), *(it for it in own if it.period > 1))
+
+    def _edits(self, sources: Sources, unread: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Return the fields that change; ``unread`` are those of config.json that its class translates and drops."""
         fields = self.fields
-        changed = {**edits(fields, sources), **special.edits(self.model_type, fields, sources)}
+        told = {**unread, **fields}
+        changed = {**edits(told, sources), **special.edits(self.model_type, told, sources)}
         key = next((key for key in DEPTH_KEYS if key in fields), None)
         if key is not None:
             changed[key] = len(sources)

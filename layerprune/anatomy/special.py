@@ -127,6 +127,23 @@ def _shared(found: Limits, model_type: str, fields: dict[str, Any], depth: int) 
         found.remarks.append(f"num_kv_shared_layers={count}: the layers whose keys and values the last ones reuse stay")
 
 
+def repeating(fields: dict[str, Any], depth: int) -> dict[str, list[bool]]:
+    """Return which layers have experts where a step says so and no list does, by name of the step."""
+    found = {}
+    if (step := fields.get("decoder_sparse_step") or 1) > 1:
+        dense = fields.get("mlp_only_layers") or []
+        found["decoder_sparse_step"] = [layer not in dense and (layer + 1) % step == 0 for layer in range(depth)]
+    if (step := fields.get("moe_layer_interval") or 1) > 1:
+        start, end = _experts_between(fields, depth)
+        found["moe_layer_interval"] = [(n + 1) % step == 0 and start <= n <= end for n in range(depth)]
+    return found
+
+
+def _experts_between(fields: dict[str, Any], depth: int) -> tuple[int, int]:
+    start, end = fields["moe_layer_start_index"], fields["moe_layer_end_index"]
+    return start, depth - 1 if end < 0 else end
+
+
 def edits(model_type: str, fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
     """Return further config changes that a type needs; raises ``RefusedError`` where there are none that would do."""
     changed: dict[str, Any] = {}
@@ -138,10 +155,21 @@ def edits(model_type: str, fields: dict[str, Any], sources: Sources) -> dict[str
     if model_type == "gpt_neo":
         kinds = [fields["attention_layers"][layer] for layer in sources.attention]
         changed["attention_types"] = [[[kind], 1] for kind in kinds]
+    changed.update(_kimi_lists(fields, sources))
     changed.update(_sparse_step(fields, sources))
     changed.update(_moe_interval(fields, sources))
     _check_indexers(fields, sources)
     return changed
+
+
+def _kimi_lists(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
+    """Kimi Linear's linear_attn_config lists its layers by kind, counted from one."""
+    given = fields.get("linear_attn_config")
+    if not isinstance(given, dict):
+        return {}
+    lists = {key: set(given[key]) for key in ("kda_layers", "full_attn_layers") if isinstance(given.get(key), list)}
+    new = {key: [n + 1 for n, layer in enumerate(sources.attention) if layer + 1 in on] for key, on in lists.items()}
+    return {"linear_attn_config": {**given, **new}} if new else {}
 
 
 def _sparse_step(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
@@ -159,8 +187,7 @@ def _moe_interval(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
     step = fields.get("moe_layer_interval")
     if not step or step == 1:
         return {}
-    start, end = fields["moe_layer_start_index"], fields["moe_layer_end_index"]
-    end = sources.depth - 1 if end < 0 else end
+    start, end = _experts_between(fields, sources.depth)
     sparse = [new for new, layer in enumerate(sources.mlp) if (layer + 1) % step == 0 and start <= layer <= end]
     for every in range(1, len(sources) + 1):
         for first in sparse[:1]:

@@ -236,7 +236,7 @@ rules = together(
         "--keep-period",
         is_flag=True,
         default=None,
-        help="Only removals that llama.cpp and vLLM read rightly; whole periods go with --search blocks.",
+        help="What repeats from layer to layer goes on repeating; whole periods go with --search blocks.",
     ),
     click.option("--no-adjacent", is_flag=True, default=None, help="No two neighbouring layers."),
     click.option("--contiguous", is_flag=True, default=None, help="Only one run of neighbouring layers."),

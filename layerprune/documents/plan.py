@@ -25,7 +25,7 @@ class Limits(Part):
 
     protect: Units = ()
     architecture: tuple[str, ...] = Field(default=(), description="constraints of the model type, in words")
-    keep_period: bool = Field(default=False, description="only removals that llama.cpp and vLLM read rightly")
+    keep_period: bool = Field(default=False, description="what repeats from layer to layer goes on repeating")
     no_adjacent: bool = Field(default=False, description="no two neighbours")
     contiguous: bool = Field(default=False, description="one run of neighbours")
 

@@ -87,7 +87,7 @@ class PlanStep(Part):
     up_to: Text | None = Field(default=None, description="where max_drop ends at the latest: 50%")
     protect: Text | None = Field(default=None, description="layers never to remove: 0-3,-1")
     search: str | None = None
-    keep_period: bool | None = Field(default=None, description="only removals that other readers take rightly")
+    keep_period: bool | None = Field(default=None, description="what repeats from layer to layer goes on repeating")
     no_adjacent: bool | None = Field(default=None, description="no two neighbouring layers")
     contiguous: bool | None = Field(default=None, description="only one run of neighbouring layers")
 

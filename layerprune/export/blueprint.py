@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from layerprune.anatomy import Sources, build_on_meta, check_weights, load_config, read_anatomy
 from layerprune.checkpoint import Checkpoint, contained
+from layerprune.export import quantisation
 from layerprune.export.apart import apart
 from layerprune.export.configs import read_json, rebuilt
 from layerprune.export.extras import layer_renumberer
 from layerprune.export.signature import check_signature
+from layerprune.export.weights import find_disk_stack, half_of, plan_weights
 from layerprune.removal import Removal
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig
 
 
@@ -30,6 +34,18 @@ class Blueprint:
     sizes: tuple[int, ...]  # elements of each layer of the base in memory
     parameters: tuple[int, int]  # of the base and of the result
     config: dict[str, Any]  # the new content of config.json
+    weights: tuple[str, ...]  # names of the base's in memory
+
+    def rules(self, sources: Sources, checkpoint: Checkpoint | None = None) -> Callable[[Any], Any]:
+        """Return a function that rewrites quantisation rules, by the module names in memory and in the checkpoint."""
+        pairs = [*quantisation.in_memory(self.weights, self.stack, sources)]
+        if checkpoint is not None:
+            stack = find_disk_stack(checkpoint, self.stack, self.sizes)
+            plan = plan_weights(checkpoint, stack, sources, half_of=half_of(checkpoint, stack, sources))
+            pairs += [(old, new) for new, old in plan.origin.items()]
+            pairs += [(old, None) for old in plan.dropped]
+        textual = layer_renumberer(self.stack, sources)
+        return quantisation.rewriter(textual, sources, quantisation.module_names(pairs))
 
 
 def blueprint(
@@ -42,9 +58,9 @@ def blueprint(
 ) -> Blueprint:
     """Return the blueprint of what a removal leaves of the model in ``folder``, of which only the config is read.
 
-    ``checkpoint``: its weights, whose names and shapes are held against the config; ``name`` is what messages call it.
-    Raises ``RefusedError`` for a removal that cannot be represented exactly, ``ModelError`` for a config that
-    transformers cannot build.
+    ``checkpoint``: its weights, whose names and shapes are held against the config, and whose modules quantisation
+    rules may name beside those in memory; ``name`` is what messages call it. Raises ``RefusedError`` for a removal
+    that cannot be represented exactly, ``ModelError`` for a config that transformers cannot build.
     """
     with TemporaryDirectory() as place:  # names of 50,000 tensors do not fit among a process's arguments
         shapes = Path(place) / "shapes.json"
@@ -53,7 +69,13 @@ def blueprint(
             draw, folder=str(folder), units=list(removal.units), trust_remote_code=trust_remote_code,
             shapes=str(shapes), name=name or str(folder),
         )  # fmt: skip
-    return Blueprint(**{**drawn, "sizes": tuple(drawn["sizes"]), "parameters": tuple(drawn["parameters"])})
+    found = Blueprint(**{**drawn, **{key: tuple(drawn[key]) for key in ("sizes", "parameters", "weights")}})
+    sources = Sources.after(removal, found.depth)
+    for part in (found.config, *(value for value in found.config.values() if isinstance(value, dict))):
+        for key in quantisation.FIELDS:
+            if removal and isinstance(part.get(key), dict):
+                part[key] = found.rules(sources, checkpoint)(part[key])
+    return found
 
 
 def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> None:
@@ -61,7 +83,8 @@ def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False)
 
     Beyond ``Anatomy.check`` this builds base and result on the meta device and compares their layers.
     """
-    blueprint(folder, removal, trust_remote_code=trust_remote_code)
+    checkpoint = Checkpoint.open(folder) if any(folder.glob("*.safetensors")) else None
+    blueprint(folder, removal, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
 
 
 def draw(folder: str, units: list[float], trust_remote_code: bool, shapes: str, name: str) -> dict[str, Any]:
@@ -75,16 +98,19 @@ def draw(folder: str, units: list[float], trust_remote_code: bool, shapes: str, 
         check_weights(name, laid, config, anatomy, trust_remote_code=trust_remote_code)
     sources = Sources.after(removal, anatomy.depth)
     new = anatomy.prune_config(old, removal)
-    if "quantization_config" in new:
-        new["quantization_config"] = layer_renumberer(anatomy.stack, sources)(new["quantization_config"])
     check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
-    sizes = layer_sizes(config, anatomy.stack, trust_remote_code)
+    model = build_on_meta(config, trust_remote_code=trust_remote_code)
     parameters = [anatomy.parameters(), anatomy.parameters(removal)]
-    return {"model_type": anatomy.model_type, "depth": anatomy.depth, "stack": anatomy.stack, "sizes": sizes,
-            "parameters": parameters, "config": new}  # fmt: skip
+    return {"model_type": anatomy.model_type, "depth": anatomy.depth, "stack": anatomy.stack,
+            "sizes": _sizes(model, anatomy.stack), "parameters": parameters, "config": new,
+            "weights": list(model.state_dict())}  # fmt: skip
 
 
 def layer_sizes(config: PretrainedConfig, stack: str, trust_remote_code: bool) -> list[int]:
     """Return the elements of each decoder layer as it is in memory."""
-    layers = build_on_meta(config, trust_remote_code=trust_remote_code).get_submodule(stack).children()
+    return _sizes(build_on_meta(config, trust_remote_code=trust_remote_code), stack)
+
+
+def _sizes(model: nn.Module, stack: str) -> list[int]:
+    layers = model.get_submodule(stack).children()
     return [sum(value.numel() for value in layer.state_dict().values()) for layer in layers]

@@ -31,7 +31,7 @@ from layerprune.documents import Earlier, FileEntry, ModelRef, Plan, Receipt, as
 from layerprune.errors import CheckpointError, DocumentError, ExportError
 from layerprune.export.blueprint import Blueprint, blueprint
 from layerprune.export.configs import config_changes, read_json
-from layerprune.export.extras import Extras, layer_renumberer, plan_extras
+from layerprune.export.extras import Extras, plan_extras
 from layerprune.export.proven import prove
 from layerprune.export.weights import WeightPlan, find_disk_stack, half_of, plan_weights
 from layerprune.progress import SILENT, Progress
@@ -119,7 +119,7 @@ def _plan_job(
         plan=plan, base=folder, checkpoint=checkpoint, blueprint=drawn, removal=removal, sources=sources,
         old_config=read_json(contained(folder.path, "config.json")), weights=weights,
         shards=tuple(plan_shards(weights.parts, max_shard_size)),
-        extras=plan_extras(folder.path, checkpoint.names, layer_renumberer(drawn.stack, sources), sources),
+        extras=plan_extras(folder.path, checkpoint.names, drawn.rules(sources, checkpoint), sources),
         earlier=earlier, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ OPERATORS: tuple[Operator, ...] = typing.get_args(Operator)
 class Rules:
     """What a removal has to keep to beside the protected layers and what the architecture demands."""
 
-    keep_period: bool = False  # only what llama.cpp and vLLM would read rightly
+    keep_period: bool = False  # what repeats from layer to layer goes on repeating
     no_adjacent: bool = False  # no two neighbours
     contiguous: bool = False  # one run of neighbours
 
@@ -55,13 +55,13 @@ FREE = Rules()
 
 
 def keeping_period(anatomy: Anatomy) -> Callable[[Removal], None]:
-    """Return ``Anatomy.check`` that refuses what other readers would misread, too."""
+    """Return ``Anatomy.check`` that refuses, too, what breaks a period or makes other readers misread the model."""
 
     def check(removal: Removal) -> None:
         anatomy.check(removal)
-        misread = anatomy.misread(removal)
-        if misread:
-            raise RefusedError("; ".join(misread))
+        broken = anatomy.out_of_step(removal)
+        if broken:
+            raise RefusedError(f"--keep-period: {'; '.join(broken)}")
 
     return check
 

@@ -1,0 +1,36 @@
+"""A config class asked again: what it makes of other fields than those it was read from."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def reread(kind: type[PretrainedConfig], fields: dict[str, Any]) -> dict[str, Any] | None:
+    """Return all fields of a config of class ``kind`` made from ``fields``; None where the class refuses them."""
+    with _quiet():
+        try:
+            return kind.from_dict(copy.deepcopy(fields)).to_dict()
+        except Exception:  # noqa: BLE001  config classes raise what they like, and a refusal is the answer
+            return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of transformers, which were made when the config was loaded."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
