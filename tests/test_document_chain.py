@@ -171,7 +171,7 @@ DAMAGE = {  # of a finished run: what is changed, and what is said
     "the exported weights": ("checkpoint/model.safetensors", "model.safetensors: its sha256 is not the receipt's"),
     "the healed weights": ("healed/model.safetensors", "model.safetensors: its sha256 is not the healing log's"),
     "a tokenizer": ("healed/tokenizer.json", "tokenizer.json: its sha256 is not the healing log's"),
-    "a config": ("checkpoint/config.json", "config.json: "),
+    "a config": ("checkpoint/config.json", "config.json cannot be read: "),
 }
 
 
