@@ -78,10 +78,18 @@ def refuse_link(folder: Path) -> None:
 def listed(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the name of every file below a folder and what is wrong with it; links to folders are not followed.
 
-    An empty string: nothing, it is a regular file. What git and the Hub's client keep there is left out.
+    An empty string: nothing, it is a regular file. A folder that cannot be read is yielded itself. What git and the
+    Hub's client keep there is left out. Raises ``CheckpointError`` where the folder itself cannot be read.
     """
     found: list[str] = []
-    for place, folders, files in os.walk(folder, onerror=_raise):
+
+    def unreadable(error: OSError) -> None:
+        place = Path(str(error.filename))
+        if place == Path(folder):
+            raise CheckpointError(f"cannot read {folder}: {error.strerror}") from error
+        found.append(place.relative_to(folder).as_posix())
+
+    for place, folders, files in os.walk(folder, onerror=unreadable):
         here = Path(place)
         if here == Path(folder):
             folders[:] = [name for name in folders if name not in UNLISTED]
@@ -128,7 +136,3 @@ def _of_hub_cache(folder: Path, path: Path) -> bool:
     """Whether ``path`` is <cache>/models--org--name/snapshots/<commit>/..., linked to a file of ../../blobs."""
     home, target = folder.resolve(), path.resolve()
     return home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs" and target.is_file()
-
-
-def _raise(error: OSError) -> None:
-    raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error

@@ -41,7 +41,7 @@ MODULES = [
 STRANGERS = (
     "secrets.json", "token.txt", "params.json", "genai_config.json", ".env", "notes.txt", "requirements.txt",
     "handler.py", "credentials.json", "wandb/run.json", "all_results.json", "configuration.json", "recipe.yaml",
-    "2_Dense/secrets.json",
+    "2_Dense/secrets.json", "backup.codes", ".hidden.jinja", ".LICENSE", "tokenizer.model.bak", "tokens.json",
 )  # fmt: skip
 
 
@@ -339,6 +339,12 @@ def test_an_index_is_no_pattern(hub: hub_standin.Hub, tmp_path: Path) -> None:
     hub.publish("me/other", base)
     with pytest.raises(CheckpointError, match=r"names 'training\.pt', which is no safetensors file"):
         locate("me/other")
+
+
+def test_what_is_pushed_goes_by_its_name(hub: hub_standin.Hub, base: Path) -> None:
+    out = older(base, ("LICENSE-[a].md",))
+    push(out, "me/x", unnamed_base=True, allow_unaudited=True, wait=lambda _: None)
+    assert {*hub.repos["me/x"]["files"]} == files(out)
 
 
 EXITS = [  # depth 6; removed, then fields before and after

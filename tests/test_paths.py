@@ -120,3 +120,20 @@ def test_a_folder_to_write_into_is_no_link(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a symbolic link"):
         refuse_link(tmp_path / "front")
     refuse_link(tmp_path / "none")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lost+found on a disk of its own: it is no part of a model, and no reason to stop."""
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "a").write_text("x")
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> object:
+        if Path(path).name == "lost":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert list(listed(tmp_path)) == [("a", ""), ("lost", "not a regular file but a folder")]
+    with pytest.raises(CheckpointError, match=r"cannot read .*none"):
+        list(listed(tmp_path / "none"))

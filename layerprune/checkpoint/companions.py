@@ -25,10 +25,10 @@ PURPOSES: Mapping[str, tuple[str, ...]] = {
     "generation config": ("generation_config.json",),
     "quantisation config": ("*quant*config*.json",),
     "tokenizer": (
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model*",
-        "*.model", "*.spm", "*.tiktoken", "*.codes", "*.tokenizer", "tekken.json", "vocab*.json", "vocab*.txt",
-        "vocab.bpe", "*_vocab.json", "merges*.txt", "encoder.json", "normalizer.json", "dict.txt", "emoji.json",
-        "byte_maps.json", "word_shape.json", "word_pronunciation.json",
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "tokenizer.model.v*", "*.model", "*.spm", "*.tiktoken", "tekken.json", "bpe.codes", "prophetnet.tokenizer",
+        "vocab*.json", "vocab*.txt", "vocab.bpe", "*_vocab.json", "merges*.txt", "encoder.json", "normalizer.json",
+        "dict.txt", "emoji.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json",
     ),
     "chat template": ("*.jinja", "chat_template.json", f"{TEMPLATES}/*.jinja"),
     "processor": ("*processor_config.json",),
@@ -94,6 +94,8 @@ def companions(folder: Path, names: Collection[str], weights: Collection[str]) -
 
 def is_companion(name: str) -> bool:
     """Whether a file's name alone tells that it belongs to a model, and what for."""
+    if name.startswith("."):
+        return False
     if "/" in name and not fnmatch.fnmatchcase(name, f"{TEMPLATES}/*.jinja"):
         return False
     return is_licence(name) or _matches(name, PATTERNS)
@@ -102,10 +104,10 @@ def is_companion(name: str) -> bool:
 def is_licence(name: str) -> bool:
     """Whether a file in the folder itself is a licence, a notice or a use policy, by its name in any case."""
     low = name.lower()
-    if "/" in low or not LICENCE.search(low) or NO_LICENCE.search(low):
+    if "/" in low or low.startswith(".") or not LICENCE.search(low) or NO_LICENCE.search(low):
         return False
-    stem, dot, ending = low.rpartition(".")
-    return not dot or low.endswith(TEXT_ENDINGS) or bool(stem and LICENCE_ENDING.fullmatch(ending))
+    _, dot, ending = low.rpartition(".")
+    return not dot or low.endswith(TEXT_ENDINGS) or bool(LICENCE_ENDING.fullmatch(ending))
 
 
 def own_code(folder: Path, names: Collection[str]) -> set[str]:

@@ -162,7 +162,7 @@ def _carried(exported: Exported, checkpoint: Checkpoint, progress: Progress) -> 
     found = companions(exported.folder, exported.receipt.files, checkpoint.names)
     for note in [*found.notes, *([left_out(found.left)] if found.left else [])]:
         progress.note(note)
-    return sorted({*exported.receipt.files} - {*found.left})
+    return sorted({*exported.receipt.files} - {CARD, *found.left})  # the card is written anew
 
 
 def _case(request: HealRequest, healer: Healer, exported: Exported, work: Path, progress: Progress) -> Case:
