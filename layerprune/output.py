@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,9 +30,19 @@ def writing(path: Path, *others: type[Exception]) -> Iterator[None]:
     except WriteError:
         raise
     except caught as error:
-        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-        said = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        number, said = _reason(error)
         raise WriteError(number, said, str(path)) from error
+
+
+def _reason(error: BaseException) -> tuple[int, str]:
+    """Return the errno and words of the operating-system error in or behind an error of a library."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno:
+            return behind.errno, behind.strerror or os.strerror(behind.errno)
+        behind = behind.__cause__ or behind.__context__
+    named = re.search(r"\(os error (\d+)\)", str(error))  # as Rust writes it, so safetensors
+    return (int(named[1]), os.strerror(int(named[1]))) if named else (errno.EIO, one_line(error))
 
 
 def write_all(file: IO[bytes], data: bytes | bytearray | memoryview) -> None:
@@ -128,6 +139,12 @@ def published_together(folder: Path) -> Iterator[Path]:
             with writing(folder / name):
                 (folder / name).mkdir(exist_ok=True)
         staged.rename(folder / READY)
+    except WriteError as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        place = Path(error.filename)
+        if place.is_relative_to(staged):  # named as the caller knows it
+            place = folder / place.relative_to(staged)
+        raise WriteError(error.errno, error.strerror, str(place)) from error
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise

@@ -238,11 +238,11 @@ def test_a_state_of_training_whose_disk_is_full_leaves_the_one_before(tmp_path):
     states.save(Standing(step=1), weights, optimizer)
     large = {"w": torch.nn.Parameter(torch.zeros(5000))}
     grown = torch.optim.Adam(large.values())
-    with limited(8000), pytest.raises(WriteError, match=r"weights\.safetensors"):
+    with limited(8000), pytest.raises(WriteError, match=r"File too large.*weights\.safetensors"):
         states.save(Standing(step=2), large, optimizer)
     large["w"].grad = torch.zeros(5000)
     grown.step()
-    with limited(8000), pytest.raises(WriteError, match=r"optimizer\.pt"):
+    with limited(8000), pytest.raises(WriteError, match=r"File too large.*optimizer\.pt"):
         states.save(Standing(step=2), weights, grown)
     assert states.standing().step == 1
     assert tree(tmp_path / "states" / "last") == ["optimizer.pt", "standing.json", "weights.safetensors"]
@@ -296,8 +296,7 @@ def test_an_audit_on_a_full_disk_leaves_the_folder_as_it_was(home, tmp_path):
     words = ["audit", pruned, "--tasks", "toy", "--include-path", home / "tasks", "--no-generation"]
     with limited(5000):  # the card fits, the report does not
         said = refused(*words)
-    assert "report.html'" in said
-    assert str(pruned) in said
+    assert f"'{pruned / 'report.html'}'" in said
     after = {path: path.read_bytes() for path in pruned.rglob("*") if path.is_file()}
     assert after == before
     done(*words)

@@ -79,8 +79,9 @@ class States:
         """Replace the last state."""
         with _replacing(self.last) as folder:
             _write_weights(weights, folder / WEIGHTS)
-            with writing(folder / OPTIMIZER, RuntimeError):  # which torch raises for a full disk
-                torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+            # into a file of Python's: torch's own writer does not say that a disk is full
+            with writing(folder / OPTIMIZER, RuntimeError), (folder / OPTIMIZER).open("wb") as file:
+                torch.save(optimizer.state_dict(), file)
             with writing(folder / STANDING):
                 (folder / STANDING).write_text(standing.as_json(), encoding="utf-8")
 
