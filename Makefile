@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow bench lint clean
+.PHONY: demo test slow engines bench lint clean
 
 demo: $(STAMP)
 	$(VENV)/bin/layerprune demo
@@ -16,6 +16,10 @@ test: lint
 
 slow: $(STAMP)
 	$(RUN) -m pytest -m "slow or browser"
+
+engines: $(STAMP)
+	$(RUN) -m pip install --constraint constraints.txt --editable '.[engines]'
+	$(RUN) -m pytest -m engines
 
 bench: $(STAMP)
 	$(RUN) -m pytest -m bench -s

@@ -198,12 +198,38 @@ def test_lists_that_the_config_class_translates_are_cut_too() -> None:
     assert (new["is_moe_layer"], new["hybrid_layer_pattern"]) == ([True] * 5, [1, 1, 0, 1, 1])
 
 
+@pytest.mark.parametrize(
+    ("model_type", "changes", "words"),
+    [
+        ("granitemoehybrid", {}, {LINEAR: "mamba", FULL: "attention"}),
+        ("lfm2", {"layer_types": ["conv", FULL] * 3}, {"conv": "conv", FULL: FULL}),
+    ],
+)
+def test_a_list_is_cut_in_the_words_of_the_file(
+    model_type: str, changes: dict[str, Any], words: dict[str, str]
+) -> None:
+    """transformers 5 has other words for some kinds of layer than published configs and their other readers."""
+    config = tiny_config(model_type, **changes)
+    old = {**config.to_dict(), "layer_types": [words[kind] for kind in config.layer_types]}
+    read = type(config).from_dict(dict(old))
+    assert read.layer_types == config.layer_types
+    new = read_anatomy(read).prune_config(old, Removal.of(0))
+    assert new["layer_types"] == old["layer_types"][1:]
+
+
 def test_kimis_layers_by_kind_are_counted_from_one() -> None:
     linear = {"kda_layers": [1, 2, 3, 5], "full_attn_layers": [4, 6], "num_heads": 2, "head_dim": 8}
     config = tiny_config("kimi_linear", linear_attn_config=linear)
     new = read_anatomy(config).prune_config(config.to_dict(), Removal.of(1))
     assert new["linear_attn_config"] == {**linear, "kda_layers": [1, 2, 4], "full_attn_layers": [3, 5]}
     assert new["layer_types"] == [LINEAR, LINEAR, FULL, LINEAR, FULL]
+
+
+def test_layers_that_keep_a_copy_of_a_pattern_are_the_same_layers(tmp_path: Path) -> None:
+    """EXAONE 4's attention does, and goes by layer_types."""
+    folder = save_tiny("exaone4", tmp_path / "base", sliding_window=8)
+    drawn = blueprint(folder, Removal.of(1, 3)).config
+    assert "sliding_window_pattern" not in drawn
 
 
 def case(folder: Path, model_type: str, **old: Any) -> Path:

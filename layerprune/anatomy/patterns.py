@@ -42,11 +42,12 @@ def settled(kind: type[PretrainedConfig], before: Fields, after: Fields) -> Fiel
     ``before`` are the fields of the base, ``after`` those of the result with its lists. A pattern that still holds is
     kept; one that does not is given the value that does, and is left out where there is none.
     """
-    remade = derived(kind, after)
-    differing = [name for name, value in lists_of(after).items() if remade.get(name) != value]
+    wanted, remade = lists_of(reread(kind, after) or after), derived(kind, after)
+    differing = [name for name in lists_of(after) if name in wanted and remade.get(name) != wanted[name]]
     for name, governors in governed(kind, before, differing).items():
-        if derived(kind, after).get(name) != after[name]:
-            after = _agreeing(kind, before, after, name, [key for key in governors if key in after])
+        if derived(kind, after).get(name) != wanted[name]:
+            present = [key for key in governors if key in after]
+            after = _agreeing(kind, before, after, name, wanted[name], present)
     for alias in [key for key in after if key.startswith("_") and key.lstrip("_") not in after]:
         plain = {alias: alias.lstrip("_")}
         renamed = settled(kind, _renamed(before, plain), _renamed(after, plain))
@@ -85,10 +86,11 @@ def _otherwise(fields: Fields, key: str, value: int | str) -> list[Fields]:
     return [{**fields, key: 2}, {**fields, key: 3}, without]
 
 
-def _agreeing(kind: type[PretrainedConfig], before: Fields, after: Fields, name: str, governors: list[str]) -> Fields:
+def _agreeing(
+    kind: type[PretrainedConfig], before: Fields, after: Fields, name: str, wanted: list[Any], governors: list[str]
+) -> Fields:
     """Return the fields with the patterns behind one list given another value, or left out."""
-    wanted = after[name]
-    known = {**derived(kind, before), **lists_of(before)}.get(name, [])
+    known = {**derived(kind, before), **lists_of(reread(kind, before) or {})}.get(name, [])
     for key in governors:
         if word := _spelled(before.get(key), known, wanted):
             return {**after, key: word}

@@ -13,6 +13,7 @@ from layerprune.anatomy import halves, patterns, readers, rope, special
 from layerprune.anatomy.causality import check_causal
 from layerprune.anatomy.counting import Counts, count
 from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS, MTP_KEYS, SUPERSEDED, edits
+from layerprune.anatomy.reread import reread
 from layerprune.anatomy.sources import Sources
 from layerprune.anatomy.stack import build_on_meta, find_stack, text_config
 from layerprune.errors import RefusedError
@@ -119,7 +120,7 @@ class Anatomy:
         sources, base = Sources.after(removal, self.depth), dict(target)
         for key in SUPERSEDED - self.fields.keys():
             target.pop(key, None)
-        target.update(self._edits(sources, unread={key: base[key] for key in target.keys() - self.fields.keys()}))
+        target.update(self._edits(sources, base))
         self._agree(base, target, len(sources))
         for alias, key in (self.config.attribute_map if self.config is not None else {}).items():
             if alias in target and key in target and not self.path:
@@ -131,7 +132,8 @@ class Anatomy:
         if self.config is None:
             return
         settled = dict(patterns.settled(type(self._decoder), base, target))
-        for key, period in readers.fitting(self.model_type, settled, depth).items():
+        read = patterns.lists_of(reread(type(self._decoder), settled) or {})
+        for key, period in readers.fitting(self.model_type, {**settled, **read}, depth).items():
             settled.pop(key, None)
             settled.update({key: period} if period else {})
         if settled.get("rope_parameters"):
@@ -164,11 +166,16 @@ class Anatomy:
         own = [patterns.Rhythm(name, tuple(kinds), patterns.repeats(kinds), False) for name, kinds in steps.items()]
         return (*patterns.rhythms(type(self._decoder), self.fields, self.depth), *(it for it in own if it.period > 1))
 
-    def _edits(self, sources: Sources, unread: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-        """Return the fields that change; ``unread`` are those of config.json that its class translates and drops."""
+    def _edits(self, sources: Sources, written: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Return the fields that change.
+
+        ``written`` are those of config.json: the class translates some and keeps others under another name. A list of
+        layers is cut in the file's own words, which other readers know.
+        """
         fields = self.fields
-        told = {**unread, **fields}
-        changed = {**edits(told, sources), **special.edits(self.model_type, told, sources)}
+        told = {**written, **fields}
+        own = {key: written[key] for key in written.keys() & FIELDS.keys() if _as_long(written[key], fields.get(key))}
+        changed = {**edits({**told, **own}, sources), **special.edits(self.model_type, told, sources)}
         key = next((key for key in DEPTH_KEYS if key in fields), None)
         if key is not None:
             changed[key] = len(sources)
@@ -219,6 +226,10 @@ def _fields(config: PretrainedConfig, path: tuple[str, ...]) -> dict[str, Any]:
     for key in path:
         fields = fields[key]
     return fields
+
+
+def _as_long(written: Any, read: Any) -> bool:
+    return isinstance(written, list) and isinstance(read, list) and len(written) == len(read)
 
 
 def decoder_path(config: PretrainedConfig) -> tuple[str, ...]:

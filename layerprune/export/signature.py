@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Set
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import Anatomy, Sources, build_on_meta, halves
+from layerprune.anatomy import Anatomy, Sources, build_on_meta, halves, patterns
 from layerprune.anatomy.fields import PACKED
-from layerprune.anatomy.stack import find_stack
+from layerprune.anatomy.stack import find_stack, text_config
 from layerprune.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -33,38 +35,50 @@ def check_signature(
     if find_stack(after, result) != anatomy.stack:
         raise RefusedError(f"the pruned config builds another stack than {anatomy.stack!r}")
     old, new = _layers(before, anatomy.stack), _layers(after, anatomy.stack)
+    signature = partial(signed, ignored=POSITION | _patterns(base, result))
     if len(new) != len(sources):
         raise RefusedError(f"the pruned config builds {len(new)} layers where {len(sources)} are left")
     for index, (attention, mlp) in enumerate(zip(sources.attention, sources.mlp, strict=True)):
         if attention == mlp:
             _compare(signature(old[attention]), signature(new[index]), f"layer {attention} as the new layer {index}")
         else:
-            _compare_halves(old[attention], old[mlp], new[index], f"attention {attention} with MLP {mlp}")
+            where = f"attention {attention} with MLP {mlp}"
+            _compare_halves(old[attention], old[mlp], new[index], where, signature)
     outside = _outside(before, anatomy.stack, sources.depth, len(sources))
     _compare(outside, _outside(after, anatomy.stack, 1, 1), "what stands outside the stack")
 
 
-def _compare_halves(attention: nn.Module, mlp: nn.Module, new: nn.Module, where: str) -> None:
+def _compare_halves(
+    attention: nn.Module, mlp: nn.Module, new: nn.Module, where: str, signature: Callable[[nn.Module], dict[str, Any]]
+) -> None:
     for which, source in (("attention", attention), ("mlp", mlp)):
-        _compare(_half(source, which), _half(new, which), f"the {which} of {where}")
+        before, after = _half(source, which, signature), _half(new, which, signature)
+        _compare(before, after, f"the {which} of {where}")
 
 
-def _half(layer: nn.Module, which: str) -> dict[str, Any]:
+def _half(layer: nn.Module, which: str, signature: Callable[[nn.Module], dict[str, Any]]) -> dict[str, Any]:
     half = halves.split(halves.weighted(layer)).half
     return {key: value for key, value in signature(layer).items() if half.get(re.split("[.:]", key)[0]) == which}
+
+
+def _patterns(base: PretrainedConfig, result: PretrainedConfig) -> set[str]:
+    """Return the fields by which a config names a pattern, and that a removal has changed; layers may keep a copy."""
+    before, after = (vars(text_config(config)) for config in (base, result))
+    changed = {key for key in before if isinstance(before[key], int | str) and before[key] != after.get(key)}
+    return changed - patterns.NO_PATTERN
 
 
 def _layers(model: nn.Module, stack: str) -> list[nn.Module]:
     return list(model.get_submodule(stack).children())
 
 
-def signature(layer: nn.Module) -> dict[str, Any]:
+def signed(layer: nn.Module, ignored: Set[str]) -> dict[str, Any]:
     """Return what a layer is made of: class, parameter shapes and plain attributes of every module in it."""
     found: dict[str, Any] = {}
     for path, module in layer.named_modules():
         found[f"{path}:class"] = type(module).__name__
         for name, value in vars(module).items():
-            if isinstance(value, PLAIN) and name not in POSITION and not name.startswith("_"):
+            if isinstance(value, PLAIN) and name not in ignored and not name.startswith("_"):
                 found[f"{path}:{name}"] = value
     for name, parameter in layer.state_dict().items():
         found[f"{name}:shape"] = tuple(parameter.shape)
