@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from layerprune.anatomy import Anatomy, Sources, halves, read_anatomy
 from layerprune.anatomy.fields import PACKED
-from layerprune.anatomy.tiny import NOISE, VOCABULARY, twin_config
+from layerprune.anatomy.tiny import VOCABULARY, twin_config, with_noise
 from layerprune.documents import LogitsProof
 from layerprune.errors import ExportError, RefusedError, one_line
 from layerprune.export.configs import rebuilt
@@ -51,11 +51,9 @@ def _random(config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=NOISE)
-    return model
+    return with_noise(
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    )
 
 
 def _slices(value: torch.Tensor, axis: int, sources: Sources) -> torch.Tensor:
