@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy.tiny import NOISE, twin_config
+from layerprune.anatomy.tiny import twin_config, with_noise
 from layerprune.errors import RefusedError, one_line
 
 if TYPE_CHECKING:
@@ -98,11 +98,9 @@ def tiny_twin(config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=NOISE)
-    return model  # type: ignore[no-any-return]
+    return with_noise(
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    )
 
 
 def _not_causal(config: PretrainedConfig) -> str:

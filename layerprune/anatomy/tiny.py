@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from torch import nn
@@ -38,6 +39,12 @@ SIZES = {
     "lru_width": 32, "rotary_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "is_decoder": True,
     "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
 }  # fmt: skip
+
+# Of these, what is compared with the length of a text: how far a layer looks back, how many tokens it selects.
+LENGTHS = frozenset({
+    "max_position_embeddings", "n_positions", "n_ctx", "sliding_window", "attention_window_size", "index_topk",
+    "indexer_budget", "local_attn_chunk_length", "lsh_attn_chunk_length",
+})  # fmt: skip
 
 _SQUARE_MLA = {"num_key_value_heads": 4}  # latent attention has as many key heads as query heads
 _THIRD = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
@@ -155,11 +162,17 @@ def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes), dtype=torch.float32).eval()
+    return with_noise(AutoModelForCausalLM.from_config(tiny_config(model_type, **changes), dtype=torch.float32))
+
+
+def with_noise(model: nn.Module) -> nn.Module:
+    """Add noise to every parameter of a new model, in place, and return the model in evaluation mode."""
+    import torch
+
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=NOISE)
-    return model
+    return model.eval()
 
 
 def save_tiny(model_type: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
@@ -171,11 +184,13 @@ def save_tiny(model_type: str, folder: Path, *, seed: int = 0, **changes: Any) -
     return folder
 
 
-def twin_config(config: PretrainedConfig, path: tuple[str, ...] = ()) -> PretrainedConfig:
+def twin_config(
+    config: PretrainedConfig, path: tuple[str, ...] = (), *, keep: Collection[str] = ()
+) -> PretrainedConfig:
     """Return a config with the layers of ``config``, every kind and pattern of them, and the sizes of a tiny model.
 
-    ``path`` leads to the decoder's config inside a composite one. Weights are not quantised. Raises whatever the
-    config class raises when these sizes do not suit it.
+    ``path`` leads to the decoder's config inside a composite one. Fields in ``keep`` stay as they are. Weights are not
+    quantised. Raises whatever the config class raises when these sizes do not suit it.
     """
     from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS
 
@@ -188,7 +203,7 @@ def twin_config(config: PretrainedConfig, path: tuple[str, ...] = ()) -> Pretrai
     sizes = {**SIZES, **{key: value for key, value in hints.items() if not isinstance(value, dict | list)}}
     kept = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS, "is_decoder"} - {"intermediate_size"}
     for key, value in sizes.items():
-        if decoder.get(key) is not None and key not in kept:
+        if decoder.get(key) is not None and key not in kept and key not in keep:
             decoder[key] = [value] * len(decoder[key]) if isinstance(decoder[key], list) else value
     for key in ("rope_parameters", "rope_scaling"):
         if key in decoder:

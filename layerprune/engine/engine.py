@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from layerprune.engine.paths import Grades, Path, PlainPath, TreePath
-from layerprune.engine.selftest import Trial
+from layerprune.engine.selftest import choose_path
 from layerprune.engine.trees import Row, batches, chains
 from layerprune.engine.trunks import Trunks
 from layerprune.errors import ModelError
@@ -62,7 +62,7 @@ class Engine:
 
     def choose_path(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> None:
         """Compare the fast paths with plain forwards on a few of the requests and keep the first that agrees."""
-        self.path, self.remarks = Trial.of(self.subject, requests, groups).choose()
+        self.path, self.remarks = choose_path(self.subject, requests, groups)
         if isinstance(self.path, TreePath):
             self.path.walk.trunks = Trunks(int(KEPT_SHARE * self.memory))
         self.longest = max(len(request.tokens) for request in requests)

@@ -27,7 +27,8 @@ BLOCK_ITEMS = 50
 Harm = Callable[[dict[str, Outcomes]], dict[str, np.ndarray]]
 
 JOURNAL = "journal.jsonl"
-JOURNAL_FORMAT = 3  # raised when an entry's form or a block changes: entries of another form are left alone
+# Raised when an entry's form, a block or the way to measure changes: entries of another format are left alone.
+JOURNAL_FORMAT = 4
 
 Piece = dict[str, Outcomes]  # one removal on one block, by task
 

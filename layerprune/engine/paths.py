@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from layerprune.engine.likelihood import Places, grade
+from layerprune.engine.likelihood import Places, grade, widened
 from layerprune.engine.prefix import SharedBeginning
 from layerprune.engine.trees import Row, chains, trees, trees_after_beginnings
 from layerprune.engine.walk import Tensor, Walk
@@ -163,11 +163,11 @@ class PlainPath:
                 column = 0
                 for row in rows:  # one at a time: no padding, no batch, nothing to get wrong
                     ids = torch.from_numpy(row.tokens)[None].to(self.subject.device)
-                    logs = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+                    logits = model(input_ids=ids, use_cache=False).logits[0]
                     self.computed += row.length * (len(self.subject.layers) - len(removal))
                     for target in row.targets:
-                        asked = torch.from_numpy(target.tokens).to(logs.device)
-                        lines = logs[torch.from_numpy(target.nodes).to(logs.device)]
+                        asked = torch.from_numpy(target.tokens).to(logits.device)
+                        lines = widened(logits[torch.from_numpy(target.nodes).to(logits.device)]).log_softmax(-1)
                         sums[number, column] = float(lines.gather(1, asked[:, None]).double().sum())
                         greedy[number, column] = bool((lines.argmax(-1) == asked).all())
                         column += 1

@@ -1,30 +1,56 @@
-"""Before a fast path is trusted with a model, it must give what plain forwards give, on the user's own requests."""
+"""Before a fast path is trusted with a model, it must give what plain forwards give, on the user's own requests.
+
+In float32 that is one comparison. In half precision rounding would hide a path that is wrong in structure, so there the
+structure is tested first, in float64 on a tiny model with the same layers (``twin``), and the real model then shows
+whether rounding stays within bounds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
 
 from layerprune.engine.paths import BeginningPath, ChainPath, Path, PlainPath, TreePath, Windows, window_of
 from layerprune.engine.trees import BEGINNING_GROUPS, batches, beginnings, tree_size
+from layerprune.engine.twin import renamed, twin_of
+from layerprune.errors import ModelError
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks.items import Request
 
 # Largest difference of a log-likelihood from a plain forward, in nats per graded token. In float32 rounding alone gives
-# 3e-5 (measured on SmolLM2-135M, five removals), a wrong mask or position a thousand times that and more.
-EXACT = {torch.float64: 1e-8, torch.float32: 1e-3}
+# 3e-5 (measured on SmolLM2-135M, five removals), a wrong mask or position a thousand times that and more. In float64 on
+# tiny random models right paths differ by up to 5e-7, where a model computes in float32 on its way (mamba, gemma2), and
+# wrong ones by 2e-3 and more (measured on the types of docs/notes/2026-11-28-engine.md).
+EXACT = {torch.float64: 1e-5, torch.float32: 1e-3}
 # In half precision the same forward in another batch shape moves single answers by up to 0.4 and the median by 0.01 to
 # 0.07 (measured, bfloat16, layer 0 removed the worst), so means are compared: chains, which have no mask or position to
 # get wrong, with a fixed limit, and what they show as noise is the limit for trees.
 HALF_MEAN = 0.1
 HALF_NOISE = 2.0  # times the chains' mean difference ...
 HALF_FLOOR = 0.01  # ... plus this
+
+Kind = Callable[[Subject], Path]
+
+
+def choose_path(
+    subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]]
+) -> tuple[Path, list[str]]:
+    """Return the fastest path that is right for this model on a sample of the requests, and why faster ones are not."""
+    trial = Trial.of(subject, requests, groups)
+    if subject.dtype not in EXACT:
+        try:
+            trial = replace(trial, structure=trial.on_twin())
+        except ModelError as error:
+            said = f"{error}; in {subject.dtype} no other test is sharp enough, in --dtype float32 there is one"
+            return PlainPath(subject), [f"trees and chains: {said}"]
+    return trial.choose()
 
 
 @dataclass(frozen=True)
@@ -36,6 +62,7 @@ class Trial:
     groups: list[list[int]]
     removals: list[Removal]
     expected: np.ndarray  # (removals, requests) nats
+    structure: Trial | None = None  # the same asked of a tiny twin in float64; None: the comparison here is exact
 
     @classmethod
     def of(cls, subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> Trial:
@@ -44,12 +71,26 @@ class Trial:
         few = [requests[index] for group in chosen for index in group]
         where = np.cumsum([0, *(len(group) for group in chosen)])
         own = [list(range(start, stop)) for start, stop in pairwise(where.tolist())]
-        trial = cls(subject, few, own, _removals(subject), np.empty(0))
-        return cls(subject, few, own, trial.removals, trial._ask(PlainPath(subject)))
+        return cls._asked(subject, few, own, _removals(subject))
+
+    @classmethod
+    def _asked(
+        cls, subject: Subject, requests: list[Request], groups: list[list[int]], removals: list[Removal]
+    ) -> Trial:
+        trial = cls(subject, requests, groups, removals, np.empty(0))
+        return replace(trial, expected=trial._ask(PlainPath(subject)))
+
+    def on_twin(self) -> Trial:
+        """Ask the same of a tiny model in float64; raises ``ModelError`` where there is none, or it cannot run."""
+        twin = twin_of(self.subject)
+        try:
+            return self._asked(twin, renamed(self.requests), self.groups, self.removals)
+        except Exception as error:  # modelling code that casts to float32 on its way, or wants sizes of its own
+            raise ModelError(f"a tiny model of this config does not run: {_in_short(error)}") from error
 
     def choose(self) -> tuple[Path, list[str]]:
         """Return the fastest path that agrees, and why faster ones were not taken."""
-        chains = self._differences(ChainPath)
+        chains = self._compared(ChainPath)
         if isinstance(chains, str):
             return PlainPath(self.subject), [f"trees and chains: {chains}"]
         if (reason := self._excess(chains, HALF_MEAN)) is not None:
@@ -58,7 +99,7 @@ class Trial:
         kinds = [BeginningPath, TreePath] if self._has_beginnings() else [TreePath]
         for kind in kinds:
             for windows in self._windows():
-                trees = self._differences(partial(kind, windows=windows))
+                trees = self._compared(partial(kind, windows=windows))
                 if not isinstance(trees, str):
                     reason = self._excess(trees, HALF_NOISE * float(chains.mean()) + HALF_FLOOR)
                     if reason is None:
@@ -66,6 +107,17 @@ class Trial:
                     trees = reason
                 reasons[f"{kind.name}: {trees}"] = None
         return ChainPath(self.subject), list(reasons)
+
+    def _compared(self, kind: Kind) -> np.ndarray | str:
+        """Return |difference| from the plain path in nats per graded token, or why the path cannot be right."""
+        if self.structure is not None and (fault := self.structure.fault(kind)) is not None:
+            return f"on a tiny model of this config in float64, {fault}"
+        return self._differences(kind)
+
+    def fault(self, kind: Kind) -> str | None:
+        """Return what is wrong with a path where comparison is exact; None: nothing."""
+        found = self._differences(kind)
+        return found if isinstance(found, str) else self._excess(found, 0.0)
 
     def _has_beginnings(self) -> bool:
         return any(shared for shared, _ in beginnings(self.requests, self.groups))
@@ -82,7 +134,7 @@ class Trial:
         try:
             found = self._ask(kind(self.subject))
         except Exception as error:  # noqa: BLE001  a model's own code may fail in any way on inputs it was not made for
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            return _in_short(error)
         return np.abs(found - self.expected) / np.array([request.scored for request in self.requests])
 
     def _excess(self, differences: np.ndarray, half_limit: float) -> str | None:
@@ -116,7 +168,27 @@ def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count:
 
 
 def _removals(subject: Subject) -> list[Removal]:
-    """Return the intact model and removals at the start, in the middle, at the end, and of several layers."""
+    """Return the intact model and removals at the start, in the middle, at the end, of several layers, of each kind."""
     depth = len(subject.layers)
-    sets = [(), (0,), (depth // 2,), (depth - 1,), (depth // 3, depth - 1)]
+    sets = [(), (0,), (depth // 2,), (depth - 1,), (depth // 3, depth - 1), *((layer,) for layer in _kinds(subject))]
     return [Removal.from_units(set(units)) for units in dict.fromkeys(sets) if len(set(units)) < depth]
+
+
+def _kinds(subject: Subject) -> list[int]:
+    """Return the last layer of each kind: built of other modules, with other switches, or of another layer type."""
+    types = getattr(subject.model.config.get_text_config(decoder=True), "layer_types", None) or []
+    listed = types if len(types) == len(subject.layers) else [None] * len(subject.layers)
+    return list({(listed[number], _build(layer)): number for number, layer in enumerate(subject.layers)}.values())
+
+
+def _build(layer: nn.Module) -> tuple[object, ...]:
+    """Return the modules of a layer by name and class, and their switches; what is a number may be the layer's own."""
+
+    def switches(part: nn.Module) -> list[tuple[str, bool | str]]:
+        return sorted((key, value) for key, value in vars(part).items() if isinstance(value, bool | str))
+
+    return tuple((name, type(part).__name__, *switches(part)) for name, part in layer.named_modules())
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
