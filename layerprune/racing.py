@@ -126,6 +126,11 @@ class Field:
         """Whether all places are taken."""
         return not self.running
 
+    def withdraw(self, numbers: Sequence[int]) -> list[int]:
+        """Put candidates out whatever the items say of the others; return them."""
+        self.running = [number for number in self.running if number not in numbers]
+        return list(numbers)
+
     def settle(self, harms: Sequence[Floats]) -> Sequence[int]:
         """Take out whoever's place is clear, given the harms of those running by task; return who left, in or out."""
         left: list[int] = []

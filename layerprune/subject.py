@@ -36,7 +36,7 @@ class Subject:
     """One loaded causal language model."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None  # None: the model has none, and nothing that reads text was asked
     anatomy: Anatomy
     ref: ModelRef
     stand_in: StandIn | None = None  # in the place of removed layers, whoever bypasses them; None: nothing
@@ -50,12 +50,14 @@ class Subject:
         dtype: str = "auto",
         device: str = "auto",
         trust_remote_code: bool = False,
+        reads_text: bool = True,
     ) -> Subject:
         """Load a local folder or a Hub model for evaluation.
 
         ``dtype``: auto (the checkpoint's own, except that a CPU without fast bfloat16 gets float32), float32, bfloat16
-        or float16. ``device``: auto (all CUDA devices, else the CPU) or a torch device name. Raises ``ModelError``
-        when weights are missing or the type has no decoder stack, ``RefusedError`` for what is not causal.
+        or float16. ``device``: auto (all CUDA devices, else the CPU) or a torch device name. ``reads_text``: whether
+        a tokenizer is needed. Raises ``ModelError`` when weights are missing or the type has no decoder stack,
+        ``RefusedError`` for what is not causal.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,8 +68,10 @@ class Subject:
         check_weights(folder.id, checkpoint.shapes, config, anatomy, trust_remote_code=trust_remote_code)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{model} has no tokenizer that transformers can read: {one_line(error)}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            if reads_text:
+                raise ModelError(f"{model} has no tokenizer that transformers can read: {one_line(error)}") from error
+            tokenizer = None
         place, wanted = _device(device), _dtype(dtype, config, device)
         try:
             loaded, info = AutoModelForCausalLM.from_pretrained(

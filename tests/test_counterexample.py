@@ -77,7 +77,7 @@ def test_cosine_would_remove_the_middle_layer_first(epsilon):
 def test_ablation_names_the_junk_layer_as_the_only_safe_one(epsilon):
     subject, data = desk(epsilon)
     found = Ablation().score(subject, SINGLE, data)
-    assert [candidate.score for candidate in found] == [0, 1, 1]
+    assert [candidate.score for candidate in found] == pytest.approx([0, 4 / 3, 4 / 3], abs=1e-6)  # 1 / 4 is chance
     assert [candidate.tasks["counting"].accuracy for candidate in found] == [1, 0, 0]
     intact = data.examiner.outcomes([Removal(())])[Removal(())]["counting"]
     assert intact.correct == "1" * 32
@@ -86,7 +86,7 @@ def test_ablation_names_the_junk_layer_as_the_only_safe_one(epsilon):
 def test_float32_is_wrong_about_epsilon_and_right_about_accuracy():
     subject, questions = subject_of(counterexample(1e-12, dtype=torch.float32)), counting()
     found = Ablation().score(subject, SINGLE, Data(questions, Examiner(Engine(subject), questions)))
-    assert [candidate.score for candidate in found] == [0, 1, 1]
+    assert [candidate.score for candidate in found] == pytest.approx([0, 4 / 3, 4 / 3], abs=1e-6)  # 1 / 4 is chance
 
 
 def test_it_is_an_ordinary_llama(tmp_path):

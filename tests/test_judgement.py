@@ -9,7 +9,16 @@ from pydantic import ValidationError
 
 from layerprune.documents import MEAN, Candidate, Objective, Outcomes, Plan, Scores, TaskData
 from layerprune.errors import RefusedError, TaskError, UsageError
-from layerprune.judgement import Intact, asked_objective, can_be_split, judge, rejudged, reliability_of, values
+from layerprune.judgement import (
+    Intact,
+    asked_objective,
+    can_be_split,
+    judge,
+    rejudged,
+    reliability_of,
+    unclipped,
+    values,
+)
 from layerprune.judgement.objective import check_tasks, combined, combined_losses, shares
 from layerprune.metrics.ablation import harm_of
 from layerprune.planners import Constraints, by_harm, greedy, one_shot, require_floors
@@ -259,7 +268,7 @@ def test_documents_of_before_there_were_objectives_keep_their_hash():
 
 
 def test_answers_are_judged_again_as_they_were_judged():
-    scores = Scores.load(GOLDEN / "scores-0.1.json")
+    scores = unclipped(Scores.load(GOLDEN / "scores-0.1.json"))
     alike = rejudged(scores, Objective(name="weighted", weights={"toy": 2.0, "more": 2.0}))
     assert alike.rounds == scores.rounds
     worst = rejudged(scores, Objective(name="worst", floors={"more": 1.0}))
@@ -268,6 +277,32 @@ def test_answers_are_judged_again_as_they_were_judged():
         assert ("more" in after.below_floor) is (before.tasks["more"].relevance > 0)
     assert rejudged(worst, MEAN).rounds == scores.rounds
     assert rejudged(scores, MEAN) is scores
+
+
+def test_scores_that_were_clipped_at_chance_are_chosen_from_as_they_are_judged_today():
+    scores = Scores.load(GOLDEN / "scores-0.1.json")
+    today = unclipped(scores)
+    before, after = (entry.rounds[0].candidates for entry in (scores, today))
+    assert [one.tasks["more"].accuracy for one in before] == [0, 0.625, 0.25, 0.5, 0.5, 0.25]  # chance is .25
+    assert after[0].tasks["more"].relevance == 2.0  # nothing right of .50
+    assert after[0].score == pytest.approx(1.5)
+    assert [one.score for one in after[1:]] == [one.score for one in before[1:]]
+    assert unclipped(today) is today
+    raced = before[0].model_copy(update={"stopped": True, "accepted": True})
+    entry = scores.rounds[0].model_copy(update={"candidates": (raced, *before[1:])})
+    again = unclipped(scores.model_copy(update={"rounds": (entry,)})).rounds[0].candidates[0]
+    assert (again.stopped, again.accepted, again.score) == (True, True, after[0].score)  # what the race said stays
+
+
+def test_below_chance_there_are_no_ties_and_a_floor_of_nothing_is_kept():
+    base = {"t": Outcomes(correct="1" * 6 + "0" * 4)}
+    worse, worst = ({"t": Outcomes(correct="1" * right + "0" * (10 - right))} for right in (2, 0))
+    intact = Intact(base, {"t": 0.25}, objective=Objective(floors={"t": 0.0}))
+    found = [judge(intact, (layer,), own) for layer, own in enumerate((worst, worse))]
+    assert [one.score for one in found] == pytest.approx([0.6 / 0.35, 0.4 / 0.35], abs=1e-6)
+    assert [one.removal for one in sorted(found, key=by_harm)] == [(1,), (0,)]
+    assert not any(one.below_floor for one in found)  # below chance a task keeps nothing, and not less
+    assert all(one.interval[0] < one.score <= one.interval[1] for one in found)
 
 
 def test_what_cannot_be_judged_again():

@@ -3,15 +3,10 @@
 import itertools
 
 import audit_tiny
-import numpy as np
 import pytest
 from cli_tiny import done, refused
 
 from layerprune.documents import Plan, Scores
-from layerprune.engine import Engine
-from layerprune.engine.exam import answer_items
-from layerprune.errors import ModelError
-from layerprune.removal import Removal
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +56,3 @@ def test_lazy_greedy_races_and_its_scores_give_the_same_plan_again(home, tmp_pat
     assert Plan.load(tmp_path / "again" / "plan.json").order == plan.order
     done(*words[:-1], tmp_path / "whole", "--no-racing")
     assert not any(c.stopped for e in Scores.load(tmp_path / "whole" / "scores.json").rounds for c in e.candidates)
-
-
-def test_states_that_overflow_are_a_fault_of_the_removal(monkeypatch):
-    from layerprune.tasks.items import Item, Query
-
-    def measure(self, requests, groups, removals, done):
-        return np.full((len(removals), len(requests)), np.nan), np.zeros((len(removals), len(requests)), dtype=bool)
-
-    monkeypatch.setattr(Engine, "measure", measure)
-    from layerprune.tasks.items import Request
-
-    item = Item("x", 0.5, (Query((Request((1, 2), 1),)),))
-    with pytest.raises(ModelError, match=r"without \{3\} are not finite: try --dtype float32"):
-        answer_items(object.__new__(Engine), [item], [Removal.of(3)])

@@ -1,15 +1,24 @@
 import numpy as np
 import pytest
 
-from layerprune.stats import relevance, relevance_interval, relevance_intervals
+from layerprune.stats import clipped, displayed, relevance, relevance_interval, relevance_intervals
 
 
 def test_relevance_by_hand():
     assert relevance(0.70, 0.70, 0.25) == 0
     assert relevance(0.25, 0.70, 0.25) == 1
-    assert relevance(0.10, 0.70, 0.25) == 1  # under chance counts as chance
+    assert relevance(0.10, 0.70, 0.25) == pytest.approx(1 + 0.15 / 0.45)  # below chance: a mean over items all the same
+    assert clipped(relevance(0.10, 0.70, 0.25)) == 1
+    assert clipped(relevance(0.475, 0.70, 0.25)) == pytest.approx(0.5)
+    assert clipped(-0.2) == -0.2
     assert relevance(0.475, 0.70, 0.25) == pytest.approx(0.5)
     assert relevance(0.79, 0.70, 0.25) == pytest.approx(-0.2)  # removal helped, and is kept so
+
+
+def test_what_is_shown_is_clipped_but_for_margins():
+    assert displayed(1.3, "relevance", "ablation") == displayed(1.3, "relevance", "ablation:signal=blend") == 1
+    assert displayed(1.3, "relevance", "ablation:signal=margin") == 1.3
+    assert displayed(1.3, "nats/token", "perplexity") == 1.3
 
 
 @pytest.mark.parametrize("base", [0.25, 0.2])
@@ -40,7 +49,7 @@ def test_interval_is_fiellers():
 
 
 @pytest.mark.parametrize(
-    ("both", "lost", "won", "items"), [(0.50, 0.08, 0.04, 200), (0.58, 0.02, 0.01, 300), (0.30, 0.30, 0.05, 150)]
+    ("both", "lost", "won", "items"), [(0.50, 0.08, 0.04, 200), (0.58, 0.02, 0.01, 300), (0.30, 0.30, 0.05, 150), (0.10, 0.50, 0.05, 200)]
 )
 def test_intervals_cover_the_truth(both, lost, won, items):
     rng = np.random.default_rng(22)
@@ -59,7 +68,7 @@ def test_without_flips_the_width_is_not_zero():
 def test_a_base_hardly_above_chance_says_nothing_and_stays_finite():
     base, other = "1" * 26 + "0" * 74, "0" * 10 + "1" * 16 + "0" * 74
     low, high = relevance_interval(base, other, 0.25)
-    assert (low, high) == pytest.approx((1 - 0.75 / 0.01, 1.0))
+    assert (low, high) == pytest.approx((1 - 0.75 / 0.01, 1 + 0.25 / 0.01))
 
 
 def test_many_at_once_equal_one_by_one():

@@ -32,7 +32,7 @@ from layerprune.metrics.cosine import Cosine
 from layerprune.progress import Progress
 from layerprune.removal import Removal, Unit
 from layerprune.report import words
-from layerprune.stats import as_bits, counted_interval, mean_interval, paired_interval, relevance
+from layerprune.stats import as_bits, clipped, counted_interval, mean_interval, paired_interval, relevance
 from layerprune.subject import Subject
 from layerprune.tasks import Questions
 from layerprune.tasks.items import hash_share
@@ -170,9 +170,14 @@ def _compensated(task: AuditedTask, singles: Sequence[str], whole: str) -> Compe
         together=float(joint.mean()),
         excess=float((joint - lost).mean()),
         interval=counted_interval(joint - lost),
-        relevance_alone=sum(relevance(as_bits(own).mean(), accuracy, chance) for own in singles) if tells else None,
-        relevance_together=relevance(as_bits(whole).mean(), accuracy, chance) if tells else None,
+        relevance_alone=sum(_shown(own, accuracy, chance) for own in singles) if tells else None,
+        relevance_together=_shown(whole, accuracy, chance) if tells else None,
     )
+
+
+def _shown(own: str, accuracy: float, chance: float) -> float:
+    """Return a relevance as it is shown, at most 1."""
+    return clipped(relevance(float(as_bits(own).mean()), accuracy, chance))
 
 
 def _sentence(count: int, alone: float | None, together: float | None, interval: tuple[float, float] | None) -> str:

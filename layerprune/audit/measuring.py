@@ -95,7 +95,7 @@ def measure(job: Job, progress: Progress) -> Findings:
     subject = job.loading.subject(str(exported.folder))
     if text is not None:
         windows_of(text, subject)  # too short a text is refused before anything is measured
-    questions = _questions(job, subject.encoder)
+    questions = _questions(job, subject.encoder, progress)
     pruned = _alone(job, subject, questions, progress)
     del subject
     model, revision = base_source(exported.receipt, job.base)
@@ -166,7 +166,7 @@ def _health(base: Subject, written: Sequence[Text], progress: Progress) -> Gener
     return health(base, PROMPTS, write(base, PROMPTS, progress, "base model writes"), written)
 
 
-def _questions(job: Job, encoder: object) -> Questions:
+def _questions(job: Job, encoder: object, progress: Progress) -> Questions:
     seen = seen_items(*job.compare.values()) | job.exported.seen
     questions = load_questions(
         job.tasks,
@@ -180,6 +180,8 @@ def _questions(job: Job, encoder: object) -> Questions:
         exclude=seen,
     )
     check_unseen(questions, seen)
+    for remark in questions.remarks():
+        progress.note(remark)
     return questions
 
 

@@ -32,6 +32,7 @@ def table(title: str, *columns: str, numbers: Iterable[str] = (), wrapped: Itera
 def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     """Return the first round, least harm first: 0-based layers, score, interval, relevance per task."""
     from layerprune.planners import by_harm
+    from layerprune.stats import clipped
 
     tasks = [data.task for data in scores.data if data.task in scores.base]
     candidates = sorted(scores.rounds[0].candidates, key=by_harm)
@@ -41,12 +42,12 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     floors = bool(scores.metric.objective.floors)
     columns += ["items"] * raced + ["below its floor"] * floors
     title = f"{scores.metric.words}: what each removal costs, least first (layers are 0-based"
-    title += "; of each task: its relevance)" if tasks else ")"
+    title += "; of each task: its relevance, shown as 1 where accuracy is below chance)" if tasks else ")"
     made = table(title, *columns, *(["removed"] if plan else []), numbers=columns)
     turn = {each: number for number, each in enumerate(plan.order, 1)} if plan else {}
     for candidate in candidates:
-        row = [names(candidate.removal), figure(candidate.score), *([span(candidate.interval)] if intervals else [])]
-        row += [figure(candidate.tasks[task].relevance) if task in candidate.tasks else "" for task in tasks]
+        row = [names(candidate.removal), *_cost(scores, candidate)[: 1 + intervals]]
+        row += [figure(clipped(candidate.tasks[task].relevance)) if task in candidate.tasks else "" for task in tasks]
         if raced:
             row.append(str(sum(task.items for task in candidate.tasks.values())))
         if floors:
@@ -86,10 +87,19 @@ def rounds(scores: Scores, plan: Plan) -> Table:
         whole = [candidate for candidate in entry.candidates if len(candidate.removal) == len(plan.order)]
         best = chosen(entry.candidates, plan.order) if laid else min(whole, key=by_harm, default=None)
         if best is not None:
-            made.add_row(
-                str(number), str(len(entry.candidates)), names(best.removal), figure(best.score), span(best.interval)
-            )
+            made.add_row(str(number), str(len(entry.candidates)), names(best.removal), *_cost(scores, best))
     return made
+
+
+def _cost(scores: Scores, candidate: Candidate) -> tuple[str, str]:
+    """Return a candidate's score and its interval for display."""
+    from layerprune.stats import displayed
+
+    if candidate.not_finite:
+        return "not finite", ""
+    limits = (candidate.score, *(candidate.interval or ()))
+    score, *interval = (displayed(each, scores.metric.unit, scores.metric.spec) for each in limits)
+    return figure(score), span((interval[0], interval[1]) if interval else None)
 
 
 def chosen(candidates: Iterable[Candidate], order: Units) -> Candidate | None:

@@ -130,7 +130,7 @@ class TaskData(Part):
 class Outcomes(Part):
     """What happened item by item, in the order of TaskData.fingerprints."""
 
-    gained: ClassVar[tuple[str, ...]] = ("margin",)
+    gained: ClassVar[tuple[str, ...]] = ("margin", "not_finite")
     correct: str = Field(description="'1' right, '0' wrong, one character an item")
     gold_probability: tuple[float, ...] | None = Field(
         default=None, description="probability of the gold answer among the choices, per item"
@@ -139,6 +139,9 @@ class Outcomes(Part):
         default=None,
         description="log-likelihood of the gold answer minus that of the best wrong one, per item: nats a character of "
         "the answer where the accuracy is acc_norm, else nats; only where it is the metric's signal",
+    )
+    not_finite: int = Field(
+        default=0, ge=0, description="items with a log-likelihood that is no finite number: counted wrong"
     )
 
     @model_validator(mode="after")

@@ -26,7 +26,9 @@ class Compensated(Part):
     together: float = Field(description="accuracy lost when all are gone")
     excess: float = Field(description="together - alone; positive: single-layer scores understate the loss")
     interval: Interval = Field(description="95 % of the excess, paired: normal, one item of +1 and one of -1 added")
-    relevance_alone: float | None = Field(description="sum of the single relevances; None for an uninformative task")
+    relevance_alone: float | None = Field(
+        description="sum of the single relevances, each at most 1; None for an uninformative task"
+    )
     relevance_together: float | None
 
 

@@ -14,7 +14,7 @@ class TaskScore(Part):
     """One removal on one task."""
 
     relevance: float = Field(
-        description="1 - max(acc - chance, 0) / max(base acc - chance, 0); negative: removal helped"
+        description="1 - (acc - chance) / (base acc - chance); negative: removal helped, above 1: it fell below chance"
     )
     interval: Interval = Field(description="95 %, paired over the items")
     accuracy: float
@@ -26,7 +26,7 @@ class TaskScore(Part):
 class Candidate(Part):
     """One removal and its score; higher means more harm in removing."""
 
-    gained: ClassVar[tuple[str, ...]] = ("accepted", "below_floor")
+    gained: ClassVar[tuple[str, ...]] = ("accepted", "below_floor", "not_finite")
     removal: Units
     score: float
     interval: Interval | None = None
@@ -35,6 +35,10 @@ class Candidate(Part):
     accepted: bool = Field(default=False, description="left the race early as clearly among the next to go")
     below_floor: dict[str, float] = Field(
         default_factory=dict, description="tasks that keep less than their floor, and the share they miss it by"
+    )
+    not_finite: bool = Field(
+        default=False,
+        description="a figure without these layers is no finite number: worst of its round, its score above all others",
     )
     tasks: dict[str, TaskScore] = Field(default_factory=dict)
 

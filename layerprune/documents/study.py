@@ -26,7 +26,7 @@ class Lost(Part):
 
     task: str
     accuracy: tuple[float, ...] = Field(
-        description="by unit: accuracy lost over the intact model's accuracy above chance (relevance, but not cut at 1)"
+        description="by unit: accuracy lost over the intact model's accuracy above chance (relevance)"
     )
     probability: tuple[float, ...] | None = Field(description="share of the gold answer's mean probability lost")
 

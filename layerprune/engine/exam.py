@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from layerprune.documents import Outcomes
 from layerprune.engine.engine import Engine
 from layerprune.errors import ModelError
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
-from layerprune.tasks.items import Answer, Item, Query, Questions, Request, Verdict
+from layerprune.subject import Subject
+from layerprune.tasks.items import Answer, Item, Judge, Query, Questions, Request, Verdict
 
 # Decimals kept of a probability: a document's size is mostly these, and the fifth is noise in bfloat16.
 DECIMALS = 5
@@ -31,9 +34,11 @@ def examine(
     items = [item for task in questions.tasks.values() for item in task.items]
     with progress.task(label, len(items) * len(removals), "items") as advance:
         answers = answer_items(engine, items, removals, advance)
-    return {
-        removal: judged(questions, own, margins=margins) for removal, own in zip(removals, answers, strict=True)
-    }
+    found = {removal: judged(questions, own, margins=margins) for removal, own in zip(removals, answers, strict=True)}
+    for removal, own in found.items():
+        if wrong := sum(task.not_finite for task in own.values()):
+            progress.note(f"without {removal} the log-likelihoods of {wrong} items are not finite: counted wrong")
+    return found
 
 
 def judged(
@@ -42,9 +47,30 @@ def judged(
     """Judge one removal's answers, item after item through the tasks in order."""
     given = iter(answers)
     return {
-        name: outcomes([task.judge(item, next(given)) for item in task.items], margins=margins)
+        name: outcomes([_verdict(task.judge, item, next(given)) for item in task.items], margins=margins)
         for name, task in questions.tasks.items()
     }
+
+
+def _verdict(judge: Judge, item: Item, answers: Sequence[Answer]) -> Verdict:
+    """Judge one item; where a log-likelihood is no finite number the item is wrong and its gold answer improbable."""
+    if all(_finite(answer) for answer in answers):
+        return judge(item, answers)
+    known = judge(item, [_blank(answer) for answer in answers])  # whether it has a gold probability and a margin at all
+    return Verdict(
+        correct=False,
+        gold_probability=None if known.gold_probability is None else 0.0,
+        margin=None if known.margin is None else 0.0,
+        finite=False,
+    )
+
+
+def _blank(answer: Answer) -> Answer:
+    return (0.0, False) if isinstance(answer, tuple) else 0.0 if isinstance(answer, float) else answer
+
+
+def _finite(answer: Answer) -> bool:
+    return isinstance(answer, str) or math.isfinite(answer[0] if isinstance(answer, tuple) else answer)
 
 
 def outcomes(verdicts: Sequence[Verdict], *, margins: bool = False) -> Outcomes:
@@ -55,6 +81,7 @@ def outcomes(verdicts: Sequence[Verdict], *, margins: bool = False) -> Outcomes:
         correct="".join("1" if verdict.correct else "0" for verdict in verdicts),
         gold_probability=tuple(round(p, DECIMALS) for p in known) if len(known) == len(verdicts) else None,
         margin=tuple(float(f"{m:.{MARGIN_DIGITS}g}") for m in leads) if leads and len(leads) == len(verdicts) else None,
+        not_finite=sum(not verdict.finite for verdict in verdicts),
     )
 
 
@@ -65,13 +92,17 @@ def joined(pieces: Sequence[Outcomes]) -> Outcomes:
         correct="".join(piece.correct for piece in pieces),
         gold_probability=None if None in probabilities else tuple(p for ps in probabilities if ps for p in ps),
         margin=None if None in margins else tuple(m for ms in margins if ms for m in ms),
+        not_finite=sum(piece.not_finite for piece in pieces),
     )
 
 
 def answer_items(
     engine: Engine, items: Sequence[Item], removals: Sequence[Removal], advance: Callable[[float], None] | None = None
 ) -> list[list[list[Answer]]]:
-    """Return answers[removal][item][query]; ``advance`` hears of finished items x removals."""
+    """Return answers[removal][item][query]; ``advance`` hears of finished items x removals.
+
+    Raises ``ModelError`` where the intact model's log-likelihoods are not finite; those of a removal are its own fault.
+    """
     requests, groups = as_requests(items)
     heard = advance or (lambda amount: None)
     sums = greedy = np.empty((len(removals), 0))
@@ -79,8 +110,8 @@ def answer_items(
         share = len(groups) / len(requests)  # a finished request is that much of an item
         sums, greedy = engine.measure(requests, groups, removals, lambda finished: heard(finished * share))
         for removal, own in zip(removals, sums, strict=True):
-            if not np.isfinite(own).all():
-                raise ModelError(f"log-likelihoods without {removal} are not finite: try --dtype float32")
+            if not len(removal) and not np.isfinite(own).all():
+                raise not_finite(engine.subject, "log-likelihoods")
     generated = _generated(engine, items, removals, heard)
     result: list[list[list[Answer]]] = []
     for number in range(len(removals)):
@@ -89,6 +120,13 @@ def answer_items(
         answers = [[_answer(query, cursor, texts, sums, greedy, number) for query in item.queries] for item in items]
         result.append(answers)
     return result
+
+
+def not_finite(subject: Subject, figures: str) -> ModelError:
+    """Return the error of a model whose figures are not finite with all its layers in place."""
+    exact = subject.dtype in (torch.float32, torch.float64)
+    advice = "look for weights that are not finite" if exact else "try --dtype float32"
+    return ModelError(f"{figures} of {subject.ref.id} itself are not finite: {advice}")
 
 
 def as_requests(items: Sequence[Item]) -> tuple[list[Request], list[list[int]]]:

@@ -148,8 +148,9 @@ class Examiner:
     ) -> Raced:  # fmt: skip
         """Run the removals until it is clear which ``keep`` of them do least harm; each stops when its place is clear.
 
-        What was measured before is not measured again. ``counted`` names the tasks that have a say, None all of them:
-        no number of items would show a difference on one that counts for nothing.
+        What was measured before is not measured again, and a removal whose log-likelihoods are not finite is put out.
+        ``counted`` names the tasks that have a say, None all of them: no number of items would show a difference on one
+        that counts for nothing.
         """
         asked = list(dict.fromkeys(removals))
         tasks = [name for name in self.questions.tasks if counted is None or name in counted]
@@ -166,12 +167,17 @@ class Examiner:
                 advance(len(self.blocks[block]) * (len(running) - len(pending)))
                 for removal in running:
                     ran[removal] = block + 1
-                left = field.settle(self._harms(running, block + 1, harm, tasks))
+                left = field.withdraw([n for n in field.running if self._failed(block, asked[n])])
+                still = [asked[number] for number in field.running]
+                left = [*left, *field.settle(self._harms(still, block + 1, harm, tasks))]
                 advance(len(left) * sum(len(questions) for questions in self.blocks[block + 1 :]))
                 if field.over:
                     break
         accepted = frozenset(asked[number] for number in field.accepted if ran[asked[number]] < len(self.blocks))
         return Raced({removal: self.seen(removal, blocks) for removal, blocks in ran.items()}, accepted)
+
+    def _failed(self, block: int, removal: Removal) -> bool:
+        return any(own.not_finite for own in self.known[block, removal].values())
 
     def seen(self, removal: Removal, blocks: int) -> dict[str, Outcomes]:
         """Return a removal's outcomes on the first ``blocks`` blocks."""

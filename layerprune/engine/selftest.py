@@ -98,14 +98,17 @@ class Trial:
         reasons: dict[str, None] = {}
         kinds = [BeginningPath, TreePath] if self._has_beginnings() else [TreePath]
         for kind in kinds:
+            wrong, failed = list[str](), list[str]()  # one of the windows fits: the others are no fault of the model
             for windows in self._windows():
                 trees = self._compared(partial(kind, windows=windows))
-                if not isinstance(trees, str):
-                    reason = self._excess(trees, HALF_NOISE * float(chains.mean()) + HALF_FLOOR)
-                    if reason is None:
-                        return kind(self.subject, windows), list(reasons)
-                    trees = reason
-                reasons[f"{kind.name}: {trees}"] = None
+                if isinstance(trees, str):
+                    failed.append(trees)
+                    continue
+                reason = self._excess(trees, HALF_NOISE * float(chains.mean()) + HALF_FLOOR)
+                if reason is None:
+                    return kind(self.subject, windows), list(reasons)
+                wrong.append(reason)
+            reasons[f"{kind.name}: {(wrong or failed)[-1]}"] = None
         return ChainPath(self.subject), list(reasons)
 
     def _compared(self, kind: Kind) -> np.ndarray | str:
@@ -134,8 +137,11 @@ class Trial:
         try:
             found = self._ask(kind(self.subject))
         except Exception as error:  # noqa: BLE001  a model's own code may fail in any way on inputs it was not made for
-            return _in_short(error)
-        return np.abs(found - self.expected) / np.array([request.scored for request in self.requests])
+            return f"the model's code does not take such inputs ({_in_short(error)})"
+        overflow = ~np.isfinite(found) & ~np.isfinite(self.expected)  # a removal may make both so: that is agreement
+        with np.errstate(invalid="ignore"):
+            apart = np.where(overflow, 0.0, np.abs(found - self.expected))
+        return apart / np.array([request.scored for request in self.requests])
 
     def _excess(self, differences: np.ndarray, half_limit: float) -> str | None:
         exact = EXACT.get(self.subject.dtype)

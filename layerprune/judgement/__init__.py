@@ -1,8 +1,8 @@
 """From what happened item by item to how much a removal harms: signals, objective over tasks, reliability. No torch."""
 
-from layerprune.judgement.candidates import Intact, as_recorded, judge, outcomes_of, rounded
+from layerprune.judgement.candidates import Intact, as_recorded, failures_last, judge, outcomes_of, rounded
 from layerprune.judgement.objective import additive, asked_objective, broken_floors, check_tasks, combined, shares
-from layerprune.judgement.rejudging import rejudged
+from layerprune.judgement.rejudging import rejudged, unclipped
 from layerprune.judgement.signals import Signal, scale, signal_of, values
 from layerprune.judgement.stability import NOISY, can_be_split, reliability_of
 
@@ -17,6 +17,7 @@ __all__ = [
     "can_be_split",
     "check_tasks",
     "combined",
+    "failures_last",
     "judge",
     "outcomes_of",
     "rejudged",
@@ -25,5 +26,6 @@ __all__ = [
     "scale",
     "shares",
     "signal_of",
+    "unclipped",
     "values",
 ]

@@ -64,9 +64,26 @@ def judge(intact: Intact, removal: Units, own: Mapping[str, Outcomes]) -> Candid
         interval=(rounded(limits[0]), rounded(limits[1])),
         tie_break=rounded(_probability_loss(intact, names, own)),
         stopped=sum(len(own[name].correct) for name in names) < intact.items,
+        not_finite=any(own[name].not_finite for name in names),
         below_floor=broken_floors(intact.objective, {name: task.relevance for name, task in tasks.items()}),
         tasks=tasks,
     )
+
+
+def failures_last(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Lift the scores of candidates whose figures are not finite above all others asked beside them.
+
+    By as much as the others differ: any number above theirs would do, and documents hold no infinity.
+    """
+    failed = [one.score for one in candidates if one.not_finite]
+    others = [one.score for one in candidates if not one.not_finite]
+    if not failed or not others:
+        return list(candidates)
+    lift = max(others) + ((max(others) - min(others)) or 1.0) - min(failed)
+    return [
+        one.model_copy(update={"score": rounded(one.score + lift), "interval": None}) if one.not_finite else one
+        for one in candidates
+    ]
 
 
 def _loss(intact: Intact, task: str, own: Outcomes, confidence: float) -> tuple[float, Interval]:
@@ -92,7 +109,7 @@ def _relevance(base: Outcomes, own: Outcomes, chance: float, confidence: float =
         seen = first(base, len(own.correct))
         value = relevance(base.accuracy + own.accuracy - seen.accuracy, base.accuracy, chance)
         limits = paired_interval(seen.correct, own.correct, confidence)
-        low, high = (min(1.0, -limit / (base.accuracy - chance)) for limit in reversed(limits))
+        low, high = (-limit / (base.accuracy - chance) for limit in reversed(limits))
     return rounded(value), (rounded(min(low, value)), rounded(max(high, value)))
 
 

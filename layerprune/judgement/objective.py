@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from layerprune.documents import Interval, Objective
 from layerprune.errors import UsageError, did_you_mean
-from layerprune.stats import mean_interval
+from layerprune.stats import clipped, mean_interval
 
 EPSILON = 1e-9  # a share that equals its floor but for rounding keeps it
 
@@ -87,6 +87,6 @@ def combined_losses(objective: Objective, tasks: Sequence[str], losses: NDArray[
 
 
 def broken_floors(objective: Objective, relevances: Mapping[str, float]) -> dict[str, float]:
-    """Return the tasks that keep less than their floor, and what share they miss it by."""
-    missed = {name: floor - (1 - relevances[name]) for name, floor in objective.floors.items()}
+    """Return the tasks that keep less than their floor, and what share they miss it by; below chance a task keeps 0."""
+    missed = {name: floor - (1 - clipped(relevances[name])) for name, floor in objective.floors.items()}
     return {name: round(share, 6) for name, share in missed.items() if share > EPSILON}

@@ -13,7 +13,7 @@ from layerprune.engine import Examiner
 from layerprune.engine.exam import joined
 from layerprune.engine.examiner import Harm, Raced
 from layerprune.errors import TaskError, UsageError
-from layerprune.judgement import Intact, Signal, additive, as_recorded, judge, rounded, shares, values
+from layerprune.judgement import Intact, Signal, additive, as_recorded, failures_last, judge, rounded, shares, values
 from layerprune.metrics.base import Data, Needs, Scope
 from layerprune.removal import Removal
 from layerprune.stats import above_chance
@@ -56,12 +56,13 @@ class Ablation:
         else:
             counted = [name for name, share in parts_of(intact).items() if share > 0]
             found = data.examiner.race(removals, data.keep, harm_of(intact), label, counted)
-        return [
+        candidates = [
             judge(intact, removal.units, found.outcomes[removal]).model_copy(
                 update={"accepted": removal in found.accepted}
             )
             for removal in removals
         ]
+        return failures_last(candidates)
 
 
 def parts_of(intact: Intact) -> dict[str, float]:

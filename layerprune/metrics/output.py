@@ -9,8 +9,10 @@ from typing import ClassVar, Literal
 import torch
 
 from layerprune.documents import Candidate
+from layerprune.engine.exam import not_finite
+from layerprune.judgement import failures_last
 from layerprune.metrics.base import Data, Needs, Scope
-from layerprune.metrics.reading import Tokens, finite, read
+from layerprune.metrics.reading import Tokens, candidate, read
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 
@@ -48,13 +50,14 @@ class Output:
             wanted = batch.places(self.tokens)
             count += int(wanted.sum())
             intact = _logits(subject, Removal(()), batch.ids, wanted)
+            if not bool(intact.isfinite().all()):
+                raise not_finite(subject, "logits")
             for number, removal in enumerate(removals):
                 own = _logits(subject, removal, batch.ids, wanted)
                 sums[number] += float(distance(self.by, intact, own).double().sum())
-        return [
-            Candidate(removal=removal.units, score=finite(total / count, "output distance without", removal))
-            for removal, total in zip(removals, sums, strict=True)
-        ]
+        return failures_last(
+            [candidate(removal, total / count) for removal, total in zip(removals, sums, strict=True)]
+        )
 
 
 @torch.no_grad()

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from layerprune.documents import Candidate
+from layerprune.engine.exam import not_finite
+from layerprune.judgement import failures_last
 from layerprune.metrics.base import Data, Needs, Scope
 from layerprune.metrics.losses import INTACT, predicted_tokens, text_losses
-from layerprune.metrics.reading import finite
+from layerprune.metrics.reading import candidate
 from layerprune.removal import Removal
 from layerprune.stats import bootstrap_interval
 from layerprune.subject import Subject
@@ -32,13 +36,14 @@ class Perplexity:
         texts = data.texts
         losses = text_losses(subject, texts, [INTACT, *removals], data, "perplexity")
         # Scaled so that the plain mean over the texts is the mean over the tokens.
+        if not np.isfinite(losses[0]).all():
+            raise not_finite(subject, "losses")
         rises = (losses[1:] - losses[0]) * (len(texts) / predicted_tokens(texts))  # (removals, texts)
         found = []
         for removal, own in zip(removals, rises, strict=True):
-            score = finite(float(own.mean()), "the loss without", removal)
             interval = None  # a single text says nothing about others
-            if len(own) > 1:
+            if len(own) > 1 and np.isfinite(own).all():
                 low, high = bootstrap_interval([own], seed=data.seed)
                 interval = (round(low, 6), round(high, 6))
-            found.append(Candidate(removal=removal.units, score=score, interval=interval))
-        return found
+            found.append(candidate(removal, float(own.mean()), interval))
+        return failures_last(found)

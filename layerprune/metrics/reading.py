@@ -11,9 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from layerprune.documents import Candidate, Interval
 from layerprune.engine.walk import replaced_forwards, split_hidden
 from layerprune.errors import ModelError
 from layerprune.metrics.base import Data
+from layerprune.removal import Removal
 from layerprune.subject import Subject
 
 BATCH_TOKENS = 4096  # of a batch, padding counted
@@ -91,10 +93,21 @@ def compared_states(
 
 
 def finite(value: float, label: str, of: object) -> float:
-    """Keep nine digits; raises ``ModelError`` when a figure is not a number, which must never pass for a low score."""
+    """Keep nine digits; raises ``ModelError`` when a figure of the intact model is no finite number."""
     if not math.isfinite(value):
         raise ModelError(f"{label} of {of} is {value}: the model's states overflow; try --dtype float32")
     return float(f"{value:.9g}")
+
+
+def candidate(removal: Removal, score: float, interval: Interval | None = None, *, failed: bool = False) -> Candidate:
+    """Return a candidate whose score keeps nine digits; one that is no finite number, or ``failed``, is marked."""
+    known = math.isfinite(score)
+    return Candidate(
+        removal=removal.units,
+        score=float(f"{score:.9g}") if known else 0.0,
+        interval=interval if known else None,
+        not_finite=failed or not known,
+    )
 
 
 @torch.no_grad()

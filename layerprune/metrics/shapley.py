@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from layerprune.documents import Candidate
+from layerprune.engine.exam import not_finite
+from layerprune.judgement import failures_last
 from layerprune.metrics.base import Data, Needs, Scope
 from layerprune.metrics.losses import predicted_tokens, text_losses
-from layerprune.metrics.reading import finite, spread
+from layerprune.metrics.reading import candidate, spread
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 
@@ -48,21 +50,37 @@ class Shapley:
         asked_about = [list(removal.layers) for removal in removals]  # half-layers are refused before anything is read
         texts = spread(data.texts, self.texts)
 
+        failed = set[Gone]()
+
         def losses(sets: Sequence[Gone]) -> Sequence[float]:
             asked = [Removal.from_units(gone) for gone in sets]
-            found = text_losses(subject, texts, asked, data, "Shapley values")
-            return (found.sum(axis=1) / predicted_tokens(texts)).tolist()
+            found = text_losses(subject, texts, asked, data, "Shapley values").sum(axis=1) / predicted_tokens(texts)
+            known = np.isfinite(found)
+            if not known[sets.index(frozenset())]:
+                raise not_finite(subject, "losses")
+            failed.update(gone for gone, fine in zip(sets, known, strict=True) if not fine)
+            return np.where(known, found, found[known].max()).tolist()  # without a finite loss: as bad as the worst
 
         orders = drawn_orders(len(subject.layers), self.permutations, data.seed)
         rises = marginal_rises(losses, orders)  # (permutations, layers)
+        breaking = breaking_players(orders, failed)
         found = []
         for removal, layers in zip(removals, asked_about, strict=True):
             own = rises[:, layers].sum(axis=1)
-            value = finite(float(own.mean()), "the Shapley value of", removal)
-            half = half_width(own)
+            value, half = float(own.mean()), half_width(own)
             interval = (round(value - half, 6), round(value + half, 6))
-            found.append(Candidate(removal=removal.units, score=value, interval=interval))
-        return found
+            found.append(candidate(removal, value, interval, failed=not breaking.isdisjoint(layers)))
+        return failures_last(found)
+
+
+def breaking_players(orders: Sequence[Sequence[int]], failed: Collection[Gone]) -> set[int]:
+    """Return the players whose going made a cost no finite number; ``failed`` are the sets that have none."""
+    return {
+        player
+        for order in orders
+        for turn, player in enumerate(order)
+        if frozenset(order[: turn + 1]) in failed and frozenset(order[:turn]) not in failed
+    }
 
 
 def half_width(sample: np.ndarray) -> float:

@@ -12,8 +12,11 @@ from layerprune.errors import RefusedError, UsageError
 from layerprune.planners.constraints import Constraints
 from layerprune.planners.shapes import Move
 from layerprune.removal import Removal, Unit
+from layerprune.stats import clipped
 
 NOTHING = Removal(())
+
+OVERFLOW = "half precision may overflow where --dtype float32 does not"
 
 Judge = Callable[[Sequence[Removal]], Sequence[Candidate]]
 """Scores whole removals (what is already gone included), one candidate each, in the order asked."""
@@ -128,7 +131,12 @@ def by_harm(candidate: Candidate) -> tuple[int, bool, float, float, tuple[Unit, 
 
 
 def standing(candidate: Candidate) -> int:
-    """Return 0 for a candidate that a race let in early, 2 for one that it put out, 1 for one that saw all items."""
+    """Return 0 for a candidate that a race let in early, 2 for one that it put out, 1 for one that saw all items.
+
+    3 for one without which the model's figures are not finite: it does the most harm, whatever the others do.
+    """
+    if candidate.not_finite:
+        return 3
     return 0 if candidate.accepted else 2 if candidate.stopped else 1
 
 
@@ -152,17 +160,37 @@ def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_be
 
 
 def require_floors(candidates: Sequence[Candidate], removed: Removal = NOTHING) -> None:
-    """Raise ``RefusedError`` when every candidate of a round leaves some task below its floor."""
+    """Raise ``RefusedError`` when every candidate of a round leaves some task below its floor, or none is finite."""
+    require_one_finite(candidates, removed)
     if all(candidate.below_floor for candidate in candidates):
         nearest = min(candidates, key=lambda candidate: (max(candidate.below_floor.values()), candidate.removal))
-        what = f"with {removed} gone, nothing more can go" if len(removed) else "nothing can go"
-        raise RefusedError(f"{what} within the floors; the nearest: {shortfall(nearest)}; lower --floor or --drop")
+        what = f"{_nothing_goes(removed)} within the floors"
+        raise RefusedError(f"{what}; the nearest: {shortfall(nearest)}; lower --floor or --drop")
+
+
+def require_one_finite(candidates: Sequence[Candidate], removed: Removal = NOTHING) -> None:
+    """Raise ``RefusedError`` when the model's figures are finite without none of the candidates."""
+    if all(candidate.not_finite for candidate in candidates):
+        raise RefusedError(f"{_nothing_goes(removed)}: whatever does, the model's figures are not finite; {OVERFLOW}")
+
+
+def require_finite(found: Found) -> None:
+    """Raise ``RefusedError`` when the figures without what is to go, or one of its layers alone, are not finite."""
+    asked = [found.cost] if found.cost is not None else found.rounds[0].candidates
+    failed = [one.removal for one in asked if one.not_finite and set(one.removal) <= set(found.order)]
+    if failed:
+        said = f"without {Removal.from_units(failed[0])} the model's figures are not finite"
+        raise RefusedError(f"{said}, and nothing better is left to remove: lower --drop; {OVERFLOW}")
+
+
+def _nothing_goes(removed: Removal) -> str:
+    return f"with {removed} gone, nothing more can go" if len(removed) else "nothing can go"
 
 
 def shortfall(candidate: Candidate) -> str:
     """Say in words which floor a removal misses most, and by how much."""
     task, missed = max(candidate.below_floor.items(), key=lambda entry: entry[1])
-    kept = 1 - candidate.tasks[task].relevance
+    kept = 1 - clipped(candidate.tasks[task].relevance)
     return (
         f"without {Removal.from_units(candidate.removal)} {task} keeps {kept:.3f} of its accuracy above chance, "
         f"its floor is {kept + missed:.3g}"

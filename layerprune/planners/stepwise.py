@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from layerprune.documents import Candidate, Round
-from layerprune.planners.base import Found, Judge, Watch, judged, order_moves, ranked, require_floors
+from layerprune.planners.base import (
+    Found,
+    Judge,
+    Watch,
+    judged,
+    order_moves,
+    ranked,
+    require_floors,
+    require_one_finite,
+)
 from layerprune.planners.constraints import Constraints
 from layerprune.planners.shapes import Move
 from layerprune.removal import Removal
@@ -29,6 +38,7 @@ class OneShot:
         constraints.require(drop)
         moves = constraints.moves
         candidates = judged(judge, [Removal.of(*move) for move in moves])
+        require_one_finite(candidates)
         preference = [moves[position] for position in order_moves(moves, candidates)]
         removed, order = Removal(()), list[int | float]()
         while len(removed) < drop:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from layerprune.documents import Prediction, Scores
+from layerprune.documents import Prediction, Scores, Units
 from layerprune.judgement import NOISY, can_be_split, reliability_of
-from layerprune.stats import TARGET
+from layerprune.planners.base import OVERFLOW
+from layerprune.removal import Removal
+from layerprune.stats import TARGET, clipped, relevance
+
+NAMED = 5  # removals named one by one
 
 
-def caveats(scores: Scores, predicted: Prediction | None) -> tuple[str, ...]:
-    """Return what is to be said about how the removals were judged, and on how much."""
-    return (*_operator(scores), *_noise(scores), *_floors(scores, predicted))
+def caveats(scores: Scores, predicted: Prediction | None, removal: Units = ()) -> tuple[str, ...]:
+    """Return what is to be said about what goes, how the removals were judged, and on how much."""
+    how = (*_operator(scores), *_failures(scores), *_noise(scores))
+    return (*_ends(scores, removal), *how, *_floors(scores, predicted))
+
+
+def _ends(scores: Scores, removal: Units) -> Iterator[str]:
+    """Say where the first or the last layer goes: they read the embeddings and shape the output as no other does."""
+    last = scores.model.layers - 1
+    ends = [unit for unit in (0, last) if unit in removal]
+    if ends:
+        which = " and ".join(f"{'the first' if unit == 0 else 'the last'} (layer {unit})" for unit in ends)
+        keep = ",".join("-1" if unit else "0" for unit in ends)
+        yield f"{which} of {last + 1} layers is to go, which models seldom bear well: --protect {keep} keeps it"
 
 
 def _operator(scores: Scores) -> Iterator[str]:
@@ -22,6 +37,15 @@ def _operator(scores: Scores) -> Iterator[str]:
             f"judged, and predicted, with the operator {operator}: export skips the layers plainly, which costs "
             f"something else unless the checkpoint is healed so{healing}"
         )
+
+
+def _failures(scores: Scores) -> Iterator[str]:
+    """Name the removals without which the model's figures are not finite."""
+    failed = {one.removal for entry in scores.rounds for one in entry.candidates if one.not_finite}
+    if failed:
+        named = ", ".join(str(Removal.from_units(units)) for units in sorted(failed)[:NAMED])
+        more = f" and {len(failed) - NAMED} others" if len(failed) > NAMED else ""
+        yield f"without {named}{more} the model's figures are not finite: ranked as the most harmful ({OVERFLOW})"
 
 
 def _noise(scores: Scores) -> Iterator[str]:
@@ -48,7 +72,7 @@ def _floors(scores: Scores, predicted: Prediction | None) -> Iterator[str]:
         own = predicted.tasks[task]
         if own.base_accuracy <= chances[task]:
             continue
-        kept = (own.accuracy - chances[task]) / (own.base_accuracy - chances[task])
+        kept = 1 - clipped(relevance(own.accuracy, own.base_accuracy, chances[task]))
         if kept < floor:
             yield (
                 f"{task} keeps its floor of {floor:g} on the items that selected, but {kept:.2f} of its accuracy above "

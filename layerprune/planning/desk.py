@@ -49,6 +49,7 @@ class Desk:
     held_back: Examiner | None = None
     certification: Examiner | None = None
     base: dict[str, BaseTask] = field(default_factory=dict)
+    said: set[Removal] = field(default_factory=set)  # removals named as not finite
 
     @classmethod
     def open(cls, request: ScoreRequest, folder: Path | None, progress: Progress, rules: Rules = FREE) -> Desk:
@@ -66,7 +67,10 @@ class Desk:
             dtype=request.dtype,
             device=request.device,
             trust_remote_code=request.trust_remote_code,
+            reads_text=bool(request.tasks),  # a metric that needs items or text was refused without them
         )
+        if subject.tokenizer is None:
+            progress.note(f"{request.model} has no tokenizer: the metric {entry.name!r} needs none")
         anatomy = subject.anatomy
         constraints = Constraints(
             anatomy.depth,
@@ -86,6 +90,8 @@ class Desk:
         if not self.request.tasks:
             return
         questions = _questions(self.request, self.subject, shares.certify)
+        for remark in questions.remarks():
+            self.progress.note(remark)
         check_tasks(self.data.objective, list(questions.tasks))
         judged = self.metric.needs == "items"
         if not judged and not shares.examined:
@@ -134,8 +140,9 @@ class Desk:
         # what answers items is written down block by block already; what is asked once, or costs nothing, need not be
         worth = metric.needs == "text" and metric.scope == "any set"
         if self.folder is None or not worth:
-            return Remembered(ask)
-        return Remembered(ask, Journal(self.folder / JOURNAL, text_key(self.subject, data, entry, metric)))
+            return Remembered(ask, progress=self.progress, said=self.said)
+        journal = Journal(self.folder / JOURNAL, text_key(self.subject, data, entry, metric))
+        return Remembered(ask, journal, progress=self.progress, said=self.said)
 
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""

@@ -9,6 +9,7 @@ from layerprune.documents import Candidate
 from layerprune.engine.journal import Journal, journal_key
 from layerprune.metrics.base import Data, Metric
 from layerprune.planners import Judge
+from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
 from layerprune.removal import Removal
 from layerprune.specs import spec_of
@@ -26,16 +27,28 @@ def text_key(subject: Subject, data: Data, entry: Entry, metric: Metric) -> str:
     )  # fmt: skip
 
 
+def say_failures(candidates: Sequence[Candidate], progress: Progress, said: set[Removal]) -> None:
+    """Note, once for each removal, that the model's figures are not finite without it."""
+    for one in candidates:
+        removal = Removal(one.removal)
+        if one.not_finite and removal not in said:
+            said.add(removal)
+            progress.note(f"without {removal} the model's figures are not finite: it counts as the most harmful")
+
+
 @dataclass
 class Remembered:
     """Asks ``judge`` and remembers; ``journal`` is for metrics whose work the examiner's journal does not hold.
 
-    A question is a whole batch: what a race says of one removal depends on those it ran against.
+    A question is a whole batch: what a race says of one removal depends on those it ran against. ``progress`` hears of
+    removals without which the model's figures are not finite.
     """
 
     judge: Judge
     journal: Journal | None = None
     known: dict[Question, list[Candidate]] = field(default_factory=dict)
+    progress: Progress = SILENT
+    said: set[Removal] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for entry in self.journal.entries if self.journal else []:
@@ -50,4 +63,5 @@ class Remembered:
                 asked = [list(removal.units) for removal in removals]
                 answered = [candidate.model_dump(mode="json") for candidate in self.known[question]]
                 self.journal.append({"removals": asked, "candidates": answered})
+        say_failures(self.known[question], self.progress, self.said)
         return self.known[question]

@@ -9,6 +9,7 @@ from layerprune.errors import UsageError
 from layerprune.judgement.stability import no_halves
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
+from layerprune.planners.base import require_one_finite
 from layerprune.planning.desk import Desk
 from layerprune.planning.request import ScoreRequest
 from layerprune.planning.slices import Shares
@@ -35,4 +36,5 @@ def score_model(
             raise UsageError(no_halves(entry.name))
         desk.bring_items(Shares())
         candidates = tuple(desk.judge()(removals))
+        require_one_finite(candidates)
         return desk.scores((Round(removed=(), candidates=candidates),))

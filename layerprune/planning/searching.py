@@ -13,7 +13,18 @@ from layerprune.judgement import additive
 from layerprune.lock import locked
 from layerprune.metrics import METRICS, cheapest_search
 from layerprune.output import check_places
-from layerprune.planners import SEARCHES, Constraints, Found, Judge, Others, asks, bound, next_to_go, shortfall
+from layerprune.planners import (
+    SEARCHES,
+    Constraints,
+    Found,
+    Judge,
+    Others,
+    asks,
+    bound,
+    next_to_go,
+    require_finite,
+    shortfall,
+)
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.desk import Desk
 from layerprune.planning.goals import Reached
@@ -24,6 +35,7 @@ from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
 from layerprune.removal import Removal
 from layerprune.specs import build, options_of, spec_of
+from layerprune.stats import displayed
 
 
 def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = SILENT) -> tuple[Scores, Plan]:
@@ -76,7 +88,8 @@ class Searcher:
         look = bound(self.search, Others(self._judge_by, self._chosen_by, self._judge))
 
         def watch(removal: Removal, best: Candidate) -> None:
-            said = f"{len(removal)} chosen: {removal}, {desk.metric.unit} {best.score:.4f}"
+            score = displayed(best.score, desk.metric.unit, self.request.score.metric)
+            said = f"{len(removal)} chosen: {removal}, {desk.metric.unit} {score:.4f}"
             if said not in self.shown:
                 self.shown.add(said)
                 desk.progress.note(said)
@@ -86,6 +99,7 @@ class Searcher:
             found = look(desk.judge(), desk.constraints, drop, seed=self.request.score.seed, watch=watch)
         if refusal := desk.constraints.refusal(found.removal):
             raise RefusedError(f"the search {self.entry.name!r} found {found.removal}, which may not go: {refusal}")
+        require_finite(found)
         self._require_floors(found, judge)
         return found
 

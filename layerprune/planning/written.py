@@ -30,7 +30,7 @@ def written(
         scores_sha256=scores.sha256(),
         data=scores.data,
         predicted=predicted,
-        warnings=(*warnings, *put_out(found), *caveats(scores, predicted)),
+        warnings=(*warnings, *put_out(found), *caveats(scores, predicted, found.removal.units)),
         seed=scores.seed,
         versions=scores.versions,
     )

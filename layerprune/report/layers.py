@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from layerprune.documents import PRUNED, UNHEALED, Audit, Interval, Plan, Ranked
 from layerprune.removal import Unit
 from layerprune.report import plots, words
+from layerprune.stats import displayed
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,11 @@ class Ranks:
 
 def rankings(plan: Plan, audit: Audit) -> list[Ranks]:
     """Return the plan's own ranking and those the audit holds beside it."""
-    own = Ranks(plan.metric.words, plan.metric.unit, _items(plan), _by_unit(plan.ranking))
-    others = [Ranks(one.metric, one.unit, one.source, _by_unit(one.ranking)) for one in audit.rankings]
+    metric = plan.metric
+    own = Ranks(metric.words, metric.unit, _items(plan), _by_unit(plan.ranking, metric.unit, metric.spec))
+    others = [
+        Ranks(one.metric, one.unit, one.source, _by_unit(one.ranking, one.unit, one.metric)) for one in audit.rankings
+    ]
     return [ranks for ranks in (own, *others) if ranks.scores]
 
 
@@ -76,8 +80,13 @@ def _items(plan: Plan) -> str:
     return f"{sum(data.items for data in plan.data)} selection items" if plan.data else "no items"
 
 
-def _by_unit(ranking: Sequence[Ranked]) -> dict[Unit, Ranked]:
-    return {one.unit: one for one in sorted(ranking, key=lambda one: one.unit)}
+def _by_unit(ranking: Sequence[Ranked], unit: str, metric: str) -> dict[Unit, Ranked]:
+    return {one.unit: _displayed(one, unit, metric) for one in sorted(ranking, key=lambda one: one.unit)}
+
+
+def _displayed(one: Ranked, unit: str, metric: str) -> Ranked:
+    score, *limits = (displayed(each, unit, metric) for each in (one.score, *(one.interval or ())))
+    return one.model_copy(update={"score": score, "interval": tuple(limits) or None})
 
 
 def _figure(ranks: Ranks, unit: Unit) -> str:

@@ -12,7 +12,7 @@ from layerprune.stats.intervals import (
     quantile,
 )
 from layerprune.stats.ranks import Agreement, Overlap, confusion, correlations, overlap, rank_agreement
-from layerprune.stats.relevance import relevance, relevance_interval, relevance_intervals
+from layerprune.stats.relevance import clipped, displayed, relevance, relevance_interval, relevance_intervals
 from layerprune.stats.reliability import TARGET, Losses, Reliability, mean_losses, resampled_losses, split_half, stepped
 
 __all__ = [
@@ -29,9 +29,11 @@ __all__ = [
     "as_bits",
     "bootstrap_interval",
     "certify",
+    "clipped",
     "confusion",
     "correlations",
     "counted_interval",
+    "displayed",
     "draw_mixture",
     "holm",
     "items_needed",

@@ -10,13 +10,24 @@ from layerprune.stats.intervals import Bounds, Interval, quantile
 
 
 def relevance(accuracy: float, base: float, chance: float) -> float:
-    """Return ``1 - max(accuracy - chance, 0) / (base - chance)``: 0 nothing lost, 1 all lost, negative: it helped.
+    """Return ``1 - (accuracy - chance) / (base - chance)``: 0 nothing lost, 1 at chance, negative: it helped.
 
-    Raises ``ValueError`` unless the base is above chance; callers refuse such a task by name long before.
+    Above 1 below chance, so that it stays a mean over items; ``clipped`` is for display. Raises ``ValueError`` unless
+    the base is above chance; callers refuse such a task by name long before.
     """
     if base <= chance:
         raise ValueError(f"relevance needs a base above chance: accuracy {base:.4f}, chance {chance:.4f}")
-    return 1 - max(accuracy - chance, 0.0) / (base - chance)
+    return 1 - (accuracy - chance) / (base - chance)
+
+
+def clipped(relevance: float) -> float:
+    """Return a relevance for display, at most 1: no more than all of the accuracy above chance can be lost."""
+    return min(relevance, 1.0)
+
+
+def displayed(score: float, unit: str, metric: str) -> float:
+    """Return a metric's score for tables and plots: a relevance clipped; losses of margin have no limit."""
+    return clipped(score) if unit == "relevance" and "signal=margin" not in metric else score
 
 
 def relevance_interval(base: Correct, other: Correct, chance: float, confidence: float = 0.95) -> Interval:
@@ -39,7 +50,8 @@ def relevance_intervals(
     Fieller's interval (Fieller 1954) for the ratio of two paired means, with one flip added in each direction, as
     Bonett & Price (2012) do for differences: without it no flips would give a width of zero. Limits are cut to what
     relevance can be beside the base accuracy seen, from ``1 - (1 - chance) / (base - chance)`` (all answers right)
-    to 1 (at chance or under); where the base is too close to chance to bound the ratio, that whole range is returned.
+    to ``1 + chance / (base - chance)`` (all wrong); where the base is too close to chance to bound the ratio, that
+    whole range is returned.
     """
     cells = (both_right, right_to_wrong, wrong_to_right, items, chance)
     both, lost, won, total, guess = np.broadcast_arrays(*(np.asarray(cell, dtype=float) for cell in cells))
@@ -56,8 +68,8 @@ def relevance_intervals(
     bounded = a > 0
     root = np.sqrt(np.maximum(b * b - a * c, 0))
     safe = np.where(bounded, a, 1.0)
-    floor = 1 - (1 - guess) / (base - guess)
-    low = np.where(bounded, np.clip(1 - (b + root) / safe, floor, 1), floor)
-    high = np.where(bounded, np.clip(1 - (b - root) / safe, floor, 1), 1.0)
-    point = 1 - np.maximum((both + won) / total - guess, 0) / (base - guess)
+    least, most = 1 - (1 - guess) / (base - guess), 1 + guess / (base - guess)
+    low = np.where(bounded, np.clip(1 - (b + root) / safe, least, most), least)
+    high = np.where(bounded, np.clip(1 - (b - root) / safe, least, most), most)
+    point = 1 - ((both + won) / total - guess) / (base - guess)
     return Bounds(np.minimum(low, point), np.maximum(high, point))  # the added items can shift the interval off it

@@ -15,7 +15,7 @@ Answered = Mapping[str, Outcomes]  # by task
 def accuracy_losses(data: Sequence[TaskData], intact: Answered, without: Sequence[Answered]) -> Losses:
     """Return right answers lost with each unit over the task's accuracy above chance, (items, units) by task.
 
-    The mean over the items is the relevance, except that relevance stops at 1 where accuracy falls below chance.
+    The mean over the items is the relevance.
     """
     found = {}
     for task in data:

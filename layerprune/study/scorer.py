@@ -31,11 +31,11 @@ class Scorer:
         entry, metric = build(METRICS, spec)
         data = replace(self.data, keep=keep, seed=self.data.seed if seed is None else seed)
         if metric.needs == "items":
-            return lambda removals: metric.score(self.subject, removals, data)
+            return Remembered(lambda removals: metric.score(self.subject, removals, data), progress=data.progress)
         journal = None  # what reads nothing costs nothing to ask again
         if metric.needs == "text" and self.folder is not None:
             journal = Journal(self.folder / JOURNAL, text_key(self.subject, data, entry, metric))
-        return Remembered(lambda removals: metric.score(self.subject, removals, data), journal)
+        return Remembered(lambda removals: metric.score(self.subject, removals, data), journal, progress=data.progress)
 
     def find(
         self, metric: str, search: str, constraints: Constraints, drop: int, *, seed: int | None = None,

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from layerprune.errors import TaskError
+from layerprune.errors import TaskError, one_line
 from layerprune.tasks.encoding import Encoder, encode
 from layerprune.tasks.items import Item, Questions, Request, TaskQuestions, Verdict, fingerprint, hash_share
-from layerprune.tasks.judging import LmEvalJudge, chance_of, content_of, definition_of
+from layerprune.tasks.judging import LmEvalJudge, answerable, chance_of, content_of, definition_of
 from layerprune.tasks.loading import load_tasks, templates_compiled_once
 
 __all__ = ["Item", "Questions", "Request", "TaskQuestions", "Verdict", "item_texts", "load_questions"]
@@ -142,13 +142,19 @@ def _item(task: Any, doc: Any, index: int, mark: str, encoder: Encoder, use: Use
     shots = int(task.get_config("num_fewshot"))
     shown: list[Any] = []
     with _watched(task, doc if use == "selection" else None, shown):
-        context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
+        try:
+            context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
+        except (IndexError, TypeError, AssertionError) as error:  # an example whose label is none of its choices
+            what = f"task {task.config.task!r}: lm-eval cannot lay out an item with {shots} examples"
+            raise TaskError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
     if use == "selection" and any(example == doc for example in shown):
         return None
     made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1))
     instances = made if isinstance(made, list) else [made]
     queries = tuple(encode(instance, encoder) for instance in instances)
-    return Item(mark, chance_of(task, doc), queries, key=instances, content=content_of(doc))
+    return Item(
+        mark, chance_of(task, doc), queries, key=instances, answerable=answerable(task, doc), content=content_of(doc)
+    )
 
 
 class _watched:

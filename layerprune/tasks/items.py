@@ -51,6 +51,7 @@ class Verdict:
     correct: bool
     gold_probability: float | None
     margin: float | None = None  # of the gold answer's log-likelihood over the best wrong one's
+    finite: bool = True  # whether all its log-likelihoods were finite numbers
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Item:
     chance: float
     queries: tuple[Query, ...]
     key: Any = field(compare=False, default=None)  # the judge's own handle for the item
+    answerable: bool = True  # whether its label is among its choices; else it is wrong, whatever the model says
     content: str = ""  # stands for the whole document: what judging may read and no question shows
 
 
@@ -116,6 +118,18 @@ class Questions:
 
     def data(self) -> tuple[TaskData, ...]:
         return tuple(task.data() for task in self.tasks.values())
+
+    def remarks(self) -> list[str]:
+        """Return what a user has to know of these items, a line each."""
+        without = {
+            name: [item.answerable for item in task.items].count(False) for name, task in self.tasks.items()
+        }
+        return [
+            f"task {name!r}: the label of {count} of {len(self.tasks[name].items)} items is none of their choices; "
+            "they are counted wrong, as lm-eval does"
+            for name, count in without.items()
+            if count
+        ]
 
     def mark(self) -> str:
         """Return a hash of everything that is asked and of how it is judged."""

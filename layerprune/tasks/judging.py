@@ -7,9 +7,10 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
-from layerprune.errors import TaskError
+from layerprune.errors import TaskError, one_line
 from layerprune.tasks.items import Answer, Item, Verdict
 from layerprune.versions import source_of
 
@@ -28,13 +29,24 @@ class LmEvalJudge:
         _remember(task, "doc_to_target")
 
     def __call__(self, item: Item, answers: Sequence[Answer]) -> Verdict:
-        """Return the verdict on one item; raises ``TaskError`` when the metric is neither 0 nor 1."""
+        """Return the verdict on one item; raises ``TaskError`` when the metric is neither 0 nor 1.
+
+        An item without a gold answer among its choices is wrong, as lm-eval has it, whatever the model says: its gold
+        answer has the probability 0, and no lead.
+        """
+        if not item.answerable:
+            offered = self.task.OUTPUT_TYPE == "multiple_choice"
+            return Verdict(False, 0.0 if offered else None, 0.0 if offered else None)
         instances = item.key
         for instance, answer in zip(instances, answers, strict=True):
             instance.resps = [answer]
         self.filter.apply(instances)
         results = [instance.filtered_resps[self.filter.name] for instance in instances]
-        value = self.task.process_results(instances[0].doc, results)[self.metric]
+        try:
+            value = self.task.process_results(instances[0].doc, results)[self.metric]
+        except (TypeError, ValueError, IndexError, KeyError) as error:  # a label of a kind that lm-eval does not take
+            what = f"task {self.task.config.task!r}: lm-eval cannot judge the item {item.fingerprint}"
+            raise TaskError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
         if value not in (0, 1):
             raise TaskError(f"task {self.task.config.task!r}: {self.metric} of one item is {value!r}; needed is 0 or 1")
         doc = instances[0].doc
@@ -50,7 +62,8 @@ class LmEvalJudge:
         logs = [answer[0] for answer in answers[:count]]  # type: ignore[index]
         top = max(logs)
         weights = [math.exp(value - top) for value in logs]
-        return sum(weights[g] for g in gold_of(self.task, doc) if g < count) / sum(weights)
+        gold = gold_of(self.task, doc)
+        return sum(weights[g] for g in gold) / sum(weights) if gold else None  # none: the task judges by itself
 
     def _margin(self, doc: Any, answers: Sequence[Answer]) -> float | None:
         """Return by how much the best gold answer leads the best wrong one: positive where the accuracy says right.
@@ -111,18 +124,35 @@ def choices_of(task: Any, doc: Any) -> list[str]:
 
 
 def gold_of(task: Any, doc: Any) -> list[int]:
-    """Return the indices of the right answers of a multiple-choice item."""
-    gold = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
-    if isinstance(gold, str):
-        return [choices_of(task, doc).index(gold)]
-    return [int(g) for g in gold] if isinstance(gold, list | tuple) else [int(gold)]
+    """Return the indices of the right answers of an item that offers choices; empty where its label names none."""
+    label = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
+    choices = choices_of(task, doc)
+    places = [_place(each, choices) for each in (label if isinstance(label, list | tuple) else [label])]
+    return list(dict.fromkeys(place for place in places if place is not None))
+
+
+def _place(label: Any, choices: Sequence[str]) -> int | None:
+    """Return the index a label stands for: itself, or that of the choice it spells; None where there is no such."""
+    if isinstance(label, str):
+        return choices.index(label) if label in choices else None
+    whole = isinstance(label, Real) and float(label).is_integer()  # not None, and not the NaN of an empty cell
+    return int(label) if whole and 0 <= label < len(choices) else None
+
+
+def answerable(task: Any, doc: Any) -> bool:
+    """Return whether an item's label is among its choices; tasks that judge by a function of their own need none."""
+    judged_by_choices = task.OUTPUT_TYPE == "multiple_choice" or (
+        task.OUTPUT_TYPE == "generate_until" and task.config.doc_to_choice is not None
+    )
+    return not judged_by_choices or callable(task.config.process_results) or bool(gold_of(task, doc))
 
 
 def chance_of(task: Any, doc: Any) -> float:
-    """Return the accuracy of guessing on one item: right answers over answers offered; 0 where nothing is offered."""
+    """Return the accuracy of guessing on one item: right answers over answers offered; 0 where no answer is right."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return 0.0
-    return len(gold_of(task, doc)) / len(choices_of(task, doc))
+    right = len(gold_of(task, doc)) or int(answerable(task, doc))  # a task that judges by itself: one, whichever it is
+    return right / len(choices_of(task, doc))
 
 
 def _remember(task: Any, name: str) -> None:
