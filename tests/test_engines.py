@@ -113,3 +113,14 @@ def test_mlx_lm_would_read_another_model_without_the_older_names(tmp_path: Path)
     assert "rope_theta" not in json.loads((base / "config.json").read_text())
     ours, theirs = both(base)
     assert (ours - theirs).abs().max() > 1e-2 * ours.abs().max()
+
+
+def test_mlx_lm_knows_the_words_of_the_file(tmp_path: Path) -> None:
+    """Granite's hybrids as published: "mamba" and "attention", where transformers 5 has other words."""
+    base = save_tiny("granitemoehybrid", tmp_path / "base", rope_parameters=THETA, position_embedding_type="rope")
+    content = json.loads((base / "config.json").read_text())
+    words = ["attention" if kind == FULL else "mamba" for kind in content["layer_types"]]
+    (base / "config.json").write_text(json.dumps({**content, "layer_types": words}))
+    export(make_plan(base, Removal.of(0)), tmp_path / "out")
+    ours, theirs = both(tmp_path / "out")
+    assert (ours - theirs).abs().max() < 1e-3 * ours.abs().max()
