@@ -280,3 +280,37 @@ def test_forwards_are_given_back_after_an_error():
     with pytest.raises(IndexError):
         walk.hidden({"input_ids": ids}, [frozenset()], torch.tensor([5]), torch.tensor([9]))
     assert all("forward" not in vars(layer) for layer in subject.layers)
+
+
+def mistral() -> Subject:
+    """A Mistral whose layers all look back over four tokens."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=4,
+    )  # fmt: skip
+    ref = ModelRef(id="mistral", fingerprint="mistral", model_type="mistral", layers=4, parameters=1)
+    return Subject(MistralForCausalLM(config).eval(), None, read_anatomy(config), ref)
+
+
+def test_a_mask_of_a_kind_that_a_model_does_not_take_is_no_remark_where_another_fits():
+    """Mistral takes one mask for all its layers, which slide alike, and no dictionary of masks by kind of layer."""
+    path, remarks = Trial.of(mistral(), *multiple_choice(96)).choose()
+    assert (path.name, path.windows, remarks) == ("trees", "everywhere", [])
+
+
+def test_what_fails_in_every_kind_of_mask_is_said_once_in_plain_words(monkeypatch):
+    from layerprune.engine import paths, selftest
+
+    class Refusing(paths.TreePath):
+        def _inputs(self, rows):
+            raise AttributeError("'dict' object has no attribute 'ndim'")
+
+    monkeypatch.setattr(selftest, "TreePath", Refusing)
+    path, remarks = Trial.of(mistral(), *multiple_choice(96)).choose()
+    assert path.name == "chains"
+    assert remarks == [
+        "trees: the model's code does not take such inputs (AttributeError: 'dict' object has no attribute 'ndim')"
+    ]

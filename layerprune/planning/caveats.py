@@ -26,7 +26,8 @@ def _ends(scores: Scores, removal: Units) -> Iterator[str]:
     if ends:
         which = " and ".join(f"{'the first' if unit == 0 else 'the last'} (layer {unit})" for unit in ends)
         keep = ",".join("-1" if unit else "0" for unit in ends)
-        yield f"{which} of {last + 1} layers is to go, which models seldom bear well: --protect {keep} keeps it"
+        verb, it = ("are", "them") if len(ends) > 1 else ("is", "it")
+        yield f"{which} of {last + 1} layers {verb} to go, which models seldom bear well: --protect {keep} keeps {it}"
 
 
 def _operator(scores: Scores) -> Iterator[str]:
@@ -40,8 +41,9 @@ def _operator(scores: Scores) -> Iterator[str]:
 
 
 def _failures(scores: Scores) -> Iterator[str]:
-    """Name the removals without which the model's figures are not finite."""
-    failed = {one.removal for entry in scores.rounds for one in entry.candidates if one.not_finite}
+    """Name the removals without which the model's figures are not finite, the least of each kind."""
+    asked = {one.removal for entry in scores.rounds for one in entry.candidates if one.not_finite}
+    failed = [units for units in asked if not any(set(other) < set(units) for other in asked)]
     if failed:
         named = ", ".join(str(Removal.from_units(units)) for units in sorted(failed)[:NAMED])
         more = f" and {len(failed) - NAMED} others" if len(failed) > NAMED else ""

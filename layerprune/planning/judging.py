@@ -28,10 +28,10 @@ def text_key(subject: Subject, data: Data, entry: Entry, metric: Metric) -> str:
 
 
 def say_failures(candidates: Sequence[Candidate], progress: Progress, said: set[Removal]) -> None:
-    """Note, once for each removal, that the model's figures are not finite without it."""
+    """Note that the model's figures are not finite without a removal, unless it was noted of a part of it already."""
     for one in candidates:
         removal = Removal(one.removal)
-        if one.not_finite and removal not in said:
+        if one.not_finite and not any(set(other) <= set(removal) for other in said):
             said.add(removal)
             progress.note(f"without {removal} the model's figures are not finite: it counts as the most harmful")
 
