@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from layerprune.errors import UsageError
@@ -30,6 +31,15 @@ def parse_count(text: str, option: str) -> int:
     if match is None or match[2].upper() not in COUNTS:
         raise UsageError(f"{option} {text!r} is not a number of parameters; write 1.2B or 110M")
     return round(float(match[1]) * COUNTS[match[2].upper()])
+
+
+def rounded_up(size: int) -> str:
+    """Return a size with three digits that is no less: ``1.24GB``; ``parse_size`` reads it."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if size >= unit:
+            step = 10 ** max(len(str(size // unit)) - 3, -2)  # of the unit
+            return f"{round(math.ceil(size / unit / step) * step, 2):.15g}{name}"
+    return f"{size}B"
 
 
 def in_words(size: float) -> str:

@@ -151,12 +151,17 @@ def test_results_do_not_depend_on_what_is_measured_beside_them():
         assert (alone[0] == together[number]).all()  # bit for bit: a resumed run must write the same bytes
 
 
-def test_removals_are_measured_in_portions_when_memory_is_short():
+def test_removals_are_measured_in_portions_when_memory_is_short(monkeypatch):
     subject = subject_of("llama")
     requests, groups = multiple_choice(subject.vocabulary)
     removals = [Removal.of(layer) for layer in range(len(subject.layers))]
     whole, _ = Engine(subject).measure(requests, groups, removals)
-    scarce, _ = Engine(subject, memory=1).measure(requests, groups, removals)
+    engine, portions = Engine(subject, memory=200_000), []
+    engine.choose_path(requests, groups)
+    run = engine.path.run
+    monkeypatch.setattr(engine.path, "run", lambda rows, part: portions.append(len(part)) or run(rows, part))
+    scarce, _ = engine.measure(requests, groups, removals)
+    assert min(portions) < len(removals)
     np.testing.assert_allclose(scarce, whole, atol=2e-4)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 
+from layerprune.engine.allowance import Allowance
 from layerprune.engine.paths import Grades, Path, PlainPath, TreePath
 from layerprune.engine.selftest import choose_path
 from layerprune.engine.trees import Row, batches, chains
@@ -47,7 +49,7 @@ class Engine:
     def __init__(
         self, subject: Subject, *, tokens: int | None = None, rows: int | None = None, memory: int | None = None
     ) -> None:
-        """``memory`` is in bytes, for hidden states, keys and values; weights and a batch's logits come on top."""
+        """``memory``: bytes of all tensors beside the weights, at any time."""
         self.subject = subject
         self.memory = memory or MEMORY
         self.tokens = tokens or (CUDA_TOKENS if subject.device.type == "cuda" else CPU_TOKENS)
@@ -58,11 +60,13 @@ class Engine:
         self.account = Account()
         self.path: Path = PlainPath(subject)
         self.remarks: list[str] = []  # why faster paths were not taken
+        self._last: Allowance | None = None  # of the path measured along last
         self.longest = 0  # tokens of the longest request the self-test has seen; 0: it has not run
 
     def choose_path(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> None:
         """Compare the fast paths with plain forwards on a few of the requests and keep the first that agrees."""
-        self.path, self.remarks = choose_path(self.subject, requests, groups)
+        self.path, self.remarks = choose_path(self.subject, requests, groups, self._sums)
+        self.path.work.computed = 0  # the self-test's own work is nobody's
         if isinstance(self.path, TreePath):
             self.path.walk.trunks = Trunks(int(KEPT_SHARE * self.memory))
         self.longest = max(len(request.tokens) for request in requests)
@@ -77,81 +81,108 @@ class Engine:
         """Return (sums of log-probabilities in nats, all tokens greedy), both (removals, requests).
 
         ``groups`` are the indices of requests that belong to one question; ``done`` hears of finished requests x
-        removals.
+        removals. Raises ``UsageError`` where the memory does not hold one item under one removal.
         """
         if max(len(request.tokens) for request in requests) > self.longest:
             self.choose_path(requests, groups)  # a window may show only in requests longer than those tested
+        found = self._measured(self.path, requests, groups, removals, done)
+        self._count(requests, removals)
+        return found
+
+    def _sums(
+        self, path: Path, requests: Sequence[Request], groups: Sequence[Sequence[int]], removals: Sequence[Removal]
+    ) -> np.ndarray:
+        return self._measured(path, requests, groups, removals)[0]
+
+    def _measured(
+        self,
+        path: Path,
+        requests: Sequence[Request],
+        groups: Sequence[Sequence[int]],
+        removals: Sequence[Removal],
+        done: Callable[[int], None] = lambda tokens: None,
+    ) -> Grades:
+        """Measure along one path, in batches and portions of the removals that stay within the memory."""
+        allowance = self._allowance(path, max(len(request.tokens) - 1 for request in requests))
+        rows = path.layout(requests, groups, allowance.longest_row)
+        allowance.check(rows)
         sums = np.full((len(removals), len(requests)), np.nan)
         greedy = np.zeros((len(removals), len(requests)), dtype=bool)
-        rows = self.path.layout(requests, groups)
-        for part in self._portions(removals, max(len(row.beginning) for row in rows)):
-            chosen = [removals[number] for number in part]
-            for members, (s, g) in self._run(rows, chosen):
-                sums[np.ix_(part, members)], greedy[np.ix_(part, members)] = s, g
-                done(len(members) * len(part))
-        self._count(requests, removals)
+        for section in _sections(list(batches(rows, self._budget(), self._most_rows(), allowance.fits))):
+            for part in allowance.portions(section, removals):
+                for batch in section:
+                    for members, numbers, (s, g) in self._run(path, batch, removals, part):
+                        sums[np.ix_(numbers, members)], greedy[np.ix_(numbers, members)] = s, g
+                        done(len(members) * len(numbers))
         return sums, greedy
 
-    def _portions(self, removals: Sequence[Removal], beginning: int) -> list[list[int]]:
-        """Split the removals so that a batch of at least 512 tokens of each fits into the state memory.
+    def _allowance(self, path: Path, longest: int) -> Allowance:
+        """Return what one batch may hold on this path, the same object as long as the path is.
 
-        Of a beginning, so many tokens long, every removal keeps keys and values in half of the layers on average.
+        ``longest``: tokens of the longest request; the first ones asked about hold the longest.
         """
-        kept = beginning * self._cache_size() * len(self.subject.layers) // 2
-        most = max(1, self._state_bytes() // (512 * self._state_size() + kept))
-        numbers = sorted(range(len(removals)), key=lambda number: removals[number].units)  # like stays with like
-        return [numbers[start : start + most] for start in range(0, len(numbers), most)]
+        if self._last is None or self._last.path is not path:
+            self._last = Allowance(path, self.memory, KEPT_SHARE, longest, own=path.subject is self.subject)
+        return self._last
 
     def _budget(self) -> int:
-        """Return the tokens of a batch: so few that a state for every layer's removal fits.
+        """Return the tokens of a batch, whatever the memory allows."""
+        return self.tokens if self.fits is None else min(self.tokens, self.fits)
 
-        Counted for all layers and not for the removals asked now, so that a batch, and with it the last digit of a
-        result, is the same whatever else is measured beside it.
+    def _most_rows(self) -> int | None:
+        return self.rows if self.fits is None else None
+
+    def _run(
+        self, path: Path, batch: list[Row], removals: Sequence[Removal], part: list[int]
+    ) -> Iterator[tuple[list[int], list[int], Grades]]:
+        """Measure a batch under a part of the removals; out of device memory, do it in halves.
+
+        Yields (requests, numbers of removals, their grades). Rows are halved first, and batches to come are no larger.
         """
-        most = self._state_bytes() // (self._state_size() * (len(self.subject.layers) + 1))
-        asked = min(self.tokens, max(512, most))
-        return asked if self.fits is None else min(asked, self.fits)
-
-    def _state_bytes(self) -> int:
-        return int((1 - KEPT_SHARE) * self.memory)
-
-    def _state_size(self) -> int:
-        config = self.subject.model.config.get_text_config()
-        return int(config.hidden_size) * self.subject.dtype.itemsize
-
-    def _cache_size(self) -> int:
-        """Return the bytes of a token's keys and values in one layer."""
-        config = self.subject.model.config.get_text_config()
-        heads = int(getattr(config, "num_attention_heads", None) or 1)
-        shared = int(getattr(config, "num_key_value_heads", None) or heads)
-        width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        return 2 * shared * width * self.subject.dtype.itemsize
-
-    def _run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> Iterator[tuple[list[int], Grades]]:
-        """Measure batch after batch; out of device memory, halve the batches and go on with what is left."""
-        pending = list(rows)
-        while pending:
-            batch = next(batches(pending, self._budget(), self.rows if self.fits is None else None))
+        tokens = batch[0].length * len(batch)
+        fits = self.fits is None or tokens <= self.fits or len(batch) == 1
+        if fits:
             try:
-                result = self.path.run(batch, removals)
-            except torch.cuda.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    length, device = batch[0].length, self.subject.device
+                members, grades = path.run(batch, [removals[number] for number in part])
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(batch) == len(part) == 1:
+                    length, device = batch[0].length, path.subject.device
                     raise ModelError(f"a single row of {length} tokens does not fit on {device}") from error
+                fits = False
+            else:
+                yield members, part, grades
+                return
+            path.read = None
+            if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-                self.fits = max(len(batch) // 2 * batch[0].length, 1)
-                continue
-            taken = {id(row) for row in batch}
-            pending = [row for row in pending if id(row) not in taken]
-            yield result
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self.fits = min(self.fits or tokens, max(half * batch[0].length, 1))
+            yield from self._run(path, batch[:half], removals, part)
+            yield from self._run(path, batch[half:], removals, part)
+        else:
+            half = len(part) // 2
+            yield from self._run(path, batch, removals, part[:half])
+            yield from self._run(path, batch, removals, part[half:])
 
     def _count(self, requests: Sequence[Request], removals: Sequence[Removal]) -> None:
         tokens = sum(row.length for row in chains(requests))
         depth = len(self.subject.layers)
         self.account.naive += sum(tokens * (depth - len(removal)) for removal in removals)
-        if isinstance(self.path, TreePath):
-            self.account.computed += self.path.walk.work.computed
-            self.path.walk.work.computed = 0
-        elif isinstance(self.path, PlainPath):
-            self.account.computed += self.path.computed
-            self.path.computed = 0
+        self.account.computed += self.path.work.computed
+        self.path.work.computed = 0
+
+
+def _sections(made: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
+    """Put batches that follow on the same beginning together: what is kept of it serves all of them."""
+    for beginning, own in groupby(made, key=lambda batch: batch[0].beginning):
+        own = list(own)
+        yield from [own] if beginning else [[batch] for batch in own]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)

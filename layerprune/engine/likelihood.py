@@ -59,24 +59,35 @@ def _normalised(logits: Tensor, which: Tensor, asked: Tensor) -> tuple[Tensor, T
     return chosen - top[which] - total.log()[which], best
 
 
-def grade(walk: Walk, hidden: Tensor, places: Places, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+def _graded(walk: Walk, hidden: Tensor, which: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``_normalised`` of one piece; its logits are gone before the next one's are made."""
+    logits = walk.logits(hidden)  # (piece, vocabulary)
+    rows, tokens = (torch.as_tensor(numbers, device=logits.device) for numbers in (which, asked))
+    found, best = _normalised(logits, rows, tokens)
+    return found.double().cpu().numpy(), best.cpu().numpy()
+
+
+def usual_piece(vocabulary: int) -> int:
+    """Return for how many places logits are computed at once, where memory does not ask for fewer."""
+    return max(1, LOGIT_BYTES // (4 * vocabulary))
+
+
+def grade(walk: Walk, hidden: Tensor, places: Places, piece: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (sums of log-probabilities in nats, all tokens greedy) for the batch's requests, both (requests,).
 
-    ``hidden`` is (places, hidden), the last layer's output. Log-probabilities are taken in float32 whatever the model's
+    ``hidden`` is (places, hidden), the last layer's output; ``piece``: for how many places logits are computed at once.
+    Log-probabilities are taken in float32 whatever the model's
     dtype.
     """
     order = np.argsort(places.place, kind="stable")
     logs = np.empty(len(order), dtype=np.float64)
     greedy = np.empty(len(order), dtype=bool)
-    piece = max(1, LOGIT_BYTES // (4 * vocabulary))
+    walk.stage = "grade", 0
     sorted_places = places.place[order]
     for start in range(0, len(hidden), piece):
         inside = slice(*np.searchsorted(sorted_places, [start, start + piece]))
-        logits = walk.logits(hidden[start : start + piece])  # (piece, vocabulary)
-        which = torch.as_tensor(sorted_places[inside] - start, device=logits.device)
-        asked = torch.as_tensor(places.tokens[order[inside]], device=logits.device)
-        found, best = _normalised(logits, which, asked)
-        logs[order[inside]], greedy[order[inside]] = found.double().cpu().numpy(), best.cpu().numpy()
+        which, asked = sorted_places[inside] - start, places.tokens[order[inside]]
+        logs[order[inside]], greedy[order[inside]] = _graded(walk, hidden[start : start + piece], which, asked)
     sums = np.zeros(len(places.requests))
     np.add.at(sums, places.owner, logs)
     wrong = np.zeros(len(places.requests), dtype=bool)

@@ -8,16 +8,16 @@ plain       a row per distinct input, one ordinary forward per removal with its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from layerprune.engine.likelihood import Places, grade, widened
+from layerprune.engine.likelihood import Places, grade, usual_piece, widened
 from layerprune.engine.prefix import SharedBeginning
-from layerprune.engine.trees import Row, chains, trees, trees_after_beginnings
-from layerprune.engine.walk import Tensor, Walk
+from layerprune.engine.trees import Limit, Row, chains, trees, trees_after_beginnings, unlimited
+from layerprune.engine.walk import Stage, Tensor, Walk, Work
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks.items import Request
@@ -31,9 +31,39 @@ class Path(Protocol):
     """One way to measure."""
 
     name: str
+    subject: Subject
+    masked: bool  # masks and positions are given to the model, not left to it
+    together: bool  # the rows of a batch, and all removals, run at once
+    piece: int  # for how many places logits are computed at once
+    read: tuple[Any, Any, SharedBeginning] | None  # a beginning that is kept
 
-    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
-        """Turn requests into rows; ``groups`` are indices of requests that share a question."""
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
+        """Turn requests into rows; ``groups`` are indices of requests that share a question.
+
+        ``most`` tells how long rows may become by joining groups, given the tokens of the beginning they follow on.
+        """
+        ...
+
+    @property
+    def handed_on(self) -> Mapping[int, int]:
+        """The bytes that each layer handed on last, for one set of removals."""
+        ...
+
+    @property
+    def shares(self) -> bool:
+        """Whether what a layer holds depends on the layers before it."""
+        ...
+
+    @property
+    def stage(self) -> Stage:
+        """What is being done at the moment."""
+        ...
+
+    @property
+    def work(self) -> Work:
+        """What has been computed so far."""
         ...
 
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
@@ -45,21 +75,45 @@ class TreePath:
     """Every shared token once: prefix trees within a batch, one walk over the layers for all removals."""
 
     name = "trees"
+    masked = True
+    together = True
 
     def __init__(self, subject: Subject, windows: Windows = "none") -> None:
         self.subject, self.windows = subject, windows
+        self.piece = usual_piece(subject.vocabulary)
+        self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = None
         self.walk = Walk(subject.model, subject.layers, subject.stand_in)
         self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=subject.device)})
 
-    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
-        return trees(requests, groups)
+    @property
+    def handed_on(self) -> Mapping[int, int]:
+        return self.walk.handed_on
+
+    @property
+    def shares(self) -> bool:
+        return self.walk.shares
+
+    @property
+    def stage(self) -> Stage:
+        return self.walk.stage
+
+    @property
+    def work(self) -> Work:
+        return self.walk.work
+
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
+        return trees(requests, groups, most(0))
 
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        self.walk.stage = "inputs", 0
         places = Places(rows)
         drops = [removal.sublayers for removal in removals]
         beginning = self._read(rows[0].beginning, drops)
+        self.walk.stage = "inputs", 1
         found = self.walk.hidden(self._inputs(rows), drops, places.rows, places.nodes, beginning)
-        graded = [grade(self.walk, hidden, places, self.subject.vocabulary) for hidden in found]
+        graded = [grade(self.walk, hidden, places, self.piece) for hidden in found]
         return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))
 
     def _read(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
@@ -109,12 +163,10 @@ class BeginningPath(TreePath):
 
     name = "beginnings"
 
-    def __init__(self, subject: Subject, windows: Windows = "none") -> None:
-        super().__init__(subject, windows)
-        self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = None  # the last one
-
-    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
-        return trees_after_beginnings(requests, groups)
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
+        return trees_after_beginnings(requests, groups, most)
 
     def _read(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
         if not tokens:
@@ -133,8 +185,11 @@ class ChainPath(TreePath):
     """One row per distinct input; padding stands to the right, where causal attention never looks."""
 
     name = "chains"
+    masked = False
 
-    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
         return chains(requests)
 
     def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -145,12 +200,21 @@ class PlainPath:
     """Ordinary forwards of the bypassed model: what the other paths are checked against, and the last resort."""
 
     name = "plain"
+    masked = False
+    together = False
+    shares = False
+    stage: Stage = ("plain", 0)
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.computed = 0
+        self.piece = 1
+        self.handed_on: dict[int, int] = {}
+        self.read = None
+        self.work = Work()
 
-    def layout(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> list[Row]:
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
         return chains(requests)
 
     @torch.no_grad()
@@ -164,7 +228,7 @@ class PlainPath:
                 for row in rows:  # one at a time: no padding, no batch, nothing to get wrong
                     ids = torch.from_numpy(row.tokens)[None].to(self.subject.device)
                     logits = model(input_ids=ids, use_cache=False).logits[0]
-                    self.computed += row.length * (len(self.subject.layers) - len(removal))
+                    self.work.computed += row.length * (len(self.subject.layers) - len(removal))
                     for target in row.targets:
                         asked = torch.from_numpy(target.tokens).to(logits.device)
                         lines = widened(logits[torch.from_numpy(target.nodes).to(logits.device)]).log_softmax(-1)

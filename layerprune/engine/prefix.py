@@ -33,6 +33,13 @@ class SharedBeginning(Cache):  # type: ignore[misc]  # transformers carries no t
         """How many tokens it has; 0 while it is being written."""
         return len(self.tokens)
 
+    def sizes(self, depth: int) -> list[int]:
+        """Return the bytes that are kept in each layer."""
+        found = [0] * depth
+        for (_, layer), pair in self.kept.items():
+            found[layer] += sum(part.numel() * part.element_size() for part in pair)
+        return found
+
     def close(self, tokens: tuple[int, ...]) -> None:
         """Let the beginning, now complete, be read."""
         self.tokens = tokens

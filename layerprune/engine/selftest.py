@@ -14,12 +14,12 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import nn
 
+from layerprune.engine.kinds import kinds
 from layerprune.engine.paths import BeginningPath, ChainPath, Path, PlainPath, TreePath, Windows, window_of
 from layerprune.engine.trees import BEGINNING_GROUPS, batches, beginnings, tree_size
-from layerprune.engine.twin import renamed, twin_of
-from layerprune.errors import ModelError
+from layerprune.engine.twin import NoTwin, renamed, twin_of
+from layerprune.errors import LayerpruneError
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks.items import Request
@@ -39,18 +39,46 @@ HALF_FLOOR = 0.01  # ... plus this
 Kind = Callable[[Subject], Path]
 
 
+# Measures requests along a path: (path, requests, groups, removals) to (removals, requests) nats.
+Measure = Callable[[Path, Sequence[Request], Sequence[Sequence[int]], Sequence[Removal]], np.ndarray]
+
+
+def at_once(
+    path: Path, requests: Sequence[Request], groups: Sequence[Sequence[int]], removals: Sequence[Removal]
+) -> np.ndarray:
+    """Measure in one batch for each beginning, whatever memory that takes."""
+    found = np.full((len(removals), len(requests)), np.nan)
+    rows = path.layout(requests, groups)
+    for batch in batches(rows, budget=len(rows) * max(row.length for row in rows)):
+        members, (sums, _) = path.run(batch, removals)
+        found[:, members] = sums
+    return found
+
+
 def choose_path(
-    subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]]
+    subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]], measure: Measure
 ) -> tuple[Path, list[str]]:
-    """Return the fastest path that is right for this model on a sample of the requests, and why faster ones are not."""
-    trial = Trial.of(subject, requests, groups)
+    """Return the fastest path that is right for this model on a sample of the requests, and why faster ones are not.
+
+    ``measure`` keeps to the memory. Raises ``UsageError`` where that is too little for plain forwards, ``ModelError``
+    where the device has no room for a single one.
+    """
+    trial = Trial.of(subject, requests, groups, measure)
     if subject.dtype not in EXACT:
         try:
             trial = replace(trial, structure=trial.on_twin())
-        except ModelError as error:
+        except NoTwin as error:
             said = f"{error}; in {subject.dtype} no other test is sharp enough, in --dtype float32 there is one"
             return PlainPath(subject), [f"trees and chains: {said}"]
     return trial.choose()
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A path that ran, and |difference| from plain forwards in nats per graded token, (removals, requests)."""
+
+    path: Path
+    differences: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,66 +89,63 @@ class Trial:
     requests: list[Request]
     groups: list[list[int]]
     removals: list[Removal]
+    measure: Measure
     expected: np.ndarray  # (removals, requests) nats
     structure: Trial | None = None  # the same asked of a tiny twin in float64; None: the comparison here is exact
 
     @classmethod
-    def of(cls, subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> Trial:
+    def of(
+        cls,
+        subject: Subject,
+        requests: Sequence[Request],
+        groups: Sequence[Sequence[int]],
+        measure: Measure | None = None,
+    ) -> Trial:
         """Ask the plain path about a sample of the groups."""
         chosen = _sample(requests, groups)
         few = [requests[index] for group in chosen for index in group]
         where = np.cumsum([0, *(len(group) for group in chosen)])
         own = [list(range(start, stop)) for start, stop in pairwise(where.tolist())]
-        return cls._asked(subject, few, own, _removals(subject))
+        return cls(subject, few, own, _removals(subject), measure or at_once, np.empty(0))._begun()
 
-    @classmethod
-    def _asked(
-        cls, subject: Subject, requests: list[Request], groups: list[list[int]], removals: list[Removal]
-    ) -> Trial:
-        trial = cls(subject, requests, groups, removals, np.empty(0))
-        return replace(trial, expected=trial._ask(PlainPath(subject)))
+    def _begun(self) -> Trial:
+        return replace(self, expected=self._ask(PlainPath(self.subject)))
 
     def on_twin(self) -> Trial:
-        """Ask the same of a tiny model in float64; raises ``ModelError`` where there is none, or it cannot run."""
+        """Ask the same of a tiny model in float64; raises ``NoTwin`` where there is none, or it cannot run."""
         twin = twin_of(self.subject)
         try:
-            return self._asked(twin, renamed(self.requests), self.groups, self.removals)
+            return replace(self, subject=twin, requests=renamed(self.requests))._begun()
+        except LayerpruneError:  # too little memory is no property of the model
+            raise
         except Exception as error:  # modelling code that casts to float32 on its way, or wants sizes of its own
-            raise ModelError(f"a tiny model of this config does not run: {_in_short(error)}") from error
+            raise NoTwin(f"a tiny model of this config does not run: {_in_short(error)}") from error
 
     def choose(self) -> tuple[Path, list[str]]:
         """Return the fastest path that agrees, and why faster ones were not taken."""
-        chains = self._compared(ChainPath)
-        if isinstance(chains, str):
-            return PlainPath(self.subject), [f"trees and chains: {chains}"]
-        if (reason := self._excess(chains, HALF_MEAN)) is not None:
+        chains = self._tried(ChainPath)
+        reason = chains if isinstance(chains, str) else self._excess(chains.differences, HALF_MEAN)
+        if isinstance(chains, str) or reason is not None:
             return PlainPath(self.subject), [f"trees and chains: {reason}"]
+        limit = HALF_NOISE * float(chains.differences.mean()) + HALF_FLOOR
         reasons: dict[str, None] = {}
-        kinds = [BeginningPath, TreePath] if self._has_beginnings() else [TreePath]
-        for kind in kinds:
+        for kind in [BeginningPath, TreePath] if self._has_beginnings() else [TreePath]:
             wrong, failed = list[str](), list[str]()  # one of the windows fits: the others are no fault of the model
             for windows in self._windows():
-                trees = self._compared(partial(kind, windows=windows))
+                trees = self._tried(partial(kind, windows=windows))
                 if isinstance(trees, str):
                     failed.append(trees)
-                    continue
-                reason = self._excess(trees, HALF_NOISE * float(chains.mean()) + HALF_FLOOR)
-                if reason is None:
-                    return kind(self.subject, windows), list(reasons)
-                wrong.append(reason)
+                elif (reason := self._excess(trees.differences, limit)) is not None:
+                    wrong.append(reason)
+                else:
+                    return trees.path, list(reasons)
             reasons[f"{kind.name}: {(wrong or failed)[-1]}"] = None
-        return ChainPath(self.subject), list(reasons)
-
-    def _compared(self, kind: Kind) -> np.ndarray | str:
-        """Return |difference| from the plain path in nats per graded token, or why the path cannot be right."""
-        if self.structure is not None and (fault := self.structure.fault(kind)) is not None:
-            return f"on a tiny model of this config in float64, {fault}"
-        return self._differences(kind)
+        return chains.path, list(reasons)
 
     def fault(self, kind: Kind) -> str | None:
         """Return what is wrong with a path where comparison is exact; None: nothing."""
-        found = self._differences(kind)
-        return found if isinstance(found, str) else self._excess(found, 0.0)
+        tried = self._tried(kind)
+        return tried if isinstance(tried, str) else self._excess(tried.differences, 0.0)
 
     def _has_beginnings(self) -> bool:
         return any(shared for shared, _ in beginnings(self.requests, self.groups))
@@ -132,16 +157,19 @@ class Trial:
             return ("none",)
         return ("by kind", "everywhere")
 
-    def _differences(self, kind: Callable[[Subject], Path]) -> np.ndarray | str:
-        """Return |difference| from the plain path in nats per graded token, or what went wrong in words."""
+    def _tried(self, kind: Kind) -> Tried | str:
+        """Return a path and how far it is from plain forwards, or why it cannot be right, in words."""
+        if self.structure is not None and (fault := self.structure.fault(kind)) is not None:
+            return f"on a tiny model of this config in float64, {fault}"
         try:
-            found = self._ask(kind(self.subject))
+            path = kind(self.subject)
+            found = self._ask(path)
         except Exception as error:  # noqa: BLE001  a model's own code may fail in any way on inputs it was not made for
             return f"the model's code does not take such inputs ({_in_short(error)})"
         overflow = ~np.isfinite(found) & ~np.isfinite(self.expected)  # a removal may make both so: that is agreement
         with np.errstate(invalid="ignore"):
             apart = np.where(overflow, 0.0, np.abs(found - self.expected))
-        return apart / np.array([request.scored for request in self.requests])
+        return Tried(path, apart / np.array([request.scored for request in self.requests]))
 
     def _excess(self, differences: np.ndarray, half_limit: float) -> str | None:
         exact = EXACT.get(self.subject.dtype)
@@ -151,12 +179,7 @@ class Trial:
         return f"log-likelihoods differ by {seen:.2g} nats per token from plain forwards (limit {limit:.2g})"
 
     def _ask(self, path: Path) -> np.ndarray:
-        found = np.full((len(self.removals), len(self.requests)), np.nan)
-        rows = path.layout(self.requests, self.groups)
-        for batch in batches(rows, budget=len(rows) * max(row.length for row in rows)):  # one for each beginning
-            members, (sums, _) = path.run(batch, self.removals)
-            found[:, members] = sums
-        return found
+        return self.measure(path, self.requests, self.groups, self.removals)
 
 
 def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count: int = 4) -> list[list[int]]:
@@ -176,24 +199,9 @@ def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count:
 def _removals(subject: Subject) -> list[Removal]:
     """Return the intact model and removals at the start, in the middle, at the end, of several layers, of each kind."""
     depth = len(subject.layers)
-    sets = [(), (0,), (depth // 2,), (depth - 1,), (depth // 3, depth - 1), *((layer,) for layer in _kinds(subject))]
+    sets = [(), (0,), (depth // 2,), (depth - 1,), (depth // 3, depth - 1)]
+    sets += [(layer,) for layer in sorted(set(kinds(subject)))]
     return [Removal.from_units(set(units)) for units in dict.fromkeys(sets) if len(set(units)) < depth]
-
-
-def _kinds(subject: Subject) -> list[int]:
-    """Return the last layer of each kind: built of other modules, with other switches, or of another layer type."""
-    types = getattr(subject.model.config.get_text_config(decoder=True), "layer_types", None) or []
-    listed = types if len(types) == len(subject.layers) else [None] * len(subject.layers)
-    return list({(listed[number], _build(layer)): number for number, layer in enumerate(subject.layers)}.values())
-
-
-def _build(layer: nn.Module) -> tuple[object, ...]:
-    """Return the modules of a layer by name and class, and their switches; what is a number may be the layer's own."""
-
-    def switches(part: nn.Module) -> list[tuple[str, bool | str]]:
-        return sorted((key, value) for key, value in vars(part).items() if isinstance(value, bool | str))
-
-    return tuple((name, type(part).__name__, *switches(part)) for name, part in layer.named_modules())
 
 
 def _in_short(error: Exception) -> str:

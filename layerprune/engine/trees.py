@@ -8,8 +8,9 @@ causal row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -31,6 +32,12 @@ BEGINNING_TOKENS = 64
 
 
 Requests = Sequence[Request] | Mapping[int, Request]
+Limit = Callable[[int], int]
+
+
+def unlimited(before: int) -> int:
+    """Return how long joining may make a row where memory sets no limit, whatever stands before it."""
+    return ROW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,16 @@ class Row:
     def length(self) -> int:
         return len(self.tokens)
 
+    @cached_property
+    def places(self) -> int:
+        """How many of its tokens predict answer tokens."""
+        return len({int(node) for target in self.targets for node in target.nodes})
+
+    @property
+    def answers(self) -> int:
+        """How many answer tokens are graded; several may be read at one place."""
+        return sum(len(target.tokens) for target in self.targets)
+
     @property
     def is_chain(self) -> bool:
         """Whether plain causal attention with default positions gives the same result."""
@@ -80,24 +97,31 @@ def chains(requests: Sequence[Request]) -> list[Row]:
     return [_row(requests, members) for members in groups.values()]
 
 
-def trees(requests: Requests, groups: Iterable[Sequence[int]]) -> list[Row]:
-    """Lay out one row per group of request indices, joining groups that share much and packing those that are short."""
-    return [_row(requests, members) for members in _packed(_joined(requests, groups))]
+def trees(requests: Requests, groups: Iterable[Sequence[int]], most: int = ROW_TOKENS) -> list[Row]:
+    """Lay out one row per group of request indices, joining groups that share much and packing those that are short.
+
+    Neither makes a row longer than ``most`` tokens.
+    """
+    return [_row(requests, members) for members in _packed(_joined(requests, groups, most), most)]
 
 
-def trees_after_beginnings(requests: Requests, groups: Iterable[Sequence[int]]) -> list[Row]:
-    """Lay out trees, those of many groups with a long common beginning without it."""
+def trees_after_beginnings(requests: Requests, groups: Iterable[Sequence[int]], most: Limit = unlimited) -> list[Row]:
+    """Lay out trees, those of many groups with a long common beginning without it.
+
+    ``most`` tells how long joining and packing may make a row behind so many tokens.
+    """
     rows: list[Row] = []
     for shared, members in beginnings(requests, groups):
         if not shared:
-            rows += trees(requests, members)
+            rows += trees(requests, members, most(0))
             continue
         beginning = requests[members[0][0]].tokens[:shared]
         rest = {
             i: Request(requests[i].tokens[shared:], requests[i].scored) for i in (i for group in members for i in group)
         }
         rows += [
-            replace(row, positions=row.positions + shared, beginning=beginning) for row in trees(rest, members)
+            replace(row, positions=row.positions + shared, beginning=beginning)
+            for row in trees(rest, members, most(shared))
         ]
     return rows
 
@@ -133,7 +157,7 @@ def _context(requests: Requests, group: Sequence[int]) -> int:
     )
 
 
-def _joined(requests: Requests, groups: Iterable[Sequence[int]]) -> list[tuple[int, list[int]]]:
+def _joined(requests: Requests, groups: Iterable[Sequence[int]], most: int) -> list[tuple[int, list[int]]]:
     """Join groups that share much of their beginning; returns (tokens of the tree, its request indices)."""
     ordered = sorted((list(group) for group in groups), key=lambda group: requests[group[0]].tokens)
     joint: list[tuple[int, list[int]]] = []
@@ -142,15 +166,16 @@ def _joined(requests: Requests, groups: Iterable[Sequence[int]]) -> list[tuple[i
         if joint:
             size, members = joint[-1]
             together = tree_size([requests[i].tokens[:-1] for i in (*members, *group)])
-            if together <= ROW_TOKENS and size + own - together >= MIN_SHARED * min(own, size):
+            if together <= most and size + own - together >= MIN_SHARED * min(own, size):
                 joint[-1] = together, [*members, *group]
                 continue
         joint.append((own, group))
     return joint
 
 
-def _packed(sized: Sequence[tuple[int, list[int]]]) -> list[list[int]]:
+def _packed(sized: Sequence[tuple[int, list[int]]], most: int) -> list[list[int]]:
     """Put short trees together into rows of up to ``PACK_TOKENS``: the longest first, each where it first fits."""
+    room = min(PACK_TOKENS, most)
     rows: list[list[int]] = []
     free = np.zeros(len(sized), dtype=int)  # tokens left in each row; no row yet: none left
     for size, members in sorted(sized, key=lambda pair: -pair[0]):
@@ -161,7 +186,7 @@ def _packed(sized: Sequence[tuple[int, list[int]]]) -> list[list[int]]:
         else:
             place = len(rows)
             rows.append(list(members))
-            free[place] = max(PACK_TOKENS, size)
+            free[place] = max(room, size)
         free[place] -= size
     return rows
 
@@ -217,15 +242,18 @@ def _row(requests: Requests, members: Sequence[int]) -> Row:
     return Row(np.array(tokens), np.array(positions), tuple(spans), tuple(targets))
 
 
-def batches(rows: Sequence[Row], budget: int, most: int | None = None) -> Iterator[list[Row]]:
+def batches(
+    rows: Sequence[Row], budget: int, most: int | None = None, fits: Callable[[list[Row]], bool] = lambda batch: True
+) -> Iterator[list[Row]]:
     """Yield rows in batches of like length: of ``most`` rows, or else of up to ``budget`` tokens, padding counted.
 
-    A batch has one beginning; batches with the same one follow each other.
+    A batch has one beginning; batches with the same one follow each other. A row that would keep its batch from fitting
+    begins another.
     """
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: (row.beginning, -row.length)):
         full = len(batch) == most if most else bool(batch) and batch[0].length * (len(batch) + 1) > budget
-        if batch and (full or row.beginning != batch[0].beginning):
+        if batch and (full or row.beginning != batch[0].beginning or not fits([*batch, row])):
             yield batch
             batch = []
         batch.append(row)

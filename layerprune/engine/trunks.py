@@ -29,7 +29,10 @@ class Trunk:
 
     def keep(self, layer: int, state: State) -> None:
         """Remember what leaves ``layer``; no gaps are left, and nothing is kept beyond the memory."""
-        if layer == len(self.states) and self.owner.take(state.hidden):
+        if layer != len(self.states):
+            return
+        own, known = state.storages(), self.states[-1].storages() if self.states else {}
+        if self.owner.take(sum(size for place, size in own.items() if place not in known)):
             self.states.append(state)
 
 
@@ -48,9 +51,8 @@ class Trunks:
             digest.update(_bytes(inputs[name]))
         return self.by_batch.setdefault(digest.hexdigest(), Trunk(self))
 
-    def take(self, hidden: torch.Tensor) -> bool:
-        """Make room for one more state, if there is any."""
-        size = hidden.numel() * hidden.element_size()
+    def take(self, size: int) -> bool:
+        """Make room for so many bytes, if there is any."""
         if self.used + size > self.most:
             return False
         self.used += size

@@ -19,10 +19,14 @@ FIRST_TOKEN = 3  # of the twin's vocabulary: padding, beginning and end have the
 OTHER_DEPTHS = ("num_hidden_layers", "num_layers", "depth", "encoder_layers")  # of a vision or audio tower
 
 
+class NoTwin(ModelError):
+    """A model of which no tiny one can be built, or whose tiny one does not run."""
+
+
 def twin_of(subject: Subject) -> Subject:
     """Return a tiny float64 model of the subject's class, with its layers and the lengths it distinguishes.
 
-    On the CPU, with the attention implementation of the subject. Raises ``ModelError`` where it cannot be built.
+    On the CPU, with the attention implementation of the subject. Raises ``NoTwin`` where it cannot be built.
     """
     kind, config = type(subject.model), subject.model.config
     path = subject.anatomy.path if config.get_text_config(decoder=True) is not config else ()
@@ -41,7 +45,7 @@ def twin_of(subject: Subject) -> Subject:
             )  # fmt: skip
             return Subject(with_noise(model), subject.tokenizer, subject.anatomy, subject.ref)
     except Exception as error:  # strict config classes and modelling code raise what they like
-        raise ModelError(f"no tiny {config.model_type} could be built: {one_line(error)}") from error
+        raise NoTwin(f"no tiny {config.model_type} could be built: {one_line(error)}") from error
 
 
 def renamed(requests: Sequence[Request]) -> list[Request]:

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from layerprune.bypass import HALVES, PassOn, refuse_halves, silenced
+from layerprune.bypass import PassOn, refuse_halves, silenced
+from layerprune.engine.traffic import Way, wanted_after, ways
 
 if TYPE_CHECKING:
     from layerprune.engine.prefix import SharedBeginning
     from layerprune.engine.trunks import Trunk, Trunks
 
 Tensor = torch.Tensor
+Stage = tuple[str, int]  # what is being done, and at which layer: -1 before the first, the depth after the last
 
 
 @dataclass
@@ -31,6 +33,11 @@ class State:
 
     hidden: Tensor  # (rows, tokens, hidden)
     shared: dict[str, dict[Any, Any]] = field(default_factory=dict)  # mappings layers write to, by keyword (shared KV)
+
+    def storages(self) -> dict[int, int]:
+        """Return the memory that it holds: addresses and bytes."""
+        held = [tensor.untyped_storage() for tensor in _tensors([self.hidden, self.shared])]
+        return {storage.data_ptr(): storage.nbytes() for storage in held}
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,11 @@ class Walk:
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module], pass_on: PassOn | None = None) -> None:
         self.model, self.layers, self.pass_on = model, layers, pass_on
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
+        self.shares = False  # layers hand each other more than hidden states, through mappings that they write to
         self.work = Work()
         self.trunks: Trunks | None = None  # what is left of earlier batches; None: nothing is kept
+        self.stage: Stage = ("inputs", 0)
+        self.handed_on: dict[int, int] = {}  # bytes of the state that each layer made last
 
     def learn_outputs(self, inputs: Mapping[str, Tensor]) -> None:
         """Run the intact model once on a small input to see in what form each layer returns its result."""
@@ -89,6 +99,7 @@ class Walk:
 
         def make(index: int, original: Any) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
+                self.shares |= any(map(_is_shared, kwargs.values()))
                 output = original(*args, **kwargs)
                 wraps[index] = _wrapper(output)
                 return output
@@ -119,20 +130,25 @@ class Walk:
         states: dict[frozenset[int], State] = {}
         last = len(self.layers) - 1
         trunk = self._trunk(inputs, beginning)
+        what = "read" if beginning is not None and not beginning.length else "run"
+        self.stage = what, -1
 
         def make(index: int, original: Any) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 incoming, args, kwargs = split_hidden(args, kwargs)
+                self.stage = what, index
                 if index == 0:
                     states[frozenset()] = State(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
                 self._step(Step(index, original, args, kwargs, beginning, trunk), states, drops)
+                self.stage = what, index + 1
                 return self.wraps[index](incoming if index < last else next(iter(states.values())).hidden)
 
             return forward
 
         with replaced_forwards(self.layers, make):
             self._call_body({**inputs, "past_key_values": beginning} if beginning is not None else inputs)
-        return [states[drop].hidden[rows, nodes] for drop in drops]
+        found = {drop: states.pop(drop).hidden[rows, nodes] for drop in set(drops)}  # a state goes as it is read
+        return [found[drop] for drop in drops]
 
     @torch.no_grad()
     def through(self, index: int, hidden: Tensor, inputs: Mapping[str, Any]) -> Tensor:
@@ -174,24 +190,24 @@ class Walk:
     def _step(
         self, step: Step, states: dict[frozenset[int], State], drops: Sequence[frozenset[int]]
     ) -> None:
-        """Carry every state that is still needed through (or past) one layer."""
-        index = step.index
-        wanted = {frozenset(part for part in drop if part < 2 * index + 2) for drop in drops}
-        attention, mlp = frozenset({2 * index}), frozenset({2 * index + 1})
+        """Carry every state that is still needed through (or past) one layer; each goes as soon as it is carried."""
+        wanted = wanted_after(step.index, drops)
         fresh: dict[frozenset[int], State] = {}
-        for key, state in states.items():
-            if step.beginning is not None:
-                step.beginning.key = key
-            if key in wanted:
-                fresh[key] = self._through(step, state) if key else self._intact(step, state)
-            if key | attention | mlp in wanted:
-                fresh[key | attention | mlp] = self._past(index, state)
-            for half, cut in zip(HALVES, (attention, mlp), strict=True):
-                if key | cut in wanted:
-                    with silenced(self.layers[index], half):
-                        fresh[key | cut] = self._through(step, state)
-        states.clear()
+        for key in list(states):
+            state = states.pop(key)
+            for way, new in ways(key, step.index, wanted):
+                fresh[new] = self._carried(way, step, key, state)
         states.update(fresh)
+
+    def _carried(self, way: Way, step: Step, key: frozenset[int], state: State) -> State:
+        if way == "past":
+            return self._past(step.index, state)
+        if step.beginning is not None:
+            step.beginning.key = key
+        if way == "through":
+            return self._through(step, state) if key else self._intact(step, state)
+        with silenced(self.layers[step.index], way):
+            return self._through(step, state)
 
     def _intact(self, step: Step, state: State) -> State:
         """Carry the intact model's state through a layer, or take what an earlier round has left of it."""
@@ -219,7 +235,9 @@ class Walk:
         output = step.original(state.hidden, *step.args, **kwargs)
         hidden = output[0] if isinstance(output, tuple | list) else output
         self.work.computed += hidden.shape[0] * hidden.shape[1]
-        return State(hidden, {name: dict(kwargs[name]) for name in state.shared})
+        found = State(hidden, {name: dict(kwargs[name]) for name in state.shared})
+        self.handed_on[step.index] = sum(found.storages().values())
+        return found
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -257,6 +275,15 @@ def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
         return args[0], args[1:], kwargs
     rest = dict(kwargs)
     return rest.pop("hidden_states"), (), rest
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 def _is_shared(value: Any) -> bool:

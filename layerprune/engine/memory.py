@@ -1,0 +1,266 @@
+"""What an evaluation path holds beside the weights, as a function of a batch's shape and of the removals.
+
+No formula knows what is alive inside the layers of 180 model types. So it is measured, once for each path: a few tiny
+batches run while the bytes of all live tensors are noted after every operation. At each moment they are a sum of
+products of the batch's sizes, so a few shapes tell all others. More removals add states to that, and a beginning's keys
+and values; how many follows from the walk's own ``traffic``.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from layerprune.engine.kinds import kinds
+from layerprune.engine.paths import Path
+from layerprune.engine.traffic import Traffic, traffic
+from layerprune.engine.trees import Row, Target
+from layerprune.engine.walk import Stage
+from layerprune.removal import Removal
+
+# Sizes of the batches that are tried: rows, width, tokens before, graded places of each row, places in a piece (all
+# pieces of a batch are of one size, or moments of the last would be compared with those of others).
+TRIALS = (
+    (1, 5, 3, 1, 99), (2, 5, 4, 2, 99), (3, 4, 7, 1, 99), (1, 9, 10, 4, 99), (2, 8, 6, 3, 3), (4, 6, 5, 2, 99),
+    (1, 12, 8, 6, 2), (3, 7, 3, 5, 99), (2, 11, 12, 1, 99), (1, 16, 9, 2, 1), (5, 3, 11, 2, 99), (2, 6, 14, 4, 4),
+)  # fmt: skip
+ALONE = 9  # of these are enough where nothing stands before the rows,
+ONE_ROW = 6  # of these where each row runs by itself
+# Recurrent layers pad a row to whole chunks, of 256 tokens at most: a longer one shows what a token costs there.
+LONG_WIDTH = 260
+TOKEN = 3  # every token of a trial: experts then meet their worst case, all tokens in the same few of them
+# Of each answer token that is read where another one is: its number, row, place, and what is found.
+ANSWER_BYTES = 64
+HALF = Removal.of(0.5)  # for a half that is removed there are zeros
+GRADE: Stage = ("grade", 0)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One operation of a run."""
+
+    stage: Stage
+    operation: str
+    before: int  # bytes alive when it begins
+    after: int  # and when it is done
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made in the context and still alive.
+
+    A tensor's memory counts once, however many views there are. What a kernel holds inside itself is not seen.
+    """
+
+    def __init__(self, stage: Callable[[], Stage] = lambda: ("", 0)) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stage = stage
+        self.live = 0
+        self.events: list[Event] = []
+        self._known: dict[int, tuple[Any, int]] = {}  # a weak reference to each storage, and its bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        stage, before = self.stage(), self.live
+        found = func(*args, **(kwargs or {}))
+        given = {id(storage) for storage in _storages((*args, *(kwargs or {}).values()))}
+        for storage in _storages(found):
+            if id(storage) not in given and id(storage) not in self._known:
+                self._count(storage)
+        self.events.append(Event(stage, str(func), before, self.live))
+        return found
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to see to that takes longer than the counting
+
+    @property
+    def peak(self) -> int:
+        return max((event.after for event in self.events), default=0)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        number = id(storage)
+        self.live += storage.nbytes()
+        self._known[number] = weakref.ref(storage, lambda _: self._forget(number)), storage.nbytes()
+
+    def _forget(self, number: int) -> None:
+        self.live -= self._known.pop(number)[1]
+
+
+def _storages(value: Any) -> list[torch.UntypedStorage]:
+    """Return the memory of all tensors in (nested) lists and tuples; a sparse or packed one has none of its own."""
+    if isinstance(value, torch.Tensor):
+        return [value.untyped_storage()] if value.layout == torch.strided else []
+    return [storage for part in value for storage in _storages(part)] if isinstance(value, list | tuple) else []
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a batch its memory depends on."""
+
+    rows: int
+    width: int  # tokens of the longest row
+    before: int  # tokens of the beginning
+    places: int  # whose next token is graded
+    answers: int = 0  # answer tokens that are graded there
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Shape:
+        width = max(row.length for row in rows)
+        places, answers = sum(row.places for row in rows), sum(row.answers for row in rows)
+        return cls(len(rows), width, len(rows[0].beginning), places, answers)
+
+    def sizes(self, piece: int) -> np.ndarray:
+        """Return the products that tensors' sizes are sums of; ``piece``: places whose logits are computed at once."""
+        r, w, b, p = self.rows, self.width, self.before, self.places
+        return np.array([1, r, w, r * w, w * (b + w), r * w * (b + w), r * b, b, b * b, p, min(p, piece)], dtype=float)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Gives the most bytes that a path holds at once, beside the weights and what is kept of earlier batches."""
+
+    stages: list[Stage]  # of each moment
+    moments: np.ndarray  # (moments, sizes) bytes alive in the trials
+    trial: Traffic  # the states that were alive in them
+    like: list[int]  # for each layer the one that ran in its place
+    state: np.ndarray  # (depth + 1, sizes) bytes of a state in front of each layer, and behind the last
+    cache: np.ndarray  # (depth,) bytes of one token of a beginning in each layer
+    vocabulary: int
+    peak: int  # bytes that the trials themselves took
+
+    @classmethod
+    def of(cls, path: Path, longest: int = LONG_WIDTH, *, beginning: bool = False) -> Estimate:
+        """Run tiny batches, ``beginning``: such as follow on one, and see what is alive when.
+
+        ``longest``: tokens of the longest row there will be without a mask. Of layers that are alike one runs; all do
+        where what one holds depends on those before.
+        """
+        depth = len(path.subject.layers)
+        like = kinds(path.subject) if path.together and not path.shares else list(range(depth))
+        removals = [Removal.from_units(set(range(depth)) - set(like))]
+        trials = TRIALS if beginning else [(r, w, 0, p, piece) for r, w, _, p, piece in TRIALS[:ALONE]]
+        if not path.together:
+            trials = [(1, w, 0, p, piece) for _, w, _, p, piece in TRIALS[:ONE_ROW]]
+            removals += [HALF] if path.subject.anatomy.halves and path.subject.stand_in is None else []
+        if not path.masked:
+            trials = [*trials, (1, max(2, min(LONG_WIDTH, longest)), 0, 2, 99)]
+        runs, sizes, states, cache = [], [], [], np.zeros(depth)
+        usual, work = path.piece, replace(path.work)
+        for rows, width, before, places, path.piece in trials:
+            made = _rows(rows, width, before, places)
+            with LiveBytes(lambda: path.stage) as counter:
+                path.run(made, removals)
+            runs.append(counter.events)
+            sizes.append(Shape.of(made).sizes(path.piece))
+            states.append([path.handed_on.get(layer, 0) for layer in range(depth)])
+            if path.read is not None:
+                cache = np.array(path.read[2].sizes(depth)) / before
+            path.read = None
+        path.piece, path.work.computed = usual, work.computed
+        peak = max(event.after for run in runs for event in run)
+        trial, known = traffic(depth, (removals[0].sublayers,)), np.stack(sizes)
+        fitted = [_fit(known, seen) for seen in np.array(states, dtype=float).T]
+        state = np.stack([fitted[like[max(layer - 1, 0)]] for layer in range(depth + 1)])
+        return cls(*_moments(runs, known), trial, like, state, cache[like], path.subject.vocabulary, peak)
+
+    def of_batch(self, shape: Shape, states: Traffic, piece: int) -> int:
+        """Return the bytes of one batch under some removals; ``piece``: places whose logits are computed at once."""
+        more = self._more(shape, states)
+        alive = self.moments @ shape.sizes(piece) + np.array([more[stage] for stage in self.stages])  # (moments,)
+        return math.ceil(alive.max())
+
+    @cached_property
+    def logits(self) -> float:
+        """The bytes of one place's logits and what is made of them; 0 where all places' are computed at once."""
+        graded = [float(moment[-1]) for moment, stage in zip(self.moments, self.stages, strict=True) if stage == GRADE]
+        return max(graded, default=0.0)
+
+    def _more(self, shape: Shape, states: Traffic) -> dict[Stage, float]:
+        """Return what is alive at each stage beyond what was in the trials."""
+        depth = len(self.like)
+        extra = np.subtract(states.alive, self.trial.alive)  # (depth + 1,) states at each layer
+        for layer in set(self.like):  # it stands for the one with most of them
+            alive = max(states.alive[other] for other, like in enumerate(self.like) if like == layer)
+            extra[layer] = alive - self.trial.alive[layer]
+        kept = np.cumsum(np.subtract(states.runs, self.trial.runs) * self.cache) * shape.before  # up to each layer
+        batch, begun = self.state @ shape.sizes(1), self.state @ Shape(1, shape.before, 0, 1).sizes(1)
+        more = {}
+        for what, layer in set(self.stages):
+            found = kept[min(max(layer, 0), depth - 1)] if what == "read" else kept[-1]
+            if what in ("run", "read") and layer >= 0:
+                found += extra[layer] * (batch if what == "run" else begun)[layer]
+            if (what, layer) == GRADE:  # the other removals' last states are there, at graded places
+                found += (states.removals - 1) * shape.places * float(self.state[-1] @ Shape(1, 1, 0, 0).sizes(1))
+                # in the trials every place has one answer token, and none is looked for among all before it
+                found += ANSWER_BYTES * max(shape.answers - shape.places, 0) + self.vocabulary
+            more[what, layer] = float(found)
+        return more
+
+
+def _moments(runs: Sequence[Sequence[Event]], sizes: np.ndarray) -> tuple[list[Stage], np.ndarray]:
+    """Return the stages and the bytes by size, (moments, sizes), of the moments that count."""
+    grouped = [[(stage, list(own)) for stage, own in groupby(run, key=lambda event: event.stage)] for run in runs]
+    stages: list[Stage] = []
+    moments: list[np.ndarray] = []
+    for parts in zip(*grouped, strict=True):  # every trial goes through the same stages
+        stage, events = parts[0][0], [own for _, own in parts]
+        peaks = [np.array([max(event.after for event in own) for own in events])]  # of the pieces the largest counts
+        own = _highest([_fit(sizes, alive) for alive in (peaks if stage == GRADE else _aligned(events))])
+        stages += [stage] * len(own)
+        moments += own
+    return stages, np.stack(moments)
+
+
+def _highest(moments: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the moments of a stage that no other one of it exceeds in every size."""
+    kept: list[np.ndarray] = []
+    for moment in moments:
+        if not any((other >= moment).all() for other in kept):
+            kept = [other for other in kept if not (moment >= other).all()] + [moment]
+    return kept
+
+
+def _rows(count: int, width: int, before: int, places: int) -> list[Row]:
+    """Return rows of one branch each, the last ``places`` tokens of each graded."""
+    tokens = np.full(width, TOKEN)
+    nodes, positions = np.arange(width - places, width), np.arange(before, before + width)
+    targets = [(Target(number, nodes, tokens[:places]),) for number in range(count)]
+    return [Row(tokens, positions, ((0, width, -1),), target, (TOKEN,) * before) for target in targets]
+
+
+def _aligned(runs: Sequence[Sequence[Event]]) -> Iterator[np.ndarray]:
+    """Yield the bytes alive at each moment that all runs of a stage have, (runs,).
+
+    Where they differ, in loops over experts or pieces, moments cannot be told apart: their peak counts as one.
+    """
+    names = [[event.operation for event in run] for run in runs]
+    shortest = min(map(len, names))
+    head = next((i for i in range(shortest) if len({own[i] for own in names}) > 1), shortest)
+    rest = shortest - head
+    tail = next((i for i in range(rest) if len({own[-1 - i] for own in names}) > 1), rest)
+    for place in range(head):
+        yield np.array([run[place].after for run in runs])
+    between = [run[head : len(run) - tail] for run in runs]
+    if any(between):
+        yield np.array([max(event.after for event in own or run) for own, run in zip(between, runs, strict=True)])
+    for place in range(-tail, 0):
+        yield np.array([run[place].after for run in runs])
+
+
+def _fit(sizes: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return how many bytes each of a batch's sizes takes; where they do not tell all, so that no run had more."""
+    scale = np.maximum(sizes.max(axis=0), 1)
+    found = np.linalg.lstsq(sizes / scale, seen, rcond=1e-12)[0] / scale
+    if np.abs(sizes @ found - seen).max() < 0.5:
+        return np.round(found, 6)
+    found = nnls(sizes / scale, seen)[0] / scale
+    return found * max(1.0, float((seen / np.maximum(sizes @ found, 1)).max()))
