@@ -89,7 +89,7 @@ def test_what_rounding_hides_shows_on_the_twin(kind):
     subject = subject_of("falcon_h1")
     requests, groups = multiple_choice(90)
     trial = Trial.of(subject, requests, groups)
-    trees, chains = trial._differences(kind), trial._differences(ChainPath)
+    trees, chains = trial._tried(kind).differences, trial._tried(ChainPath).differences
     assert trial._excess(trees, 2 * float(chains.mean()) + 0.01) is None
     assert "differ by" in trial.on_twin().fault(kind)
 
