@@ -200,7 +200,7 @@ def twin_config(
     for key in path:
         decoder = decoder[key]
     hints = {key: value for key, value in HINTS.get(config.model_type, {}).items() if not isinstance(value, dict)}
-    layered = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS} - {"intermediate_size"}
+    layered = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS, "attention_types"} - {"intermediate_size"}
     for key, value in {**SIZES, **hints}.items():
         if decoder.get(key) is not None and key not in layered and key not in keep:
             decoder[key] = [value] * len(decoder[key]) if isinstance(decoder[key], list) else value
