@@ -52,6 +52,7 @@ PATHS = [
     ("mistral", {}, "trees", "beginnings"),  # every layer has a window
     ("gemma3_text", {}, "trees", "beginnings"),  # some have
     ("deepseek_v3", {}, "trees", "beginnings"),
+    ("gpt_neo", {}, "trees", "trees"),
     ("lfm2", CONV, "chains", "chains"),  # a convolution looks at neighbours, whatever the mask
     ("falcon_h1", {}, "chains", "chains"),  # attention and a recurrence side by side
     ("mpt", {}, "chains", "chains"),  # positions are distances in the row
@@ -156,3 +157,12 @@ def test_a_layer_of_every_kind_is_removed():
     mixed = _removals(subject_of("deepseek_v3", first_k_dense_replace=2))
     assert (1,) in {removal.layers for removal in mixed}, "the last of the dense layers"
     assert len(_removals(subject_of("llama"))) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_others_depend_on_are_not_removed_for_their_kind(dtype):
+    subject = subject_of("gemma3n_text", dtype)  # without layers whose keys and values are reused it cannot run
+    assert subject.anatomy.must_keep
+    engine = Engine(subject)
+    engine.choose_path(*multiple_choice(90))
+    assert engine.path.name == "plain"

@@ -201,7 +201,7 @@ def twin_config(
         decoder = decoder[key]
     hints = HINTS.get(config.model_type, {})  # its dicts and lists are of a model with DEPTH layers
     sizes = {**SIZES, **{key: value for key, value in hints.items() if not isinstance(value, dict | list)}}
-    kept = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS, "is_decoder"} - {"intermediate_size"}
+    kept = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS, "is_decoder", "attention_types"} - {"intermediate_size"}
     for key, value in sizes.items():
         if decoder.get(key) is not None and key not in kept and key not in keep:
             decoder[key] = [value] * len(decoder[key]) if isinstance(decoder[key], list) else value

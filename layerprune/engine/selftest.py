@@ -200,7 +200,9 @@ def _removals(subject: Subject) -> list[Removal]:
     """Return the intact model and removals at the start, in the middle, at the end, of several layers, of each kind."""
     depth = len(subject.layers)
     sets = [(), (0,), (depth // 2,), (depth - 1,), (depth // 3, depth - 1)]
-    sets += [(layer,) for layer in sorted(set(kinds(subject)))]
+    removable = [layer for layer in range(depth) if layer not in subject.anatomy.must_keep]
+    like = kinds(subject)
+    sets += [(layer,) for layer in sorted({like[layer]: layer for layer in removable}.values())]  # the last of each
     return [Removal.from_units(set(units)) for units in dict.fromkeys(sets) if len(set(units)) < depth]
 
 

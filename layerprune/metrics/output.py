@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from layerprune.documents import Candidate
+from layerprune.engine.engine import MEMORY
 from layerprune.engine.exam import not_finite
 from layerprune.judgement import failures_last
 from layerprune.metrics.base import Data, Needs, Scope
@@ -18,8 +19,11 @@ from layerprune.subject import Subject
 
 Distance = Literal["kl", "cosine", "l2"]
 
-# Logits of one batch may take this much in float32; three such tensors are alive at a time.
+# Logits of one batch may take this much in float32, and with --memory its part: so many tensors of their size are alive
+# at once (the intact model's and the smaller one's as they come and in float32, both log-softmaxes and what is made of
+# them).
 LOGIT_BYTES = 256 * 1024**2
+LOGIT_TENSORS = 8
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Output:
 
     def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Run every batch intact and under each removal; logits are compared in float32."""
-        budget = max(1, LOGIT_BYTES // (4 * subject.vocabulary))
+        most = min(LOGIT_BYTES, (data.memory or MEMORY) // LOGIT_TENSORS)
+        budget = max(1, most // (4 * subject.vocabulary))
         sums, count = [0.0] * len(removals), 0
         for batch in read(subject, data, "output distance", budget):
             wanted = batch.places(self.tokens)
