@@ -132,7 +132,7 @@ def test_verify_finds_an_audit_that_uses_items_of_an_earlier_round(home: Path, t
         (lambda one: one["plan"].update(seed=99), "receipt.plan_sha256 is not the plan's"),
         (lambda one: one["receipt"].update(dropped_tensors=7), "heal.receipt_sha256 is not the receipt's"),
         (lambda one: one["heal"].update(seed=99), "audit.heal_sha256 is not the healing log's"),
-        (lambda one: one["heal"]["result"].update(fingerprint="sha256:0"), "an earlier round's documents do not belong"),
+        (lambda one: one["heal"]["result"].update(fingerprint="sha256:0"), "earlier round's documents do not belong"),
         (lambda one: one.update(changed=True), "earlier is not the round that left the base"),
     ],
 )
