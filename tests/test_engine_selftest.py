@@ -52,7 +52,7 @@ PATHS = [
     ("mistral", {}, "trees", "beginnings"),  # every layer has a window
     ("gemma3_text", {}, "trees", "beginnings"),  # some have
     ("deepseek_v3", {}, "trees", "beginnings"),
-    ("gpt_neo", {}, "trees", "trees"),
+    ("gpt_neo", {}, "trees", "chains"),  # a row of several questions is longer than its 128 positions
     ("lfm2", CONV, "chains", "chains"),  # a convolution looks at neighbours, whatever the mask
     ("falcon_h1", {}, "chains", "chains"),  # attention and a recurrence side by side
     ("mpt", {}, "chains", "chains"),  # positions are distances in the row
