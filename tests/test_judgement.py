@@ -9,7 +9,16 @@ from pydantic import ValidationError
 
 from layerprune.documents import MEAN, Candidate, Objective, Outcomes, Plan, Scores, TaskData
 from layerprune.errors import RefusedError, TaskError, UsageError
-from layerprune.judgement import Intact, asked_objective, can_be_split, judge, rejudged, reliability_of, unclipped, values
+from layerprune.judgement import (
+    Intact,
+    asked_objective,
+    can_be_split,
+    judge,
+    rejudged,
+    reliability_of,
+    unclipped,
+    values,
+)
 from layerprune.judgement.objective import check_tasks, combined, combined_losses, shares
 from layerprune.metrics.ablation import harm_of
 from layerprune.planners import Constraints, by_harm, greedy, one_shot, require_floors

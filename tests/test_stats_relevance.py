@@ -49,7 +49,8 @@ def test_interval_is_fiellers():
 
 
 @pytest.mark.parametrize(
-    ("both", "lost", "won", "items"), [(0.50, 0.08, 0.04, 200), (0.58, 0.02, 0.01, 300), (0.30, 0.30, 0.05, 150), (0.10, 0.50, 0.05, 200)]
+    ("both", "lost", "won", "items"),
+    [(0.50, 0.08, 0.04, 200), (0.58, 0.02, 0.01, 300), (0.30, 0.30, 0.05, 150), (0.10, 0.50, 0.05, 200)],
 )
 def test_intervals_cover_the_truth(both, lost, won, items):
     rng = np.random.default_rng(22)
