@@ -1,4 +1,4 @@
-"""A removal that makes the model overflow is the worst of its round, and said; of the intact model it is an error."""
+"""A removal that makes the model overflow is the worst of its round; a model that does by itself is an error."""
 
 from contextlib import contextmanager
 
@@ -115,8 +115,7 @@ def test_a_model_that_overflows_by_itself_is_an_error_of_one_line(metric):
     subject = metric_tiny.subject_of("llama")
     read = subject.layers[1].forward
     subject.layers[1].forward = lambda hidden, *args, **kwargs: read(hidden * float("nan"), *args, **kwargs)
-    said = r"^l\w+ of llama itself are not finite: look for weights that are not finite$"
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=r"^l\w+ of llama itself are not finite: look for weights that are not finite"):
         metric.score(subject, [Removal.of(3)], text_data(subject))
 
 

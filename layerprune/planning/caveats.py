@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from layerprune.documents import Prediction, Scores, Units
+from layerprune.documents import Limits, Prediction, Scores, Units
 from layerprune.judgement import NOISY, can_be_split, reliability_of
 from layerprune.planners.base import OVERFLOW
 from layerprune.removal import Removal
@@ -13,21 +13,25 @@ from layerprune.stats import TARGET, clipped, relevance
 NAMED = 5  # removals named one by one
 
 
-def caveats(scores: Scores, predicted: Prediction | None, removal: Units = ()) -> tuple[str, ...]:
-    """Return what is to be said about what goes, how the removals were judged, and on how much."""
-    how = (*_operator(scores), *_failures(scores), *_noise(scores))
-    return (*_ends(scores, removal), *how, *_floors(scores, predicted))
+def caveats(scores: Scores, predicted: Prediction | None) -> tuple[str, ...]:
+    """Return what is to be said about how the removals were judged, and on how much."""
+    return (*_operator(scores), *_failures(scores), *_noise(scores), *_floors(scores, predicted))
 
 
-def _ends(scores: Scores, removal: Units) -> Iterator[str]:
-    """Say where the first or the last layer goes: they read the embeddings and shape the output as no other does."""
+def ends(scores: Scores, removal: Units, limits: Limits) -> Iterator[str]:
+    """Say where the metric let the first or the last layer go: they read the embeddings and shape the output.
+
+    Nothing is to be said where it was asked for: nothing else may go, or what goes has to keep the period.
+    """
     last = scores.model.layers - 1
-    ends = [unit for unit in (0, last) if unit in removal]
-    if ends:
-        which = " and ".join(f"{'the first' if unit == 0 else 'the last'} (layer {unit})" for unit in ends)
-        keep = ",".join("-1" if unit else "0" for unit in ends)
-        verb, it = ("are", "them") if len(ends) > 1 else ("is", "it")
-        yield f"{which} of {last + 1} layers {verb} to go, which models seldom bear well: --protect {keep} keeps {it}"
+    gone = [unit for unit in (0, last) if unit in removal]
+    free = {unit for one in scores.rounds[0].candidates for unit in one.removal} - {*limits.protect, *removal}
+    if not gone or not free or limits.keep_period:
+        return
+    which = " and ".join(f"{'the first' if unit == 0 else 'the last'} (layer {unit})" for unit in gone)
+    keep = ",".join("-1" if unit else "0" for unit in gone)
+    verb, it = ("are", "them") if len(gone) > 1 else ("is", "it")
+    yield f"{which} of {last + 1} layers {verb} to go, which models seldom bear well: --protect {keep} keeps {it}"
 
 
 def _operator(scores: Scores) -> Iterator[str]:

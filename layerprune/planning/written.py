@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layerprune.documents import Limits, Plan, Prediction, Scores, Search
 from layerprune.planners import Found
-from layerprune.planning.caveats import caveats
+from layerprune.planning.caveats import caveats, ends
 from layerprune.removal import Removal
 
 
@@ -30,7 +30,12 @@ def written(
         scores_sha256=scores.sha256(),
         data=scores.data,
         predicted=predicted,
-        warnings=(*warnings, *put_out(found), *caveats(scores, predicted, found.removal.units)),
+        warnings=(
+            *warnings,
+            *ends(scores, found.removal.units, limits),
+            *put_out(found),
+            *caveats(scores, predicted),
+        ),
         seed=scores.seed,
         versions=scores.versions,
     )

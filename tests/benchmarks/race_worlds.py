@@ -3,9 +3,9 @@
     python tests/benchmarks/race_worlds.py [--races 200] [--worlds NAME ...]
 
 No model: the answers of the intact model and of every candidate are drawn (a lead of the gold answer for each item,
-from which accuracy, probability and margin follow), put where an ``Examiner`` keeps what it has measured, and scored
-by ``ablation`` twice, raced and on all items; one-shot search chooses by either. Prints for each world in how many
-races the two choices differ, and the share of the item evaluations that the races took. A race aims at 5 % at most.
+from which accuracy, probability and margin follow), put where an ``Examiner`` keeps what it has measured, and scored by
+``ablation`` twice, raced and on all items; one-shot search chooses by either. Prints for each world in how many races
+the two choices differ, and the share of the item evaluations that the races took. The aim is 5 % of races at most.
 """
 
 from __future__ import annotations
