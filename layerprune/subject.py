@@ -157,6 +157,15 @@ class Subject:
         """Width of the logits."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers, as attention with this config's heads would keep them."""
+        config = self.model.config.get_text_config()
+        heads = int(getattr(config, "num_attention_heads", None) or 1)
+        shared = int(getattr(config, "num_key_value_heads", None) or heads)
+        width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        return 2 * shared * width * self.dtype.itemsize * len(self.layers)
+
     @cached_property
     def positions(self) -> int | None:
         """How many tokens the model reads at most; None where its config does not say."""

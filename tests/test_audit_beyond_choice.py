@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from layerprune.audit.continuing import Text, can_be_batched, write
+from layerprune.audit.continuing import Text, write
 from layerprune.audit.running_text import read_text, text_loss, windows_of
 from layerprune.audit.speed import cache_bytes_per_token, time_both
 from layerprune.audit.writing import faults, health, repeated_share, surprise
 from layerprune.errors import UsageError
+from layerprune.generation import can_be_batched
 from layerprune.subject import Subject
 
 PROSE = "It was a bright cold day in spring, and all the clocks of the small town struck the hour together. " * 40

@@ -9,6 +9,7 @@ import pytest
 
 from layerprune.engine import Engine, examine
 from layerprune.errors import TaskError
+from layerprune.generation import batches, generate
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks import load_questions
@@ -106,22 +107,37 @@ def test_log_likelihoods_and_generations_are_judged_as_lm_eval_judges_them(place
     assert len(own["cloze"].gold_probability) == 8
 
 
-def test_generation_with_layers_bypassed_equals_generation_without_a_cache(place, subject):
-    """A bypassed layer 0 leaves the cache looking empty; the text must be that of the smaller model all the same."""
+@pytest.mark.parametrize("gone", [(), (0,), (2, 4)])
+def test_generated_text_under_a_removal_is_that_of_the_smaller_model_token_by_token(place, subject, gone):
+    """Batched, with a cache, on shared weights; against one text at a time without any of it."""
     import torch
 
-    questions = load(place, subject, "writing", limit=3)
+    questions = load(place, subject, "writing")
     items = questions.tasks["writing"].items
-    encoder = subject.encoder
-    with subject.without(Removal.of(0)) as model, torch.no_grad():
-        encoder.use_cache = False
-        texts = encoder.generate_until([query.generation.instance for item in items for query in item.queries])
-        for item, text in zip(items, texts, strict=True):
-            ids = encoder.tok_encode(item.queries[0].generation.instance.args[0])
+    instances = [query.generation.instance for item in items for query in item.queries]
+    assert len({len(subject.encoder.tok_encode(instance.args[0])) for instance in instances}) > 1  # some are padded
+    texts = generate(subject, instances, Removal.of(*gone), memory=2**30)
+    assert len(set(texts)) > 1
+    with subject.without(Removal.of(*gone)) as model, torch.no_grad():
+        for instance, text in zip(instances, texts, strict=True):
+            ids = subject.encoder.tok_encode(instance.args[0])
             start = len(ids)
             for _ in range(4):
                 ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
             assert subject.tokenizer.decode(ids[start:]).split("\n")[0].split("</s>")[0] == text
+
+
+def test_texts_are_batched_by_setting_and_length_as_far_as_the_cache_may_grow(place, subject):
+    instances = [i.queries[0].generation.instance for i in load(place, subject, "writing").tasks["writing"].items]
+    lengths = [len(subject.encoder.tok_encode(instance.args[0])) for instance in instances]
+    together = batches(subject, instances, memory=2**30)
+    assert sorted(place for batch in together for place in batch) == list(range(len(instances)))
+    assert [len(batch) for batch in together] == [16, 2]
+    ordered = [lengths[place] for batch in together for place in batch]
+    assert ordered == sorted(lengths, reverse=True)
+    most = 3 * (max(lengths) + 4) * subject.cache_bytes
+    assert max(map(len, batches(subject, instances, memory=most))) == 3
+    assert {len(batch) for batch in batches(subject, instances, memory=1)} == {1}
 
 
 def test_a_task_without_accuracy_is_refused_by_name(place, subject):

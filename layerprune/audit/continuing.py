@@ -8,15 +8,11 @@ from typing import Any
 
 import torch
 
+from layerprune.generation import can_be_batched, padded
 from layerprune.progress import SILENT, Progress
 from layerprune.subject import Subject
 
 NEW_TOKENS = 48
-# Prompts are continued side by side, padded to the left, when the model answers them so as it answers each alone: mean
-# KL of the first new token in nats. Measured on SmolLM2-135M-Instruct in bfloat16: 0.0015 by rounding, 0.094 where the
-# padding is looked at. In float32 the tests' tiny model stays below the limit, and blinded goes beyond it.
-EXACT = {torch.float64: 1e-9, torch.float32: 1e-5}
-HALF = 0.02
 
 
 @dataclass(frozen=True)
@@ -41,34 +37,6 @@ def write(subject: Subject, prompts: Sequence[str], progress: Progress = SILENT,
     return texts
 
 
-@torch.no_grad()
-def can_be_batched(subject: Subject, prompts: Sequence[Sequence[int]]) -> bool:
-    """Whether the model gives padded prompts the next token that it gives each of them alone."""
-    ids, mask = _padded(prompts)
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    try:
-        together = _next(subject, ids, attention_mask=mask.to(subject.device), position_ids=places.to(subject.device))
-    except (TypeError, ValueError, RuntimeError):  # a model that takes no mask or position: one by one, then
-        return False
-    alone = torch.cat([_next(subject, torch.tensor([list(prompt)])) for prompt in prompts])
-    difference = float((alone.exp() * (alone - together)).sum(-1).mean())
-    return difference <= EXACT.get(subject.dtype, HALF)  # NaN is not
-
-
-def _next(subject: Subject, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-    """Return the log-probabilities of the next token, (rows, vocabulary)."""
-    logits: torch.Tensor = subject.model(input_ids=ids.to(subject.device), use_cache=False, **inputs).logits[:, -1]
-    return logits.double().log_softmax(-1)
-
-
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask, (rows, tokens), padded to the left so that all prompts end together."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
-
-
 def _encoded(tokenizer: Any, prompt: str) -> list[int]:
     if getattr(tokenizer, "chat_template", None):
         turn = [{"role": "user", "content": prompt}]
@@ -84,7 +52,7 @@ def _continue(subject: Subject, prompts: Sequence[Sequence[int]]) -> list[Text]:
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0)
     )
-    ids, mask = (tensor.to(subject.device) for tensor in _padded(prompts))
+    ids, mask = (tensor.to(subject.device) for tensor in padded(prompts))
     found = subject.model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
     return [
         _text(subject, prompt, row[ids.shape[1] :].tolist(), ends) for prompt, row in zip(prompts, found, strict=True)

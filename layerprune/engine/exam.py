@@ -11,6 +11,7 @@ import torch
 from layerprune.documents import Outcomes
 from layerprune.engine.engine import Engine
 from layerprune.errors import ModelError
+from layerprune.generation import generate
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.subject import Subject
@@ -155,15 +156,11 @@ def _answer(
 def _generated(
     engine: Engine, items: Sequence[Item], removals: Sequence[Removal], heard: Callable[[float], None]
 ) -> list[list[str]]:
-    """Generate text for generate_until queries: one removal after the other, no short cut."""
+    """Return the texts of generate_until queries, by removal: each removal writes its own, so nothing is shared."""
     instances = [q.generation.instance for item in items for q in item.queries if q.generation is not None]
     if not instances:
         return [[] for _ in removals]
-    texts = []
-    encoder = engine.subject.encoder
-    for removal in removals:
-        with engine.subject.without(removal):
-            encoder.use_cache = len(removal) == 0
-            texts.append(list(encoder.generate_until(instances, disable_tqdm=True)))
-        heard(len(instances))
-    return texts
+    return [
+        generate(engine.subject, instances, removal, memory=engine.memory, rows=engine.rows, done=heard)
+        for removal in removals
+    ]
