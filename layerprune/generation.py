@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from layerprune.errors import RefusedError
+from layerprune.errors import RefusedError, TaskError
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.view import pruned_view
@@ -51,6 +53,13 @@ class Wrapper(HFLM):
         finally:
             del self.model.generate
 
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end a text."""
+        own = self.model.generation_config.eos_token_id
+        listed = own if isinstance(own, list) else [own]
+        return {int(token) for token in (*listed, self.tokenizer.eos_token_id) if token is not None}
+
     @contextmanager
     def running(self, model: Any, *, use_cache: bool) -> Iterator[None]:
         """Generate with ``model`` while the context is open."""
@@ -74,6 +83,15 @@ def wrapped(model: Any, tokenizer: Any) -> Wrapper:
         logger.setLevel(before)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote for one prompt."""
+
+    text: str  # without what ended it, as lm-eval hands it to a task
+    prompt: tuple[int, ...]  # token ids
+    ids: tuple[int, ...]  # of the answer, with the tokens that ended it
+
+
 def generate(
     subject: Subject,
     instances: Sequence[Any],
@@ -83,25 +101,59 @@ def generate(
     rows: int | None = None,
     done: Callable[[int], None] = lambda rows: None,
     progress: Progress = SILENT,
-) -> list[str]:
-    """Return the text that the model without ``removal`` writes for each lm-eval generate_until instance, in order.
+) -> list[Written]:
+    """Return what the model without ``removal`` writes for each lm-eval generate_until instance, in order.
 
     Prompts are batched by length: ``rows`` of them, by default as many as their keys and values fit into ``memory``
     bytes, up to 16 on a CPU and 256 on a card; one by one where the model does not take padding. ``done`` hears of
     finished instances, ``progress`` of a model that has to do without a cache.
     """
-    encoder = subject.encoder
-    texts: dict[int, str] = {}
+    found: dict[int, Written] = {}
     with _without(subject, removal, progress):
         for batch in batches(subject, instances, memory, rows):
-            encoder.batch_size_per_gpu = len(batch)
-            try:
-                found = encoder.generate_until([instances[place] for place in batch], disable_tqdm=True)
-            finally:
-                encoder.batch_size_per_gpu = 1
-            texts |= dict(zip(batch, map(str, found), strict=True))
+            found |= zip(batch, _write(subject.encoder, [instances[place] for place in batch]), strict=True)
             done(len(batch))
-    return [texts[place] for place in range(len(instances))]
+    return [found[place] for place in range(len(instances))]
+
+
+def _write(encoder: Wrapper, instances: Sequence[Any]) -> list[Written]:
+    """Generate for instances of one setting as lm-eval's ``generate_until`` does, and keep the tokens."""
+    settings = normalize_gen_kwargs(instances[0].args[1], encoder.max_gen_toks)
+    stops = handle_stop_sequences(
+        settings.pop("until", None), eos=encoder.tok_decode(encoder.eot_token_id, skip_special_tokens=False)
+    )
+    new = int(settings.pop("max_gen_toks"))
+    if encoder.max_length <= new:
+        raise TaskError(
+            f"the task {instances[0].task_name!r} lets the model write {new} tokens, and it reads "
+            f"{encoder.max_length}: no room is left for a prompt"
+        )
+    ids, mask = encoder.tok_batch_encode(
+        [instance.args[0] for instance in instances], left_truncate_len=encoder.max_length - new
+    )
+    ids, mask = ids.to(encoder.device), mask.to(encoder.device)
+    width = ids.shape[1]
+    most = settings.pop("max_length", width + new)
+    whole = encoder._model_generate(context=ids, attention_mask=mask, stop=stops, max_length=most, **settings)
+    return [
+        _cut(encoder, ids[row][mask[row].bool()].tolist(), whole[row, width:].tolist(), stops)
+        for row in range(len(instances))
+    ]
+
+
+def _cut(encoder: Wrapper, prompt: list[int], ids: list[int], stops: list[str]) -> Written:
+    """Cut an answer behind its first end-of-text token, or the token that completes the first stop sequence."""
+    text = postprocess_generated_text(encoder.tok_decode(ids), stops, None)
+    ends = encoder.ends
+    count = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
+
+    def stopped(count: int) -> bool:
+        said = encoder.tok_decode(ids[:count], skip_special_tokens=False)
+        return any(stop in said for stop in stops if stop)
+
+    if stopped(count):
+        count = bisect.bisect_left(range(1, count + 1), True, key=stopped) + 1
+    return Written(text, tuple(prompt), tuple(ids[:count]))
 
 
 @contextmanager

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import audit_tiny
 import pytest
 
 from layerprune.engine import Engine, examine
-from layerprune.errors import TaskError
+from layerprune.errors import TaskError, UsageError
 from layerprune.generation import batches, generate
 from layerprune.removal import Removal
 from layerprune.subject import Subject
-from layerprune.tasks import load_questions
+from layerprune.tasks import asked_prompting, check_turns, load_questions
 from layerprune.tasks.items import Item, Questions, TaskQuestions, Verdict
 
 INTACT = Removal(())
@@ -69,7 +70,7 @@ def load(place, subject, *names, use="evaluation", **options):
     return load_questions(names, subject.encoder, use=use, include_path=[place / "tasks"], **options)
 
 
-def by_lm_eval(place, subject, task, metric, num_fewshot=None, limit=None):
+def by_lm_eval(place, subject, task, metric, num_fewshot=None, limit=None, **prompting):
     """Return lm-eval's own per-item values, from its own loop and its own model."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -82,6 +83,7 @@ def by_lm_eval(place, subject, task, metric, num_fewshot=None, limit=None):
         num_fewshot=num_fewshot,
         limit=limit,
         bootstrap_iters=0,
+        **prompting,
     )
     samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
     return "".join(str(int(sample[metric])) for sample in samples)
@@ -95,6 +97,86 @@ def test_choices_are_judged_as_lm_eval_judges_them(place, subject, shots):
     with subject.without(Removal.of(2)):
         assert own[Removal.of(2)]["toy"].correct == by_lm_eval(place, subject, "toy", "acc", shots)
     assert own[INTACT]["toy"].correct != own[Removal.of(2)]["toy"].correct
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+PROMPTINGS = [
+    {"apply_chat_template": True, "fewshot_as_multiturn": True},
+    {"apply_chat_template": True, "fewshot_as_multiturn": False, "system_instruction": "Be brief."},
+    {"apply_chat_template": False, "fewshot_as_multiturn": False, "system_instruction": "Be brief."},
+]
+
+
+@pytest.fixture
+def chatty(subject):
+    subject.tokenizer.chat_template = CHAT
+    yield subject
+    subject.tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize("prompting", PROMPTINGS)
+@pytest.mark.parametrize(("task", "metric"), [("toy", "acc"), ("writing", "exact_match")])
+def test_prompts_go_through_the_chat_template_as_in_lm_eval(place, chatty, task, metric, prompting):
+    shots = 2 if task == "toy" else 0
+    asked = asked_prompting(**prompting, num_fewshot=shots or None)
+    questions = load(place, chatty, task, num_fewshot=shots or None, prompting=asked, limit=20)
+    prompts = [query.asked() for item in questions.tasks[task].items for query in item.queries]
+    plain = [query.asked() for item in load(place, chatty, task, limit=20).tasks[task].items for query in item.queries]
+    assert prompts != plain
+    assert questions.data()[0].prompting == asked
+    own = examine(Engine(chatty), questions, [INTACT])[INTACT]
+    theirs = by_lm_eval(place, chatty, task, metric, shots or None, 20, **prompting)
+    assert own[task].correct == theirs[: len(own[task].correct)]
+
+
+def test_the_text_of_a_chat_prompt_is_lm_evals_to_the_letter(place, chatty):
+    asked = asked_prompting(True, None, "Be brief.", 2)
+    item = load(place, chatty, "toy", use="evaluation", num_fewshot=2, prompting=asked, limit=1).tasks["toy"].items[0]
+    text = item.key[0].args[0]
+    assert text.startswith("<system>Be brief.</s><user>")
+    assert text.count("<user>") == 3
+    assert text.count("<assistant>") == 3
+    assert text.endswith("</s><assistant>")
+    asked = asked_prompting(True, False, "Be brief.", 2)
+    item = load(place, chatty, "toy", use="evaluation", num_fewshot=2, prompting=asked, limit=1).tasks["toy"].items[0]
+    assert item.key[0].args[0].count("<user>") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fewshot_as_multiturn": True}, "--fewshot-as-multiturn makes turns of a chat; give --apply-chat-template"),
+        ({"apply_chat_template": True, "fewshot_as_multiturn": True, "num_fewshot": 0}, "needs examples, and"),
+    ],
+)
+def test_promptings_that_contradict_themselves_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        asked_prompting(**options)
+
+
+def test_turns_asked_for_where_no_task_has_examples_are_refused(place, chatty):
+    questions = load(place, chatty, "toy", limit=2)
+    with pytest.raises(UsageError, match="needs examples, and toy has none: give --num-fewshot"):
+        check_turns(True, questions)
+    check_turns(None, questions)
+    check_turns(True, load(place, chatty, "toy", num_fewshot=1, limit=2))
+
+
+def test_a_template_that_the_tokenizer_does_not_have_is_refused(place, subject, chatty):
+    with pytest.raises(UsageError, match="no template named 'tools'; it has one, which needs no name"):
+        load(place, chatty, "toy", prompting=asked_prompting("tools"))
+    chatty.tokenizer.chat_template = {"default": CHAT, "tool_use": CHAT.replace("user", "human")}
+    with pytest.raises(UsageError, match=r"'tools'; it has default, tool_use.* Did you mean 'tool_use'"):
+        load(place, chatty, "toy", prompting=asked_prompting("tools"))
+    item = load(place, chatty, "toy", prompting=asked_prompting("tool_use"), limit=1).tasks["toy"].items[0]
+    assert chatty.tokenizer.chat_template.keys() == {"default", "tool_use"}
+    assert item.key[0].args[0].startswith("<user>")
+    chatty.tokenizer.chat_template = None
+    with pytest.raises(UsageError, match="the tokenizer has no chat template; leave it out"):
+        load(place, subject, "toy", prompting=asked_prompting(True))
 
 
 def test_log_likelihoods_and_generations_are_judged_as_lm_eval_judges_them(place, subject):
@@ -116,15 +198,40 @@ def test_generated_text_under_a_removal_is_that_of_the_smaller_model_token_by_to
     items = questions.tasks["writing"].items
     instances = [query.generation.instance for item in items for query in item.queries]
     assert len({len(subject.encoder.tok_encode(instance.args[0])) for instance in instances}) > 1  # some are padded
-    texts = generate(subject, instances, Removal.of(*gone), memory=2**30)
-    assert len(set(texts)) > 1
+    written = generate(subject, instances, Removal.of(*gone), memory=2**30)
+    assert len({own.text for own in written}) > 1
     with subject.without(Removal.of(*gone)) as model, torch.no_grad():
-        for instance, text in zip(instances, texts, strict=True):
+        for instance, own in zip(instances, written, strict=True):
             ids = subject.encoder.tok_encode(instance.args[0])
             start = len(ids)
             for _ in range(4):
                 ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-            assert subject.tokenizer.decode(ids[start:]).split("\n")[0].split("</s>")[0] == text
+            text = subject.tokenizer.decode(ids[start:])
+            assert text.split("\n")[0].split("</s>")[0] == own.text
+            assert (own.prompt, own.ids) == (tuple(ids[:start]), tuple(ids[start : start + len(own.ids)]))
+            ended = subject.tokenizer.decode(own.ids)
+            assert len(own.ids) == 4 or any(ended.endswith(stop) for stop in ("\n", "</s>"))
+            assert "\n" not in subject.tokenizer.decode(own.ids[:-1])
+
+
+def test_an_answer_ends_with_the_token_that_completes_its_stop_sequence(place, subject):
+    items = load(place, subject, "writing").tasks["writing"].items
+    instances = [query.generation.instance for item in items for query in item.queries]
+
+    def stopped_by(*stops):
+        changed = [copy.deepcopy(instance) for instance in instances]
+        for instance in changed:
+            instance.arguments = (instance.args[0], {**instance.args[1], "until": list(stops)})
+        return generate(subject, changed, memory=2**30)
+
+    whole, decode, cut = stopped_by(), subject.tokenizer.decode, 0
+    stop = next(c for own in whole for c in own.text[:-1] if c.isascii() and c.isprintable())
+    for own, before in zip(stopped_by(stop), whole, strict=True):
+        places = [n for n in range(1, len(before.ids) + 1) if stop in decode(before.ids[:n])]
+        assert own.ids == before.ids[: places[0] if places else len(before.ids)]
+        assert own.text == decode(before.ids).split(stop)[0]
+        cut += len(own.ids) < len(before.ids)
+    assert cut
 
 
 def test_texts_are_batched_by_setting_and_length_as_far_as_the_cache_may_grow(place, subject):

@@ -11,13 +11,14 @@ from layerprune.audit.layerwise import recorded_ranking
 from layerprune.audit.measuring import Findings, Job, measure
 from layerprune.audit.models import Loading
 from layerprune.audit.verdict import verdict
-from layerprune.documents import Audit, Compared, Plan, Scores, not_looked_for
+from layerprune.documents import PLAIN, Audit, Compared, Plan, Scores, not_looked_for
 from layerprune.errors import UsageError
 from layerprune.lock import locked
 from layerprune.output import check_places, published_together, try_folder
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import card_faults, read_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
+from layerprune.tasks import asked_prompting
 from layerprune.versions import tool_versions
 
 
@@ -31,6 +32,9 @@ def audit(
     data_dir: Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    apply_chat_template: bool | str | None = None,
+    fewshot_as_multiturn: bool | None = None,
+    system_instruction: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int | str = "auto",
@@ -48,6 +52,7 @@ def audit(
 
     ``tasks``: lm-eval names, by default those of the plan. ``base``: where the base model is now, by default where it
     was exported from. ``compare``: other plans for the same base by label, run on the same items as removals.
+    ``apply_chat_template``, ``fewshot_as_multiturn`` and ``system_instruction`` are lm-eval's, by default the plan's.
     ``limit`` is items per task, ``batch_size`` a number of rows or "auto", ``memory`` in bytes. ``text``: a .txt or
     .jsonl file for perplexity and KL; ``generation``: look at greedy continuations of fixed prompts; ``speed``: time
     both models (``text`` and ``speed`` hold both in memory). ``layerwise``: ask the base without each removed layer
@@ -72,6 +77,11 @@ def audit(
             data_dir=data_dir,
             limit=limit,
             num_fewshot=num_fewshot,
+            prompting=asked_prompting(
+                apply_chat_template, fewshot_as_multiturn, system_instruction, num_fewshot,
+                default=exported.plan.data[0].prompting if exported.plan.data else PLAIN,
+            ),  # fmt: skip
+            turns=fewshot_as_multiturn,
             loading=Loading(
                 dtype, device, batch_size if isinstance(batch_size, int) else None, memory, trust_remote_code
             ),

@@ -48,7 +48,7 @@ def _encoded(tokenizer: Any, prompt: str) -> list[int]:
 def _continue(subject: Subject, prompts: Sequence[Sequence[int]]) -> list[Text]:
     from transformers import GenerationConfig
 
-    ends = _end_tokens(subject)
+    ends = subject.encoder.ends
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0)
     )
@@ -63,9 +63,3 @@ def _text(subject: Subject, prompt: Sequence[int], fresh: Sequence[int], ends: s
     stop = next((place for place, token in enumerate(fresh) if token in ends), len(fresh))
     text = str(subject.tokenizer.decode(fresh[:stop], skip_special_tokens=False))
     return Text(tuple(prompt), tuple(fresh[:stop]), text, ended=stop < len(fresh))
-
-
-def _end_tokens(subject: Subject) -> set[int]:
-    own = subject.model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
-    return {int(token) for token in (*listed, subject.tokenizer.eos_token_id) if token is not None}

@@ -25,6 +25,7 @@ from layerprune.documents import (
     Layerwise,
     Outcomes,
     Plan,
+    Prompting,
     Ranking,
     Speed,
     TextLoss,
@@ -33,7 +34,7 @@ from layerprune.engine import Engine, examine
 from layerprune.progress import Progress
 from layerprune.removal import Removal
 from layerprune.subject import Subject
-from layerprune.tasks import Questions, load_questions
+from layerprune.tasks import Questions, check_turns, load_questions
 
 INTACT = Removal(())
 
@@ -50,6 +51,8 @@ class Job:
     data_dir: Path | None
     limit: int | None
     num_fewshot: int | None
+    prompting: Prompting
+    turns: bool | None  # whether examples were asked for as turns
     loading: Loading
     text: Path | None
     generation: bool
@@ -176,12 +179,14 @@ def _questions(job: Job, encoder: object, progress: Progress) -> Questions:
         data_dir=job.data_dir,
         limit=job.limit,
         num_fewshot=job.num_fewshot,
+        prompting=job.prompting,
         seed=job.seed,
         exclude=seen,
     )
     check_unseen(questions, seen)
     for remark in questions.remarks():
         progress.note(remark)
+    check_turns(job.turns, questions)
     return questions
 
 

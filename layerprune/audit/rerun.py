@@ -87,7 +87,7 @@ def _loader(encoder: Encoder, include_path: Sequence[str | Path], data_dir: Path
         name = task.data.task
         return load_questions(
             [name], encoder, use="evaluation", include_path=include_path, data_dir=data_dir,
-            num_fewshot=task.data.num_fewshot, exclude=exclude,
+            num_fewshot=task.data.num_fewshot, prompting=task.data.prompting, exclude=exclude,
         ).tasks[name]  # fmt: skip
 
     return load

@@ -44,6 +44,15 @@ class BatchSize(click.ParamType):
         return int(value)
 
 
+class TemplateName(click.ParamType):
+    """A chat template by name, or none in particular."""
+
+    name = "[NAME]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool | str:
+        return {"true": True, "false": False}.get(str(value).lower(), value)
+
+
 class Size(click.ParamType):
     """Bytes, as people write them: ``4GB``."""
 
@@ -139,6 +148,22 @@ items = together(
         metavar="N",
         help="Worked examples before each item; a task that says 0 keeps 0. Default: as each task says.",
     ),
+    click.option(
+        "--apply-chat-template",
+        is_flag=False,
+        flag_value="true",
+        type=TemplateName(),
+        help="Prompt through the tokenizer's chat template (or the one of that NAME), not as plain text.",
+    ),
+    click.option(
+        "--fewshot-as-multiturn",
+        is_flag=False,
+        flag_value="true",
+        type=click.BOOL,
+        metavar="[BOOL]",
+        help="Few-shot examples as turns of the chat; under a chat template they are, unless this is false.",
+    ),
+    click.option("--system-instruction", metavar="TEXT", help="System message before everything else."),
 )
 machine = together(
     click.option("--batch-size", type=BatchSize(), help="Rows computed at once. Default: auto."),

@@ -19,12 +19,14 @@ from layerprune.documents.audit import (
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import (
     MEAN,
+    PLAIN,
     FileEntry,
     Interval,
     MetricRef,
     ModelRef,
     Objective,
     Outcomes,
+    Prompting,
     Ranked,
     TaskData,
     Units,
@@ -52,6 +54,7 @@ from layerprune.documents.study import Study
 
 __all__ = [
     "MEAN",
+    "PLAIN",
     "PRUNED",
     "UNHEALED",
     "Audit",
@@ -97,6 +100,7 @@ __all__ = [
     "Plan",
     "PredictedTask",
     "Prediction",
+    "Prompting",
     "Published",
     "Ranked",
     "Ranking",

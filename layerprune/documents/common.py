@@ -115,9 +115,25 @@ class Ranked(Part):
     interval: Interval | None = None
 
 
+class Prompting(Part):
+    """How an item becomes a prompt, in lm-eval's terms; the default is plain text."""
+
+    apply_chat_template: bool | str = Field(
+        default=False, description="whether the tokenizer's chat template is applied; the name of one of several"
+    )
+    fewshot_as_multiturn: bool = Field(
+        default=False, description="few-shot examples as turns of their own, not as one user message"
+    )
+    system_instruction: str | None = None
+
+
+PLAIN = Prompting()
+
+
 class TaskData(Part):
     """The items of one task that a step has seen."""
 
+    gained: ClassVar[tuple[str, ...]] = ("prompting",)
     task: str
     split: str = Field(description="which items: 'train', or 'half of test'")
     items: int = Field(ge=1)
@@ -125,6 +141,7 @@ class TaskData(Part):
     num_fewshot: int
     metric: str = Field(description="acc_norm, acc or exact_match: the figure that accuracy stands for")
     chance: float = Field(description="accuracy of guessing, mean over the items")
+    prompting: Prompting = PLAIN
 
 
 class Outcomes(Part):

@@ -60,6 +60,9 @@ class ScoreStep(Part):
     tasks: Names
     limit: PositiveInt | None = Field(default=None, description="items of each task")
     num_fewshot: NonNegativeInt | None = None
+    apply_chat_template: bool | str | None = Field(default=None, description="or the name of a template")
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
     unit: Literal["layer", "half"] | None = Field(default=None, description="half: half-layer runs are candidates too")
     objective: Literal["mean", "worst", "weighted"] | None = Field(default=None, description="over the tasks")
     weights: dict[str, float] | None = Field(default=None, description="of tasks in a weighted mean; others count 1")
@@ -127,6 +130,9 @@ class AuditStep(Part):
     tasks: Names | None = Field(default=None, description="default: the tasks that scored")
     limit: PositiveInt | None = None
     num_fewshot: NonNegativeInt | None = None
+    apply_chat_template: bool | str | None = Field(default=None, description="default of these three: as scored")
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
     text: str | None = Field(default=None, description="a .txt or .jsonl file for perplexity and KL")
     generation: bool | None = Field(default=None, description="whether to look at greedy continuations of prompts")
     speed: bool | None = Field(default=None, description="whether to time both models")
@@ -201,6 +207,9 @@ class StudyStep(Part):
     limit: PositiveInt | None = Field(default=None, description="items of each task that metrics and searches see")
     audit_limit: PositiveInt | None = Field(default=None, description="other items, that accuracy is measured on")
     num_fewshot: NonNegativeInt | None = None
+    apply_chat_template: bool | str | None = Field(default=None, description="or the name of a template")
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
     text: str | None = Field(default=None, description="a .txt or .jsonl file that metrics read, too")
     counts: tuple[PositiveInt, ...] = Field(default=(), description="layers removed where accuracy is measured")
     greedy: Text | None = Field(default=None, description="how far to follow greedy ablation: 6, or 25%")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,5 @@ def _generated(
     instances = [q.generation.instance for item in items for q in item.queries if q.generation is not None]
     if not instances:
         return [[] for _ in removals]
-    return [
-        generate(engine.subject, instances, removal, memory=engine.memory, rows=engine.rows, done=heard)
-        for removal in removals
-    ]
+    options: dict[str, Any] = {"memory": engine.memory, "rows": engine.rows, "done": heard}
+    return [[own.text for own in generate(engine.subject, instances, removal, **options)] for removal in removals]

@@ -29,7 +29,7 @@ from layerprune.registry import Entry
 from layerprune.removal import Removal
 from layerprune.specs import build, options_of, spec_of
 from layerprune.subject import Subject
-from layerprune.tasks import Questions, load_questions
+from layerprune.tasks import Questions, check_turns, load_questions
 from layerprune.versions import tool_versions
 
 
@@ -55,6 +55,8 @@ class Desk:
     def open(cls, request: ScoreRequest, folder: Path | None, progress: Progress, rules: Rules = FREE) -> Desk:
         """Validate the request and load the model."""
         entry, metric = build(METRICS, request.metric)
+        if request.prompting.apply_chat_template:
+            progress.note("prompts go through the tokenizer's chat template")
         if metric.needs != "nothing" and not request.tasks:
             raise UsageError(f"the metric {entry.name!r} needs {metric.needs}: give tasks, such as --tasks arc_easy")
         check_operator(request, entry.name, metric)
@@ -92,6 +94,7 @@ class Desk:
         questions = _questions(self.request, self.subject, shares.certify)
         for remark in questions.remarks():
             self.progress.note(remark)
+        check_turns(self.request.fewshot_as_multiturn, questions)
         check_tasks(self.data.objective, list(questions.tasks))
         judged = self.metric.needs == "items"
         if not judged and not shares.examined:
@@ -210,6 +213,7 @@ def _questions(request: ScoreRequest, subject: Subject, more: int) -> Questions:
         data_dir=request.data_dir,
         limit=request.limit + more,
         num_fewshot=request.num_fewshot,
+        prompting=request.prompting,
         seed=request.seed,
     )
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerprune.documents import Prompting
+from layerprune.tasks import asked_prompting
+
 # Items of each task that select when --limit does not say otherwise. One accuracy on 1,000 items has a standard error
 # of 1.5 points; with a few hundred a search fits its items and not the model (measured on SmolLM2-135M).
 DEFAULT_LIMIT = 1000
@@ -22,6 +25,9 @@ class ScoreRequest:
     data_dir: Path | None = None
     limit: int = DEFAULT_LIMIT
     num_fewshot: int | None = None
+    apply_chat_template: bool | str | None = None  # the tokenizer's template, or the name of one of several
+    fewshot_as_multiturn: bool | None = None  # None: under a chat template
+    system_instruction: str | None = None
     batch_size: int | str = "auto"
     memory: int | None = None  # bytes that evaluating may hold beside the weights; None: the engine's own default
     dtype: str = "auto"
@@ -36,3 +42,10 @@ class ScoreRequest:
     floor: Mapping[str, float] | None = None  # by task: share of accuracy above chance it must keep
     operator: str = "skip"  # what stands in for a removed layer: "rescale" and "mean" put its average effect there
     unit: str = "layer"  # "half": the MLP of a layer with the attention of the next is a candidate too
+
+    @property
+    def prompting(self) -> Prompting:
+        """How items become prompts; raises ``UsageError`` for options that contradict each other."""
+        return asked_prompting(
+            self.apply_chat_template, self.fewshot_as_multiturn, self.system_instruction, self.num_fewshot
+        )

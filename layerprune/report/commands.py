@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from layerprune.documents import UNHEALED, Audit, Earlier, HealLog, Limits, MetricRef, Plan, Search
+from layerprune.documents import UNHEALED, Audit, Earlier, HealLog, Limits, MetricRef, Plan, Search, TaskData
 from layerprune.documents.front import plan_name
 
 CORPUS = "FILE"  # the audit knows a text by its name and hash, not by its place
@@ -41,7 +41,7 @@ def _plan(plan: Plan) -> str:
     words += ["--metric", plan.metric.spec, *_judged(plan.metric)]
     if plan.data:
         words += ["--tasks", ",".join(data.task for data in plan.data)]
-        words += [*_items(plan), *_shots([data.num_fewshot for data in plan.data])]
+        words += [*_items(plan), *_shown(plan.data)]
     if any(one.unit != int(one.unit) for one in plan.ranking):
         words += ["--unit", "half"]
     words += shlex.split(plan.requested) if plan.requested.startswith("--") else ["--drop", plan.requested]
@@ -104,7 +104,7 @@ def _heal(step: HealLog, plan: Plan, number: int, of: int, last: str = "healed/"
 def _audit(audit: Audit, folder: str) -> str:
     words: list[object] = ["audit", folder, "--tasks", ",".join(task.data.task for task in audit.tasks)]
     words += _option("--limit", audit.limit)
-    words += _shots([task.data.num_fewshot for task in audit.tasks])
+    words += _shown([task.data for task in audit.tasks])
     words += ["--dtype", audit.dtype, "--seed", audit.seed]
     for label in audit.compared:
         if label != UNHEALED:
@@ -116,9 +116,15 @@ def _audit(audit: Audit, folder: str) -> str:
     return _line(*words)
 
 
-def _shots(counts: Sequence[int]) -> list[object]:
-    """Few-shot examples where all tasks have the same number; else each has the number its task says."""
-    return ["--num-fewshot", counts[0]] if len(set(counts)) == 1 else []
+def _shown(data: Sequence[TaskData]) -> list[object]:
+    """How items became prompts: examples where all tasks have the same number (else each as its task says), chat."""
+    counts = {one.num_fewshot for one in data}
+    prompting = data[0].prompting
+    words: list[object] = ["--num-fewshot", *counts] if len(counts) == 1 else []
+    if prompting.apply_chat_template:
+        words += _option("--apply-chat-template", str(prompting.apply_chat_template).replace("True", "true"))
+        words += [] if prompting.fewshot_as_multiturn else ["--fewshot-as-multiturn", "false"]
+    return [*words, *_option("--system-instruction", prompting.system_instruction)]
 
 
 def _base(model_id: str) -> str:

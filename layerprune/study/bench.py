@@ -139,6 +139,7 @@ def _audit_questions(request: StudyRequest, desk: Desk) -> Questions:
         data_dir=score.data_dir,
         limit=request.audit_limit,
         num_fewshot=score.num_fewshot,
+        prompting=score.prompting,
         seed=score.seed,
         exclude=seen,
     )

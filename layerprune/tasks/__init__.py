@@ -7,13 +7,25 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from layerprune.documents import PLAIN, Prompting
 from layerprune.errors import TaskError, one_line
 from layerprune.tasks.encoding import Encoder, encode
 from layerprune.tasks.items import Item, Questions, Request, TaskQuestions, Verdict, fingerprint, hash_share
 from layerprune.tasks.judging import LmEvalJudge, answerable, chance_of, content_of, definition_of
 from layerprune.tasks.loading import load_tasks, templates_compiled_once
+from layerprune.tasks.prompting import Prompts, asked_prompting, check_turns
 
-__all__ = ["Item", "Questions", "Request", "TaskQuestions", "Verdict", "item_texts", "load_questions"]
+__all__ = [
+    "Item",
+    "Questions",
+    "Request",
+    "TaskQuestions",
+    "Verdict",
+    "asked_prompting",
+    "check_turns",
+    "item_texts",
+    "load_questions",
+]
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that prompts agree with its published numbers
 
@@ -31,20 +43,27 @@ def load_questions(
     num_fewshot: int | None = None,
     seed: int = 0,
     exclude: Collection[str] = frozenset(),
+    prompting: Prompting = PLAIN,
 ) -> Questions:
     """Load tasks and build their items.
 
     Selection takes the training split, or a fixed half of the evaluation split where there is none; evaluation takes
     the evaluation split (its other half, respectively) without the items whose fingerprints are in ``exclude``.
     ``limit`` is per task: a sample drawn with ``seed`` for selection, the first items, as lm-eval has it, for
-    evaluation. Raises ``TaskError`` for unknown tasks, data that cannot be had, and tasks left without items.
+    evaluation. ``prompting``: chat template and system instruction, as lm-eval applies them. Raises ``TaskError`` for
+    unknown tasks, data that cannot be had, and tasks left without items; ``UsageError`` for a chat template that the
+    tokenizer does not have.
     """
     if limit is not None and limit < 1:
         raise TaskError(f"the limit is {limit} items; it must be at least 1")
+    prompts = Prompts.of(prompting, encoder)
     tasks = load_tasks(names, include_path, data_dir)
     with templates_compiled_once():
         return Questions(
-            {name: _build(name, task, encoder, use, limit, num_fewshot, seed, exclude) for name, task in tasks.items()}
+            {
+                name: _build(name, task, prompts, use, limit, num_fewshot, seed, exclude)
+                for name, task in tasks.items()
+            }
         )
 
 
@@ -73,7 +92,7 @@ def _shown(task: Any, doc: Any) -> list[Any]:
 def _build(
     name: str,
     task: Any,
-    encoder: Encoder,
+    prompts: Prompts,
     use: Use,
     limit: int | None,
     num_fewshot: int | None,
@@ -95,7 +114,7 @@ def _build(
         mark = _fingerprint(task, doc)
         if mark in exclude:
             excluded += 1
-        elif (item := _item(task, doc, index, mark, encoder, use)) is not None:
+        elif (item := _item(task, doc, index, mark, prompts, use)) is not None:
             items.append(item)
     if use == "selection":  # an order that has nothing to do with the content: racing looks at the first ones first
         items.sort(key=lambda item: hash_share(item.fingerprint, "order"))
@@ -104,8 +123,9 @@ def _build(
             f"task {name!r} has no items left for {use} ({len(docs)} in {split}, {excluded} already seen by the plan)"
         )
     return TaskQuestions(
-        name, split, judge.metric, shots, tuple(items), judge, excluded=excluded, definition=definition_of(task)
-    )
+        name, split, judge.metric, shots, tuple(items), judge, excluded=excluded, prompting=prompts.prompting,
+        definition=definition_of(task),
+    )  # fmt: skip
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None) -> int:
@@ -137,21 +157,23 @@ def _fingerprint(task: Any, doc: Any) -> str:
     return fingerprint([task.doc_to_text(doc), choices, task.doc_to_target(doc)])
 
 
-def _item(task: Any, doc: Any, index: int, mark: str, encoder: Encoder, use: Use) -> Item | None:
+def _item(task: Any, doc: Any, index: int, mark: str, prompts: Prompts, use: Use) -> Item | None:
     """Build one item; None for a selection item that stands among its own few-shot examples."""
     shots = int(task.get_config("num_fewshot"))
     shown: list[Any] = []
     with _watched(task, doc if use == "selection" else None, shown):
         try:
-            context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
+            context = task.fewshot_context(
+                doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc), **prompts.context
+            )
         except (IndexError, TypeError, AssertionError) as error:  # an example whose label is none of its choices
             what = f"task {task.config.task!r}: lm-eval cannot lay out an item with {shots} examples"
             raise TaskError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
     if use == "selection" and any(example == doc for example in shown):
         return None
-    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1))
+    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1), **prompts.requests)
     instances = made if isinstance(made, list) else [made]
-    queries = tuple(encode(instance, encoder) for instance in instances)
+    queries = tuple(encode(instance, prompts.encoder) for instance in instances)
     return Item(
         mark, chance_of(task, doc), queries, key=instances, answerable=answerable(task, doc), content=content_of(doc)
     )

@@ -13,11 +13,14 @@ class Encoder(Protocol):
     """The part of lm-eval's ``TemplateLM`` that turns text into tokens (``Subject.encoder`` is an ``HFLM``)."""
 
     max_length: int
+    tokenizer: Any
 
     @property
     def prefix_token_id(self) -> int: ...
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]: ...
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str: ...
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]: ...
 

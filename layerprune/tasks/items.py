@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from layerprune.documents import TaskData
+from layerprune.documents import PLAIN, Prompting, TaskData
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class TaskQuestions:
     items: tuple[Item, ...]
     judge: Judge
     excluded: int = 0  # items left out because an earlier step has seen them
+    prompting: Prompting = PLAIN
     definition: str = ""  # stands for the task's own config and code: metrics, filters, what ends a generation
 
     def data(self) -> TaskData:
@@ -95,6 +96,7 @@ class TaskQuestions:
             num_fewshot=self.num_fewshot,
             metric=self.metric,
             chance=round(sum(item.chance for item in self.items) / len(self.items), 6),
+            prompting=self.prompting,
         )
 
     def asked(self) -> Iterator[Any]:
