@@ -80,7 +80,7 @@ def audit(
             prompting=asked_prompting(
                 apply_chat_template, fewshot_as_multiturn, system_instruction, num_fewshot,
                 default=exported.plan.data[0].prompting if exported.plan.data else PLAIN,
-            ),  # fmt: skip
+            ),
             turns=fewshot_as_multiturn,
             loading=Loading(
                 dtype, device, batch_size if isinstance(batch_size, int) else None, memory, trust_remote_code
