@@ -19,6 +19,7 @@ from layerprune.documents.audit import (
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import (
     MEAN,
+    OWN_ANSWER,
     PLAIN,
     FileEntry,
     Interval,
@@ -54,6 +55,7 @@ from layerprune.documents.study import Study
 
 __all__ = [
     "MEAN",
+    "OWN_ANSWER",
     "PLAIN",
     "PRUNED",
     "UNHEALED",

@@ -128,6 +128,7 @@ class Prompting(Part):
 
 
 PLAIN = Prompting()
+OWN_ANSWER = "own_answer"  # TaskData.metric where the intact model's own answers are read, see Outcomes.answer
 
 
 class TaskData(Part):
@@ -147,7 +148,7 @@ class TaskData(Part):
 class Outcomes(Part):
     """What happened item by item, in the order of TaskData.fingerprints."""
 
-    gained: ClassVar[tuple[str, ...]] = ("margin", "not_finite")
+    gained: ClassVar[tuple[str, ...]] = ("margin", "not_finite", "answer", "agreed")
     correct: str = Field(description="'1' right, '0' wrong, one character an item")
     gold_probability: tuple[float, ...] | None = Field(
         default=None, description="probability of the gold answer among the choices, per item"
@@ -157,6 +158,14 @@ class Outcomes(Part):
         description="log-likelihood of the gold answer minus that of the best wrong one, per item: nats a character of "
         "the answer where the accuracy is acc_norm, else nats; only where it is the metric's signal",
     )
+    answer: tuple[float, ...] | None = Field(
+        default=None,
+        description="log-likelihood of the intact model's own answer, nats per token, end of text included; only of "
+        "tasks whose accuracy is own_answer: an item is right where every token of it is the most likely one",
+    )
+    agreed: tuple[float, ...] | None = Field(
+        default=None, description="share of the tokens of the intact model's own answer that are the most likely ones"
+    )
     not_finite: int = Field(
         default=0, ge=0, description="items with a log-likelihood that is no finite number: counted wrong"
     )
@@ -165,7 +174,8 @@ class Outcomes(Part):
     def _is_of_one_list_of_items(self) -> Self:
         if not set(self.correct) <= {"0", "1"}:
             raise ValueError(f"correct holds {sorted(set(self.correct) - {'0', '1'})[0]!r}; needed are 0 and 1 alone")
-        for name, values in (("gold_probability", self.gold_probability), ("margin", self.margin)):
+        for name in ("gold_probability", "margin", "answer", "agreed"):
+            values = getattr(self, name)
             if values is not None and len(values) != len(self.correct):
                 raise ValueError(f"{name} is of {len(values)} items and correct of {len(self.correct)}")
         return self

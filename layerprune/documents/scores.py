@@ -14,7 +14,8 @@ class TaskScore(Part):
     """One removal on one task."""
 
     relevance: float = Field(
-        description="1 - (acc - chance) / (base acc - chance); negative: removal helped, above 1: it fell below chance"
+        description="1 - (acc - chance) / (base acc - chance); negative: removal helped, above 1: it fell below "
+        "chance. Of own answers: the share of agreed tokens that is lost"
     )
     interval: Interval = Field(description="95 %, paired over the items")
     accuracy: float

@@ -79,7 +79,7 @@ def _kept(task: TaskQuestions, answers: Sequence[OwnAnswer], only_right: bool) -
     kept = with_own_answers(task, answers, only_right=only_right)
     if not kept.items:
         raise TaskError(
-            f"task {task.name!r}: the intact model is right on none of {len(answers)} prompts; leave only=right out, or "
-            "leave the task out"
+            f"task {task.name!r}: the intact model is right on none of {len(answers)} prompts; leave only=right out, "
+            "or the task"
         )
     return kept

@@ -78,7 +78,7 @@ class Engine:
         removals: Sequence[Removal],
         done: Callable[[int], None] = lambda tokens: None,
     ) -> Grades:
-        """Return (sums of log-probabilities in nats, all tokens greedy), both (removals, requests).
+        """Return (sums of log-probabilities in nats, how many tokens are greedy), both (removals, requests).
 
         ``groups`` are the indices of requests that belong to one question; ``done`` hears of finished requests x
         removals. Raises ``UsageError`` where the memory does not hold one item under one removal.
@@ -107,7 +107,7 @@ class Engine:
         rows = path.layout(requests, groups, allowance.longest_row)
         allowance.check(rows)
         sums = np.full((len(removals), len(requests)), np.nan)
-        greedy = np.zeros((len(removals), len(requests)), dtype=bool)
+        greedy = np.zeros((len(removals), len(requests)), dtype=np.int64)
         for section in _sections(list(batches(rows, self._budget(), self._most_rows(), allowance.fits))):
             for part in allowance.portions(section, removals):
                 for batch in section:

@@ -63,6 +63,8 @@ def _verdict(judge: Judge, item: Item, answers: Sequence[Answer]) -> Verdict:
         correct=False,
         gold_probability=None if known.gold_probability is None else 0.0,
         margin=None if known.margin is None else 0.0,
+        answer=None if known.answer is None else 0.0,
+        agreed=None if known.agreed is None else 0.0,
         finite=False,
     )
 
@@ -79,23 +81,33 @@ def outcomes(verdicts: Sequence[Verdict], *, margins: bool = False) -> Outcomes:
     """Write verdicts the way documents hold them, the margins where asked for."""
     known = [v.gold_probability for v in verdicts if v.gold_probability is not None]
     leads = [v.margin for v in verdicts if v.margin is not None] if margins else []
+    read = [v.answer for v in verdicts if v.answer is not None]
+    agreed = [v.agreed for v in verdicts if v.agreed is not None]
     return Outcomes(
         correct="".join("1" if verdict.correct else "0" for verdict in verdicts),
         gold_probability=tuple(round(p, DECIMALS) for p in known) if len(known) == len(verdicts) else None,
         margin=tuple(float(f"{m:.{MARGIN_DIGITS}g}") for m in leads) if leads and len(leads) == len(verdicts) else None,
+        answer=tuple(float(f"{nats:.{MARGIN_DIGITS}g}") for nats in read) if len(read) == len(verdicts) else None,
+        agreed=tuple(round(share, DECIMALS) for share in agreed) if len(agreed) == len(verdicts) else None,
         not_finite=sum(not verdict.finite for verdict in verdicts),
     )
 
 
 def joined(pieces: Sequence[Outcomes]) -> Outcomes:
     """Put the outcomes of consecutive items together."""
-    probabilities, margins = [piece.gold_probability for piece in pieces], [piece.margin for piece in pieces]
     return Outcomes(
         correct="".join(piece.correct for piece in pieces),
-        gold_probability=None if None in probabilities else tuple(p for ps in probabilities if ps for p in ps),
-        margin=None if None in margins else tuple(m for ms in margins if ms for m in ms),
+        gold_probability=_chained([piece.gold_probability for piece in pieces]),
+        margin=_chained([piece.margin for piece in pieces]),
+        answer=_chained([piece.answer for piece in pieces]),
+        agreed=_chained([piece.agreed for piece in pieces]),
         not_finite=sum(piece.not_finite for piece in pieces),
     )
+
+
+def _chained(parts: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+    known = [part for part in parts if part is not None]
+    return tuple(value for part in known for value in part) if len(known) == len(parts) else None
 
 
 def answer_items(
@@ -107,10 +119,10 @@ def answer_items(
     """
     requests, groups = as_requests(items)
     heard = advance or (lambda amount: None)
-    sums = greedy = np.empty((len(removals), 0))
+    sums = agreed = np.empty((len(removals), 0))
     if requests:
         share = len(groups) / len(requests)  # a finished request is that much of an item
-        sums, greedy = engine.measure(requests, groups, removals, lambda finished: heard(finished * share))
+        sums, agreed = engine.measure(requests, groups, removals, lambda finished: heard(finished * share))
         for removal, own in zip(removals, sums, strict=True):
             if not len(removal) and not np.isfinite(own).all():
                 raise not_finite(engine.subject, "log-likelihoods")
@@ -119,7 +131,7 @@ def answer_items(
     for number in range(len(removals)):
         cursor = iter(range(len(requests)))
         texts = iter(generated[number])
-        answers = [[_answer(query, cursor, texts, sums, greedy, number) for query in item.queries] for item in items]
+        answers = [[_answer(query, cursor, texts, sums, agreed, number) for query in item.queries] for item in items]
         result.append(answers)
     return result
 
@@ -144,14 +156,18 @@ def as_requests(items: Sequence[Item]) -> tuple[list[Request], list[list[int]]]:
 
 
 def _answer(
-    query: Query, cursor: Iterator[int], texts: Iterator[str], sums: np.ndarray, greedy: np.ndarray, removal: int
+    query: Query, cursor: Iterator[int], texts: Iterator[str], sums: np.ndarray, agreed: np.ndarray, removal: int
 ) -> Answer:
     """Put one query's answer together from the next measurements in line."""
     if query.generation is not None:
         return next(texts)
     parts = [next(cursor) for _ in query.parts]
     total = float(sum(sums[removal, part] for part in parts))
-    return total if query.rolling else (total, bool(greedy[removal, parts[0]]))
+    if query.rolling:
+        return total
+    if query.counted:
+        return total, int(agreed[removal, parts[0]])
+    return total, bool(agreed[removal, parts[0]] == query.parts[0].scored)
 
 
 def _generated(

@@ -73,11 +73,10 @@ def usual_piece(vocabulary: int) -> int:
 
 
 def grade(walk: Walk, hidden: Tensor, places: Places, piece: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (sums of log-probabilities in nats, all tokens greedy) for the batch's requests, both (requests,).
+    """Return (sums of log-probabilities in nats, how many tokens are greedy) of a batch's requests, both (requests,).
 
     ``hidden`` is (places, hidden), the last layer's output; ``piece``: for how many places logits are computed at once.
-    Log-probabilities are taken in float32 whatever the model's
-    dtype.
+    Log-probabilities are taken in float32 whatever the model's dtype.
     """
     order = np.argsort(places.place, kind="stable")
     logs = np.empty(len(order), dtype=np.float64)
@@ -90,6 +89,6 @@ def grade(walk: Walk, hidden: Tensor, places: Places, piece: int) -> tuple[np.nd
         logs[order[inside]], greedy[order[inside]] = _graded(walk, hidden[start : start + piece], which, asked)
     sums = np.zeros(len(places.requests))
     np.add.at(sums, places.owner, logs)
-    wrong = np.zeros(len(places.requests), dtype=bool)
-    np.logical_or.at(wrong, places.owner, ~greedy)
-    return sums, ~wrong
+    counts = np.zeros(len(places.requests), dtype=np.int64)
+    np.add.at(counts, places.owner, greedy)
+    return sums, counts

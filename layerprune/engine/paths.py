@@ -24,7 +24,7 @@ from layerprune.tasks.items import Request
 
 # Which layers look back a limited way: none do, all do, or those the config calls "sliding_attention".
 Windows = Literal["none", "everywhere", "by kind"]
-Grades = tuple[np.ndarray, np.ndarray]  # (removals, requests) sums in nats; (removals, requests) all tokens greedy
+Grades = tuple[np.ndarray, np.ndarray]  # (removals, requests): sums in nats, how many tokens are greedy
 
 
 class Path(Protocol):
@@ -221,7 +221,7 @@ class PlainPath:
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         requests = [target.request for row in rows for target in row.targets]
         sums = np.zeros((len(removals), len(requests)))
-        greedy = np.zeros((len(removals), len(requests)), dtype=bool)
+        greedy = np.zeros((len(removals), len(requests)), dtype=np.int64)
         for number, removal in enumerate(removals):
             with self.subject.without(removal) as model:
                 column = 0
@@ -233,7 +233,7 @@ class PlainPath:
                         asked = torch.from_numpy(target.tokens).to(logits.device)
                         lines = widened(logits[torch.from_numpy(target.nodes).to(logits.device)]).log_softmax(-1)
                         sums[number, column] = float(lines.gather(1, asked[:, None]).double().sum())
-                        greedy[number, column] = bool((lines.argmax(-1) == asked).all())
+                        greedy[number, column] = int((lines.argmax(-1) == asked).sum())
                         column += 1
         return requests, (sums, greedy)
 

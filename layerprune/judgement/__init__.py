@@ -3,7 +3,7 @@
 from layerprune.judgement.candidates import Intact, as_recorded, failures_last, judge, outcomes_of, rounded
 from layerprune.judgement.objective import additive, asked_objective, broken_floors, check_tasks, combined, shares
 from layerprune.judgement.rejudging import rejudged, unclipped
-from layerprune.judgement.signals import Signal, scale, signal_of, values
+from layerprune.judgement.signals import Signal, scale, signal_of, unit_of, values
 from layerprune.judgement.stability import NOISY, can_be_split, reliability_of
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "shares",
     "signal_of",
     "unclipped",
+    "unit_of",
     "values",
 ]

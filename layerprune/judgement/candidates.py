@@ -29,7 +29,8 @@ class Intact:
         """Put together what documents hold; ``TaskError`` for a task with no accuracy above chance on these items."""
         chances = {one.task: one.chance for one in data}
         for task, chance in chances.items():
-            scale("accuracy", task, base[task], chance)
+            if base[task].answer is None:
+                scale("accuracy", task, base[task], chance)
         return cls({task: base[task] for task in chances}, chances, signal, objective)
 
     @property
@@ -87,13 +88,22 @@ def failures_last(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _loss(intact: Intact, task: str, own: Outcomes, confidence: float) -> tuple[float, Interval]:
-    if intact.signal == "accuracy":
+    if intact.signal == "accuracy" or (intact.signal == "answers" and own.answer is None):
         return _relevance(intact.tasks[task], own, intact.chances[task], confidence)
     base = values(intact.signal, task, intact.tasks[task])[: len(own.correct)]
     lost = (base - values(intact.signal, task, own)) / intact.scale(task)
     spread = quantile(confidence) * float(lost.std(ddof=1)) / float(np.sqrt(len(lost))) if len(lost) > 1 else 1.0
     value = float(lost.mean())
     return value, (value - spread, value + spread)
+
+
+def _disagreement(base: Outcomes, own: Outcomes) -> tuple[float, Interval]:
+    """Return the share of agreed tokens that is lost, and its interval: normal, paired over the items seen."""
+    before, after = np.array(base.agreed)[: len(own.correct)], np.array(own.agreed)
+    lost = (before - after) / before.mean()
+    spread = quantile(0.95) * float(lost.std(ddof=1)) / float(np.sqrt(len(lost))) if len(lost) > 1 else 1.0
+    value = float(lost.mean())
+    return rounded(value), (rounded(value - spread), rounded(value + spread))
 
 
 def _relevance(base: Outcomes, own: Outcomes, chance: float, confidence: float = 0.95) -> tuple[float, Interval]:
@@ -114,7 +124,9 @@ def _relevance(base: Outcomes, own: Outcomes, chance: float, confidence: float =
 
 
 def _task_score(intact: Intact, task: str, own: Outcomes) -> TaskScore:
-    value, limits = _relevance(intact.tasks[task], own, intact.chances[task])
+    base = intact.tasks[task]
+    written = own.answer is not None
+    value, limits = _disagreement(base, own) if written else _relevance(base, own, intact.chances[task])
     probability = own.mean_gold_probability
     return TaskScore(
         relevance=value,
@@ -128,12 +140,9 @@ def _task_score(intact: Intact, task: str, own: Outcomes) -> TaskScore:
 
 def first(outcomes: Outcomes, items: int) -> Outcomes:
     """Return the outcomes of the first items."""
-    gold, margin = outcomes.gold_probability, outcomes.margin
-    return Outcomes(
-        correct=outcomes.correct[:items],
-        gold_probability=None if gold is None else gold[:items],
-        margin=None if margin is None else margin[:items],
-    )
+    lists = {name: getattr(outcomes, name) for name in ("gold_probability", "margin", "answer", "agreed")}
+    cut = {name: None if values is None else values[:items] for name, values in lists.items()}
+    return Outcomes(correct=outcomes.correct[:items], **cut)
 
 
 def _probability_loss(intact: Intact, names: Sequence[str], own: Mapping[str, Outcomes]) -> float:

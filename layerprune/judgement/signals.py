@@ -6,11 +6,13 @@ margin       log-likelihood of the gold answer minus that of the best wrong one,
              normalised as the task's accuracy is: nats per character of the answer where that is acc_norm, else nats.
              A loss is counted in standard deviations of the intact model's margins, for a mean margin may be 0
 blend        the mean of accuracy and probability; a share of the intact model's accuracy above chance
+answers      of tasks that have the model write: log-likelihood of the intact model's own answer, nats per token, in
+             which a loss is counted. Of tasks that offer choices: accuracy
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from layerprune.documents import MetricRef, Outcomes
 from layerprune.errors import TaskError
 from layerprune.stats import as_bits
 
-Signal = Literal["accuracy", "probability", "margin", "blend"]
+Signal = Literal["accuracy", "probability", "margin", "blend", "answers"]
 Floats = NDArray[np.float64]
 
 
@@ -27,6 +29,11 @@ def signal_of(metric: MetricRef) -> Signal:
     """Return the signal a recorded metric went by; accuracy where it has no such option."""
     named = metric.options.get("signal")
     return next((signal for signal in get_args(Signal) if signal == named), "accuracy")
+
+
+def unit_of(metric: Any) -> str:
+    """Return the unit of a metric's scores with the options it has: answers are lost in nats per token."""
+    return "nats per token" if getattr(metric, "signal", None) == "answers" else str(metric.unit)
 
 
 def values(signal: Signal, task: str, outcomes: Outcomes) -> Floats:
@@ -38,8 +45,10 @@ def values(signal: Signal, task: str, outcomes: Outcomes) -> Floats:
                 "use signal=accuracy"
             )
         return np.array(outcomes.margin)
+    if signal == "answers" and outcomes.answer is not None:
+        return np.array(outcomes.answer)
     correct = as_bits(outcomes.correct).astype(float)
-    if signal == "accuracy":
+    if signal in ("accuracy", "answers"):
         return correct
     if outcomes.gold_probability is None:
         raise TaskError(f"task {task!r} offers no choices: no gold answer has a probability; use signal=accuracy")
@@ -49,7 +58,9 @@ def values(signal: Signal, task: str, outcomes: Outcomes) -> Floats:
 
 def scale(signal: Signal, task: str, base: Outcomes, chance: float) -> float:
     """Return what a loss is a share of, from the intact model's outcomes; ``TaskError`` where that is nothing."""
-    if signal in ("accuracy", "blend"):
+    if signal == "answers" and base.answer is not None:
+        return 1.0
+    if signal in ("accuracy", "blend", "answers"):
         level = base.accuracy - chance
     else:
         own = values(signal, task, base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -32,9 +32,20 @@ class Ablation:
         default="accuracy",
         metadata={
             "help": "what is lost: accuracy, the gold answer's probability (sharper on few items), its margin over the "
-            "best wrong answer (in standard deviations of the intact model's), or a blend, the mean of the first two"
+            "best wrong answer (in standard deviations of the intact model's), a blend, the mean of the first two, or "
+            "answers: the likelihood of what the intact model itself writes (nats per token), beside the accuracy of "
+            "tasks that offer choices"
         },
     )
+    only: Literal["all", "right"] = field(
+        default="all", metadata={"help": "with signal=answers: all answers, or those that the task counts as right"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.only == "right" and self.signal != "answers":
+            raise UsageError(
+                "only=right is about answers that the model writes; give signal=answers too, or leave it out"
+            )
 
     unit: ClassVar[str] = "relevance"
     scope: ClassVar[Scope] = "any set"
@@ -49,6 +60,8 @@ class Ablation:
         if data.examiner is None or data.questions is None:
             raise TaskError("ablation answers questions: give it items with --tasks")
         base = data.examiner.outcomes([INTACT], "the intact model")[INTACT]
+        if self.signal == "answers" and all(own.answer is None for own in base.values()):
+            raise TaskError("signal=answers reads what the intact model writes: give score or plan a task that has it")
         intact = Intact.of(data.questions.data(), base, self.signal, data.objective)
         label = f"ablation of {len(removals)} candidates"
         if data.keep is None or data.keep >= len(removals):
@@ -102,7 +115,7 @@ def examine_base(
     for name, task in questions.tasks.items():
         own = joined([part[name] for part in parts])
         chances = [item.chance for item in task.items]
-        p_value = above_chance(own.correct, chances)
+        p_value = above_chance(own.correct, chances) if own.answer is None else 0.0  # answers have no chance level
         base[name] = BaseTask(
             accuracy=rounded(own.accuracy),
             gold_probability=None if own.mean_gold_probability is None else rounded(own.mean_gold_probability),

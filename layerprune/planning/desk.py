@@ -10,13 +10,14 @@ from pathlib import Path
 from layerprune.checkpoint import contained, locate
 from layerprune.documents import BaseTask, Candidate, EngineReport, MetricRef, Round, Scores
 from layerprune.engine import JOURNAL, Engine, Examiner
+from layerprune.engine.answering import own_answers
 from layerprune.engine.journal import Journal
 from layerprune.errors import TaskError, UsageError
 from layerprune.export import rehearse, weigh
 from layerprune.export.weights import Weight
-from layerprune.judgement import asked_objective, check_tasks, signal_of
+from layerprune.judgement import asked_objective, check_tasks, signal_of, unit_of
 from layerprune.metrics import METRICS
-from layerprune.metrics.ablation import examine_base
+from layerprune.metrics.ablation import Ablation, examine_base
 from layerprune.metrics.base import Data, Metric
 from layerprune.operators import stand_in
 from layerprune.planners import Constraints, Judge, parse_protect
@@ -101,10 +102,15 @@ class Desk:
             self.everything = self.data.questions = questions
             self._correct()
             return
+        engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
+        if isinstance(self.metric, Ablation) and self.metric.signal == "answers":
+            only_right = self.metric.only == "right"
+            questions = own_answers(
+                engine, questions, only_right=only_right, folder=self.folder, progress=self.progress
+            )
         slices = Slices.of(questions, shares, self.request)
         self.data.questions, self.everything = slices.search, slices.everything
         self._correct()
-        engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
 
         def examiner(part: Questions | None) -> Examiner | None:
             return None if part is None else Examiner(engine, part, self.progress, self.folder)
@@ -178,7 +184,7 @@ class Desk:
             name=self.entry.name,
             spec=spec_of(self.entry.name, self.metric),
             options=options_of(self.metric),
-            unit=self.metric.unit,
+            unit=unit_of(self.metric),
             scope=self.metric.scope,
             owner=self.entry.owner,
             operator=self.request.operator,

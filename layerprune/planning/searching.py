@@ -9,7 +9,7 @@ from typing import Any
 from layerprune import documents
 from layerprune.documents import Candidate, Plan, Scores
 from layerprune.errors import RefusedError, UsageError
-from layerprune.judgement import additive
+from layerprune.judgement import additive, unit_of
 from layerprune.lock import locked
 from layerprune.metrics import METRICS, cheapest_search
 from layerprune.output import check_places
@@ -88,8 +88,9 @@ class Searcher:
         look = bound(self.search, Others(self._judge_by, self._chosen_by, self._judge))
 
         def watch(removal: Removal, best: Candidate) -> None:
-            score = displayed(best.score, desk.metric.unit, self.request.score.metric)
-            said = f"{len(removal)} chosen: {removal}, {desk.metric.unit} {score:.4f}"
+            unit = unit_of(desk.metric)
+            score = displayed(best.score, unit, self.request.score.metric)
+            said = f"{len(removal)} chosen: {removal}, {unit} {score:.4f}"
             if said not in self.shown:
                 self.shown.add(said)
                 desk.progress.note(said)

@@ -33,6 +33,7 @@ class Query:
     parts: tuple[Request, ...] = ()
     rolling: bool = False
     generation: Generation | None = None
+    counted: bool = False  # wanted is how many tokens are greedy, not whether all are
 
     def asked(self) -> list[Any]:
         """Return what the model is given, as JSON."""
@@ -40,8 +41,9 @@ class Query:
         return [self.rolling, [[part.scored, *part.tokens] for part in self.parts], given]
 
 
-# What lm-eval expects back for one query: (sum of log-probabilities in nats, all tokens greedy), or generated text.
-Answer = tuple[float, bool] | float | str
+# What lm-eval expects back for one query: (sum of log-probabilities in nats, all tokens greedy), or generated text; of
+# a counted query (sum, how many tokens are greedy).
+Answer = tuple[float, bool | int] | float | str
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Verdict:
     gold_probability: float | None
     margin: float | None = None  # of the gold answer's log-likelihood over the best wrong one's
     finite: bool = True  # whether all its log-likelihoods were finite numbers
+    answer: float | None = None  # log-likelihood of the intact model's own answer, nats per token
+    agreed: float | None = None  # share of its tokens that are the most likely ones
 
 
 @dataclass(frozen=True)

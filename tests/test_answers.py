@@ -1,0 +1,174 @@
+"""The intact model's own answers as a signal: written once, read under removals, against plain forwards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import audit_tiny
+import numpy as np
+import pytest
+import torch
+from cli_tiny import done, refused
+
+from layerprune.documents import OWN_ANSWER, Plan, Scores
+from layerprune.engine import Engine, answering, examine
+from layerprune.engine.answering import own_answers
+from layerprune.errors import TaskError
+from layerprune.removal import Removal
+from layerprune.subject import Subject
+from layerprune.tasks import load_questions
+
+INTACT, REMOVALS = Removal(()), [Removal(()), Removal.of(1), Removal.of(2, 4)]
+WRITING = """task: writing
+dataset_path: json
+dataset_kwargs:
+  data_files: {{ train: {rows}, test: {rows} }}
+output_type: generate_until
+training_split: train
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{ until: ["Z"], max_gen_toks: 5 }}
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    audit_tiny.base_model(folder / "base")
+    audit_tiny.questions(folder / "base", folder / "tasks", "toy")
+    rows = [{"question": f"say {n}: " + "and " * (n % 3), "answer": f" word {n}"} for n in range(24)]
+    path = folder / "tasks" / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "tasks" / "writing.yaml").write_text(WRITING.format(rows=path))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subject(place):
+    return Subject.load(str(place / "base"))
+
+
+def load(place, subject, *names):
+    return load_questions(names, subject.encoder, use="selection", include_path=[place / "tasks"])
+
+
+def by_plain_forwards(subject, item, removal):
+    """(nats per token, share of greedy tokens) of an item's answer, one forward of the bypassed model."""
+    [request] = item.queries[0].parts
+    ids = torch.tensor([request.tokens])
+    with subject.without(removal) as model, torch.no_grad():
+        logs = model(input_ids=ids[:, :-1], use_cache=False).logits[0].double().log_softmax(-1)[-request.scored :]
+    asked = ids[0, -request.scored :]
+    own = logs.gather(1, asked[:, None])
+    return float(own.mean()), float((logs.argmax(-1) == asked).double().mean())
+
+
+def test_answers_are_read_as_plain_forwards_read_them(place, subject):
+    engine = Engine(subject)
+    questions = own_answers(engine, load(place, subject, "writing", "toy"))
+    assert questions.tasks["writing"].data().metric == OWN_ANSWER
+    assert questions.tasks["toy"].data() == load(place, subject, "toy").tasks["toy"].data()
+    found = examine(engine, questions, REMOVALS)
+    items = questions.tasks["writing"].items
+    for removal in REMOVALS:
+        expected = np.array([by_plain_forwards(subject, item, removal) for item in items])
+        own = found[removal]["writing"]
+        np.testing.assert_allclose(own.answer, expected[:, 0], rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(own.agreed, expected[:, 1], atol=1e-5)
+        assert own.correct == "".join("1" if share == 1 else "0" for share in own.agreed)
+        assert found[removal]["toy"].answer is None
+    assert set(found[INTACT]["writing"].agreed) == {1.0}, "the model agrees with what it has just written"
+    assert min(found[Removal.of(2, 4)]["writing"].agreed) < 1
+
+
+def test_an_answer_is_what_greedy_decoding_writes_with_the_token_that_ends_it(place, subject):
+    before = load(place, subject, "writing").tasks["writing"].items
+    after = own_answers(Engine(subject), load(place, subject, "writing")).tasks["writing"].items
+    lengths = set()
+    for item, own in zip(before, after, strict=True):
+        [request] = own.queries[0].parts
+        prompt = subject.encoder.tok_encode(item.queries[0].generation.instance.args[0])
+        assert list(request.tokens[: -request.scored]) == prompt
+        ids = list(prompt)
+        for _ in range(request.scored):
+            with torch.no_grad():
+                ids.append(int(subject.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert ids == list(request.tokens)
+        lengths.add(request.scored)
+    assert max(lengths) == 5
+
+
+def test_what_was_written_is_kept_and_not_written_again(place, subject, tmp_path, monkeypatch):
+    first = own_answers(Engine(subject), load(place, subject, "writing"), folder=tmp_path)
+    monkeypatch.setattr(answering, "generate", None)
+    again = own_answers(Engine(subject), load(place, subject, "writing"), folder=tmp_path)
+    assert again.mark() == first.mark()
+    with pytest.raises(TypeError):
+        own_answers(Engine(subject, rows=3), load(place, subject, "writing"), folder=tmp_path)
+
+
+def test_only_right_answers_count_where_asked(place, subject, monkeypatch):
+    questions = load(place, subject, "writing")
+    with pytest.raises(TaskError, match="task 'writing': the intact model is right on none of 24 prompts"):
+        own_answers(Engine(subject), questions, only_right=True)
+    kind = type(questions.tasks["writing"].judge)
+    judge = kind.__call__
+    marks = [item.fingerprint for item in questions.tasks["writing"].items[::3]]
+
+    def some(self, item, answers):
+        return replace(judge(self, item, answers), correct=item.fingerprint in marks)
+
+    monkeypatch.setattr(kind, "__call__", some)
+    kept = own_answers(Engine(subject), questions, only_right=True).tasks["writing"].items
+    assert [item.fingerprint for item in kept] == marks
+
+
+def test_choices_alone_have_nothing_to_read(place, subject):
+    with pytest.raises(TaskError, match="signal=answers reads what the model writes, and toy only offers choices"):
+        own_answers(Engine(subject), load(place, subject, "toy"))
+
+
+def test_a_plan_by_answers_and_choices_from_the_command_line(place, tmp_path):
+    words = ["--include-path", place / "tasks", "--metric", "ablation:signal=answers", "--search", "one-shot"]
+    said = done(
+        "plan", place / "base", "--tasks", "writing,toy", "--drop", 2, *words, "--no-racing", "-o", tmp_path / "run"
+    ).stdout
+    scores, plan = Scores.load(tmp_path / "run" / "scores.json"), Plan.load(tmp_path / "run" / "plan.json")
+    assert scores.metric.unit == "nats per token"
+    assert "nats per token" in said
+    base = scores.base["writing"].outcomes
+    for one in scores.rounds[0].candidates:
+        writing, toy = one.tasks["writing"], one.tasks["toy"]
+        lost = np.mean(np.array(base.answer[: writing.items]) - np.array(writing.outcomes.answer))  # the rest predicts
+        assert one.score == pytest.approx((lost + toy.relevance) / 2, abs=1e-5)
+        assert writing.relevance == pytest.approx(1 - np.mean(writing.outcomes.agreed), abs=1e-5)
+    ranked = sorted(scores.rounds[0].candidates, key=lambda one: one.score)
+    assert set(plan.removal) == {one.removal[0] for one in ranked[:2]}
+    assert {data.task: data.metric for data in plan.data} == {"writing": OWN_ANSWER, "toy": "acc"}
+    again = done("plan", "--scores", tmp_path / "run" / "scores.json", "--drop", 1, "-o", tmp_path / "again").stdout
+    assert f"layers {ranked[0].removal[0]} of 6" in again
+
+
+def test_a_race_by_answers_ends_with_the_winners_of_all_items(place, tmp_path):
+    words = ["--include-path", place / "tasks", "--metric", "ablation:signal=answers", "--search", "one-shot"]
+    for option in ("--racing", "--no-racing"):
+        done("plan", place / "base", "--tasks", "writing", "--drop", 1, *words, option, "-o", tmp_path / option[2:])
+    plans = [Plan.load(tmp_path / name / "plan.json").removal for name in ("racing", "no-racing")]
+    assert plans[0] == plans[1]
+
+
+def test_only_right_without_answers_is_refused(place, tmp_path):
+    said = refused(
+        "plan", place / "base", "--tasks", "toy", "--include-path", place / "tasks", "--metric", "ablation:only=right",
+        "--drop", 1, "-o", tmp_path / "run",
+    )  # fmt: skip
+    assert said == "only=right is about answers that the model writes; give signal=answers too, or leave it out"
+    assert not (tmp_path / "run").exists()
