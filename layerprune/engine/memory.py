@@ -36,8 +36,10 @@ TRIALS = (
 )  # fmt: skip
 ALONE = 9  # of these are enough where nothing stands before the rows,
 ONE_ROW = 6  # of these where each row runs by itself
-# Recurrent layers pad a row to whole chunks, of 256 tokens at most: a longer one shows what a token costs there.
-LONG_WIDTH = 260
+# Recurrent layers pad a row to whole chunks of so many tokens (Mamba-2, gated delta rule). So rows of one token more
+# are tried, too, where rows may be as wide.
+CHUNKS = (64, 128, 256)
+WIDER = ((1, 65), (3, 65), (2, 129), (1, 257))  # rows, width
 TOKEN = 3  # every token of a trial: experts then meet their worst case, all tokens in the same few of them
 # Of each answer token that is read where another one is: its number, row, place, and what is found.
 ANSWER_BYTES = 64
@@ -121,7 +123,11 @@ class Shape:
     def sizes(self, piece: int) -> np.ndarray:
         """Return the products that tensors' sizes are sums of; ``piece``: places whose logits are computed at once."""
         r, w, b, p = self.rows, self.width, self.before, self.places
-        return np.array([1, r, w, r * w, w * (b + w), r * w * (b + w), r * b, b, b * b, p, min(p, piece)], dtype=float)
+        plain = [1, r, w, r * w, w * (b + w), r * w * (b + w), r * b, b, b * b, p, min(p, piece)]
+        return np.array([*plain, *(r * math.ceil(w / chunk) * chunk for chunk in CHUNKS)], dtype=float)
+
+
+PIECE, PLAIN = 10, 11  # where the piece stands among them; how many know of no chunks
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ class Estimate:
     peak: int  # bytes that the trials themselves took
 
     @classmethod
-    def of(cls, path: Path, longest: int = LONG_WIDTH, *, beginning: bool = False) -> Estimate:
+    def of(cls, path: Path, longest: int = CHUNKS[-1] + 1, *, beginning: bool = False) -> Estimate:
         """Run tiny batches, ``beginning``: such as follow on one, and see what is alive when.
 
         ``longest``: tokens of the longest row there will be without a mask. Of layers that are alike one runs; all do
@@ -152,7 +158,7 @@ class Estimate:
             trials = [(1, w, 0, p, piece) for _, w, _, p, piece in TRIALS[:ONE_ROW]]
             removals += [HALF] if path.subject.anatomy.halves and path.subject.stand_in is None else []
         if not path.masked:
-            trials = [*trials, (1, max(2, min(LONG_WIDTH, longest)), 0, 2, 99)]
+            trials = [*trials, *((rows, width, 0, 2, 99) for rows, width in WIDER if width <= longest)]
         runs, sizes, states, cache = [], [], [], np.zeros(depth)
         usual, work = path.piece, replace(path.work)
         for rows, width, before, places, path.piece in trials:
@@ -181,8 +187,8 @@ class Estimate:
     @cached_property
     def logits(self) -> float:
         """The bytes of one place's logits and what is made of them; 0 where all places' are computed at once."""
-        graded = [float(moment[-1]) for moment, stage in zip(self.moments, self.stages, strict=True) if stage == GRADE]
-        return max(graded, default=0.0)
+        moments = zip(self.moments, self.stages, strict=True)
+        return max((float(moment[PIECE]) for moment, stage in moments if stage == GRADE), default=0.0)
 
     def _more(self, shape: Shape, states: Traffic) -> dict[Stage, float]:
         """Return what is alive at each stage beyond what was in the trials."""
@@ -257,10 +263,13 @@ def _aligned(runs: Sequence[Sequence[Event]]) -> Iterator[np.ndarray]:
 
 
 def _fit(sizes: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Return how many bytes each of a batch's sizes takes; where they do not tell all, so that no run had more."""
+    """Return how many bytes each of a batch's sizes takes; where they do not tell all, so that no trial had more."""
     scale = np.maximum(sizes.max(axis=0), 1)
-    found = np.linalg.lstsq(sizes / scale, seen, rcond=1e-12)[0] / scale
+    found = np.zeros(sizes.shape[1])
+    found[:PLAIN] = np.linalg.lstsq((sizes / scale)[:, :PLAIN], seen, rcond=1e-12)[0] / scale[:PLAIN]
     if np.abs(sizes @ found - seen).max() < 0.5:
         return np.round(found, 6)
-    found = nnls(sizes / scale, seen)[0] / scale
+    known = sizes.shape[1] if len(set(sizes[:, PLAIN] / sizes[:, 1])) > 1 else PLAIN  # whether any row fills a chunk
+    found[:] = 0
+    found[:known] = nnls((sizes / scale)[:, :known], seen)[0] / scale[:known]
     return found * max(1.0, float((seen / np.maximum(sizes @ found, 1)).max()))
