@@ -11,8 +11,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(VENV)/bin/layerprune demo
 
+# Two workers of one thread each: on two cores nearly twice as fast as one with two.
 test: lint
-	$(RUN) -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 slow: $(STAMP)
 	$(RUN) -m pytest -m "slow or browser"
