@@ -165,6 +165,17 @@ def test_a_race_by_answers_ends_with_the_winners_of_all_items(place, tmp_path):
     assert plans[0] == plans[1]
 
 
+def test_a_certificate_of_answers_says_what_it_counts(place, tmp_path):
+    done(
+        "plan", place / "base", "--tasks", "writing", "--include-path", place / "tasks", "--search", "one-shot",
+        "--metric", "ablation:signal=answers", "--max-drop", "99%", "--confidence", "50%", "--up-to", 1,
+        "--limit", 12, "--certify-limit", 12, "-o", tmp_path / "run",
+    )  # fmt: skip
+    statement = Plan.load(tmp_path / "run" / "plan.json").certificate.statement
+    assert "(of writing: the share of prompts answered token for token as before)" in statement
+    assert "Not looked at" not in statement
+
+
 def test_only_right_without_answers_is_refused(place, tmp_path):
     said = refused(
         "plan", place / "base", "--tasks", "toy", "--include-path", place / "tasks", "--metric", "ablation:only=right",

@@ -89,7 +89,8 @@ def test_the_verdict_is_the_designs_sentence():
     tasks = [task("t", base, pruned=(pruned,))]
     said = verdict((1, 2, 3, 4, 5, 6), 30, tasks, overall(tasks))
     assert said == (
-        "20 % of layers removed (6 of 30); accuracy −1.8 points (95 % CI −2.3 … −1.4) on 4,812 unseen items"
+        "20 % of layers removed (6 of 30); accuracy −1.8 points (95 % CI −2.3 … −1.4) on 4,812 unseen items; "
+        "not looked at: generated text"
     )
 
 
@@ -97,7 +98,8 @@ def test_the_verdict_says_when_nothing_is_known():
     tasks = [task("guess", "1" * 10 + "0" * 30, pruned=("0" * 40,))]
     said = verdict((3,), 30, tasks, {})
     assert said == (
-        "3 % of layers removed (1 of 30); what that cost is not known: the base model is not above chance on guess"
+        "3 % of layers removed (1 of 30); what that cost is not known: the base model is not above chance on guess; "
+        "not looked at: generated text"
     )
     mixed = [*tasks, task("know", "1" * 40, pruned=("1" * 40,))]
     assert "guess left out (base at chance)" in verdict((3,), 30, mixed, overall(mixed))

@@ -148,6 +148,7 @@ def test_the_largest_certified_removal_is_planned_with_its_guarantee(home, tmp_p
     assert (found.selection_limit, found.certify_limit) == (30, 60)
     assert "With 90 % confidence, removing" in found.statement
     assert "by less than 60 points" in found.statement
+    assert found.statement.endswith("Not looked at: generated text")
     certified = [step for step in found.steps if step.certified]
     assert certified
     assert made.removal == certified[-1].removal

@@ -41,7 +41,7 @@ def _accuracy(tasks: Sequence[AuditedTask], found: Overall | None, unlooked: Seq
 
 def _writing(generation: Generation | None) -> list[str]:
     if generation is None:
-        return []
+        return ["not looked at: generated text"]
     if generation.healthy:
         return [f"{generation.prompts - generation.faulty} of {generation.prompts} sample texts are sound"]
     return [

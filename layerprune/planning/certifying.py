@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from layerprune import stats
-from layerprune.documents import Certificate, CertifiedStep, Outcomes
+from layerprune.documents import OWN_ANSWER, Certificate, CertifiedStep, Outcomes
 from layerprune.errors import RefusedError, UsageError
 from layerprune.metrics.ablation import INTACT
 from layerprune.planners import Found
@@ -14,6 +14,8 @@ from layerprune.planning.desk import Desk
 from layerprune.planning.goals import HELD_BACK, Look, Reached, counts_up_to
 from layerprune.planning.slices import Shares
 from layerprune.removal import Removal
+from layerprune.tasks import Questions
+from layerprune.tasks.answers import is_written
 
 # Items of each task that certify when --certify-limit does not say otherwise. Flips of 5 % of the answers each way and
 # no loss at all take about 700 items in all to rule out a loss of two points.
@@ -58,7 +60,7 @@ class MaxDrop:
         certificate = Certificate(
             limit=self.limit,
             confidence=self.confidence,
-            statement=self._statement(path[found.certified - 1].removal, list(fingerprints), len(base)),
+            statement=self._statement(path[found.certified - 1].removal, examiner.questions, len(base)),
             fingerprints=fingerprints,
             steps=tuple(_step(own.removal, step) for own, step in zip(path, found.steps, strict=True)),
             selection_limit=desk.request.limit,
@@ -90,12 +92,16 @@ class MaxDrop:
             f"(p = {step.p_value:.2g}); {more}"
         )
 
-    def _statement(self, removal: Removal, tasks: list[str], items: int) -> str:
+    def _statement(self, removal: Removal, questions: Questions, items: int) -> str:
+        tasks = questions.tasks
+        own = [name for name, task in tasks.items() if task.metric == OWN_ANSWER]
+        meant = f" (of {', '.join(own)}: the share of prompts answered token for token as before)" if own else ""
+        unseen = "" if own or any(is_written(task) for task in tasks.values()) else ". Not looked at: generated text"
         return (
             f"With {100 * self.confidence:g} % confidence, removing {removal} lowers the mean accuracy on "
-            f"{', '.join(tasks)} by less than {100 * self.limit:g} points, on items drawn like the {items:,} that "
-            "certify it, none of which had a say in choosing the layers "
-            "(exact paired test, fixed sequence: arXiv:2110.01052)"
+            f"{', '.join(tasks)}{meant} by less than {100 * self.limit:g} points, on items drawn like the {items:,} "
+            "that certify it, none of which had a say in choosing the layers "
+            f"(exact paired test, fixed sequence: arXiv:2110.01052){unseen}"
         )
 
 
