@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 
 from layerprune.errors import UsageError, WriteError
 from layerprune.output import check_apart, made_folder, settle, try_folder
+from layerprune.paths import check_plain
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 FILENAME = ".lock"
+# What commands go on from in a run folder; a link would be read, or a journal written, elsewhere.
+READ = ("recipe.json", "scores.json", "plan.json", "study.json", "front/front.json", "journal.jsonl", "answers.jsonl")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none, such as some mounts of NFS
 
 _held = threading.local()  # .folders: those that this thread holds
@@ -30,7 +33,8 @@ def locked(folder: Path | None, *sources: str | Path | None) -> Iterator[None]:
     completed. ``sources``: models that are read; ``folder`` must not lie inside the folder of one. Blocks of one thread
     nest. The operating system lets go when the process dies, however it dies. Folders that were made here and hold
     nothing at the end are removed again. Raises ``UsageError`` when another run holds the folder or it cannot be
-    locked, and ``WriteError`` when nothing can be written there.
+    locked, ``WriteError`` when nothing can be written there, and ``CheckpointError`` where a document or journal in it
+    is a link or a special file.
     """
     if folder is None:
         yield
@@ -42,6 +46,7 @@ def locked(folder: Path | None, *sources: str | Path | None) -> Iterator[None]:
         yield
         return
     with made_folder(folder):
+        check_plain(folder, [name for name in READ if (folder / name).is_symlink() or not (folder / name).is_dir()])
         lock = _acquired(folder)
         held.add(folder)
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from layerprune.errors import UsageError, WriteError, one_line
+from layerprune.paths import refuse_link
 
 TRIAL = ".layerprune-trial"
 TRIAL_BYTES = 4096  # a block of common file systems: on a full disk an empty file can still be made
@@ -152,10 +153,18 @@ def published_together(folder: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Complete what a killed process had begun to publish in ``folder``; remove what it had not finished writing."""
+    """Complete what a killed process had begun to publish in ``folder``; remove what it had not finished writing.
+
+    Raises ``UsageError`` where a folder is a link: files would be taken from elsewhere, or written there.
+    """
     ready = folder / READY
+    for place in (ready, folder / STAGED):
+        refuse_link(place)
     if ready.is_dir():
         written = [path for path in ready.rglob("*") if path.is_file()]
+        inner = {parent for path in written for parent in path.relative_to(ready).parents}
+        for place in sorted(inner - {Path()}):
+            refuse_link(folder / place)
         for path in sorted(written, key=lambda path: (path.stat().st_mtime_ns, path)):  # what names others came last
             target = folder / path.relative_to(ready)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from layerprune.documents.recipe import GOALS, Check, difference, recipe_error
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
 from layerprune.lock import FILENAME as LOCK
 from layerprune.lock import locked
+from layerprune.paths import refuse_link
 from layerprune.planners import SEARCHES, check_drop, parse_protect
 from layerprune.progress import SILENT, Progress
 from layerprune.sizes import parse_size
@@ -172,6 +173,7 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> R
     from layerprune.export import export
 
     out = folder / CHECKPOINT
+    refuse_link(out)
     if out.exists():
         receipt = Exported.read(out).receipt
         if receipt.plan_sha256 != plan.sha256():
@@ -209,6 +211,7 @@ def _healed(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) 
     out = folder / HEALED
     if recipe.heal is None:
         return None
+    refuse_link(out)
     if out.exists():
         log = Exported.read(out).heal
         if log is None or log.receipt_sha256 != receipt.sha256():

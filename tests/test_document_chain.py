@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import cli_tiny
+import families
 import heal_tiny
 import pytest
-from cli_tiny import done, refused
+from cli_tiny import done, last_line, refused
 
 from layerprune.audit import audit
 from layerprune.audit.rerun import repeat
 from layerprune.audit.verify import verify
 from layerprune.documents import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
-from layerprune.errors import DocumentError
+from layerprune.errors import CheckpointError, DocumentError
+from layerprune.export import export
 from layerprune.heal import HealRequest, heal
 from layerprune.healing import HEALERS
 from layerprune.hub.published import Edition
+from layerprune.removal import Removal
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +209,7 @@ def test_a_run_goes_on_from_what_is_removed_at_its_word(home, tmp_path):
         ("healed/layerprune/heal.json", {"seconds": lambda it: 9.0}, "heal.json is not the one that README.md names"),
         ("healed/layerprune/receipt.json", {"dropped_tensors": lambda it: 0}, "heal.json is not of this checkpoint"),
         ("checkpoint/layerprune/receipt.json", {"notes": lambda it: ("x",)}, "is not the one that README.md names"),
-        ("healed/layerprune/audit.json", {"verdict": lambda it: "fine"}, "verdict does not follow from the figures"),
+        ("healed/layerprune/audit.json", {"verdict": lambda it: "fine"}, "is not the one that README.md names"),
     ],
 )
 def test_a_run_holds_every_document_it_goes_on_from(home, tmp_path, file, changes, said):
@@ -284,3 +288,47 @@ def test_a_study_that_is_done_has_its_pages_renewed_and_is_not_edited(home, tmp_
     data = json.loads((run / "study.json").read_text())
     (run / "study.json").write_text(json.dumps(data | {"device": "cuda"}))
     assert f"{run / 'study.json'} is not the one that" in cli_tiny.last_line("run", recipe, "-o", run)
+
+
+def test_a_run_takes_no_edited_figures_for_its_own(home, tmp_path):
+    """Of figures that cannot be worked out again, only the card holds a hash: it is not written over."""
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    edit(run / "healed" / "layerprune" / "audit.json", device=lambda it: "a faster one")
+    card = (run / "healed" / "README.md").read_bytes()
+    said = last_line("run", home / "recipe.yaml", "-o", run)
+    assert "layerprune/audit.json is not the one that README.md names; put it back, or remove it" in said
+    assert (run / "healed" / "README.md").read_bytes() == card
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "healed"])
+def test_a_run_writes_into_no_folder_behind_a_link(home, tmp_path, name):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    elsewhere = (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(elsewhere)
+    (elsewhere / "report.html").write_text("mine")
+    assert "is a symbolic link; remove it" in last_line("run", home / "recipe.yaml", "-o", run)
+    assert (elsewhere / "report.html").read_text() == "mine"
+
+
+def edited_log(inside):
+    (inside / "audit.json").unlink()
+    edit(inside / "heal.json", tokens=lambda it: it.tokens + 1)
+
+
+EARLIER = {
+    "edited": (lambda inside: edited_log(inside), "heal.json is not the one"),
+    "audit edited": (lambda inside: edit(inside / "audit.json", seed=lambda it: 7), "audit.json is not the one"),
+    "linked": (lambda inside: inside.symlink_to(inside.rename(inside.parent.parent / "away")), "a symbolic link"),
+    "a pipe": (lambda inside: (inside / "receipt.json").unlink() or os.mkfifo(inside / "receipt.json"), "a named pipe"),
+}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_a_round_that_was_tampered_with_goes_into_no_later_one(home, tmp_path, name):
+    change, said = EARLIER[name]
+    base = shutil.copytree(home / "run" / "healed", tmp_path / "base")
+    plan = families.make_plan(base, Removal.of(1))
+    change(base / "layerprune")
+    with pytest.raises((DocumentError, CheckpointError), match=said):
+        export(plan, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

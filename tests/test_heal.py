@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from layerprune.audit.verify import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Audit, HealLog, HeldOut, Receipt
-from layerprune.errors import DocumentError, ExportError, ModelError, UsageError
+from layerprune.errors import CheckpointError, DocumentError, ExportError, ModelError, UsageError
 from layerprune.heal import HealRequest, heal
 from layerprune.healing import HEALERS
 from layerprune.lock import locked
@@ -260,6 +260,24 @@ def test_two_healings_into_one_folder_do_not_share_its_work(home, tmp_path):
     assert not list(tmp_path.iterdir())
     heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
     assert [path.name for path in tmp_path.iterdir()] == ["healed"]
+
+
+@pytest.mark.parametrize("name", [".healed.healing", ".healed.healing/changed.bin"])
+def test_what_healing_keeps_beside_its_folder_is_behind_no_link(home, tmp_path, name):
+    other = tmp_path / "other"
+    if name.endswith(".bin"):
+        (tmp_path / name).parent.mkdir()
+        other.write_text("mine")
+        mine = other
+    else:
+        mine = other / "attachments" / "letter.txt"
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+    (tmp_path / name).symlink_to(other)
+    with pytest.raises((UsageError, CheckpointError), match="a symbolic link"):
+        heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "healed").exists()
 
 
 def test_tied_weights_that_are_stored_twice_are_healed_twice(tmp_path):

@@ -18,7 +18,7 @@ from cli_tiny import done, refused
 from layerprune.checkpoint import new_folder, try_new_folder
 from layerprune.documents import Plan, Scores
 from layerprune.engine.journal import Journal
-from layerprune.errors import ExportError, LayerpruneError, UsageError, WriteError
+from layerprune.errors import CheckpointError, ExportError, LayerpruneError, UsageError, WriteError
 from layerprune.healing.kept import Kept
 from layerprune.healing.state import Standing, States
 from layerprune.lock import locked
@@ -334,6 +334,38 @@ def test_a_run_folder_completes_what_a_killed_run_had_begun_to_publish(tmp_path)
     (folder / ".layerprune-staged" / "scores.json").write_text("half")
     settle(folder)
     assert tree(folder) == ["front", "front/front.json", "scores.json"]
+
+
+@pytest.mark.parametrize("name", [READY, ".layerprune-staged", f"{READY}/front"])
+def test_nothing_is_taken_from_or_published_behind_a_link(tmp_path, name):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    if name.endswith("front"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "front.csv").write_text("planted")
+        (folder / "front").symlink_to(other)
+    else:
+        (other / "thesis.txt").write_text("mine")
+        folder.mkdir()
+        (folder / name).symlink_to(other)
+    before = tree(other)
+    with pytest.raises(UsageError, match="is a symbolic link; remove it"):
+        settle(folder)
+    assert tree(other) == before
+    assert not (folder / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["scores.json", "recipe.json", "journal.jsonl", "answers.jsonl", "front/front.json"])
+def test_a_run_folder_whose_documents_are_elsewhere_is_refused(tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_text("no line ends here")
+    for make in (lambda path: path.symlink_to(outside), os.mkfifo):  # a read of a named pipe would never end
+        folder = tmp_path / make.__name__.strip("<>")
+        (folder / name).parent.mkdir(parents=True)
+        make(folder / name)
+        with pytest.raises(CheckpointError, match=f"{name}, .*(link|pipe).*; refused"), locked(folder):
+            pytest.fail("entered")
+    assert outside.read_text() == "no line ends here"
 
 
 def test_a_plan_that_cannot_be_saved_takes_nothing_of_what_was_there(home, tmp_path, monkeypatch):

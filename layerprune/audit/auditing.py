@@ -12,11 +12,11 @@ from layerprune.audit.measuring import Findings, Job, measure
 from layerprune.audit.models import Loading
 from layerprune.audit.verdict import verdict
 from layerprune.documents import PLAIN, Audit, Compared, Plan, Scores, not_looked_for
-from layerprune.errors import UsageError
+from layerprune.errors import DocumentError, UsageError
 from layerprune.lock import locked
 from layerprune.output import check_places, published_together, try_folder
 from layerprune.progress import SILENT, Progress
-from layerprune.report.card import card_faults, read_card, write_card
+from layerprune.report.card import card_faults, read_card, unlike_the_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
 from layerprune.tasks import asked_prompting
 from layerprune.versions import tool_versions
@@ -103,13 +103,17 @@ def audit(
 def renew(folder: Path, progress: Progress = SILENT) -> None:
     """Bring a folder's card and report to what its documents say; an audit that was killed may have left others.
 
-    A card that is missing stays so: the base's licence would be missing from a new one.
+    A card that is missing stays so: the base's licence would be missing from a new one. Raises ``DocumentError`` for an
+    audit that is not the one that the card names: it is written down after its card, so it was edited.
     """
     card, report = folder / "README.md", folder / REPORT
+    audited = folder / "layerprune" / Audit.filename
+    for fault in unlike_the_card(folder, Audit.load(audited)) if audited.exists() else ():
+        raise DocumentError(f"{folder}: {fault}; put it back, or remove it to audit again")
     if card.exists() and any(card_faults(folder)):
         progress.note(f"{card} is not what the documents say: written anew")
         write_card(folder)
-    if (folder / "layerprune" / Audit.filename).exists():
+    if audited.exists():
         if not report.exists() or report.read_bytes() != render_report(folder).encode():
             progress.note(f"{report} is not what the documents say: written anew")
             write_report(folder)

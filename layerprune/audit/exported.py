@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,10 @@ from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, ModelRef, Pla
 from layerprune.documents.chain import audit_faults, chain_faults
 from layerprune.errors import DocumentError, TaskError, UsageError
 from layerprune.paths import check_plain
-from layerprune.report.card import stated_hashes
+from layerprune.report.card import unlike_the_card
 from layerprune.tasks import Questions
 
 RESERVED = ("base", PRUNED, UNHEALED)
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ class Exported:
                 f"{short(log.receipt_sha256)}, not {short(receipt.sha256())}; heal the checkpoint again"
             )
         audit = Audit.load(inside / Audit.filename) if (inside / Audit.filename).exists() else None
-        for fault in (*chain_faults(plan, receipt, log), *_unlike_the_card(folder, plan, receipt, log)):
+        # not the audit: one that was cut off has renewed the card before its document
+        for fault in (*chain_faults(plan, receipt, log), *unlike_the_card(folder, plan, receipt, log)):
             raise DocumentError(
                 f"{folder}: {fault}; a document was edited: put it back, or make the checkpoint again "
                 "(layerprune verify lists every problem)"
@@ -74,17 +74,6 @@ class Exported:
         for fault in audit_faults(audit, plan, receipt, log) if audit else ():
             raise DocumentError(f"{inside / Audit.filename}: {fault}; put it back, or remove it to audit again")
         return cls(folder, plan, receipt, log, audit)
-
-
-def _unlike_the_card(folder: Path, plan: Plan, receipt: Receipt, log: HealLog | None) -> Iterator[str]:
-    """Yield the documents that are not those the card was written from: of a last one no other document has the hash.
-
-    The audit's is not looked at: an audit that was cut off has renewed the card before its document.
-    """
-    stated = stated_hashes(folder / CARD)
-    for document in (plan, receipt, log):
-        if document is not None and stated.get(document.filename, document.sha256()) != document.sha256():
-            yield f"layerprune/{document.filename} is not the one that {CARD} names"
 
 
 def seen_items(*plans: Plan) -> frozenset[str]:

@@ -34,6 +34,7 @@ from layerprune.export.configs import config_changes, read_json
 from layerprune.export.extras import Extras, plan_extras
 from layerprune.export.proven import prove
 from layerprune.export.weights import WeightPlan, find_disk_stack, half_of, plan_weights
+from layerprune.paths import check_plain
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.versions import tool_versions
@@ -112,7 +113,7 @@ def _plan_job(
         weights = _plan_weights(checkpoint, drawn, sources)
     _check_planned(plan, folder, f"weights {plan.model.fingerprint}", f"weights {checkpoint.fingerprint()}")
     fetch_documents(folder)
-    earlier = Earlier.read(folder.path / FOLDER, plan.model)
+    earlier = _earlier(folder.path, plan.model)
     if earlier is not None and earlier.changed:
         progress.note(CHANGED)
     return Job(
@@ -122,6 +123,23 @@ def _plan_job(
         extras=plan_extras(folder.path, checkpoint.names, drawn.rules(sources, checkpoint), sources),
         earlier=earlier, trust_remote_code=trust_remote_code,
     )  # fmt: skip
+
+
+def _earlier(base: Path, model: ModelRef) -> Earlier | None:
+    """Return the round of pruning that left the base; None where no export wrote it.
+
+    Raises ``CheckpointError`` where its documents are links or special files, ``DocumentError`` where they contradict
+    each other or are not those that its card names.
+    """
+    from layerprune.report.card import OURS, unlike_the_card
+
+    check_plain(base, [name for name in OURS if name.startswith(f"{FOLDER}/")])
+    earlier = Earlier.read(base / FOLDER, model)
+    if earlier is None or _readable_card(base, SILENT) is None:  # such a card is told of when the new one is written
+        return earlier
+    for fault in unlike_the_card(base, earlier.plan, earlier.receipt, earlier.heal, earlier.audit):
+        raise DocumentError(f"{base}: {fault}; put it back, or take the folder {FOLDER} away")
+    return earlier
 
 
 def _check_planned(plan: Plan, folder: Folder, planned: str, found: str) -> None:

@@ -25,6 +25,7 @@ from layerprune.healing.base import Case, Changed, Healer
 from layerprune.healing.losses import mean_nats
 from layerprune.healing.processes import leads
 from layerprune.lock import locked
+from layerprune.paths import check_plain, refuse_link
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import write_card
 from layerprune.specs import build, options_of, spec_of
@@ -86,6 +87,7 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
     entry, healer = build(HEALERS, request.method)
     out = Path(out).absolute()
     work = work_folder(out)
+    refuse_link(work)
     if leads():
         clear(out)
     _check_new(out)
@@ -98,6 +100,7 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
         _check_new(out)  # whoever held the lock until now may have written it
         case = _case(request, healer, exported, work, progress)
         _empty(case.attachments)
+        check_plain(work)  # what a method goes on from and writes over
         method = HealerRef(
             name=entry.name,
             spec=spec_of(entry.name, healer),

@@ -12,7 +12,7 @@ import yaml
 
 from layerprune.anatomy import Sources
 from layerprune.checkpoint.companions import is_licence
-from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, Plan, Receipt, as_removal, not_looked_for
+from layerprune.documents import PRUNED, UNHEALED, Audit, Document, HealLog, Plan, Receipt, as_removal, not_looked_for
 from layerprune.documents.base import write_atomically
 from layerprune.errors import DocumentError
 from layerprune.paths import check_plain
@@ -89,6 +89,14 @@ def stated_hashes(path: Path) -> dict[str, str]:
     body = read_card(path)[1]
     start, stop = body.find(BEGIN), body.find(END)
     return dict(STATED.findall(body[start:stop])) if 0 <= start < stop else {}
+
+
+def unlike_the_card(folder: Path, *documents: Document | None) -> Iterator[str]:
+    """Yield the documents that are not those the card was written from; no document has the hash of the last one."""
+    stated = stated_hashes(folder / CARD)
+    for document in documents:
+        if document is not None and stated.get(document.filename, document.sha256()) != document.sha256():
+            yield f"layerprune/{document.filename} is not the one that {CARD} names"
 
 
 def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str, Any]:
