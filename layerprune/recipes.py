@@ -8,7 +8,7 @@ the files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,7 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
 
 def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> Receipt:
     from layerprune.audit.exported import Exported
+    from layerprune.checkpoint import locate
     from layerprune.export import export
 
     out = folder / CHECKPOINT
@@ -178,7 +179,8 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> R
         receipt = Exported.read(out).receipt
         if receipt.plan_sha256 != plan.sha256():
             raise DocumentError(f"{out} was not exported from {folder / Plan.filename}; remove it to export again")
-        _check_whole(out, progress)
+        base = receipt.base
+        _check_whole(out, lambda: locate(base.id, base.revision, shards=False, weights=False).path, progress)
         progress.note("export: done before")
         return receipt
     limit = recipe.export.max_shard_size
@@ -186,16 +188,17 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> R
     return export(plan, out, max_shard_size=size, trust_remote_code=bool(recipe.trust_remote_code), progress=progress)
 
 
-def _check_whole(out: Path, progress: Progress) -> None:
+def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> None:
     """Raise ``DocumentError`` unless a finished folder is what its documents say; its card and report are renewed.
 
-    They follow from the documents, and a run that was killed may have left older ones.
+    They follow from the documents and, for the licence, from the card in ``base``; a run that was killed may have left
+    older ones.
     """
     from layerprune.audit.auditing import renew
     from layerprune.audit.verify import verify
 
     with locked(out):
-        renew(out, progress)
+        renew(out, progress, base=base)
         problems = verify(out, strays=False, progress=progress).problems
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -216,7 +219,7 @@ def _healed(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) 
         log = Exported.read(out).heal
         if log is None or log.receipt_sha256 != receipt.sha256():
             raise DocumentError(f"{out} was not healed from {folder / CHECKPOINT}; remove it to heal again")
-        _check_whole(out, progress)
+        _check_whole(out, lambda: folder / CHECKPOINT, progress)
         clear(out)
         progress.note("heal: done before")
         return log

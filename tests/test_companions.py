@@ -207,7 +207,7 @@ def test_what_belongs_to_a_model(name: str) -> None:
     "name",
     ["License.md", "license", "LICENCE", "MODEL_LICENSE", "UNLICENSE", "Notice.md", "NOTICE.txt", "COPYING",
      "USE_POLICY.md", "LICENSE.MIT", "LICENSE-CODE", "LICENSE-2.0", "Llama-3.1-License.pdf", "Third_Party_Notices.txt",
-     "COPYING.LESSER", "Acceptable-Use-Policy.txt", "copyright", "LICENSE.model"],
+     "COPYING.LESSER", "Acceptable-Use-Policy.txt", "copyright", "LICENSE.model", "ThirdPartyNotices.txt", "EULA.md"],
 )  # fmt: skip
 def test_licences_by_any_name(name: str) -> None:
     assert is_licence(name)

@@ -27,6 +27,7 @@ from layerprune.removal import Removal
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = cli_tiny.make(tmp_path_factory.mktemp("chain"))
+    (folder / "base" / "README.md").write_text("---\nlicense: mit\n---\nIts card.\n")
     heal_tiny.pruned(folder, 2, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
@@ -218,7 +219,7 @@ def test_a_run_holds_every_document_it_goes_on_from(home, tmp_path, file, change
     assert said in cli_tiny.last_line("run", home / "recipe.yaml", "-o", run)
 
 
-@pytest.mark.parametrize("left", ["no report", "an old card", "an old report", "no audit yet"])
+@pytest.mark.parametrize("left", ["no report", "an old card", "an old report", "no audit yet", "no card"])
 def test_a_run_that_was_killed_while_it_wrote_its_audit_down_is_completed(home, tmp_path, left):
     run = shutil.copytree(home / "run", tmp_path / "run")
     healed, wanted = run / "healed", home / "run" / "healed"
@@ -233,12 +234,17 @@ def test_a_run_that_was_killed_while_it_wrote_its_audit_down_is_completed(home, 
         log, receipt = (kind.load(healed / "layerprune" / kind.filename).sha256() for kind in (HealLog, Receipt))
         assert receipt in text
         assert log not in text
+    if left == "no card":
+        for step in ("healed", "checkpoint"):
+            (run / step / "README.md").unlink()
+        assert verify(healed).problems == ("README.md: missing",)
     if left == "no audit yet":
         (healed / "layerprune" / "audit.json").unlink()
     done("run", home / "recipe.yaml", "-o", run)
     for name in ("README.md", "report.html", "layerprune/audit.json"):
         assert (healed / name).read_bytes() == (wanted / name).read_bytes(), name
     assert verify(healed).problems == ()
+    assert (run / "checkpoint" / "README.md").read_bytes() == (home / "run" / "checkpoint" / "README.md").read_bytes()
 
 
 @pytest.mark.parametrize("step", ["write_card", "write_report"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from layerprune.audit.compare import overall
@@ -100,17 +100,21 @@ def audit(
     return result
 
 
-def renew(folder: Path, progress: Progress = SILENT) -> None:
+def renew(folder: Path, progress: Progress = SILENT, *, base: Callable[[], Path]) -> None:
     """Bring a folder's card and report to what its documents say; an audit that was killed may have left others.
 
-    A card that is missing stays so: the base's licence would be missing from a new one. Raises ``DocumentError`` for an
-    audit that is not the one that the card names: it is written down after its card, so it was edited.
+    ``base`` gives the folder whose card holds the licence and language for one that is missing. Raises
+    ``DocumentError`` for an audit that is not the one that the card names: it is written down after its card, so it was
+    edited.
     """
     card, report = folder / "README.md", folder / REPORT
     audited = folder / "layerprune" / Audit.filename
     for fault in unlike_the_card(folder, Audit.load(audited)) if audited.exists() else ():
         raise DocumentError(f"{folder}: {fault}; put it back, or remove it to audit again")
-    if card.exists() and any(card_faults(folder)):
+    if not card.exists():
+        progress.note(f"{card} is missing: written anew")
+        write_card(folder, base())
+    elif any(card_faults(folder)):
         progress.note(f"{card} is not what the documents say: written anew")
         write_card(folder)
     if audited.exists():

@@ -225,6 +225,9 @@ def _alike(a: object, b: object) -> bool:
 
 def _card(folder: Path) -> Iterator[str]:
     """The card must say what the documents say, in its metadata as in its generated part."""
+    if not (folder / CARD).exists():
+        yield f"{CARD}: missing"
+        return
     try:
         for fault in card_faults(folder):
             yield f"{CARD}: {fault}"

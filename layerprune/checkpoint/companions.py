@@ -36,8 +36,8 @@ PURPOSES: Mapping[str, tuple[str, ...]] = {
 PATTERNS = tuple(pattern for patterns in PURPOSES.values() for pattern in patterns)
 # Licences, notices, use policies: a word of the name, in any case (MODEL_LICENSE, License.md, LICENSE-CODE, Notice).
 LICENCE = re.compile(
-    r"licen[cs]e"
-    r"|(?<![a-z])(?:copying|copyright|notices?|legal|patents?|terms|use[-_ ]policy|acceptable[-_ ]use)(?![a-z])"
+    r"licen[cs]e|third[-_ ]?party[-_ ]?notices?"
+    r"|(?<![a-z])(?:copying|copyright|notices?|legal|patents?|terms|use[-_ ]policy|acceptable[-_ ]use|eula)(?![a-z])"
 )
 NO_LICENCE = re.compile(r"(?<![a-z])(?:keys?|tokens?|secrets?|server)(?![a-z])")  # license_key.txt
 TEXT_ENDINGS = (".md", ".txt", ".rst", ".html", ".pdf")

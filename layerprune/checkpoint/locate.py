@@ -20,7 +20,7 @@ from layerprune.paths import check_plain
 
 # Everything a model needs beside its weights. No pickle matches. Python files are fetched, never run without
 # trust_remote_code. What is carried into the result is decided by ``companions``.
-LICENCES = ("license", "licence", "notice", "copying", "copyright", "policy", "legal", "patents", "terms")
+LICENCES = ("license", "licence", "notice", "copying", "copyright", "policy", "legal", "patents", "terms", "eula")
 SMALL_FILES = (
     "*.json", "*.txt", "*.py", "tokenizer*", "README.md", *PATTERNS,
     *(
