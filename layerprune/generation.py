@@ -123,6 +123,8 @@ def _write(encoder: Wrapper, instances: Sequence[Any]) -> list[Written]:
         settings.pop("until", None), eos=encoder.tok_decode(encoder.eot_token_id, skip_special_tokens=False)
     )
     new = int(settings.pop("max_gen_toks"))
+    if new < 1:
+        raise TaskError(f"the task {instances[0].task_name!r} lets the model write {new} tokens; needed is 1 or more")
     if encoder.max_length <= new:
         raise TaskError(
             f"the task {instances[0].task_name!r} lets the model write {new} tokens, and it reads "
@@ -131,6 +133,11 @@ def _write(encoder: Wrapper, instances: Sequence[Any]) -> list[Written]:
     ids, mask = encoder.tok_batch_encode(
         [instance.args[0] for instance in instances], left_truncate_len=encoder.max_length - new
     )
+    if not mask.any(-1).all():  # lm-eval hands it to the model, which cannot go on from nothing
+        raise TaskError(
+            f"the task {instances[0].task_name!r} has a prompt of no tokens, from which the model cannot go on; leave "
+            "the item out, or have its doc_to_text say something"
+        )
     ids, mask = ids.to(encoder.device), mask.to(encoder.device)
     width = ids.shape[1]
     most = settings.pop("max_length", width + new)

@@ -95,11 +95,22 @@ def test_encoder_decoder_configs_lose_decoder_layers() -> None:
     assert new == {"encoder_layers": 2, "decoder_layers": 5}
 
 
-def test_old_names_of_lists_do_not_survive_beside_the_new() -> None:
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("ME*-M*", "E*-M*"), ("ME*-*M", None)],
+    ids=["as the list has it", "another than the list"],
+)
+def test_a_word_of_all_layers_and_a_depth_that_the_class_only_counts_follow_the_list(word, expected) -> None:
+    """Nemotron-H as published: mlx-lm, vLLM and its own code read hybrid_override_pattern and num_hidden_layers."""
     anatomy = read_anatomy(tiny_config("nemotron_h"))
-    new = anatomy.prune_config({"hybrid_override_pattern": "ME*-M*", "num_hidden_layers": 6}, Removal.of(0))
-    assert "hybrid_override_pattern" not in new
-    assert len(new["layers_block_type"]) == 5
+    kinds = anatomy.fields["layers_block_type"]
+    limit = [0.0, {"__float__": "Infinity"}]  # as config.json has it
+    before = {"hybrid_override_pattern": word, "num_hidden_layers": 6, "time_step_limit": limit}
+    new = anatomy.prune_config({**before, **({} if expected else {"layers_block_type": kinds})}, Removal.of(0))
+    assert new.get("hybrid_override_pattern") == expected
+    assert new["num_hidden_layers"] == 5
+    assert new["layers_block_type"] == kinds[1:]
+    assert new["time_step_limit"] == limit
 
 
 def test_sparse_steps_become_a_list() -> None:

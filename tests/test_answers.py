@@ -183,3 +183,20 @@ def test_only_right_without_answers_is_refused(place, tmp_path):
     )  # fmt: skip
     assert said == "only=right is about answers that the model writes; give signal=answers too, or leave it out"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("{{question}}", "{{question[:0]}}"), "has a prompt of no tokens"),
+        (("{{question}}", "{{ '' if 'and' in question else question }}"), "has a prompt of no tokens"),
+        (("max_gen_toks: 5", "max_gen_toks: 0"), "lets the model write 0 tokens; needed is 1 or more"),
+        (("max_gen_toks: 5", "max_gen_toks: 200"), "lets the model write 200 tokens, and it reads 128"),
+    ],
+    ids=["all empty", "some empty", "no tokens", "no room"],
+)
+def test_a_task_that_leaves_nothing_to_read_or_write_is_refused(place, subject, change, said):
+    text = (place / "tasks" / "writing.yaml").read_text().replace("task: writing", "task: nothing").replace(*change)
+    (place / "tasks" / "nothing.yaml").write_text(text)
+    with pytest.raises(TaskError, match=f"^the task 'nothing' {said}"):
+        own_answers(Engine(subject), load(place, subject, "nothing"))

@@ -15,7 +15,7 @@ from layerprune.planners import Constraints, Found
 from layerprune.planners.blocks import allowed_runs
 from layerprune.planning import keeping_period
 from layerprune.planning.speeding import _stand_in
-from layerprune.planning.written import put_out
+from layerprune.planning.written import put_out, unordered
 from layerprune.removal import Removal
 
 LAST = ("--protect", "0,1,2,3,4")  # of six layers only the last may go
@@ -181,6 +181,29 @@ def test_layers_that_a_race_had_put_out_are_named_when_they_go(home, tmp_path):
     (named,) = [warning for warning in plan.warnings if "race" in warning]
     assert named.startswith(f"a race had put {Removal.of(plan.order[1])} out after a part of the items")
     assert named in said
+
+
+def test_the_best_of_a_race_for_more_layers_have_no_order():
+    best = [Candidate(removal=(layer,), score=layer / 10, stopped=True, accepted=True) for layer in (3, 4)]
+    rounds = (Round(removed=(), candidates=(*best, Candidate(removal=(2,), score=0.5))),)
+
+    def named(*order, protect=()):
+        return unordered(Found(order, rounds, (), None), Limits(protect=protect))
+
+    assert named(3, 4) == named(3, 4, 2) == named(3, protect=(4,)) == ()
+    assert "a race for more layers had {4} among those to go after a part of the items" in named(3)[0]
+
+
+def test_fewer_layers_than_a_race_was_for_are_planned_with_a_warning(home, tmp_path):
+    scores = Scores.load(rescored(home, tmp_path))
+    raced = [one.model_copy(update={"stopped": True, "accepted": True}) for one in scores.rounds[0].candidates[:2]]
+    candidates = (*(one.model_copy(update={"score": -9.0}) for one in raced), *scores.rounds[0].candidates[2:])
+    rounds = (scores.rounds[0].model_copy(update={"candidates": candidates}),)
+    path = scores.model_copy(update={"rounds": rounds}).save(tmp_path / "scores.json")
+    for drop, expected in ((1, 1), (2, 0)):
+        done("plan", "--scores", path, "--drop", drop, "-o", tmp_path / str(drop))
+        warnings = Plan.load(tmp_path / str(drop) / "plan.json").warnings
+        assert sum("a race for more layers" in warning for warning in warnings) == expected
 
 
 def test_a_path_is_held_against_each_rounds_race(home, tmp_path):

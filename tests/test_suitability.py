@@ -164,6 +164,35 @@ def test_a_list_of_every_layer_is_to_be_cut_with_the_depth(tmp_path: Path) -> No
     assert "set num_hidden_layers to 5 and cut layer_types to the layers that are there" in refused("inspect", folder)
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "gemma3"])
+@pytest.mark.parametrize(
+    ("depth", "layers", "wanted"),
+    [
+        (4, 6, "set num_hidden_layers to 6"),
+        (8, 6, "set num_hidden_layers to 6"),
+        (5, 5, "give layer_types one entry for each"),
+        (4, 5, "set num_hidden_layers to 5 and give layer_types one entry for each"),
+    ],
+)
+def test_a_depth_that_its_own_lists_contradict_is_set_by_the_weights(
+    kind: str, depth: int, layers: int, wanted: str, tmp_path: Path
+) -> None:
+    """Its config class refuses such a config before the weights are looked at."""
+    whole = without(save_tiny(kind, tmp_path / "model"), *[f"model.layers.{gone}." for gone in range(layers, 6)])
+    content = json.loads((whole / "config.json").read_text())
+    fields = content.get("text_config", content)
+    fields["num_hidden_layers"] = depth
+    (whole / "config.json").write_text(json.dumps(content))
+    said = refused("inspect", whole)
+    assert said.endswith(f"; the weights hold {layers} layers: {wanted}")
+    with pytest.raises(ModelError) as loading:
+        Subject.load(str(whole), device="cpu")
+    assert str(loading.value) == said
+    fields.update(num_hidden_layers=layers, layer_types=fields["layer_types"][:layers])
+    (whole / "config.json").write_text(json.dumps(content))
+    assert inspect_model(str(whole)).anatomy.depth == layers
+
+
 def test_an_encoder_type_that_is_a_decoder_can_be_pruned(tmp_path: Path) -> None:
     """The type is not what is refused: with is_decoder it is causal, though its architecture may be another's name."""
     folder = edited(save_tiny("bert", tmp_path / "model"), architectures=["BertForMaskedLM"])

@@ -67,7 +67,7 @@ NOT_PER_LAYER = {
 
 # What config files said before transformers had the fields above; the config class translates them when it reads the
 # file, and the translation is what is written.
-SUPERSEDED = {"hybrid_override_pattern", "attn_layer_indices", "attention_types"}
+SUPERSEDED = {"attn_layer_indices", "attention_types"}
 
 # Weights outside the stack that hold one slice per layer along an axis (Gemma 3n, Gemma 4): last names, axis.
 PACKED = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}

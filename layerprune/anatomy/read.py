@@ -177,6 +177,8 @@ class Anatomy:
         own = {key: written[key] for key in written.keys() & FIELDS.keys() if _as_long(written[key], fields.get(key))}
         changed = {**edits({**told, **own}, sources), **special.edits(self.model_type, told, sources)}
         key = next((key for key in DEPTH_KEYS if key in fields), None)
+        if key is None:  # a class that counts its list (Nemotron-H); other readers go by what the file says
+            key = next((key for key in DEPTH_KEYS if key in written), None)
         if key is not None:
             changed[key] = len(sources)
         changed.update({key: len(sources) for key in ALSO_DEPTH if fields.get(key) == self.depth})

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerprune.anatomy.depths import stale_depth
 from layerprune.checkpoint.kinds import why_no_weights
 from layerprune.checkpoint.opened import file_names
 from layerprune.errors import ModelError, one_line
@@ -33,7 +34,7 @@ def load_config(path: str, *, revision: str | None = None, trust_remote_code: bo
     except Exception as error:  # config classes raise anything from KeyError to strict-dataclass errors
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise ModelError(f"{path} brings its own model code, which runs only with --trust-remote-code") from error
-        raise ModelError(f"the config of {path} cannot be read: {one_line(error)}") from error
+        raise ModelError(f"the config of {path} cannot be read: {one_line(error)}{stale_depth(Path(path))}") from error
 
 
 def build_on_meta(config: PretrainedConfig, *, trust_remote_code: bool = False) -> nn.Module:

@@ -34,6 +34,7 @@ def written(
             *warnings,
             *ends(scores, found.removal.units, limits),
             *put_out(found),
+            *unordered(found, limits),
             *caveats(scores, predicted),
         ),
         seed=scores.seed,
@@ -63,4 +64,23 @@ def put_out(found: Found) -> tuple[str, ...]:
     return (
         f"a race had put {named} out after a part of the items, whose scores say little of their places: "
         "score with --no-racing to choose among all",
+    )
+
+
+def unordered(found: Found, limits: Limits) -> tuple[str, ...]:
+    """Return a warning where fewer layers go than a race was run for: it told the best from the rest, and no more.
+
+    A layer that is clearly among the best stops there, so that scores of such layers are of different items.
+    """
+    if not found.nested or len(found.rounds) != 1:
+        return ()
+    gone, free = set(found.order), set(limits.protect)
+    best = [one.removal for one in found.rounds[0].candidates if one.accepted]
+    left = [units for units in best if not set(units) <= gone and not set(units) & free]
+    if not left:
+        return ()
+    named = ", ".join(str(Removal.from_units(units)) for units in sorted(left))
+    return (
+        f"a race for more layers had {named} among those to go after a part of the items, and says little of their "
+        "order: score with --no-racing, or for this --drop, to choose fewer",
     )
