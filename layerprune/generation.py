@@ -99,24 +99,26 @@ def generate(
     *,
     memory: int,
     rows: int | None = None,
+    greedy: bool = False,
     done: Callable[[int], None] = lambda rows: None,
     progress: Progress = SILENT,
 ) -> list[Written]:
     """Return what the model without ``removal`` writes for each lm-eval generate_until instance, in order.
 
     Prompts are batched by length: ``rows`` of them, by default as many as their keys and values fit into ``memory``
-    bytes, up to 16 on a CPU and 256 on a card; one by one where the model does not take padding. ``done`` hears of
-    finished instances, ``progress`` of a model that has to do without a cache.
+    bytes, up to 16 on a CPU and 256 on a card; one by one where the model does not take padding. ``greedy``: whatever
+    a task says of sampling. ``done`` hears of finished instances, ``progress`` of a model that has to do without a
+    cache.
     """
     found: dict[int, Written] = {}
     with _without(subject, removal, progress):
         for batch in batches(subject, instances, memory, rows):
-            found |= zip(batch, _write(subject.encoder, [instances[place] for place in batch]), strict=True)
+            found |= zip(batch, _write(subject.encoder, [instances[place] for place in batch], greedy), strict=True)
             done(len(batch))
     return [found[place] for place in range(len(instances))]
 
 
-def _write(encoder: Wrapper, instances: Sequence[Any]) -> list[Written]:
+def _write(encoder: Wrapper, instances: Sequence[Any], greedy: bool) -> list[Written]:
     """Generate for instances of one setting as lm-eval's ``generate_until`` does, and keep the tokens."""
     settings = normalize_gen_kwargs(instances[0].args[1], encoder.max_gen_toks)
     stops = handle_stop_sequences(
@@ -141,6 +143,7 @@ def _write(encoder: Wrapper, instances: Sequence[Any]) -> list[Written]:
     ids, mask = ids.to(encoder.device), mask.to(encoder.device)
     width = ids.shape[1]
     most = settings.pop("max_length", width + new)
+    settings = {"do_sample": False} if greedy else settings
     whole = encoder._model_generate(context=ids, attention_mask=mask, stop=stops, max_length=most, **settings)
     return [
         _cut(encoder, ids[row][mask[row].bool()].tolist(), whole[row, width:].tolist(), stops)

@@ -200,3 +200,13 @@ def test_a_task_that_leaves_nothing_to_read_or_write_is_refused(place, subject, 
     (place / "tasks" / "nothing.yaml").write_text(text)
     with pytest.raises(TaskError, match=f"^the task 'nothing' {said}"):
         own_answers(Engine(subject), load(place, subject, "nothing"))
+
+
+def test_own_answers_are_greedy_whatever_the_task_says_of_sampling(place, subject):
+    plain, sampled = load(place, subject, "writing"), load(place, subject, "writing")
+    for item in sampled.tasks["writing"].items:
+        instance = item.queries[0].generation.instance
+        options = {**instance.args[1], "do_sample": True, "temperature": 5.0, "top_k": 200}
+        instance.arguments = (instance.args[0], options)
+    first, second = (own_answers(Engine(subject), each).tasks["writing"].items for each in (plain, sampled))
+    assert [item.queries for item in first] == [item.queries for item in second]

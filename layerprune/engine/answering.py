@@ -62,7 +62,7 @@ def own_answers(
 
 def _answered(engine: Engine, task: TaskQuestions, items: Sequence[Item]) -> list[OwnAnswer]:
     instances = [item.queries[0].generation.instance for item in items if item.queries[0].generation]
-    texts = generate(engine.subject, instances, memory=engine.memory, rows=engine.rows)
+    texts = generate(engine.subject, instances, memory=engine.memory, rows=engine.rows, greedy=True)
     return [
         OwnAnswer(own.prompt, own.ids, task.judge(item, [own.text]).correct if task.metric else None)
         for item, own in zip(items, texts, strict=True)
