@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from layerprune.subject import Subject
 
 # Rows generated together at most; what their keys and values take is a second bound. A step reads all weights once
-# for all rows (docs/notes/2026-11-28-generation.md has tokens per second by rows).
+# for all rows. Neither number has been measured against others yet.
 CPU_ROWS = 16
 CUDA_ROWS = 256
 # Prompts are continued side by side, padded to the left, when the model answers them so as it answers each alone: mean
