@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +53,11 @@ class Wrapper(HFLM):
             return super()._model_generate(context, max_length, stop, **kwargs)
         finally:
             del self.model.generate
+
+    @cached_property
+    def kept(self) -> dict[str, Written]:
+        """What the intact model wrote, by prompt and settings: an audit asks for it twice."""
+        return {}
 
     @property
     def ends(self) -> set[int]:
@@ -110,12 +116,27 @@ def generate(
     a task says of sampling. ``done`` hears of finished instances, ``progress`` of a model that has to do without a
     cache.
     """
-    found: dict[int, Written] = {}
+    kept = {} if removal else subject.encoder.kept
+    marks = [_mark(subject.encoder, instance, greedy) for instance in instances]
+    found = {place: kept[mark] for place, mark in enumerate(marks) if mark in kept}
+    done(len(found))
+    missing = [place for place in range(len(instances)) if place not in found]
+    asked = [instances[place] for place in missing]
     with _without(subject, removal, progress):
-        for batch in batches(subject, instances, memory, rows):
-            found |= zip(batch, _write(subject.encoder, [instances[place] for place in batch], greedy), strict=True)
+        for batch in batches(subject, asked, memory, rows) if asked else ():
+            written = _write(subject.encoder, [asked[number] for number in batch], greedy)
+            found |= zip([missing[number] for number in batch], written, strict=True)
             done(len(batch))
+    kept.update({mark: found[place] for place, mark in enumerate(marks) if mark is not None})
     return [found[place] for place in range(len(instances))]
+
+
+def _mark(encoder: Wrapper, instance: Any, greedy: bool) -> str | None:
+    """Return what a greedy text depends on; None for one that is sampled, which another time is another one."""
+    settings = normalize_gen_kwargs(instance.args[1], encoder.max_gen_toks)
+    if settings.pop("do_sample", False) and not greedy:
+        return None
+    return json.dumps([instance.args[0], settings], sort_keys=True, default=str)
 
 
 def _write(encoder: Wrapper, instances: Sequence[Any], greedy: bool) -> list[Written]:

@@ -54,13 +54,14 @@ def audit(
     was exported from. ``compare``: other plans for the same base by label, run on the same items as removals.
     ``apply_chat_template``, ``fewshot_as_multiturn`` and ``system_instruction`` are lm-eval's, by default the plan's.
     ``limit`` is items per task, ``batch_size`` a number of rows or "auto", ``memory`` in bytes. ``text``: a .txt or
-    .jsonl file for perplexity and KL; ``generation``: look at greedy continuations of fixed prompts; ``speed``: time
-    both models (``text`` and ``speed`` hold both in memory). ``layerwise``: ask the base without each removed layer
-    alone and along the plan's order, too, on at most 200 items of each task. ``scores``: rankings of the base by other
-    metrics, to be shown beside the plan's own. No item that any of the plans has seen is used. Raises
-    ``DocumentError`` when folder, plans and base do not belong together, ``WriteError`` when the folder cannot be
-    written, before anything is measured, ``UsageError`` when another audit is at work there, ``TaskError`` and
-    ``ModelError``.
+    .jsonl file for perplexity and KL; ``generation``: look at greedy continuations of fixed prompts, and at how far
+    the smaller model goes along, token by token, with what the base wrote to them and to the tasks that have it write;
+    ``speed``: time both models (``text`` and ``speed`` hold both in memory, else they are loaded in turn).
+    ``layerwise``: ask the base without each removed layer alone and along the plan's order, too, on at most 200 items
+    of each task. ``scores``: rankings of the base by other metrics, to be shown beside the plan's own. No item that
+    any of the plans has seen is used. Raises ``DocumentError`` when folder, plans and base do not belong together,
+    ``WriteError`` when the folder cannot be written, before anything is measured, ``UsageError`` when another audit is
+    at work there, ``TaskError`` and ``ModelError``.
     """
     exported = Exported.read(folder)
     read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
@@ -138,7 +139,9 @@ def _document(job: Job, found: Findings) -> Audit:
     everything = overall(found.tasks)
     unlooked = not_looked_for(receipt, heal, (task.data.task for task in found.tasks))
     return Audit(
-        verdict=verdict(receipt.removal, receipt.base.layers, found.tasks, everything, found.generation, unlooked),
+        verdict=verdict(
+            receipt.removal, receipt.base.layers, found.tasks, everything, found.generation, unlooked, found.own_answers
+        ),
         base=receipt.base,
         pruned=job.exported.result,
         removal=receipt.removal,
@@ -156,6 +159,7 @@ def _document(job: Job, found: Findings) -> Audit:
         cache_bytes_per_token=found.cache,
         text=found.text,
         generation=found.generation,
+        own_answers=found.own_answers,
         speed=found.speed,
         layerwise=found.layerwise,
         rankings=found.rankings,

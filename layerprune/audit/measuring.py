@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from layerprune.audit.agreement import agreement, own_answers_of
 from layerprune.audit.compare import adjusted, compare_task
 from layerprune.audit.continuing import Text, write
 from layerprune.audit.exported import Exported, check_unseen, seen_items
@@ -24,6 +25,7 @@ from layerprune.documents import (
     Generation,
     Layerwise,
     Outcomes,
+    OwnAnswers,
     Plan,
     Prompting,
     Ranking,
@@ -35,6 +37,7 @@ from layerprune.progress import Progress
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks import Questions, check_turns, load_questions
+from layerprune.tasks.answers import is_written
 
 INTACT = Removal(())
 
@@ -72,6 +75,7 @@ class Findings:
     cache: tuple[int, int] | None
     text: TextLoss | None
     generation: Generation | None
+    own_answers: tuple[OwnAnswers, ...]
     speed: Speed | None
     layerwise: Layerwise | None
     rankings: tuple[Ranking, ...]
@@ -112,17 +116,35 @@ def measure(job: Job, progress: Progress) -> Findings:
     outcomes = {PRUNED: pruned.outcomes, **{label: found[removal] for label, removal in removals.items()}}
     tasks = _compare(questions, found[INTACT], outcomes, job.seed)
     by_layer, rankings = _layer_by_layer(job, engine, questions, tasks, progress)
-    return Findings(
+    findings = Findings(
         tasks=tasks,
         dtype=pruned.dtype,
         device=pruned.device,
         cache=_both(cache_bytes_per_token(base), pruned.cache),
         text=_text(job, text, base, pruned.subject, progress),
-        generation=_health(base, pruned.written, progress) if job.generation else None,
+        generation=None,
+        own_answers=(),
         speed=time_both(base, pruned.subject, progress=progress) if job.speed and pruned.subject else None,
         layerwise=by_layer,
         rankings=rankings,
     )
+    if not job.generation:
+        return findings
+    texts = write(base, PROMPTS, progress, "base model writes")
+    own = own_answers_of(engine, questions, PROMPTS, texts, progress)
+    generation = health(base, PROMPTS, texts, pruned.written)
+    read = examine(engine, own, wanted, progress, "the base's own answers, read by it")
+    smaller = pruned.subject
+    del base, engine
+    if smaller is None:  # one model in memory at a time
+        progress.note(f"loading the pruned model {exported.folder} again, to read what the base wrote")
+        smaller = job.loading.subject(str(exported.folder))
+    label = "the base's own answers, read by the pruned model"
+    models = {
+        PRUNED: examine(job.loading.engine(smaller), own, [INTACT], progress, label)[INTACT],
+        **{label: read[removal] for label, removal in removals.items()},
+    }
+    return replace(findings, generation=generation, own_answers=agreement(own, read[INTACT], models, job.seed))
 
 
 def _alone(job: Job, subject: Subject, questions: Questions, progress: Progress) -> Alone:
@@ -165,10 +187,6 @@ def _text(job: Job, text: str | None, base: Subject, pruned: Subject | None, pro
     return text_loss(base, pruned, windows_of(text, base), source, unhealed=before, seed=job.seed, progress=progress)
 
 
-def _health(base: Subject, written: Sequence[Text], progress: Progress) -> Generation:
-    return health(base, PROMPTS, write(base, PROMPTS, progress, "base model writes"), written)
-
-
 def _questions(job: Job, encoder: object, progress: Progress) -> Questions:
     seen = seen_items(*job.compare.values()) | job.exported.seen
     questions = load_questions(
@@ -198,5 +216,6 @@ def _compare(
         outcomes = {label: found[name] for label, found in models.items()}
         chances = [item.chance for item in task.items]
         found = compare_task(task.data(), chances, task.excluded, base[name], outcomes, seed)
-        compared.append(found.model_copy(update={"flipped": flipped_items(task, base[name], outcomes[PRUNED])}))
+        flipped = flipped_items(task, base[name], outcomes[PRUNED])
+        compared.append(found.model_copy(update={"flipped": flipped, "written": is_written(task)}))
     return adjusted(compared)

@@ -8,12 +8,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerprune.audit.agreement import again
 from layerprune.audit.compare import SIGNIFICANT, adjusted, compare_models, overall
 from layerprune.audit.layerwise import layerwise
 from layerprune.audit.verdict import verdict
 from layerprune.audit.writing import counts
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Document, HealLog, Plan, Receipt, not_looked_for
+from layerprune.documents import (
+    PRUNED,
+    UNHEALED,
+    Audit,
+    AuditedTask,
+    Document,
+    HealLog,
+    OwnAnswers,
+    Plan,
+    Receipt,
+    not_looked_for,
+)
 from layerprune.documents.base import pretty
 from layerprune.documents.chain import audit_faults, chain_faults, name_of
 from layerprune.errors import LayerpruneError, one_line
@@ -184,8 +196,14 @@ def _figures(audit: Audit, receipt: Receipt | None, log: HealLog | None) -> Iter
         counted = counts(audit.generation.continuations)
         if any(getattr(audit.generation, name) != value for name, value in counted.items()):
             yield "audit: the count of faulty texts does not follow from the texts' faults"
+    for one in audit.own_answers:
+        if not _answers_follow(one, audit.seed):
+            yield f"audit: what is kept of the base's own answers to {one.task} does not follow from their outcomes"
     unlooked = not_looked_for(receipt, log, (task.data.task for task in tasks))
-    if audit.verdict != verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation, unlooked):
+    said = verdict(
+        audit.removal, audit.base.layers, tasks, everything, audit.generation, unlooked, audit.own_answers
+    )
+    if audit.verdict != said:
         yield "audit: the verdict does not follow from the figures"
 
 
@@ -199,6 +217,14 @@ def _layers_follow(audit: Audit, tasks: Sequence[AuditedTask]) -> bool:
     except (KeyError, IndexError, ValueError):  # lists that are too short, tasks that are missing
         return False
     return found is not None and _alike(found.model_dump(), written.model_dump())
+
+
+def _answers_follow(written: OwnAnswers, seed: int) -> bool:
+    every = [written.base_outcomes, *(found.outcomes for found in written.models.values())]
+    known = [values for one in every for values in (one.answer, one.agreed)]
+    if any(values is None or len(values) != len(written.fingerprints) for values in known):
+        return False
+    return _alike(again(written, seed).model_dump(), written.model_dump())
 
 
 def _worked_out(task: AuditedTask, seed: int) -> AuditedTask:

@@ -34,7 +34,7 @@ from layerprune.errors import UsageError
     "--scores", type=opt.FILE, metavar="FILE", multiple=True, help="scores.json of another metric, to be shown beside."
 )
 @click.option("--text", type=opt.FILE, metavar="FILE", help="A .txt or .jsonl text for perplexity and KL, too.")
-@click.option("--generation/--no-generation", default=None, help="Look at greedy continuations, too. Default: yes.")
+@click.option("--generation/--no-generation", default=None, help="Look at what both models write, too. Default: yes.")
 @click.option("--speed/--no-speed", default=None, help="Time both models, too. Default: no.")
 @click.option(
     "--layerwise/--no-layerwise",

@@ -7,12 +7,12 @@ from rich.table import Table
 from layerprune.cli.tables import table
 from layerprune.documents import PRUNED, Audit
 from layerprune.documents.audit import Measured
-from layerprune.report.words import percent_change, points, points_interval
+from layerprune.report.words import percent, percent_change, percent_interval, points, points_interval
 
 
 def audited(audit: Audit) -> list[Table | str]:
     """Return the table of tasks, the verdict, and a line for everything else that was measured."""
-    parts: list[Table | str] = [tasks(audit), audit.verdict]
+    parts: list[Table | str] = [tasks(audit), *_own_answers(audit), audit.verdict]
     for label, overall in audit.overall.items():
         if label != PRUNED:
             change = f"{points(overall.difference)} points ({points_interval(overall.interval)})"
@@ -58,6 +58,23 @@ def _generation(audit: Audit) -> list[str]:
     found = audit.generation
     health = "as healthy as the base's" if found.healthy else "LESS HEALTHY than the base's"
     return [f"generation: {health}, {found.faulty} of {found.prompts} texts faulty (base: {found.base_faulty})"]
+
+
+def _own_answers(audit: Audit) -> list[Table]:
+    """Return the table of the base's own answers, where they were read."""
+    if not audit.own_answers:
+        return []
+    columns = ["agreed", "95 % interval", "nats per token lost", "95 % interval of it", "prompts", "tokens"]
+    made = table("the base's own answers, read token by token", "to", "model", *columns, numbers=columns)
+    for one in audit.own_answers:
+        for label, own in one.models.items():
+            shown = "healed" if label == PRUNED and audit.heal_sha256 else label
+            agreed, lost = own.agreed_interval, own.interval
+            made.add_row(
+                one.task, shown, percent(own.agreed), percent_interval(agreed) if agreed else "", f"{own.nats:.3f}",
+                f"{lost[0]:.3f} … {lost[1]:.3f}" if lost else "", str(len(one.fingerprints)), str(one.tokens),
+            )  # fmt: skip
+    return [made]
 
 
 def _speed(audit: Audit) -> list[str]:

@@ -51,6 +51,7 @@ class FlippedItem(Part):
 class AuditedTask(Part):
     """One task: its items, the base on them, and each smaller model against the base."""
 
+    gained: ClassVar[tuple[str, ...]] = ("written",)
     data: TaskData
     excluded: int = Field(description="items left out because a plan or healing had seen them")
     informative: bool = Field(description="whether the base is above chance at 5 %, one-sided exact")
@@ -59,6 +60,7 @@ class AuditedTask(Part):
     base_gold_probability: float | None
     base_outcomes: Outcomes
     models: dict[str, Comparison] = Field(description="by label; 'pruned' is the audited checkpoint")
+    written: bool = Field(default=False, description="whether the answers are text that the models wrote")
     flipped: tuple[FlippedItem, ...] = Field(
         default=(), description="those of the pruned checkpoint, most changed first, a limited number each way"
     )
@@ -126,6 +128,26 @@ class Generation(Part):
     continuations: tuple[Continuation, ...]
 
 
+class Followed(Part):
+    """How one smaller model reads the base's own answers."""
+
+    nats: float = Field(description="log-likelihood the answers lose, nats per token, mean over them; positive: worse")
+    interval: Interval | None = Field(description="95 %, paired by answer; BCa bootstrap; None of a single answer")
+    agreed: float = Field(description="share of an answer's tokens that this model finds most likely, mean over them")
+    agreed_interval: Interval | None = Field(description="95 %; BCa bootstrap over the answers")
+    outcomes: Outcomes
+
+
+class OwnAnswers(Part):
+    """What the base wrote to prompts no earlier step has seen, read token by token (teacher forcing) by each model."""
+
+    task: str = Field(description="whose prompts; 'sample prompts': those of the continuations")
+    fingerprints: tuple[str, ...] = Field(min_length=1, description="one per prompt, in the order of the outcomes")
+    tokens: int = Field(ge=1, description="of all answers together")
+    base_outcomes: Outcomes = Field(description="the base that reads its own answers: rounding is all that it loses")
+    models: dict[str, Followed] = Field(description="by label, as in the tasks")
+
+
 class Measured(Part):
     """A figure repeated: the median, and the spread between the quartiles."""
 
@@ -151,7 +173,7 @@ class Speed(Part):
 class Audit(Document):
     """What a checkpoint lost and gained beside its base."""
 
-    gained: ClassVar[tuple[str, ...]] = ("heal_sha256", "layerwise", "rankings")
+    gained: ClassVar[tuple[str, ...]] = ("heal_sha256", "layerwise", "rankings", "own_answers")
     filename: ClassVar[str] = "audit.json"
     kind: Literal["audit"] = "audit"
     format: Literal[1] = 1
@@ -172,6 +194,7 @@ class Audit(Document):
     )
     text: TextLoss | None = None
     generation: Generation | None = None
+    own_answers: tuple[OwnAnswers, ...] = Field(default=(), description="one entry for each source of prompts")
     speed: Speed | None = None
     layerwise: Layerwise | None = None
     rankings: tuple[Ranking, ...] = Field(default=(), description="beside the plan's own, layer by layer")
@@ -188,6 +211,7 @@ class Audit(Document):
         if PRUNED not in labels or not labels <= known:
             raise ValueError(f"tasks are about {sorted(labels)}; needed is 'pruned', known are {sorted(known)}")
         spoken = [(task.data.task, set(task.models)) for task in self.tasks]
+        spoken += [(f"the reading of own answers to {one.task}", set(one.models)) for one in self.own_answers]
         if self.overall:  # empty where no task is informative
             spoken.append(("overall", set(self.overall)))
         for where, found in spoken:

@@ -28,7 +28,10 @@ STATED = re.compile(r"^\| (\w+\.json) \| `sha256:([0-9a-f]{64})` \|$", re.MULTIL
 
 # Taken over from the base model's own card: a derived model stays under its licence.
 INHERITED = ("license", "license_name", "license_link", "language")
-FILTERS = ("points", "points_interval", "percent", "percent_change", "accuracy", "p_value", "size", "number", "units")
+FILTERS = (
+    "points", "points_interval", "percent", "percent_change", "percent_interval", "accuracy", "p_value", "size",
+    "number", "units",
+)  # fmt: skip
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # not ./name, as a folder may be called in public
 
 

@@ -78,3 +78,8 @@ def listed(words: Iterable[str]) -> str:
     """Join words as a sentence does: ``a, b and c``."""
     *most, last = [*words] or [""]
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def percent_interval(interval: tuple[float, float]) -> str:
+    """Return an interval of shares in per cent: ``55.1 … 69.0 %``."""
+    return f"{100 * interval[0]:.1f} … {percent(interval[1])}"

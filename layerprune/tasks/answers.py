@@ -6,7 +6,7 @@ anew under each removal costs a pass per token. No gold answer is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from layerprune.documents import OWN_ANSWER
@@ -45,6 +45,11 @@ def with_own_answers(task: TaskQuestions, answers: Sequence[OwnAnswer], *, only_
         if own.right or not only_right
     ]
     return replace(task, items=tuple(items), metric=OWN_ANSWER, judge=AgreementJudge())
+
+
+def own_answer_items(answers: Mapping[str, OwnAnswer]) -> tuple[Item, ...]:
+    """Return answers to prompts that are no task's as items, by fingerprint."""
+    return tuple(Item(mark, 0.0, (_read(own),)) for mark, own in answers.items())
 
 
 def _read(own: OwnAnswer) -> Query:
