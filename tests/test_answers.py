@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import audit_tiny
@@ -210,3 +211,72 @@ def test_own_answers_are_greedy_whatever_the_task_says_of_sampling(place, subjec
         instance.arguments = (instance.args[0], options)
     first, second = (own_answers(Engine(subject), each).tasks["writing"].items for each in (plain, sampled))
     assert [item.queries for item in first] == [item.queries for item in second]
+
+
+@pytest.fixture(scope="module")
+def prompts(place):
+    """A task of prompts alone: no gold answer, and a metric that is no accuracy."""
+    text = (place / "tasks" / "writing.yaml").read_text().replace("task: writing", "task: prompts")
+    text = text.replace('doc_to_target: "{{answer}}"', 'doc_to_target: ""').replace("exact_match", "bleu")
+    (place / "tasks" / "prompts.yaml").write_text(text)
+    return "prompts"
+
+
+def test_prompts_without_a_gold_answer_are_enough(place, prompts, tmp_path):
+    words = ["--include-path", place / "tasks", "--search", "one-shot", "--drop", 1, "--no-racing"]
+    answers = ["--metric", "ablation:signal=answers"]
+    said = done("plan", place / "base", "--tasks", prompts, *words, *answers, "-o", tmp_path / "prompts").stdout
+    done("plan", place / "base", "--tasks", "writing", *words, *answers, "-o", tmp_path / "writing")
+    scores = [Scores.load(tmp_path / name / "scores.json") for name in ("prompts", "writing")]
+    assert [one.data[0].metric for one in scores] == [OWN_ANSWER, OWN_ANSWER]
+    read = [sorted(c.tasks[name].outcomes.answer) for one, name in zip(scores, ("prompts", "writing"), strict=True)
+            for c in one.rounds[0].candidates[:1]]  # fmt: skip
+    assert len(read[0]) == len(read[1])
+    [task] = Plan.load(tmp_path / "prompts" / "plan.json").predicted.tasks.values()
+    assert f"predicted: {task.nats:.3f} nats per token (95 % CI " in said.replace("\n", " ")
+    assert f"of its own answers to prompts lost, {task.agreed:.1%} of their tokens agreed with" in said
+    assert "predicted: accuracy" not in said
+
+
+@pytest.mark.parametrize("metric", ["ablation", "ablation:signal=answers,only=right"])
+def test_what_needs_an_accuracy_refuses_prompts_alone(place, prompts, tmp_path, metric):
+    said = refused(
+        "plan", place / "base", "--tasks", prompts, "--include-path", place / "tasks", "--metric", metric, "--drop", 1,
+        "-o", tmp_path / "run",
+    )  # fmt: skip
+    assert said.startswith("task 'prompts' has no accuracy to lose (its metrics: bleu)")
+    assert not (tmp_path / "run" / "scores.json").exists()
+
+
+def test_a_prediction_counts_answers_and_choices_apart(place, tmp_path):
+    words = ["plan", place / "base", "--tasks", "writing,toy", "--include-path", place / "tasks", "--drop", 1,
+             "--metric", "ablation:signal=answers", "--weights", "writing=3,toy=1", "--search", "one-shot"]  # fmt: skip
+    refusal = refused(*words, "--floor", "writing=0.999", "-o", tmp_path / "strict")
+    assert re.search(r"writing keeps 0\.\d+ of the tokens of the model's own answers, its floor is 0\.999", refusal)
+    floor = 0.4
+    said = done(*words, "--floor", f"writing={floor},toy=0.1", "-o", tmp_path / "run").stdout
+    scores, plan = Scores.load(tmp_path / "run" / "scores.json"), Plan.load(tmp_path / "run" / "plan.json")
+    for one in scores.rounds[0].candidates:
+        writing, toy = one.tasks["writing"], one.tasks["toy"]
+        lost = np.mean(np.array(scores.base["writing"].outcomes.answer[: writing.items]) - writing.outcomes.answer)
+        assert one.score == pytest.approx((3 * lost + toy.relevance) / 4, abs=1e-5)
+        assert ("writing" in one.below_floor) is bool(np.mean(writing.outcomes.agreed) < floor)
+    own, toy = plan.predicted.tasks["writing"], plan.predicted.tasks["toy"]
+    assert own.items == 5
+    assert toy.nats is None
+    flat = " ".join(said.split())
+    assert f"agreed with; on 5 of {plan.predicted.source}" in flat
+    assert f"predicted: accuracy {100 * toy.difference:+.1f} points" in flat
+    kept = f"writing keeps its floor of 0.4 on the items that selected, but {own.agreed:.2f} of the tokens of"
+    assert any(warning.startswith(kept) for warning in plan.warnings) is (own.agreed < floor)
+
+
+def test_a_front_by_answers_and_choices(place, tmp_path):
+    said = done(
+        "plan", place / "base", "--tasks", "writing,toy", "--include-path", place / "tasks", "--search", "one-shot",
+        "--metric", "ablation:signal=answers", "--front", "--up-to", 3, "-o", tmp_path / "run",
+    ).stdout  # fmt: skip
+    assert "accuracy of writing: the share of prompts answered token for token as the intact model does" in " ".join(
+        said.split()
+    )
+    assert Plan.load(tmp_path / "run" / "front" / "plan-02.json").predicted.tasks["writing"].nats is not None

@@ -153,3 +153,39 @@ def test_what_is_written_anew_is_not_said_to_be_removed_along(home, tmp_path):
     other = front(home, tmp_path / "front", "--up-to", 2, "--force", tasks="toy")
     assert "removed: " not in done(*other).stderr
     assert (tmp_path / "front" / "front" / "plan-02.json").exists()
+
+
+def test_named_points_are_the_best_and_the_farthest_without_loss(home):
+    """TALE's two: read off the points again, with a front whose middle is as good as the intact model."""
+    found = Front.load(home / "run/front/front.json")
+    changes = [(0.5, -0.1), (0.7, 0.1), (0.6, 0.0), (0.4, -0.2)]
+    points = [
+        point.model_copy(update={"accuracy": accuracy, "accuracy_difference": difference})
+        for point, (accuracy, difference) in zip(found.points, changes, strict=False)
+    ]
+    made = found.model_copy(update={"points": tuple(points)})
+    assert made.best == points[1]
+    assert made.most_at_no_loss == points[2]
+    assert [made.names_of(point) for point in points] == [(), ("best",), ("most at no loss",), ()][: len(points)]
+
+    def with_all(**change):
+        return made.model_copy(update={"points": tuple(point.model_copy(update=change) for point in points)})
+
+    worse = with_all(accuracy_difference=-0.1)
+    assert worse.most_at_no_loss is None
+    assert worse.names_of(worse.best) == ("best",)
+    same = with_all(accuracy=0.5)
+    assert same.best == same.points[-1]  # of equal ones the smallest model
+
+
+def test_the_table_and_the_csv_name_them(home):
+    found = Front.load(home / "run/front/front.json")
+    rows = list(csv.DictReader((home / "run/front/front.csv").read_text().splitlines()))
+    assert {row["plan"]: row["point"] for row in rows[1:]} == {
+        point.plan: ", ".join(found.names_of(point)) for point in found.points
+    }
+    said = (home / "said.txt").read_text()
+    assert "best" in said
+    named = found.most_at_no_loss or found.best
+    assert f"front/{named.plan} -o smaller/" in said.replace("\n", "")
+    assert ("most at no loss: none" in said) is (found.most_at_no_loss is None)

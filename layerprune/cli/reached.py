@@ -27,9 +27,9 @@ def reached(plan: Plan) -> Iterator[Table | str]:
 
 def front(found: Front, output: Path) -> Iterator[Table | str]:
     """Yield every step of a path, and what to do with it."""
-    columns = ["removed", "last to go", "accuracy", "difference", "95 % CI", "weights", "plan"]
-    made = table(f"{found.search.name} by {found.metric.words}, on {found.source}", *columns, numbers=columns[:-1])
-    made.add_row("0", "", f"{found.accuracy:.3f}", "", "", in_words(found.bytes), "")
+    columns = ["removed", "last to go", "accuracy", "difference", "95 % CI", "weights", "plan", "point"]
+    made = table(f"{found.search.name} by {found.metric.words}, on {found.source}", *columns, numbers=columns[:-2])
+    made.add_row("0", "", f"{found.accuracy:.3f}", "", "", in_words(found.bytes), "", "")
     gone: set[float] = set()
     for point in found.points:
         last = names(tuple(unit for unit in point.removal if unit not in gone))
@@ -37,13 +37,17 @@ def front(found: Front, output: Path) -> Iterator[Table | str]:
         low, high = (f"{100 * end:+.1f}" for end in point.interval)
         difference = f"{100 * point.accuracy_difference:+.1f}"
         row = [str(len(point.removal)), last, f"{point.accuracy:.3f}", difference, f"{low} … {high}"]
-        made.add_row(*row, in_words(point.bytes), point.plan)
+        made.add_row(*row, in_words(point.bytes), point.plan, ", ".join(found.names_of(point)))
     folder = output / "front"
     yield made
+    if found.most_at_no_loss is None:
+        yield "most at no loss: none, each removal is worse than the intact model on these items"
+    if own := [name for name, task in found.points[0].tasks.items() if task.nats is not None]:
+        yield f"accuracy of {', '.join(own)}: the share of prompts answered token for token as the intact model does"
     yield "each interval is for its row alone; to pick a row by them is to use these items, and the audit uses others"
     plans = f"{len(found.points)} plans"
     yield f"written: {output / 'scores.json'}, {folder / 'front.json'}, front.csv, front.png and {plans}"
-    yield f"next: layerprune export {folder / found.points[len(found.points) // 3].plan} -o smaller/"
+    yield f"next: layerprune export {folder / (found.most_at_no_loss or found.best).plan} -o smaller/"
 
 
 def target(found: Target) -> str:

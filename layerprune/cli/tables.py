@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +14,7 @@ from layerprune.sizes import in_words
 from layerprune.specs import declared_options
 
 if TYPE_CHECKING:
-    from layerprune.documents import Candidate, Plan, Scores, Units
+    from layerprune.documents import Candidate, Plan, Prediction, Scores, Units
     from layerprune.inspection import Inspection
     from layerprune.registry import Entry, Registry
 
@@ -67,13 +68,31 @@ def planned(scores: Scores, plan: Plan) -> list[Table | str]:
     parts += [f"warning: {warning}" for warning in plan.warnings]
     parts.append(f"to remove, by {plan.search.name}: layers {names(plan.removal)} of {plan.model.layers}")
     if plan.predicted is not None:
-        cost = plan.predicted
-        low, high = cost.interval
-        parts.append(
-            f"predicted: accuracy {100 * cost.accuracy_difference:+.1f} points "
-            f"(95 % CI {100 * low:+.1f} … {100 * high:+.1f}) on {cost.source}"
-        )
+        parts += predicted(plan.predicted)
     return parts
+
+
+def predicted(cost: Prediction) -> Iterator[str]:
+    """Yield what a removal is expected to cost: of the model's own answers, and of the accuracy, never averaged."""
+    from layerprune.stats import mean_interval
+
+    own = {name: task for name, task in cost.tasks.items() if task.nats is not None and task.agreed is not None}
+    others = [task for name, task in cost.tasks.items() if name not in own]
+    for name, task in own.items():
+        low, high = task.nats_interval or (math.nan, math.nan)
+        interval = f" (95 % CI {low:.3f} … {high:.3f})" if task.nats_interval else ""
+        yield (
+            f"predicted: {task.nats:.3f} nats per token{interval} of its own answers to {name} lost, {task.agreed:.1%} "
+            f"of their tokens agreed with; on {task.items} of {cost.source}"
+        )
+    if others:
+        difference = sum(task.difference for task in others) / len(others)
+        low, high = mean_interval([task.difference for task in others], [task.interval for task in others])
+        items = cost.source if not own else f"{sum(task.items for task in others)} of {cost.source}"
+        yield (
+            f"predicted: accuracy {100 * difference:+.1f} points "
+            f"(95 % CI {100 * low:+.1f} … {100 * high:+.1f}) on {items}"
+        )
 
 
 def rounds(scores: Scores, plan: Plan) -> Table:

@@ -53,3 +53,22 @@ class Front(Document):
     scores_sha256: str
     seed: int
     versions: dict[str, str]
+
+    @property
+    def best(self) -> FrontPoint:
+        """The point of the highest accuracy; of several the one that removes most (TALE, arXiv:2510.22767).
+
+        It was chosen on the items its figures are from, so these are too good: an audit uses others. So does
+        ``most_at_no_loss``.
+        """
+        return max(self.points, key=lambda point: (point.accuracy, len(point.removal)))
+
+    @property
+    def most_at_no_loss(self) -> FrontPoint | None:
+        """The farthest point that is no worse than the intact model; None: each is worse."""
+        return next((point for point in reversed(self.points) if point.accuracy_difference >= 0), None)
+
+    def names_of(self, point: FrontPoint) -> tuple[str, ...]:
+        """Return what a point is called: best, most at no loss, both or neither."""
+        named = {"best": self.best, "most at no loss": self.most_at_no_loss}
+        return tuple(name for name, found in named.items() if found == point)

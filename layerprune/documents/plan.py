@@ -33,11 +33,18 @@ class Limits(Part):
 class PredictedTask(Part):
     """The chosen removal on one task."""
 
+    gained: ClassVar[tuple[str, ...]] = ("nats", "nats_interval", "agreed")
+
     base_accuracy: float
     accuracy: float
     difference: float
     interval: Interval
     items: int
+    nats: float | None = Field(
+        default=None, description="log-likelihood that the intact model's own answers lose, nats per token"
+    )
+    nats_interval: Interval | None = Field(default=None, description="95 %; BCa bootstrap; None of a single answer")
+    agreed: float | None = Field(default=None, description="share of those answers' tokens that are the likeliest ones")
 
 
 class Prediction(Part):

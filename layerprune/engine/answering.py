@@ -36,7 +36,7 @@ def own_answers(
     if not written:
         names = ", ".join(questions.tasks)
         raise TaskError(f"signal=answers reads what the model writes, and {names} only offers choices; add a task")
-    settings = {"memory": engine.memory, "rows": engine.rows, "chunk": CHUNK}
+    settings = {"memory": engine.memory, "rows": engine.rows, "chunk": CHUNK, "graded": only_right}
     key = journal_key(engine.subject, Questions(written), purpose="own answers", **settings)
     journal = Journal(folder / FILENAME, key) if folder else None
     known: dict[tuple[str, int], list[OwnAnswer]] = {
@@ -51,7 +51,7 @@ def own_answers(
             for start in range(0, len(task.items), CHUNK):
                 few = task.items[start : start + CHUNK]
                 if (name, start) not in known:
-                    known[name, start] = _answered(engine, task, few)
+                    known[name, start] = _answered(engine, task, few, graded=only_right)
                     if journal:
                         journal.append({"task": name, "start": start, "answers": list(map(_plain, known[name, start]))})
                 answers += known[name, start]
@@ -60,11 +60,11 @@ def own_answers(
     return replace(questions, tasks={name: found.get(name, task) for name, task in questions.tasks.items()})
 
 
-def _answered(engine: Engine, task: TaskQuestions, items: Sequence[Item]) -> list[OwnAnswer]:
+def _answered(engine: Engine, task: TaskQuestions, items: Sequence[Item], *, graded: bool) -> list[OwnAnswer]:
     instances = [item.queries[0].generation.instance for item in items if item.queries[0].generation]
     texts = generate(engine.subject, instances, memory=engine.memory, rows=engine.rows, greedy=True)
     return [
-        OwnAnswer(own.prompt, own.ids, task.judge(item, [own.text]).correct if task.metric else None)
+        OwnAnswer(own.prompt, own.ids, task.judge(item, [own.text]).correct if graded else None)
         for item, own in zip(items, texts, strict=True)
     ]
 
@@ -74,8 +74,6 @@ def _plain(own: OwnAnswer) -> list[Any]:
 
 
 def _kept(task: TaskQuestions, answers: Sequence[OwnAnswer], only_right: bool) -> TaskQuestions:
-    if only_right and not task.metric:
-        raise TaskError(f"task {task.name!r} has no accuracy that says which answers are right: leave only=right out")
     kept = with_own_answers(task, answers, only_right=only_right)
     if not kept.items:
         raise TaskError(

@@ -190,9 +190,11 @@ def _nothing_goes(removed: Removal) -> str:
 def shortfall(candidate: Candidate) -> str:
     """Say in words which floor a removal misses most, and by how much."""
     task, missed = max(candidate.below_floor.items(), key=lambda entry: entry[1])
-    kept = 1 - clipped(candidate.tasks[task].relevance)
+    own = candidate.tasks[task]
+    kept = 1 - clipped(own.relevance)
+    what = "its accuracy above chance" if own.outcomes.agreed is None else "the tokens of the model's own answers"
     return (
-        f"without {Removal.from_units(candidate.removal)} {task} keeps {kept:.3f} of its accuracy above chance, "
+        f"without {Removal.from_units(candidate.removal)} {task} keeps {kept:.3f} of {what}, "
         f"its floor is {kept + missed:.3g}"
     )
 

@@ -79,8 +79,13 @@ def _floors(scores: Scores, predicted: Prediction | None) -> Iterator[str]:
         if own.base_accuracy <= chances[task]:
             continue
         kept = 1 - clipped(relevance(own.accuracy, own.base_accuracy, chances[task]))
+        what, kept = (
+            ("the tokens of the model's own answers", own.agreed)
+            if own.agreed is not None
+            else ("its accuracy above chance", kept)
+        )
         if kept < floor:
             yield (
-                f"{task} keeps its floor of {floor:g} on the items that selected, but {kept:.2f} of its accuracy above "
-                f"chance on {own.items} others"
+                f"{task} keeps its floor of {floor:g} on the items that selected, but {kept:.2f} of {what} on "
+                f"{own.items} others"
             )

@@ -92,7 +92,10 @@ class Desk:
         """Load the items, divide them, and see that the intact model is above chance on every task."""
         if not self.request.tasks:
             return
-        questions = _questions(self.request, self.subject, shares.certify)
+        answers = isinstance(self.metric, Ablation) and self.metric.signal == "answers"
+        only_right = isinstance(self.metric, Ablation) and self.metric.only == "right"
+        ungraded = answers and not only_right
+        questions = _questions(self.request, self.subject, shares.certify, ungraded=ungraded)
         for remark in questions.remarks():
             self.progress.note(remark)
         check_turns(self.request.fewshot_as_multiturn, questions)
@@ -103,8 +106,7 @@ class Desk:
             self._correct()
             return
         engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
-        if isinstance(self.metric, Ablation) and self.metric.signal == "answers":
-            only_right = self.metric.only == "right"
+        if answers:
             questions = own_answers(
                 engine, questions, only_right=only_right, folder=self.folder, progress=self.progress
             )
@@ -210,7 +212,7 @@ class Desk:
         return locate(self.request.model, self.subject.ref.revision).path  # the very snapshot that was scored
 
 
-def _questions(request: ScoreRequest, subject: Subject, more: int) -> Questions:
+def _questions(request: ScoreRequest, subject: Subject, more: int, *, ungraded: bool) -> Questions:
     return load_questions(
         request.tasks,
         subject.encoder,
@@ -221,6 +223,7 @@ def _questions(request: ScoreRequest, subject: Subject, more: int) -> Questions:
         num_fewshot=request.num_fewshot,
         prompting=request.prompting,
         seed=request.seed,
+        ungraded=ungraded,
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from layerprune.documents import PredictedTask, Prediction
+import numpy as np
+
+from layerprune.documents import Outcomes, PredictedTask, Prediction
 from layerprune.metrics.ablation import INTACT
 from layerprune.planning.desk import Desk
 from layerprune.removal import Removal
-from layerprune.stats import mean_interval, paired_interval
+from layerprune.stats import bootstrap_interval, mean_interval, paired_interval
 
 OPTIMISTIC = "the items that selected; expect it to be too good"
 
@@ -35,6 +38,7 @@ def predict(desk: Desk, removal: Removal) -> Prediction | None:
             difference=round(own.accuracy - base.accuracy, 6),
             interval=(round(low, 6), round(high, 6)),
             items=len(own.correct),
+            **_own_answers(base, own),
         )
     differences = [task.difference for task in tasks.values()]
     low, high = mean_interval(differences, [task.interval for task in tasks.values()])
@@ -45,3 +49,15 @@ def predict(desk: Desk, removal: Removal) -> Prediction | None:
         interval=(round(low, 6), round(high, 6)),
         tasks=tasks,
     )
+
+
+def _own_answers(base: Outcomes, own: Outcomes) -> dict[str, Any]:
+    """Return what the intact model's own answers lose; nothing where none were read."""
+    if base.answer is None or own.answer is None or own.agreed is None:
+        return {}
+    lost = np.subtract(base.answer, own.answer)
+    found = {"nats": round(float(lost.mean()), 6), "agreed": round(float(np.mean(own.agreed)), 6)}
+    if len(lost) < 2:
+        return found
+    low, high = bootstrap_interval([lost])
+    return {**found, "nats_interval": (round(low, 6), round(high, 6))}

@@ -10,7 +10,7 @@ from layerprune.documents import Front
 from layerprune.documents.base import write_atomically
 from layerprune.sizes import in_words
 
-COLUMNS = ("removed", "layers", "accuracy", "difference", "low", "high", "parameters", "bytes", "plan")
+COLUMNS = ("removed", "layers", "accuracy", "difference", "low", "high", "parameters", "bytes", "plan", "point")
 INK, SHADE = "#1f4e79", "#9db8d2"
 
 
@@ -19,11 +19,11 @@ def write_csv(front: Front, path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerow([0, "", front.accuracy, 0.0, 0.0, 0.0, front.model.parameters, front.bytes, ""])
+    writer.writerow([0, "", front.accuracy, 0.0, 0.0, 0.0, front.model.parameters, front.bytes, "", ""])
     for point in front.points:
         layers = " ".join(map(str, point.removal))
         figures = (point.accuracy, point.accuracy_difference, *point.interval, point.parameters, point.bytes)
-        writer.writerow([len(point.removal), layers, *figures, point.plan])
+        writer.writerow([len(point.removal), layers, *figures, point.plan, ", ".join(front.names_of(point))])
     write_atomically(path, text.getvalue().encode())
 
 

@@ -44,15 +44,17 @@ def load_questions(
     seed: int = 0,
     exclude: Collection[str] = frozenset(),
     prompting: Prompting = PLAIN,
+    ungraded: bool = False,
 ) -> Questions:
     """Load tasks and build their items.
 
     Selection takes the training split, or a fixed half of the evaluation split where there is none; evaluation takes
     the evaluation split (its other half, respectively) without the items whose fingerprints are in ``exclude``.
     ``limit`` is per task: a sample drawn with ``seed`` for selection, the first items, as lm-eval has it, for
-    evaluation. ``prompting``: chat template and system instruction, as lm-eval applies them. Raises ``TaskError`` for
-    unknown tasks, data that cannot be had, and tasks left without items; ``UsageError`` for a chat template that the
-    tokenizer does not have.
+    evaluation. ``prompting``: chat template and system instruction, as lm-eval applies them. ``ungraded``: tasks that
+    have the model write need no accuracy and no gold answer, for only its own answers are read. Raises ``TaskError``
+    for unknown tasks, data that cannot be had, and tasks left without items; ``UsageError`` for a chat template that
+    the tokenizer does not have.
     """
     if limit is not None and limit < 1:
         raise TaskError(f"the limit is {limit} items; it must be at least 1")
@@ -61,7 +63,7 @@ def load_questions(
     with templates_compiled_once():
         return Questions(
             {
-                name: _build(name, task, prompts, use, limit, num_fewshot, seed, exclude)
+                name: _build(name, task, prompts, use, limit, num_fewshot, seed, exclude, ungraded)
                 for name, task in tasks.items()
             }
         )
@@ -98,9 +100,10 @@ def _build(
     num_fewshot: int | None,
     seed: int,
     exclude: Collection[str],
+    ungraded: bool,
 ) -> TaskQuestions:
     shots = _set_fewshot(task, num_fewshot)
-    judge = LmEvalJudge(task)
+    judge = LmEvalJudge(task, ungraded=ungraded and task.OUTPUT_TYPE == "generate_until")
     docs, split = _docs(task, use)
     items: list[Item] = []
     excluded = 0

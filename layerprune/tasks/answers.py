@@ -19,7 +19,7 @@ class OwnAnswer:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    right: bool | None  # by the task's own accuracy; None: it has none
+    right: bool | None  # by the task's own accuracy; None: nobody asked
 
 
 class AgreementJudge:

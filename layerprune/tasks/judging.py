@@ -19,12 +19,15 @@ ACCURACIES = ("acc_norm", "acc", "exact_match")
 
 
 class LmEvalJudge:
-    """Judges the items of one lm-eval task with the task's own ``process_results``."""
+    """Judges the items of one lm-eval task with the task's own ``process_results``.
 
-    def __init__(self, task: Any) -> None:
+    One that is ``ungraded`` may have no accuracy (its ``metric`` is empty, then), and must not be asked.
+    """
+
+    def __init__(self, task: Any, *, ungraded: bool = False) -> None:
         self.task = task
         self.filter = task._filters[0]
-        self.metric = accuracy_of(task)
+        self.metric = accuracy_of(task, ungraded=ungraded)
         _remember(task, "doc_to_choice")  # both are jinja templates, rendered anew for each removal otherwise
         _remember(task, "doc_to_target")
 
@@ -81,12 +84,14 @@ class LmEvalJudge:
         return max(right) - max(wrong) if right and wrong else None
 
 
-def accuracy_of(task: Any) -> str:
-    """Return the name of the task's accuracy; raises ``TaskError`` when it has none."""
+def accuracy_of(task: Any, *, ungraded: bool = False) -> str:
+    """Return the name of the task's accuracy; where it has none raises ``TaskError``, or returns "" if ``ungraded``."""
     known = list(task.higher_is_better())
     for name in ACCURACIES:
         if name in known:
             return name
+    if ungraded:
+        return ""
     raise TaskError(
         f"task {task.config.task!r} has no accuracy to lose (its metrics: {', '.join(known) or 'none'}); "
         f"ablation needs one of {', '.join(ACCURACIES)}"
