@@ -7,6 +7,7 @@ from pathlib import Path
 
 import audit_samples as samples
 
+from layerprune.audit.agreement import SAMPLES, followed
 from layerprune.audit.compare import adjusted, compare_task, overall
 from layerprune.audit.layerwise import chosen, layerwise
 from layerprune.audit.verdict import verdict
@@ -19,6 +20,7 @@ from layerprune.documents import (
     Generation,
     Measured,
     Outcomes,
+    OwnAnswers,
     Ranked,
     Ranking,
     Speed,
@@ -49,9 +51,10 @@ def folder(where: Path, *, healed: bool = False, items: int = 240) -> Path:
     asked = [*parts, *(tuple(sorted(ORDER[:count])) for count in (2, 3))]
     alone = {units: {t.data.task: _fewer(rng, t, 0.03 * len(units)) for t in tasks} for units in asked}
     everything, generation = overall(tasks), _generation(rng)
+    own = tuple(_own_answers(rng, name, labels) for name in (f"writing_{LONG_WORD}", SAMPLES))
     other = {"removal": (4, 5, 6, 7), "plan_sha256": "9" * 64, "metric": "cosine"}
     Audit(
-        verdict=verdict(REMOVAL, DEPTH, tasks, everything, generation),
+        verdict=verdict(REMOVAL, DEPTH, tasks, everything, generation, own_answers=own),
         base=plan.model,
         pruned=receipt.result,
         removal=REMOVAL,
@@ -69,6 +72,7 @@ def folder(where: Path, *, healed: bool = False, items: int = 240) -> Path:
             difference=0.764, interval=(0.71, 0.82), kl=0.83, top1_agreement=0.55,
         ),
         generation=generation,
+        own_answers=own,
         speed=_speed(),
         layerwise=layerwise(alone, parts, tasks, UNHEALED if healed else PRUNED),
         rankings=(
@@ -120,6 +124,19 @@ def _flipped(rng, name):
         )
         for number in range(8)
     )  # fmt: skip
+
+
+def _own_answers(rng, name, labels):
+    marks = tuple(f"{name[:4]}{number:012x}" for number in range(12))
+
+    def outcomes(nats, share):
+        read = [(round(-nats - 0.1 * rng.random(), 4), round(share - 0.2 * rng.random(), 5)) for _ in marks]
+        answer, agreed = zip(*read, strict=True)
+        return Outcomes(correct="0" * len(marks), answer=answer, agreed=agreed)
+
+    base = outcomes(0.2, 1.0)
+    models = {label: followed(base, outcomes(0.5 + 0.2 * place, 0.8), 0) for place, label in enumerate(labels)}
+    return OwnAnswers(task=name, fingerprints=marks, tokens=431, base_outcomes=base, models=models)
 
 
 def _generation(rng):
