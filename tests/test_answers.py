@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -10,9 +11,9 @@ import audit_tiny
 import numpy as np
 import pytest
 import torch
-from cli_tiny import done, refused
+from cli_tiny import done, last_line, refused
 
-from layerprune.documents import OWN_ANSWER, Plan, Scores
+from layerprune.documents import OWN_ANSWER, Front, Plan, Scores
 from layerprune.engine import Engine, answering, examine
 from layerprune.engine.answering import own_answers
 from layerprune.errors import TaskError
@@ -233,9 +234,17 @@ def test_prompts_without_a_gold_answer_are_enough(place, prompts, tmp_path):
             for c in one.rounds[0].candidates[:1]]  # fmt: skip
     assert len(read[0]) == len(read[1])
     [task] = Plan.load(tmp_path / "prompts" / "plan.json").predicted.tasks.values()
-    assert f"predicted: {task.nats:.3f} nats per token (95 % CI " in said.replace("\n", " ")
-    assert f"of its own answers to prompts lost, {task.agreed:.1%} of their tokens agreed with" in said
+    flat = " ".join(said.split())
+    low, high = task.nats_interval
+    lost = f"{task.nats:.3f} nats per token lost of its own answers to prompts (95 % CI {low:.3f} … {high:.3f})"
+    assert low < task.nats < high
+    low, high = task.agreed_interval
+    agreed = f"{100 * task.agreed:.1f} % of their tokens agreed with (95 % CI {100 * low:.1f} … {100 * high:.1f})"
+    assert low < task.agreed < high
+    assert f"predicted: {lost}, {agreed}, on 5 of 5 selection items held back from the search" in flat
     assert "predicted: accuracy" not in said
+    assert "of each task: its relevance" not in flat
+    assert "of prompts: the share of agreed tokens that is lost)" in flat
 
 
 @pytest.mark.parametrize("metric", ["ablation", "ablation:signal=answers,only=right"])
@@ -244,8 +253,50 @@ def test_what_needs_an_accuracy_refuses_prompts_alone(place, prompts, tmp_path, 
         "plan", place / "base", "--tasks", prompts, "--include-path", place / "tasks", "--metric", metric, "--drop", 1,
         "-o", tmp_path / "run",
     )  # fmt: skip
-    assert said.startswith("task 'prompts' has no accuracy to lose (its metrics: bleu)")
+    assert said == (
+        "task 'prompts' has no accuracy to lose (its metrics: bleu); ablation needs one of acc_norm, acc, exact_match; "
+        "signal=answers without only=right needs none"
+    )
     assert not (tmp_path / "run" / "scores.json").exists()
+
+
+def test_a_template_that_lm_eval_misses_is_named(place, prompts, subject):
+    text = (place / "tasks" / "prompts.yaml").read_text().replace("task: prompts", "task: untold")
+    (place / "tasks" / "untold.yaml").write_text(text.replace('doc_to_target: ""\n', ""))
+    with pytest.raises(TaskError, match='lm-eval asks for doc_to_text and doc_to_target; of prompts alone write'):
+        load(place, subject, "untold")
+
+
+def test_no_metric_at_all_will_do_and_a_task_of_fractions_is_not_graded(place, prompts, subject):
+    """What the task makes of an answer matters to only=right alone: a score of 0.5 is no fault otherwise."""
+    text = (place / "tasks" / "prompts.yaml").read_text()
+    kind = text[text.index("metric_list") : text.index("metadata")]
+    (place / "tasks" / "bare.yaml").write_text(
+        text.replace("task: prompts", "task: bare").replace(kind, "metric_list: []\n")
+    )
+    questions = load_questions(
+        ["bare", "writing"], subject.encoder, use="selection", include_path=[place / "tasks"], ungraded=True
+    )
+    assert questions.tasks["bare"].metric == ""
+    questions.tasks["writing"].judge.task.process_results = lambda doc, results: {"exact_match": 0.5}
+    found = own_answers(Engine(subject), questions)
+    assert {name: task.data().metric for name, task in found.tasks.items()} == dict.fromkeys(found.tasks, OWN_ANSWER)
+    read = [{item.queries for item in found.tasks[name].items} for name in ("bare", "writing")]
+    assert read[0] == read[1]
+    with pytest.raises(TaskError, match=r"^task 'bare' has no accuracy that says which answers are right"):
+        own_answers(Engine(subject), questions, only_right=True)
+    del questions.tasks["bare"]
+    with pytest.raises(TaskError, match=r"exact_match of one item is 0\.5; needed is 0 or 1"):
+        own_answers(Engine(subject), questions, only_right=True)
+
+
+def test_prompts_alone_are_searched_by_a_cascade_and_asked_for_a_certificate(place, prompts, tmp_path):
+    words = ["plan", place / "base", "--tasks", prompts, "--include-path", place / "tasks", "--limit", 12]
+    words += ["--metric", "ablation:signal=answers"]
+    done(*words, "--search", "cascade", "--drop", 2, "-o", tmp_path / "run")
+    assert {data.metric for data in Plan.load(tmp_path / "run" / "plan.json").data} == {OWN_ANSWER}
+    goal = ["--max-drop", "99%", "--confidence", "50%", "--certify-limit", 12]
+    assert "of 12 certification items turn wrong" in last_line(*words, *goal, "-o", tmp_path / "certified")
 
 
 def test_a_prediction_counts_answers_and_choices_apart(place, tmp_path):
@@ -265,18 +316,37 @@ def test_a_prediction_counts_answers_and_choices_apart(place, tmp_path):
     assert own.items == 5
     assert toy.nats is None
     flat = " ".join(said.split())
-    assert f"agreed with; on 5 of {plan.predicted.source}" in flat
+    assert f", on 5 of {plan.predicted.source} predicted: accuracy" in flat
+    assert plan.predicted.accuracy_difference == toy.difference, "own answers are not averaged with choices"
+    assert plan.predicted.interval == pytest.approx(toy.interval, abs=1e-6)
+    assert (own.base_agreed, toy.base_agreed) == (1, None)
     assert f"predicted: accuracy {100 * toy.difference:+.1f} points" in flat
     kept = f"writing keeps its floor of 0.4 on the items that selected, but {own.agreed:.2f} of the tokens of"
     assert any(warning.startswith(kept) for warning in plan.warnings) is (own.agreed < floor)
 
 
-def test_a_front_by_answers_and_choices(place, tmp_path):
+@pytest.mark.parametrize("tasks", ["writing,toy", "writing"])
+def test_a_front_by_answers_names_what_keeps_most_of_them(place, tmp_path, tasks):
+    """No prompt is answered token for token as before at any step: the shares of those would make all steps equal."""
     said = done(
-        "plan", place / "base", "--tasks", "writing,toy", "--include-path", place / "tasks", "--search", "one-shot",
+        "plan", place / "base", "--tasks", tasks, "--include-path", place / "tasks", "--search", "one-shot",
         "--metric", "ablation:signal=answers", "--front", "--up-to", 3, "-o", tmp_path / "run",
     ).stdout  # fmt: skip
-    assert "accuracy of writing: the share of prompts answered token for token as the intact model does" in " ".join(
-        said.split()
-    )
-    assert Plan.load(tmp_path / "run" / "front" / "plan-02.json").predicted.tasks["writing"].nats is not None
+    folder = tmp_path / "run" / "front"
+    found = Front.load(folder / "front.json")
+    written = [point.tasks["writing"] for point in found.points]
+    losses = [task.nats - (point.tasks["toy"].difference if "toy" in point.tasks else 0)
+              for task, point in zip(written, found.points, strict=True)]  # fmt: skip
+    assert found.named == {"best": found.points[int(np.argmin(losses))].plan}
+    assert max(task.agreed for task in written) < 1
+    flat = " ".join(said.split())
+    assert "most-at-no-loss: none, each step loses something on these items" in flat
+    assert f"{folder / found.named['best']} -o smaller/" in said.replace("\n", "")
+    counted = "accuracy difference 95 % CI nats lost tokens agreed" if "toy" in tasks else "last to go nats lost"
+    assert counted in flat
+    rows = list(csv.DictReader((folder / "front.csv").read_text().splitlines()))
+    for row, point, task in zip(rows[1:], found.points, written, strict=True):
+        assert (float(row["nats"]), float(row["agreed"])) == (task.nats, task.agreed)
+        others = [own for own in point.tasks.values() if own.nats is None] or [task]
+        assert (point.accuracy, point.accuracy_difference) == (others[0].accuracy, others[0].difference)
+    assert found.accuracy == others[0].base_accuracy

@@ -1,17 +1,19 @@
 """A front: one path, a plan for each step that export takes as it stands, a table and a plot. On a tiny model."""
 
 import csv
+import json
 
 import audit_tiny
 import pytest
 from cli_tiny import done, refused
 
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Front, Plan, Receipt, Scores
-from layerprune.documents.front import plan_name
+from layerprune.documents import Front, FrontPoint, Objective, Plan, PredictedTask, Receipt, Scores
+from layerprune.documents.front import POINTS, plan_name
+from layerprune.errors import DocumentError
 from layerprune.planners import Constraints
 from layerprune.planners.base import Found
-from layerprune.planning.front import path_of
+from layerprune.planning.front import named_points, path_of
 from layerprune.report.front import COLUMNS, write_plot
 
 
@@ -155,37 +157,70 @@ def test_what_is_written_anew_is_not_said_to_be_removed_along(home, tmp_path):
     assert (tmp_path / "front" / "front" / "plan-02.json").exists()
 
 
-def test_named_points_are_the_best_and_the_farthest_without_loss(home):
-    """TALE's two: read off the points again, with a front whose middle is as good as the intact model."""
+def step(removed, *, toy=0.0, other=0.0, nats=None, agreed=None):
+    """A point that loses so much of its tasks' accuracies, and of own answers where ``nats`` is given."""
+    choices = {"toy": toy, "other": other}
+    tasks = {
+        name: PredictedTask(base_accuracy=0.5, accuracy=0.5 + d, difference=d, interval=(d, d), items=9)
+        for name, d in choices.items()
+    }
+    if nats is not None:
+        own = {"nats": nats, "base_agreed": 0.99, "agreed": agreed}
+        tasks["own"] = PredictedTask(base_accuracy=1, accuracy=0, difference=-1, interval=(-1, -1), items=9, **own)
+    return FrontPoint(
+        removal=tuple(range(removed)), plan=plan_name(removed, 6), plan_sha256="", parameters=1, bytes=1, accuracy=0.5,
+        accuracy_difference=(toy + other) / 2, interval=(-1, 1), tasks=tasks,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("points", "objective", "named"),
+    [
+        ([step(1, toy=-0.1), step(2, toy=0.2), step(3), step(4, toy=-0.2)], Objective(), (2, 3)),
+        ([step(1, toy=-0.1), step(2, toy=-0.1)], Objective(), (2, None)),  # of equal ones the smaller model
+        ([step(1, toy=0.1), step(2, toy=0.3, other=-0.2)], Objective(), (2, 2)),
+        ([step(1, toy=0.1), step(2, toy=0.3, other=-0.2)], Objective(name="worst"), (1, 1)),
+        (
+            [step(1, toy=-0.1), step(2, toy=0.3, other=-0.2)],
+            Objective(name="weighted", weights={"other": 3}),
+            (1, None),
+        ),
+        ([step(1, nats=0.1, agreed=0.98), step(2, nats=0.3, agreed=0.98)], Objective(), (1, None)),
+        ([step(1, toy=0.1, nats=0, agreed=0.99), step(2, nats=0.1, agreed=0.9)], Objective(), (1, 1)),
+        ([step(1, toy=-0.1, nats=0, agreed=0.99)], Objective(), (1, None)),  # every answer the same, but choices lost
+    ],
+)
+def test_named_points_are_the_least_loss_and_the_farthest_without_any(points, objective, named):
+    expected = dict(zip(POINTS, named, strict=True))
+    assert named_points(points, objective) == {name: plan_name(n, 6) for name, n in expected.items() if n is not None}
+
+
+def test_names_are_in_the_front_the_table_and_the_csv(home):
     found = Front.load(home / "run/front/front.json")
-    changes = [(0.5, -0.1), (0.7, 0.1), (0.6, 0.0), (0.4, -0.2)]
-    points = [
-        point.model_copy(update={"accuracy": accuracy, "accuracy_difference": difference})
-        for point, (accuracy, difference) in zip(found.points, changes, strict=False)
-    ]
-    made = found.model_copy(update={"points": tuple(points)})
-    assert made.best == points[1]
-    assert made.most_at_no_loss == points[2]
-    assert [made.names_of(point) for point in points] == [(), ("best",), ("most at no loss",), ()][: len(points)]
-
-    def with_all(**change):
-        return made.model_copy(update={"points": tuple(point.model_copy(update=change) for point in points)})
-
-    worse = with_all(accuracy_difference=-0.1)
-    assert worse.most_at_no_loss is None
-    assert worse.names_of(worse.best) == ("best",)
-    same = with_all(accuracy=0.5)
-    assert same.best == same.points[-1]  # of equal ones the smallest model
-
-
-def test_the_table_and_the_csv_name_them(home):
-    found = Front.load(home / "run/front/front.json")
+    best = max(found.points, key=lambda point: (point.accuracy, len(point.removal)))
+    free = [point.plan for point in found.points if point.accuracy_difference >= 0]
+    assert found.named == {"best": best.plan, **({"most-at-no-loss": free[-1]} if free else {})}
     rows = list(csv.DictReader((home / "run/front/front.csv").read_text().splitlines()))
     assert {row["plan"]: row["point"] for row in rows[1:]} == {
-        point.plan: ", ".join(found.names_of(point)) for point in found.points
+        point.plan: ", ".join(name for name in POINTS if found.named.get(name) == point.plan) for point in found.points
     }
-    said = (home / "said.txt").read_text()
-    assert "best" in said
-    named = found.most_at_no_loss or found.best
-    assert f"front/{named.plan} -o smaller/" in said.replace("\n", "")
-    assert ("most at no loss: none" in said) is (found.most_at_no_loss is None)
+    said = (home / "said.txt").read_text().replace("\n", "")
+    assert f"best: {home / 'run' / 'front' / best.plan}" in said
+    assert ("most-at-no-loss: none" in said) is (not free)
+    assert f"export {home / 'run' / 'front' / (free[-1] if free else best.plan)} -o smaller/" in said
+
+
+def test_a_front_that_names_a_plan_of_no_point_is_refused_and_one_without_names_is_read(home, tmp_path):
+    path = tmp_path / "front.json"
+    data = json.loads((home / "run/front/front.json").read_text())
+    path.write_text(json.dumps({**data, "named": {"best": "plan-05.json"}}))
+    with pytest.raises(DocumentError, match=r"named calls plan-05\.json 'best', and no point has that plan"):
+        Front.load(path)
+    path.write_text(json.dumps({**data, "named": {"fastest": "plan-01.json"}}))
+    with pytest.raises(DocumentError, match=r"named\.fastest"):
+        Front.load(path)
+    del data["named"]
+    path.write_text(json.dumps(data))
+    old = Front.load(path)
+    assert old.names_of(old.points[0]) == ""
+    assert "named" not in json.loads(old.canonical_json()), "a front of before keeps its hash"

@@ -200,7 +200,8 @@ objective = together(
         type=Figures(),
         multiple=True,
         callback=joined,
-        help="Share of the intact model's accuracy above chance that a task must keep on the search items: gsm8k=0.9.",
+        help="Share of the intact model's accuracy above chance, or with signal=answers of the tokens of its own "
+        "answers, that a task must keep on the search items: gsm8k=0.9.",
     ),
 )
 scoring = together(

@@ -27,27 +27,34 @@ def reached(plan: Plan) -> Iterator[Table | str]:
 
 def front(found: Front, output: Path) -> Iterator[Table | str]:
     """Yield every step of a path, and what to do with it."""
-    columns = ["removed", "last to go", "accuracy", "difference", "95 % CI", "weights", "plan", "point"]
+    from layerprune.documents.front import POINTS
+    from layerprune.report.front import agreed, by_accuracy, nats
+
+    choices, own = by_accuracy(found), nats(found.points[0]) is not None
+    counted = ["accuracy", "difference", "95 % CI"] if choices else []
+    counted += ["nats lost", "tokens agreed"] if own else []
+    columns = ["removed", "last to go", *counted, "weights", "plan", "point"]
     made = table(f"{found.search.name} by {found.metric.words}, on {found.source}", *columns, numbers=columns[:-2])
-    made.add_row("0", "", f"{found.accuracy:.3f}", "", "", in_words(found.bytes), "", "")
+    intact = [f"{found.accuracy:.3f}" if name == "accuracy" else "" for name in counted]
+    made.add_row("0", "", *intact, in_words(found.bytes), "", "")
     gone: set[float] = set()
     for point in found.points:
         last = names(tuple(unit for unit in point.removal if unit not in gone))
         gone.update(point.removal)
         low, high = (f"{100 * end:+.1f}" for end in point.interval)
         difference = f"{100 * point.accuracy_difference:+.1f}"
-        row = [str(len(point.removal)), last, f"{point.accuracy:.3f}", difference, f"{low} … {high}"]
-        made.add_row(*row, in_words(point.bytes), point.plan, ", ".join(found.names_of(point)))
+        row = [f"{point.accuracy:.3f}", difference, f"{low} … {high}"] if choices else []
+        row += [f"{nats(point):.3f}", f"{agreed(point):.3f}"] if own else []
+        made.add_row(str(len(point.removal)), last, *row, in_words(point.bytes), point.plan, found.names_of(point))
     folder = output / "front"
     yield made
-    if found.most_at_no_loss is None:
-        yield "most at no loss: none, each removal is worse than the intact model on these items"
-    if own := [name for name, task in found.points[0].tasks.items() if task.nats is not None]:
-        yield f"accuracy of {', '.join(own)}: the share of prompts answered token for token as the intact model does"
+    for name in POINTS:
+        plan = found.named.get(name)
+        yield f"{name}: {folder / plan}" if plan else f"{name}: none, each step loses something on these items"
     yield "each interval is for its row alone; to pick a row by them is to use these items, and the audit uses others"
     plans = f"{len(found.points)} plans"
     yield f"written: {output / 'scores.json'}, {folder / 'front.json'}, front.csv, front.png and {plans}"
-    yield f"next: layerprune export {folder / (found.most_at_no_loss or found.best).plan} -o smaller/"
+    yield f"next: layerprune export {folder / found.named.get('most-at-no-loss', found.named['best'])} -o smaller/"
 
 
 def target(found: Target) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from layerprune.sizes import in_words
 from layerprune.specs import declared_options
 
 if TYPE_CHECKING:
-    from layerprune.documents import Candidate, Plan, Prediction, Scores, Units
+    from layerprune.documents import Candidate, Interval, Plan, Prediction, Scores, Units
     from layerprune.inspection import Inspection
     from layerprune.registry import Entry, Registry
 
@@ -32,6 +31,7 @@ def table(title: str, *columns: str, numbers: Iterable[str] = (), wrapped: Itera
 
 def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     """Return the first round, least harm first: 0-based layers, score, interval, relevance per task."""
+    from layerprune.documents import OWN_ANSWER
     from layerprune.planners import by_harm
     from layerprune.stats import clipped
 
@@ -43,7 +43,9 @@ def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     floors = bool(scores.metric.objective.floors)
     columns += ["items"] * raced + ["below its floor"] * floors
     title = f"{scores.metric.words}: what each removal costs, least first (layers are 0-based"
-    title += "; of each task: its relevance, shown as 1 where accuracy is below chance)" if tasks else ")"
+    own = [data.task for data in scores.data if data.metric == OWN_ANSWER]
+    title += "; of each task: its relevance, shown as 1 where accuracy is below chance" if set(tasks) - set(own) else ""
+    title += f"; of {', '.join(own)}: the share of agreed tokens that is lost)" if own else ")"
     made = table(title, *columns, *(["removed"] if plan else []), numbers=columns)
     turn = {each: number for number, each in enumerate(plan.order, 1)} if plan else {}
     for candidate in candidates:
@@ -74,25 +76,30 @@ def planned(scores: Scores, plan: Plan) -> list[Table | str]:
 
 def predicted(cost: Prediction) -> Iterator[str]:
     """Yield what a removal is expected to cost: of the model's own answers, and of the accuracy, never averaged."""
-    from layerprune.stats import mean_interval
-
-    own = {name: task for name, task in cost.tasks.items() if task.nats is not None and task.agreed is not None}
-    others = [task for name, task in cost.tasks.items() if name not in own]
-    for name, task in own.items():
-        low, high = task.nats_interval or (math.nan, math.nan)
-        interval = f" (95 % CI {low:.3f} … {high:.3f})" if task.nats_interval else ""
-        yield (
-            f"predicted: {task.nats:.3f} nats per token{interval} of its own answers to {name} lost, {task.agreed:.1%} "
-            f"of their tokens agreed with; on {task.items} of {cost.source}"
-        )
+    others = [task for task in cost.tasks.values() if task.nats is None]
+    for name, task in cost.tasks.items():
+        if task.nats is not None and task.agreed is not None:
+            nats, agreed = _ci(task.nats_interval), _ci(task.agreed_interval, 100, 1)
+            yield (
+                f"predicted: {task.nats:.3f} nats per token lost of its own answers to {name}{nats}, "
+                f"{100 * task.agreed:.1f} % of their tokens agreed with{agreed}, on {task.items} of {cost.source}"
+            )
     if others:
-        difference = sum(task.difference for task in others) / len(others)
-        low, high = mean_interval([task.difference for task in others], [task.interval for task in others])
-        items = cost.source if not own else f"{sum(task.items for task in others)} of {cost.source}"
+        low, high = cost.interval
+        mixed = len(others) < len(cost.tasks)
+        items = f"{sum(task.items for task in others)} of {cost.source}" if mixed else cost.source
         yield (
-            f"predicted: accuracy {100 * difference:+.1f} points "
+            f"predicted: accuracy {100 * cost.accuracy_difference:+.1f} points "
             f"(95 % CI {100 * low:+.1f} … {100 * high:+.1f}) on {items}"
         )
+
+
+def _ci(interval: Interval | None, times: int = 1, places: int = 3) -> str:
+    """Return an interval in brackets; nothing where there is none, of a single answer."""
+    if interval is None:
+        return ""
+    low, high = (f"{times * end:.{places}f}" for end in interval)
+    return f" (95 % CI {low} … {high})"
 
 
 def rounds(scores: Scores, plan: Plan) -> Table:

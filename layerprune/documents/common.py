@@ -57,7 +57,8 @@ class Objective(Part):
     name: Literal["mean", "worst", "weighted"] = "mean"
     weights: dict[str, float] = Field(default_factory=dict, description="by task, for 'weighted'; others count 1")
     floors: dict[str, float] = Field(
-        default_factory=dict, description="by task: share of the intact accuracy above chance that it must keep"
+        default_factory=dict,
+        description="by task: share of the intact accuracy above chance, or of own answers' tokens, that it must keep",
     )
 
     @model_validator(mode="after")

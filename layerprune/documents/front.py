@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import FileName, Interval, MetricRef, ModelRef, Units
@@ -19,6 +19,8 @@ def plan_name(removed: int, depth: int) -> str:
     return f"plan-{removed:0{max(2, len(str(depth)))}}.json"
 
 
+PointName = Literal["best", "most-at-no-loss"]
+POINTS: tuple[PointName, ...] = get_args(PointName)
 PlanName = Annotated[FileName, StringConstraints(pattern=r"^plan-[0-9]+\.json$")]  # as plan_name gives them
 
 
@@ -30,7 +32,7 @@ class FrontPoint(Part):
     plan_sha256: str
     parameters: int
     bytes: int = Field(description="of the weights that export writes")
-    accuracy: float = Field(description="mean over the tasks, on held-back items")
+    accuracy: float = Field(description="on held-back items, of the tasks that Prediction.accuracy_difference is of")
     accuracy_difference: float = Field(description="to the intact model on the same items (0.01 = one point)")
     interval: Interval = Field(description="95 %, of the difference, for this point on its own")
     tasks: dict[str, PredictedTask]
@@ -39,6 +41,7 @@ class FrontPoint(Part):
 class Front(Document):
     """A nested path of removals, each with what it costs on items that had no say in it."""
 
+    gained: ClassVar[tuple[str, ...]] = ("named",)
     filename: ClassVar[str] = "front.json"
     kind: Literal["front"] = "front"
     format: Literal[1] = 1
@@ -47,28 +50,24 @@ class Front(Document):
     search: Search
     limits: Limits
     bytes: int = Field(description="of the intact model's weights")
-    accuracy: float = Field(description="of the intact model, mean over the tasks, on held-back items")
+    accuracy: float = Field(description="of the intact model, on held-back items, of the same tasks as the points'")
     source: str = Field(description="which items the accuracies are from")
     points: tuple[FrontPoint, ...] = Field(description="smallest removal first, each within the next")
+    named: dict[PointName, PlanName] = Field(
+        default_factory=dict, description="plans of named points, see planning.front.named_points"
+    )
     scores_sha256: str
     seed: int
     versions: dict[str, str]
 
-    @property
-    def best(self) -> FrontPoint:
-        """The point of the highest accuracy; of several the one that removes most (TALE, arXiv:2510.22767).
+    @model_validator(mode="after")
+    def _names_points_of_its_own(self) -> Self:
+        plans = [point.plan for point in self.points]
+        for name, plan in self.named.items():
+            if plan not in plans:
+                raise ValueError(f"named calls {plan} {name!r}, and no point has that plan")
+        return self
 
-        It was chosen on the items its figures are from, so these are too good: an audit uses others. So does
-        ``most_at_no_loss``.
-        """
-        return max(self.points, key=lambda point: (point.accuracy, len(point.removal)))
-
-    @property
-    def most_at_no_loss(self) -> FrontPoint | None:
-        """The farthest point that is no worse than the intact model; None: each is worse."""
-        return next((point for point in reversed(self.points) if point.accuracy_difference >= 0), None)
-
-    def names_of(self, point: FrontPoint) -> tuple[str, ...]:
-        """Return what a point is called: best, most at no loss, both or neither."""
-        named = {"best": self.best, "most at no loss": self.most_at_no_loss}
-        return tuple(name for name, found in named.items() if found == point)
+    def names_of(self, point: FrontPoint) -> str:
+        """Return what a point is called, for tables: ``best, most-at-no-loss``; empty for most."""
+        return ", ".join(name for name, plan in self.named.items() if plan == point.plan)

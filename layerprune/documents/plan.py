@@ -33,7 +33,7 @@ class Limits(Part):
 class PredictedTask(Part):
     """The chosen removal on one task."""
 
-    gained: ClassVar[tuple[str, ...]] = ("nats", "nats_interval", "agreed")
+    gained: ClassVar[tuple[str, ...]] = ("nats", "nats_interval", "base_agreed", "agreed", "agreed_interval")
 
     base_accuracy: float
     accuracy: float
@@ -44,14 +44,21 @@ class PredictedTask(Part):
         default=None, description="log-likelihood that the intact model's own answers lose, nats per token"
     )
     nats_interval: Interval | None = Field(default=None, description="95 %; BCa bootstrap; None of a single answer")
-    agreed: float | None = Field(default=None, description="share of those answers' tokens that are the likeliest ones")
+    base_agreed: float | None = Field(
+        default=None, description="share of those answers' tokens that the intact model finds likeliest: all but ties"
+    )
+    agreed: float | None = Field(default=None, description="share that is still the likeliest, mean over the prompts")
+    agreed_interval: Interval | None = Field(default=None, description="95 %; BCa bootstrap; None of a single answer")
 
 
 class Prediction(Part):
     """What the removal is expected to cost, on items the search did not choose by."""
 
     source: str = Field(description="which items: held-back selection items, or the selection items themselves")
-    accuracy_difference: float = Field(description="mean over the tasks, in accuracy (0.01 = one point)")
+    accuracy_difference: float = Field(
+        description="in accuracy (0.01 = one point), mean over the tasks that have one; where only own answers are "
+        "read, of the share of prompts answered token for token"
+    )
     interval: Interval
     tasks: dict[str, PredictedTask]
 

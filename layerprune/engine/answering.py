@@ -30,12 +30,15 @@ def own_answers(
     """Have the intact model answer, and return the questions with those answers in the place of its writing.
 
     Tasks that offer choices stay as they are. ``folder`` keeps what was written: killed and called again, it goes on.
-    Raises ``TaskError`` where no task has the model write, and for ``only_right`` where it was never right.
+    Raises ``TaskError`` where no task has the model write, and for ``only_right`` where it was never right, or where
+    a task has no accuracy.
     """
     written = {name: task for name, task in questions.tasks.items() if is_written(task)}
     if not written:
         names = ", ".join(questions.tasks)
         raise TaskError(f"signal=answers reads what the model writes, and {names} only offers choices; add a task")
+    if ungraded := [name for name, task in written.items() if only_right and not task.metric]:
+        raise TaskError(f"task {ungraded[0]!r} has no accuracy that says which answers are right: leave only=right out")
     settings = {"memory": engine.memory, "rows": engine.rows, "chunk": CHUNK, "graded": only_right}
     key = journal_key(engine.subject, Questions(written), purpose="own answers", **settings)
     journal = Journal(folder / FILENAME, key) if folder else None

@@ -1,7 +1,15 @@
 """From what happened item by item to how much a removal harms: signals, objective over tasks, reliability. No torch."""
 
 from layerprune.judgement.candidates import Intact, as_recorded, failures_last, judge, outcomes_of, rounded
-from layerprune.judgement.objective import additive, asked_objective, broken_floors, check_tasks, combined, shares
+from layerprune.judgement.objective import (
+    additive,
+    asked_objective,
+    broken_floors,
+    check_tasks,
+    combined,
+    combined_losses,
+    shares,
+)
 from layerprune.judgement.rejudging import rejudged, unclipped
 from layerprune.judgement.signals import Signal, scale, signal_of, unit_of, values
 from layerprune.judgement.stability import NOISY, can_be_split, reliability_of
@@ -17,6 +25,7 @@ __all__ = [
     "can_be_split",
     "check_tasks",
     "combined",
+    "combined_losses",
     "failures_last",
     "judge",
     "outcomes_of",

@@ -4,7 +4,8 @@ mean      the mean over the tasks
 weighted  a weighted mean; a task that is given no weight counts 1
 worst     the largest loss of any task
 A floor is a share of the intact model's accuracy above chance that a task must keep, on the items that select: piqa=0.9
-of an intact .70 asks for .68, since guessing gives .50. A removal below a floor comes after all that keep them.
+of an intact .70 asks for .68, since guessing gives .50. Own answers have no chance level: a floor is the share of their
+tokens that are still the likeliest ones. A removal below a floor comes after all that keep them.
 """
 
 from __future__ import annotations

@@ -76,14 +76,13 @@ def _floors(scores: Scores, predicted: Prediction | None) -> Iterator[str]:
             yield f"whether {task} keeps its floor of {floor:g} without all of these layers was not measured"
             continue
         own = predicted.tasks[task]
-        if own.base_accuracy <= chances[task]:
+        if own.agreed is not None:
+            what, kept = "the tokens of the model's own answers", own.agreed / (own.base_agreed or 1)
+        elif own.base_accuracy > chances[task]:
+            what = "its accuracy above chance"
+            kept = 1 - clipped(relevance(own.accuracy, own.base_accuracy, chances[task]))
+        else:
             continue
-        kept = 1 - clipped(relevance(own.accuracy, own.base_accuracy, chances[task]))
-        what, kept = (
-            ("the tokens of the model's own answers", own.agreed)
-            if own.agreed is not None
-            else ("its accuracy above chance", kept)
-        )
         if kept < floor:
             yield (
                 f"{task} keeps its floor of {floor:g} on the items that selected, but {kept:.2f} of {what} on "

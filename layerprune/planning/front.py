@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from layerprune.documents import Front, FrontPoint, Plan, Prediction, Scores
-from layerprune.documents.front import FOLDER, PLOT, TABLE, plan_name
+import numpy as np
+
+from layerprune.documents import Front, FrontPoint, Objective, Plan, Prediction, Scores
+from layerprune.documents.front import FOLDER, PLOT, TABLE, PointName, plan_name
 from layerprune.errors import UsageError
 from layerprune.export.weights import Weight
+from layerprune.judgement import combined_losses, rounded
 from layerprune.lock import locked
 from layerprune.metrics import METRICS
 from layerprune.output import check_places
@@ -16,7 +20,7 @@ from layerprune.paths import refuse_link
 from layerprune.planners import SEARCHES, Constraints, Found, next_to_go
 from layerprune.planning.asked import PlanRequest
 from layerprune.planning.laying import laid
-from layerprune.planning.prediction import prepare
+from layerprune.planning.prediction import counted_by_accuracy, prepare
 from layerprune.planning.searching import Searcher
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
@@ -68,7 +72,8 @@ def path_of(found: Found, constraints: Constraints) -> list[Found]:
 def _front(plans: list[Plan], weights: list[Weight]) -> Front:
     intact, *left = weights
     first = plans[0]
-    base = [task.base_accuracy for task in _predicted(first).tasks.values()]
+    base = [task.base_accuracy for task in counted_by_accuracy(_predicted(first).tasks)]
+    points = tuple(_point(plan, weight) for plan, weight in zip(plans, left, strict=True))
     return Front(
         model=first.model,
         metric=first.metric,
@@ -77,16 +82,52 @@ def _front(plans: list[Plan], weights: list[Weight]) -> Front:
         bytes=intact.nbytes,
         accuracy=round(sum(base) / len(base), 6),
         source=_predicted(first).source,
-        points=tuple(_point(plan, weight) for plan, weight in zip(plans, left, strict=True)),
+        points=points,
+        named=named_points(points, first.metric.objective),
         scores_sha256=first.scores_sha256,
         seed=first.seed,
         versions=first.versions,
     )
 
 
+def named_points(points: Sequence[FrontPoint], objective: Objective) -> dict[PointName, str]:
+    """Return the plans of the points worth a name (TALE, arXiv:2510.22767), chosen on the held-back items.
+
+    best             the least loss: of accuracy and, where own answers are read, of nats per token, over the tasks as
+                     the objective has it; of equal points the one that removes most
+    most-at-no-loss  the farthest with no accuracy lost over the tasks that have one, and no token of the intact model's
+                     own answers: there every answer is the same. Left out where there is none
+
+    Chosen on the very items that their figures are from, both look better there than on others: an audit tells.
+    """
+    kept = {point.plan: (-_loss(point, objective), len(point.removal)) for point in points}
+    named: dict[PointName, str] = {"best": max(kept, key=lambda plan: kept[plan])}
+    free = [point.plan for point in points if _loss(point, objective, own=False) <= 0 and not _tokens_lost(point)]
+    if free:
+        named["most-at-no-loss"] = max(free, key=lambda plan: kept[plan][1])
+    return named
+
+
+def _loss(point: FrontPoint, objective: Objective, *, own: bool = True) -> float:
+    """Return what the objective makes of the tasks' losses; ``own``: of those of own answers, too."""
+    lost = {
+        name: -task.difference if task.nats is None else task.nats
+        for name, task in point.tasks.items()
+        if own or task.nats is None
+    }
+    losses = np.array(list(lost.values()))[:, None]  # (tasks, 1)
+    return rounded(combined_losses(objective, list(lost), losses).item()) if lost else 0.0
+
+
+def _tokens_lost(point: FrontPoint) -> bool:
+    """Whether some own answer is not agreed with as the intact model agrees with it."""
+    own = [(task.base_agreed or 1, task.agreed) for task in point.tasks.values() if task.agreed is not None]
+    return any(agreed < base for base, agreed in own)
+
+
 def _point(plan: Plan, weight: Weight) -> FrontPoint:
     predicted = _predicted(plan)
-    accuracies = [task.accuracy for task in predicted.tasks.values()]
+    accuracies = [task.accuracy for task in counted_by_accuracy(predicted.tasks)]
     return FrontPoint(
         removal=plan.removal,
         plan=plan_name(len(plan.removal), plan.model.layers),

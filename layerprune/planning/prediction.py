@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from layerprune.documents import Outcomes, PredictedTask, Prediction
+from layerprune.documents import Interval, Outcomes, PredictedTask, Prediction
 from layerprune.metrics.ablation import INTACT
 from layerprune.planning.desk import Desk
 from layerprune.removal import Removal
@@ -40,8 +41,9 @@ def predict(desk: Desk, removal: Removal) -> Prediction | None:
             items=len(own.correct),
             **_own_answers(base, own),
         )
-    differences = [task.difference for task in tasks.values()]
-    low, high = mean_interval(differences, [task.interval for task in tasks.values()])
+    counted = counted_by_accuracy(tasks)
+    differences = [task.difference for task in counted]
+    low, high = mean_interval(differences, [task.interval for task in counted])
     items = sum(task.items for task in tasks.values())
     return Prediction(
         source=f"{items} selection items held back from the search" if desk.held_back else OPTIMISTIC,
@@ -51,13 +53,27 @@ def predict(desk: Desk, removal: Removal) -> Prediction | None:
     )
 
 
+def counted_by_accuracy(tasks: Mapping[str, PredictedTask]) -> list[PredictedTask]:
+    """Return the tasks whose accuracies are averaged: where some have one, not those of own answers."""
+    return [task for task in tasks.values() if task.nats is None] or list(tasks.values())
+
+
 def _own_answers(base: Outcomes, own: Outcomes) -> dict[str, Any]:
     """Return what the intact model's own answers lose; nothing where none were read."""
-    if base.answer is None or own.answer is None or own.agreed is None:
+    if base.answer is None or base.agreed is None or own.answer is None or own.agreed is None:
         return {}
-    lost = np.subtract(base.answer, own.answer)
-    found = {"nats": round(float(lost.mean()), 6), "agreed": round(float(np.mean(own.agreed)), 6)}
-    if len(lost) < 2:
-        return found
-    low, high = bootstrap_interval([lost])
-    return {**found, "nats_interval": (round(low, 6), round(high, 6))}
+    lost, agreed = np.subtract(base.answer, own.answer), np.array(own.agreed)
+    return {
+        "nats": round(float(lost.mean()), 6),
+        "nats_interval": _interval(lost),
+        "base_agreed": round(float(np.mean(base.agreed)), 6),
+        "agreed": round(float(agreed.mean()), 6),
+        "agreed_interval": _interval(agreed),
+    }
+
+
+def _interval(values: NDArray[np.float64]) -> Interval | None:
+    if len(values) < 2:
+        return None
+    low, high = bootstrap_interval([values])
+    return round(low, 6), round(high, 6)

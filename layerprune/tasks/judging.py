@@ -92,9 +92,10 @@ def accuracy_of(task: Any, *, ungraded: bool = False) -> str:
             return name
     if ungraded:
         return ""
+    more = "; signal=answers without only=right needs none" if task.OUTPUT_TYPE == "generate_until" else ""
     raise TaskError(
         f"task {task.config.task!r} has no accuracy to lose (its metrics: {', '.join(known) or 'none'}); "
-        f"ablation needs one of {', '.join(ACCURACIES)}"
+        f"ablation needs one of {', '.join(ACCURACIES)}{more}"
     )
 
 

@@ -85,4 +85,6 @@ def templates_compiled_once() -> Iterator[None]:
 def _advice(error: BaseException) -> str:
     if isinstance(error, ConnectionError) or "connect" in str(error).lower() or "offline" in str(error).lower():
         return " (without the Hub, give --data-dir: a folder that mirrors the dataset ids)"
+    if isinstance(error, TypeError) and not error.args:  # what lm-eval raises where a template is missing
+        return ' (lm-eval asks for doc_to_text and doc_to_target; of prompts alone write doc_to_target: "")'
     return ""
