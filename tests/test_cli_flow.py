@@ -5,7 +5,7 @@ import shutil
 
 import cli_tiny
 import pytest
-from cli_tiny import done, layerprune, refused
+from cli_tiny import done, last_line, layerprune, refused
 
 from layerprune.documents import Audit, Plan, Receipt, Scores
 
@@ -59,6 +59,30 @@ def test_export_and_audit_leave_a_whole_folder(home):
     assert "toy" in (folder / "README.md").read_text()
     seen = {mark for data in Plan.load(home / "run" / "plan.json").data for mark in data.fingerprints}
     assert not seen & {mark for task in audit.tasks for mark in task.data.fingerprints}
+
+
+def test_layers_named_by_hand_are_exported_and_audited_without_a_plan(home, tmp_path):
+    words = done("export", home / "base", "--remove", "1,-1", "-o", tmp_path / "named").stdout
+    assert "6 layers" in words
+    assert "4 layers" in words
+    words = done("audit", tmp_path / "named", "--tasks", "toy", "--include-path", home / "tasks", "--limit", 8).stdout
+    assert "2 of 6" in words
+    report = (tmp_path / "named" / "report.html").read_text()
+    assert "chosen by</th><td>hand</td>" in report
+    assert "the plan went by this" not in report
+    assert "layerprune</span> <span>plan" not in report
+    assert done("verify", tmp_path / "named").exit_code == 0
+
+
+def test_what_is_named_by_hand_has_to_be_a_model_and_a_plan_has_its_layers(home, tmp_path):
+    out = tmp_path / "named"
+    assert "is a model and not a plan; name the layers to remove" in refused("export", home / "base", "-o", out)
+    assert "--base is for a PLAN" in refused(
+        "export", home / "base", "--remove", 1, "--base", home / "base", "-o", out
+    )
+    assert "--revision is for a MODEL" in refused("export", home / "base", "--revision", "main", "-o", out)
+    assert "--remove '9': layer 9 does not exist" in last_line("export", home / "base", "--remove", 9, "-o", out)
+    assert not out.exists()
 
 
 def test_planning_again_from_scores_needs_no_model(home, tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ def test_version():
         (["plan", "m", "--drop", "1", "-o", "x", "--tasks", " , "], "no name given"),
         (["audit", "x", "--compare", "cosine"], "write cosine=cosine/plan.json"),
         (["--vrbose"], "No such option '--vrbose'"),
-        (["export", "-o", "x"], "Missing argument 'PLAN'"),
+        (["export", "-o", "x"], "Missing argument 'PLAN|MODEL'"),
         (["inspect"], "name the MODEL to look at, or give --zoo"),
         (["inspect", "m", "--zoo"], "give no MODEL with it"),
         (["inspect", "m", "--types", "llama"], "--types tries tiny models"),

@@ -15,10 +15,11 @@ from families import make_plan, save_tiny
 from safetensors.torch import load_file
 
 from layerprune.anatomy import special
+from layerprune.audit.verify import verify
 from layerprune.checkpoint import Checkpoint, writer
 from layerprune.documents import Plan, Receipt
-from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError
-from layerprune.export import export, exporting, proof, rehearse
+from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError, UsageError
+from layerprune.export import export, exporting, proof, rehearse, removal_plan
 from layerprune.progress import Silent
 from layerprune.removal import Removal
 
@@ -409,3 +410,36 @@ def test_proof_refuses_nonsense() -> None:
     with pytest.raises(ExportError, match="not finite"):
         proof.compare(logits * float("inf"), logits, "whole models", tokens)
 
+
+
+def test_layers_named_by_hand(base: Path, tmp_path: Path) -> None:
+    plan = removal_plan(str(base), "1,4")
+    export(plan, tmp_path / "named")
+    export(make_plan(base, DROP), tmp_path / "planned")
+    named, planned = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("named", "planned"))
+    assert named == planned
+    assert plan.model == make_plan(base, DROP).model
+    assert "named by hand" in (tmp_path / "named" / "README.md").read_text()
+    assert not verify(tmp_path / "named", base=str(base)).problems
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("", "names no layer"),
+        ("0--1", "is not a layer number or a range"),
+        ("2-1", "a range goes up"),
+        ("6", "layer 6 does not exist; the model has layers 0 to 5"),
+        ("0-5", "all 6 layers would go"),
+    ],
+)
+def test_layers_that_cannot_be_named(base: Path, layers: str, said: str) -> None:
+    with pytest.raises(UsageError, match="--remove '" + layers) as error:
+        removal_plan(str(base), layers)
+    assert said in str(error.value)
+
+
+def test_plan_has_scores_or_none(base: Path) -> None:
+    plan = removal_plan(str(base), "1,4")
+    with pytest.raises(DocumentError, match="scores_sha256 is not"):
+        Plan.parse(plan.model_dump(mode="json") | {"scores_sha256": "0" * 64}, "plan.json")

@@ -149,7 +149,11 @@ def _document(job: Job, found: Findings) -> Audit:
         receipt_sha256=receipt.sha256(),
         heal_sha256=heal.sha256() if heal else None,
         compared={
-            label: Compared(removal=other.removal, plan_sha256=other.sha256(), metric=other.metric.spec)
+            label: Compared(
+                removal=other.removal,
+                plan_sha256=other.sha256(),
+                metric=other.metric.spec if other.metric else other.chosen_by,
+            )
             for label, other in job.compare.items()
         },
         tasks=found.tasks,

@@ -168,7 +168,7 @@ def _layer_by_layer(
     parts = parts_of(plan, engine.subject.anatomy)
     whole = PRUNED if job.exported.heal is None else UNHEALED
     found = layerwise(ask_layers(engine, few, parts, progress), parts, tasks, whole)
-    if "cosine" in (plan.metric.spec, *(ranking.metric for ranking in job.rankings)):
+    if "cosine" in (plan.metric and plan.metric.spec, *(ranking.metric for ranking in job.rankings)):
         return found, job.rankings
     cosine = cosine_ranking(engine.subject, few, progress)
     return found, (*job.rankings, *([cosine] if cosine else []))

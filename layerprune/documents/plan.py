@@ -108,14 +108,14 @@ class Plan(Document):
     kind: Literal["plan"] = "plan"
     format: Literal[1] = 1
     model: ModelRef
-    metric: MetricRef
-    search: Search
+    metric: MetricRef | None = Field(description="what judged the layers; None: they were named by hand")
+    search: Search | None = Field(description="None: the layers were named by hand")
     limits: Limits
     requested: str = Field(description="--drop as given, or what was asked instead: '--target-params 1.2B'")
     removal: Units
     order: Units = Field(description="the removal in the order in which units were chosen")
     ranking: tuple[Ranked, ...] = Field(description="first-round scores, least relevant first")
-    scores_sha256: str
+    scores_sha256: str | None
     data: tuple[TaskData, ...] = Field(description="every item that has had a say; an audit must not use them")
     predicted: Prediction | None = None
     target: Target | None = None
@@ -123,6 +123,14 @@ class Plan(Document):
     warnings: tuple[str, ...] = ()
     seed: int
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _has_scores_or_none(self) -> Self:
+        made = {"metric": self.metric, "search": self.search, "scores_sha256": self.scores_sha256}
+        missing = [name for name, value in made.items() if value is None]
+        if len(missing) not in (0, len(made)):
+            raise ValueError(f"{missing[0]} is null and {next(name for name in made if name not in missing)} is not")
+        return self
 
     @model_validator(mode="after")
     def _is_about_one_removal(self) -> Self:
@@ -137,6 +145,11 @@ class Plan(Document):
             if set(certified[-1] if certified else ()) != set(self.removal):
                 raise ValueError("certificate is of another removal; set it to null, or make the plan again")
         return self
+
+    @property
+    def chosen_by(self) -> str:
+        """What chose the layers, for titles: ``ablation (worst task)``, ``hand``."""
+        return "hand" if self.metric is None else self.metric.words
 
     @property
     def seen(self) -> frozenset[str]:

@@ -27,7 +27,7 @@ def read_plan(path: Path) -> Plan:
     """
     plan, folder = Plan.load(path), Path(path).resolve().parent
     scores = (folder.parent if (folder / Front.filename).exists() else folder) / Scores.filename
-    if scores.exists():
+    if plan.scores_sha256 is not None and scores.exists():
         _check(plan, Path(path), Scores.load(scores), scores)
     return plan
 
@@ -36,5 +36,5 @@ def _check(made: Plan | Front, path: Path, scores: Scores, source: Path) -> None
     if made.scores_sha256 != scores.sha256():
         raise DocumentError(
             f"{source} are not the scores that {path} was made from: their sha256 is {scores.sha256()[:12]}..., it "
-            f"names {made.scores_sha256[:12]}...; put them back, or remove {path} to plan again"
+            f"names {str(made.scores_sha256)[:12]}...; put them back, or remove {path} to plan again"
         )

@@ -27,14 +27,15 @@ from layerprune.checkpoint.entries import entry_of, following
 from layerprune.checkpoint.folder import write_file
 from layerprune.checkpoint.opened import INDEX
 from layerprune.checkpoint.writer import Shard
-from layerprune.documents import Earlier, FileEntry, ModelRef, Plan, Receipt, as_removal
-from layerprune.errors import CheckpointError, DocumentError, ExportError
+from layerprune.documents import Earlier, FileEntry, Limits, ModelRef, Plan, Receipt, as_removal
+from layerprune.errors import CheckpointError, DocumentError, ExportError, UsageError
 from layerprune.export.blueprint import Blueprint, blueprint
 from layerprune.export.configs import config_changes, read_json
 from layerprune.export.extras import Extras, plan_extras
 from layerprune.export.proven import prove
 from layerprune.export.weights import WeightPlan, find_disk_stack, half_of, plan_weights
 from layerprune.paths import check_plain
+from layerprune.planners import parse_protect
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.versions import tool_versions
@@ -88,6 +89,42 @@ def export(
     with new_folder(out) as partial:
         hashes = _write(job, partial, progress)
         return _finish(job, partial, out, hashes, progress)
+
+
+def removal_plan(
+    model: str,
+    layers: str,
+    *,
+    revision: str | None = None,
+    progress: Progress = SILENT,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """Return the plan that removes exactly ``layers`` of ``model``: ``"21-24"`` or ``"3,-1"``; no metric, no items.
+
+    ``model`` is a local folder or a Hub id. Only its config and the headers and samples of its weights are read. Raises
+    ``UsageError`` for layers that the model does not have or of which none would stay, ``RefusedError`` for a removal
+    that cannot be represented exactly and ``ModelError`` for a model that is not found.
+    """
+    folder = locate(model, revision)
+    checkpoint = folder.open()
+    with progress.task("reading the model", None):
+        drawn = blueprint(
+            folder.path, Removal(()), checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
+        )
+    named = parse_protect(layers, drawn.depth, "--remove")
+    if not named:
+        raise UsageError(f"--remove {layers!r} names no layer; write 3,7 or 21-24")
+    if len(named) == drawn.depth:
+        raise UsageError(f"--remove {layers!r}: all {drawn.depth} layers would go, and at least one stays")
+    units = tuple(sorted(named))
+    return Plan(
+        model=ModelRef(
+            id=folder.id, revision=folder.revision, fingerprint=checkpoint.fingerprint(), model_type=drawn.model_type,
+            layers=drawn.depth, parameters=drawn.parameters[0],
+        ),
+        metric=None, search=None, limits=Limits(), requested=f"--remove {layers}", removal=units, order=units,
+        ranking=(), scores_sha256=None, data=(), seed=0, versions=tool_versions("torch", "transformers", "safetensors"),
+    )  # fmt: skip
 
 
 def _plan_job(

@@ -175,7 +175,7 @@ def parse_drop(text: str, depth: int, option: str = "--drop") -> int:
     return count
 
 
-def parse_protect(text: str | None, depth: int) -> frozenset[int]:
+def parse_protect(text: str | None, depth: int, option: str = "--protect") -> frozenset[int]:
     """Return the layers that ``"0-3,-1"`` names: numbers, from the end where negative, and ranges with both ends."""
     layers: set[int] = set()
     for part in (text or "").split(","):
@@ -183,15 +183,15 @@ def parse_protect(text: str | None, depth: int) -> frozenset[int]:
             continue
         found = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if found is None:
-            raise UsageError(f"--protect {text!r}: {part.strip()!r} is not a layer number or a range; write 0-3,-1")
+            raise UsageError(f"{option} {text!r}: {part.strip()!r} is not a layer number or a range; write 0-3,-1")
         first, last = int(found[1]), int(found[2] or found[1])
         for layer in (first, last):
             if not -depth <= layer < depth:
                 raise UsageError(
-                    f"--protect {text!r}: layer {layer} does not exist; the model has layers 0 to {depth - 1}"
+                    f"{option} {text!r}: layer {layer} does not exist; the model has layers 0 to {depth - 1}"
                 )
         if first > last or (first < 0 and found[2]):
-            raise UsageError(f"--protect {text!r}: a range goes up and counts from the start, such as 0-3")
+            raise UsageError(f"{option} {text!r}: a range goes up and counts from the start, such as 0-3")
         layers.update(layer % depth for layer in range(first, last + 1))
     return frozenset(layers)
 

@@ -20,8 +20,7 @@ def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Ear
     healed = [_heal(step, plan, number, len(log.steps)) for number, step in enumerate(log.steps)] if log else []
     return [
         *(line for one, base in zip(rounds, bases, strict=False) for line in _round(one, base)),
-        _plan(plan),
-        _line("export", _made(plan), "-o", "smaller/"),
+        *_smaller(plan, "smaller/"),
         *healed,
         _audit(audit, "healed/" if log else "smaller/"),
         _line("verify", ".", "--rerun", 20, "--digests"),
@@ -33,19 +32,26 @@ def _round(one: Earlier, made: str) -> list[str]:
     steps = one.heal.steps if one.heal else ()
     last = _base(made) if made.startswith(("/", ".")) else "base/"
     healed = [_heal(step, one.plan, number, len(steps), last) for number, step in enumerate(steps)]
-    return [_plan(one.plan), _line("export", _made(one.plan), "-o", "smaller/" if steps else last), *healed]
+    return [*_smaller(one.plan, "smaller/" if steps else last), *healed]
 
 
-def _plan(plan: Plan) -> str:
-    words: list[object] = ["plan", _base(plan.model.id), *_option("--revision", plan.model.revision)]
-    words += ["--metric", plan.metric.spec, *_judged(plan.metric)]
+def _smaller(plan: Plan, out: str) -> list[str]:
+    """What plans and exports; layers named by hand were never planned."""
+    model = [_base(plan.model.id), *_option("--revision", plan.model.revision)]
+    if plan.metric is None or plan.search is None:
+        return [_line("export", *model, *shlex.split(plan.requested), "-o", out)]
+    return [_plan(plan, plan.metric, plan.search, model), _line("export", _made(plan), "-o", out)]
+
+
+def _plan(plan: Plan, metric: MetricRef, search: Search, model: Sequence[object]) -> str:
+    words: list[object] = ["plan", *model, "--metric", metric.spec, *_judged(metric)]
     if plan.data:
         words += ["--tasks", ",".join(data.task for data in plan.data)]
         words += [*_items(plan), *_shown(plan.data)]
     if any(one.unit != int(one.unit) for one in plan.ranking):
         words += ["--unit", "half"]
     words += shlex.split(plan.requested) if plan.requested.startswith("--") else ["--drop", plan.requested]
-    words += ["--search", _spec(plan.search), *_limits(plan.limits)]
+    words += ["--search", _spec(search), *_limits(plan.limits)]
     return _line(*words, "--seed", plan.seed, "-o", "run/")
 
 

@@ -23,12 +23,15 @@ class Ranks:
 
 def rankings(plan: Plan, audit: Audit) -> list[Ranks]:
     """Return the plan's own ranking and those the audit holds beside it."""
-    metric = plan.metric
-    own = Ranks(metric.words, metric.unit, _items(plan), _by_unit(plan.ranking, metric.unit, metric.spec))
+    own = [
+        Ranks(one.words, one.unit, _items(plan), _by_unit(plan.ranking, one.unit, one.spec))
+        for one in [plan.metric]
+        if one is not None
+    ]
     others = [
         Ranks(one.metric, one.unit, one.source, _by_unit(one.ranking, one.unit, one.metric)) for one in audit.rankings
     ]
-    return [ranks for ranks in (own, *others) if ranks.scores]
+    return [ranks for ranks in (*own, *others) if ranks.scores]
 
 
 def drawn(ranks: Ranks, plan: Plan) -> str:
