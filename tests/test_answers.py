@@ -11,7 +11,7 @@ import audit_tiny
 import numpy as np
 import pytest
 import torch
-from cli_tiny import done, last_line, refused
+from cli_tiny import done, last_line, layerprune, refused
 
 from layerprune.documents import OWN_ANSWER, Front, Plan, Scores
 from layerprune.engine import Engine, answering, examine
@@ -350,3 +350,12 @@ def test_a_front_by_answers_names_what_keeps_most_of_them(place, tmp_path, tasks
         others = [own for own in point.tasks.values() if own.nats is None] or [task]
         assert (point.accuracy, point.accuracy_difference) == (others[0].accuracy, others[0].difference)
     assert found.accuracy == others[0].base_accuracy
+
+
+def test_a_task_that_writes_under_every_removal_is_pointed_to_own_answers(place, tmp_path):
+    told = "signal=answers reads what the intact model wrote instead"
+    words = ["score", place / "base", "--include-path", place / "tasks", "-o", tmp_path / "run", "--limit", 4]
+    writes = layerprune(*words, "--metric", "ablation", "--tasks", "toy,writing").stderr
+    assert f"task 'writing' has the model write, under every removal; ablation:{told}" in writes
+    assert "task 'toy' has the model write" not in writes
+    assert told not in layerprune(*words, "--metric", "ablation:signal=answers", "--tasks", "toy,writing").stderr

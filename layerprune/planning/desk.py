@@ -31,6 +31,7 @@ from layerprune.removal import Removal
 from layerprune.specs import build, options_of, spec_of
 from layerprune.subject import Subject
 from layerprune.tasks import Questions, check_turns, load_questions
+from layerprune.tasks.answers import is_written
 from layerprune.versions import tool_versions
 
 
@@ -110,6 +111,12 @@ class Desk:
             questions = own_answers(
                 engine, questions, only_right=only_right, folder=self.folder, progress=self.progress
             )
+        elif isinstance(self.metric, Ablation):
+            for name in (name for name, task in questions.tasks.items() if is_written(task)):
+                self.progress.note(
+                    f"task {name!r} has the model write, under every removal; ablation:signal=answers reads what the "
+                    "intact model wrote instead, at about the cost of choices"
+                )
         slices = Slices.of(questions, shares, self.request)
         self.data.questions, self.everything = slices.search, slices.everything
         self._correct()
