@@ -46,7 +46,9 @@ def samples_of(subject, task, shots, prompting):
         log_samples=True,
         **prompting,
     )
-    return sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+    samples = found["samples"][task]
+    first = samples[0]["filter"]  # an item is logged once for each filter of its task; layerprune applies the first
+    return sorted((one for one in samples if one["filter"] == first), key=lambda sample: sample["doc_id"])
 
 
 PLAIN: dict[str, object] = {}
