@@ -180,8 +180,8 @@ def test_a_size_that_is_none(home, out):
     assert said == "--max-shard-size '5 apples' is not a size; write 5GB or 500MB"
 
 
-def test_a_proposer_of_a_cascade_that_is_not_there_is_refused_before_the_model_is_loaded(home, out):
-    assert "unknown metric 'foo'" in plan(home, out, "--search", "cascade:by=foo")
+def test_a_proposer_that_is_not_there_is_refused_before_the_model_is_loaded(home, out):
+    assert "unknown metric 'foo'" in plan(home, out, "--search", "exchange:by=foo")
     assert not out.exists()
 
 
@@ -237,6 +237,6 @@ def test_a_size_in_no_unit(home, out, option, value):
 
 
 def test_a_race_that_no_search_would_run(home, out):
-    said = plan(home, out, "--racing", "--search", "beam")
-    assert said.startswith("--racing: the search 'beam' compares more than the next to go; leave it out")
+    said = plan(home, out, "--racing", "--search", "blocks")
+    assert said.startswith("--racing: the search 'blocks' compares more than the next to go; leave it out")
     assert "answers no items" in plan(home, out, "--racing", "--metric", "cosine")

@@ -115,10 +115,7 @@ def test_scores_that_are_replaced_take_the_plan_made_from_them_along(home, tmp_p
     assert (out / "plan.json").exists()
 
 
-@pytest.mark.parametrize(
-    "search",
-    ["one-shot", "beam:width=2", "evolution:generations=2,offspring=4", "blocks", "cascade:keep=2", "exchange"],
-)
+@pytest.mark.parametrize("search", ["one-shot", "blocks", "exchange"])
 def test_every_search_plans_from_a_model(home, tmp_path, search):
     done("plan", home / "base", *tasks(home), "--drop", 2, "--search", search, "--protect", "0", "-o", tmp_path / "run")
     plan = Plan.load(tmp_path / "run" / "plan.json")

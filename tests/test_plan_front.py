@@ -101,8 +101,8 @@ def test_the_plot_is_a_picture_the_same_for_the_same_front(home, tmp_path):
 
 def test_what_a_front_cannot_be_is_refused_before_a_model_is_loaded(home, tmp_path):
     out = tmp_path / "out"
-    said = refused(*front(home, out, "--search", "evolution"))
-    assert said == "--front follows one path, and the search 'evolution' lays none: use greedy or one-shot"
+    said = refused(*front(home, out, "--search", "exchange"))
+    assert said == "--front follows one path, and the search 'exchange' lays none: use greedy or one-shot"
     assert "--drop and --front are given" in refused(*front(home, out, "--drop", 2))
     assert "belongs to --max-drop, and --front is given" in refused(*front(home, out, "--confidence", "90%"))
     assert "--up-to 0: at least one layer goes and one stays" in refused(*front(home, out, "--up-to", 0))

@@ -59,7 +59,7 @@ def test_races_that_err_in_turn_do_not_walk_in_circles():
         best = next(turn) % 3
         return [Candidate(removal=r.units, score=float((r.units[0] - best) % 3)) for r in removals]
 
-    asked = Others(None, lambda _, c, drop: one_shot(TableJudge(), c, drop), lambda _: TableJudge())
+    asked = Others(lambda _, c, drop: one_shot(TableJudge(), c, drop), lambda _: TableJudge())
     found = Exchange(most=50).bind(asked)(race, Constraints(3), 1)
     stood = [one.removal for one in found.rounds[-1].candidates]
     assert len(set(stood)) == len(stood) > 1
@@ -109,7 +109,7 @@ def test_races_that_err_neither_keep_it_walking_nor_have_the_last_word(seed):
         asked.append(keep)
         return whole
 
-    search = Exchange(most=10**6).bind(Others(None, lambda _, c, drop: one_shot(TableJudge(seed + 9), c, drop), own))
+    search = Exchange(most=10**6).bind(Others(lambda _, c, drop: one_shot(TableJudge(seed + 9), c, drop), own))
     found = search(race, Constraints(6), 2)
     stood = [one.removal for one in found.rounds[-1].candidates]
     assert asked == [2, len(stood)]  # none of them may be stopped early
@@ -131,7 +131,6 @@ def test_the_first_round_is_the_ranking_and_the_last_the_whole_removals_stood_at
 def test_cheap_metrics_are_asked_first_and_single_layers_race_for_all_places():
     asked, judge = [], TableJudge(1)
     own = Others(
-        lambda _: judge,
         lambda spec, c, drop: asked.append(spec) or one_shot(judge, c, drop),
         lambda keep: asked.append(keep) or judge,
     )
@@ -160,7 +159,7 @@ def test_a_metric_that_can_propose_nothing_is_named_before_anything_is_judged():
         raise RefusedError("no 2 neighbouring layers may go together")
 
     judge = TableJudge()
-    search = Exchange(by="angular").bind(Others(None, choose, lambda _: judge))
+    search = Exchange(by="angular").bind(Others(choose, lambda _: judge))
     with pytest.raises(UsageError, match="the metric 'angular' proposes nothing here: no 2 neighbouring"):
         search(judge, Constraints(6), 2)
     assert not judge.asked

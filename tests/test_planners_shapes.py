@@ -11,11 +11,10 @@ from layerprune.removal import Removal
 from layerprune.specs import build
 
 HALVES = tuple(step / 2 if step % 2 else step // 2 for step in range(11))  # 0, 0.5, ... 5: units of six layers
-SPECS = {"evolution": "evolution:generations=6,offspring=6"}
 
 
 def search(name, seed=0):
-    made = build(SEARCHES, SPECS.get(name, name))[1]
+    made = build(SEARCHES, name)[1]
     return bound(made, others(TableJudge(seed + 100), own=TableJudge(seed)))
 
 

@@ -29,7 +29,6 @@ Watch = Callable[[Removal, Candidate], None]
 class Others:
     """What a search may ask beside its judge; whoever runs the search gives it to ``bound``."""
 
-    judge: Callable[[str], Judge]  # another metric's judgements, by its spec
     choose: Callable[[str, Constraints, int], Found]  # what another metric removes by the cheapest search it has
     own: Callable[[int], Judge]  # the search's own metric, where so many candidates of a round matter
 

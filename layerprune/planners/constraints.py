@@ -102,6 +102,15 @@ class Constraints:
             return str(error)
         return ""
 
+    def misfit(self, removal: Removal, drop: int) -> str:
+        """Return why ``removal`` is not one of ``drop`` units that may go, or an empty string."""
+        if len(removal) != drop:
+            return f"{drop} layers were to go, and these are {len(removal)}"
+        movable = {unit for move in self.moves if set(move) <= set(removal) for unit in move}
+        if stray := sorted(set(removal) - movable):
+            return f"layer {stray[0]} does not exist, is to stay, or goes with others only"
+        return self.refusal(removal)
+
     def require(self, drop: int) -> None:
         """Raise ``UsageError`` when no removal of ``drop`` units exists, before anything slow starts."""
         if drop < 1 or drop >= self.depth:

@@ -1,7 +1,7 @@
 """Which metric and which search choose layers well: accuracy that is left on items no choice has seen, in one table.
 
     python tests/benchmarks/selection.py MODEL EVAL -o FOLDER [--dtype bfloat16] [--items 300] [--audit 1000]
-        [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/beam ...] [--draws 5]
+        [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/exchange ...] [--draws 5]
         [--reference ablation/greedy] [--operator rescale] [--unit half] [--skip 1000]
 
 MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. An entry is METRIC/SEARCH, both as the
@@ -16,7 +16,7 @@ which the intact model is not above chance, on either split, are left out and na
 Everything goes through journals in FOLDER: killed, the same command goes on; with more entries it measures those alone.
 Prints, and writes to FOLDER/table.md: what each search spent; accuracy left, its difference from the intact model, and
 how far each --reference lies above the entry, all with 95 % paired intervals (not corrected for their number). Item
-evaluations are removals times items that were answered; a cascade's cheap metric reads the same items once more.
+evaluations are removals times items that were answered; a metric that proposes reads the same items once more.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ ENTRIES = (
     "cosine/one-shot", "perplexity/one-shot", "perplexity/greedy", "output/one-shot", "angular/blocks",
     "taylor/one-shot", "magnitude/one-shot", "relative/one-shot", "reverse-order/one-shot", "random/one-shot",
 )  # fmt: skip
-EQUAL = ("ablation/cascade", "ablation/beam", "ablation/evolution:generations=20")
+EQUAL = ("ablation/exchange",)
 SIGNIFICANT = 0.05
 
 
@@ -255,7 +255,7 @@ def calls(search: str, constraints: Constraints, count: int) -> int:
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
         return [Candidate(removal=r.units, score=random.Random(str(r)).random()) for r in removals]
 
-    others = Others(lambda _: judge, lambda _, within, drop: one_shot(judge, within, drop), lambda _: judge)
+    others = Others(lambda _, within, drop: one_shot(judge, within, drop), lambda _: judge)
     return asked(bound(look, others)(judge, constraints, count), 1)[0]
 
 
