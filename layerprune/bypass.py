@@ -1,7 +1,7 @@
 """Running a model as if some of its decoder layers, or halves of them, were not there, without changing a weight.
 
-A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered, or what a
-``PassOn`` makes of them. A bypassed half adds nothing to the residual stream.
+A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered. A bypassed
+half adds nothing to the residual stream.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,25 +20,17 @@ from layerprune.removal import Removal
 
 Half = Literal["attention", "mlp"]
 HALVES: tuple[Half, Half] = ("attention", "mlp")  # in the order of a layer's sublayers
-PassOn = Callable[[int, torch.Tensor], torch.Tensor]  # a removed layer's index and its input, to what it hands on
 
 
 @contextmanager
-def bypassed(
-    model: nn.Module, layers: Sequence[nn.Module], removal: Removal, pass_on: PassOn | None = None
-) -> Iterator[None]:
+def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) -> Iterator[None]:
     """Bypass the units of ``removal`` (indices into ``layers``, the decoder stack of ``model``) in the block.
 
     ``forward`` is replaced on the instance, so hooks and the module list stay as they are; it is restored on exit,
     after an exception too. Blocks nest. Run the model with ``use_cache=False``: the cache of a bypassed layer stays
-    empty. Raises ``UsageError`` for a layer that does not exist and for half a layer with a ``pass_on``, which stands
-    in for whole ones; ``RefusedError`` for half a layer that has no halves.
+    empty. Raises ``UsageError`` for a layer that does not exist, ``RefusedError`` for half a layer that has no halves.
     """
-    if pass_on is not None:
-        refuse_halves(removal.sublayers)
-    replacements = [
-        pair for index in range(len(layers)) for pair in _replacements(layers[index], index, removal, pass_on)
-    ]
+    replacements = [pair for index in range(len(layers)) for pair in _replacements(layers[index], index, removal)]
     if removal.sublayers and max(removal.sublayers) >= 2 * len(layers):
         raise UsageError(f"{removal} names a layer that does not exist: the model has layers 0 to {len(layers) - 1}")
     with _standing_in(replacements):
@@ -69,21 +60,10 @@ def _standing_in(replacements: Sequence[tuple[nn.Module, Callable[..., Any]]]) -
                 module.forward = forward
 
 
-def refuse_halves(sublayers: frozenset[int]) -> None:
-    """Raise ``UsageError`` when sublayers of which something is to stand in do not make up whole layers."""
-    halves_alone = sorted(part // 2 for part in sublayers if part ^ 1 not in sublayers)
-    if halves_alone:
-        raise UsageError(
-            f"an operator other than skip stands in for whole layers; of layer {halves_alone[0]} half is removed"
-        )
-
-
-def _replacements(
-    layer: nn.Module, index: int, removal: Removal, pass_on: PassOn | None
-) -> list[tuple[nn.Module, Callable[..., Any]]]:
+def _replacements(layer: nn.Module, index: int, removal: Removal) -> list[tuple[nn.Module, Callable[..., Any]]]:
     gone = [half for offset, half in enumerate(HALVES) if 2 * index + offset in removal.sublayers]
     if len(gone) == 2:
-        return [(layer, partial(_Identity, change=partial(pass_on, index) if pass_on else None))]
+        return [(layer, _Identity)]
     return _silencers(layer, gone[0]) if gone else []
 
 
@@ -99,10 +79,8 @@ class _Identity:
     carries more tensors than the hidden states (a state or bias that later layers read).
     """
 
-    def __init__(
-        self, original: Callable[..., Any], change: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> None:
-        self.original, self.change = original, change
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
         self.signature = inspect.signature(original)
         self.first = next(iter(self.signature.parameters))
         self.wrap: Callable[[torch.Tensor], Any] | None = None
@@ -110,9 +88,8 @@ class _Identity:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs[self.first]
         if self.wrap is not None:
-            return self.wrap(self._changed(hidden))
+            return self.wrap(hidden)
         answer = self.original(*args, **kwargs)
-        hidden = self._changed(hidden)
         if isinstance(answer, torch.Tensor):
             self.wrap = lambda states: states
             return hidden
@@ -120,9 +97,6 @@ class _Identity:
         if all(entry is None for entry in answer[1:]):
             self.wrap = lambda states: (states, *rest)
         return type(answer)((hidden, *rest))
-
-    def _changed(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden if self.change is None else self.change(hidden)
 
     def _carried(self, rest: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Replace what a layer hands to the next one (``prev_topk_indices`` and such) by what it was handed itself."""

@@ -361,23 +361,6 @@ def test_rescaled_weights_act_as_a_factor_at_each_cut(home, tmp_path, removed):
     assert set(changed) == {form.format(layer) for layer in range(first, 6 - len(removed)) for form in (DOWN, OUT)}
 
 
-def test_rescaling_does_what_the_search_judged(home, tmp_path):
-    """The operator of the search and the healed checkpoint are the same model."""
-    from layerprune.operators import StandIn, average_passage
-
-    folder = cut(home, 2, 3)
-    job = case(home / "plain", folder, Removal.of(2, 3), tmp_path, dtype="float32")
-    healed = AutoModelForCausalLM.from_pretrained(folder)
-    healed.load_state_dict(dict(Rescale().heal(job)), strict=False)
-    base = job.base_subject()
-    rows = torch.from_numpy(job.corpus.train.ids)
-    base.stand_in = StandIn(average_passage(base, [(rows, torch.ones_like(rows, dtype=bool))]), "rescale", "a test")
-    ids = torch.from_numpy(windows(2, seed=5).ids)
-    with torch.no_grad(), base.without(Removal.of(2, 3)) as judged:
-        expected = judged(input_ids=ids, use_cache=False).logits
-        torch.testing.assert_close(healed(input_ids=ids, use_cache=False).logits, expected, rtol=1e-3, atol=1e-3)
-
-
 def test_factors_of_several_cuts_multiply():
     assert divisors_of([2.0, 3.0, 5.0, 7.0, 11.0], frozenset({1, 3}), 5) == [1.0, 3.0, 21.0]
     assert divisors_of([2.0, 3.0, 5.0], frozenset({0}), 3) == [2.0, 2.0]

@@ -14,7 +14,6 @@ from layerprune.removal import Removal, Unit
 Units = tuple[Unit, ...]
 Interval = tuple[float, float]  # 95 % unless a field says otherwise
 FileName = Annotated[str, AfterValidator(lambda name: _file_name(name))]  # of a file inside the document's folder
-Operator = Literal["skip", "rescale", "mean"]  # what stands in for a removed layer while removals are judged
 
 
 def _file_name(name: str) -> str:
@@ -89,23 +88,19 @@ def _pairs(given: dict[str, float]) -> str:
 class MetricRef(Part):
     """A relevance metric as it was run."""
 
-    gained: ClassVar[tuple[str, ...]] = ("operator", "objective")
+    gained: ClassVar[tuple[str, ...]] = ("objective",)
     name: str
     spec: str = Field(description="what the command line takes, defaults left out: 'cosine:tokens=last'")
     options: dict[str, str | int | float | bool | None]
     unit: str
     scope: str
     owner: str = Field(description="distribution that ships the metric, with its version")
-    operator: Operator = Field(
-        default="skip", description="what stood in for a removed layer: nothing, or its average effect on the stream"
-    )
     objective: Objective = Field(default=MEAN, description="what a removal costs over the tasks")
 
     @property
     def words(self) -> str:
-        """How removals were judged, for titles: ``ablation with rescale (worst task)``."""
-        how = self.spec if self.operator == "skip" else f"{self.spec} with {self.operator}"
-        return f"{how} ({self.objective.words})" if self.objective.words else how
+        """How removals were judged, for titles: ``ablation (worst task)``."""
+        return f"{self.spec} ({self.objective.words})" if self.objective.words else self.spec
 
 
 class Ranked(Part):

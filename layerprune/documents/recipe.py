@@ -18,7 +18,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import Operator
 from layerprune.documents.faults import Fault, Place, faults_of
 from layerprune.documents.marked import Marked, read_marked
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
@@ -69,7 +68,6 @@ class ScoreStep(Part):
     floor: dict[str, float] | None = Field(
         default=None, description="share of the intact accuracy above chance that a task must keep"
     )
-    operator: Operator | None = Field(default=None, description="what stands in for a removed layer")
     racing: bool | None = Field(default=None, description="stop candidates early that are clearly not next to go")
 
 

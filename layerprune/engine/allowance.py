@@ -34,7 +34,7 @@ class Allowance:
         depth = len(path.subject.layers)
         self.each = self._traffic([Removal.of(layer) for layer in range(depth)])
         alone = self._traffic([Removal(())])
-        halved = path.subject.anatomy.halves and path.subject.stand_in is None  # zeros in the place of a half
+        halved = path.subject.anatomy.halves  # zeros in the place of a half
         self.alone = replace(alone, alive=tuple(states + halved for states in alone.alive))
         self.usual_piece = path.piece
         path.piece = self._piece(self.room)
@@ -109,7 +109,7 @@ class Allowance:
     def _traffic(self, removals: Sequence[Removal]) -> Traffic:
         subject = self.path.subject
         drops = tuple(removal.sublayers for removal in removals)
-        return traffic(len(subject.layers), drops, copies=subject.stand_in is not None)
+        return traffic(len(subject.layers), drops)
 
     def _piece(self, room: int) -> int:
         """Return for how many places logits are computed at once."""

@@ -156,7 +156,7 @@ class Estimate:
         trials = TRIALS if beginning else [(r, w, 0, p, piece) for r, w, _, p, piece in TRIALS[:ALONE]]
         if not path.together:
             trials = [(1, w, 0, p, piece) for _, w, _, p, piece in TRIALS[:ONE_ROW]]
-            removals += [HALF] if path.subject.anatomy.halves and path.subject.stand_in is None else []
+            removals += [HALF] if path.subject.anatomy.halves else []
         if not path.masked:
             trials = [*trials, *((rows, width, 0, 2, 99) for rows, width in WIDER if width <= longest)]
         runs, sizes, states, cache = [], [], [], np.zeros(depth)

@@ -82,7 +82,7 @@ class TreePath:
         self.subject, self.windows = subject, windows
         self.piece = usual_piece(subject.vocabulary)
         self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = None
-        self.walk = Walk(subject.model, subject.layers, subject.stand_in)
+        self.walk = Walk(subject.model, subject.layers)
         self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=subject.device)})
 
     @property

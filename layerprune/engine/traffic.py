@@ -39,8 +39,8 @@ class Traffic:
 
 
 @lru_cache(maxsize=256)
-def traffic(depth: int, drops: tuple[Key, ...], copies: bool = False) -> Traffic:
-    """Follow the states of a walk. ``copies``: what passes a removed layer is a new tensor, not the same one."""
+def traffic(depth: int, drops: tuple[Key, ...]) -> Traffic:
+    """Follow the states of a walk."""
     held = {frozenset[int](): 0}  # which tensor each state is; 0 are the embeddings, which the model's forward keeps
     made, alive, runs = 0, [], []
     for index in range(depth):
@@ -50,10 +50,10 @@ def traffic(depth: int, drops: tuple[Key, ...], copies: bool = False) -> Traffic
             for way, new in ways(key, index, wanted):
                 halved = way in ("attention", "mlp")  # zeros beside what the half has answered
                 most = max(most, len({0, current, *held.values(), *fresh.values()}) + halved)
-                if way == "past" and not copies:
+                if way == "past":
                     fresh[new] = current
                     continue
-                ran += way != "past"
+                ran += 1
                 made += 1
                 fresh[new] = made
         held = fresh

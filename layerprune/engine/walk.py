@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from layerprune.bypass import PassOn, refuse_halves, silenced
+from layerprune.bypass import silenced
 from layerprune.engine.traffic import Way, wanted_after, ways
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def replaced_forwards(layers: Sequence[nn.Module], make: Callable[[int, Any], An
 class Walk:
     """Runs batches through a model for many removals at once."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], pass_on: PassOn | None = None) -> None:
-        self.model, self.layers, self.pass_on = model, layers, pass_on
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        self.model, self.layers = model, layers
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
         self.shares = False  # layers hand each other more than hidden states, through mappings that they write to
         self.work = Work()
@@ -125,8 +125,6 @@ class Walk:
         Each result is (places, hidden), before the final norm. ``beginning``: what the inputs follow on; one that is
         still open is written by this walk.
         """
-        for drop in drops if self.pass_on else ():
-            refuse_halves(drop)
         states: dict[frozenset[int], State] = {}
         last = len(self.layers) - 1
         trunk = self._trunk(inputs, beginning)
@@ -201,7 +199,7 @@ class Walk:
 
     def _carried(self, way: Way, step: Step, key: frozenset[int], state: State) -> State:
         if way == "past":
-            return self._past(step.index, state)
+            return state
         if step.beginning is not None:
             step.beginning.key = key
         if way == "through":
@@ -222,10 +220,6 @@ class Walk:
             self.work.computed += size
             self.work.found += size
         return known
-
-    def _past(self, index: int, state: State) -> State:
-        """Carry a state past a layer that is removed."""
-        return state if self.pass_on is None else replace(state, hidden=self.pass_on(index, state.hidden))
 
     def _through(self, step: Step, state: State) -> State:
         kwargs = step.kwargs

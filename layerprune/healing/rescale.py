@@ -16,14 +16,13 @@ follows.
 A model that reads its stream without a norm somewhere is not invariant. That is not looked up but tried: the folded
 weights must give the logits of the model whose stream is multiplied at the cuts, or the model is refused.
 
-**The factor** is that of the search's operator of the same name (``operators.average_passage``): the geometric mean
-of |out| / |in| of each removed layer, over the tokens of the base; a run's factor is the product. So a plan judged
-with ``--operator rescale`` is judged as it ships.
+**The factor** is the geometric mean of |out| / |in| of each removed layer, over the tokens of the base, so that a few
+enormous tokens do not decide it; a run's factor is the product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -33,13 +32,12 @@ from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint
 from layerprune.corpus import Windows
 from layerprune.engine.walk import replaced_forwards, split_hidden
-from layerprune.errors import RefusedError
+from layerprune.errors import ModelError, RefusedError
 from layerprune.healing.base import Case, Changed, Needs
 from layerprune.healing.losses import id_batches
 from layerprune.healing.names import names_on_disk, read_tensor, stored_as
 from layerprune.healing.projections import Projection, output_projections
 from layerprune.healing.streams import CHECK_TOKENS, Stream
-from layerprune.operators import average_passage
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 
@@ -92,13 +90,40 @@ class Rescale:
         case.record.tokens = windows.tokens
         with case.progress.task("reading text with the base", windows.tokens, "tokens") as advance:
 
-            def read() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            def read() -> Iterator[torch.Tensor]:
                 for ids in id_batches(windows):
-                    rows = ids.to(base.device)
-                    yield rows, torch.ones_like(rows, dtype=torch.bool)
+                    yield ids.to(base.device)
                     advance(ids.numel())
 
-            return average_passage(base, read()).factors.tolist()
+            return lengthening(base, read()).tolist()
+
+
+@torch.no_grad()
+def lengthening(subject: Subject, batches: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the geometric mean over tokens of |out| / |in| of each layer of the intact model, (layers,), float64.
+
+    ``batches`` are token ids, (rows, tokens), without padding. Raises ``ModelError`` where a mean is not a number.
+    """
+    logs, count = torch.zeros(len(subject.layers), dtype=torch.float64), 0
+
+    def make(index: int, original: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            before = split_hidden(args, kwargs)[0].double().norm(dim=-1)  # (rows, tokens), first: layers may write
+            output = original(*args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple | list) else output
+            logs[index] += (hidden.double().norm(dim=-1).to(before.device) / before).log().sum().cpu()
+            return output
+
+        return forward
+
+    with replaced_forwards(subject.layers, make):
+        for ids in batches:
+            count += ids.numel()
+            subject.model(input_ids=ids, use_cache=False)
+    factors = (logs / count).exp()
+    if not factors.isfinite().all():
+        raise ModelError("the layers' average effect is not a number: the model's states overflow; try --dtype float32")
+    return factors
 
 
 def _whole_layers(removal: Removal) -> frozenset[int]:

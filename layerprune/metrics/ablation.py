@@ -49,7 +49,6 @@ class Ablation:
 
     unit: ClassVar[str] = "relevance"
     scope: ClassVar[Scope] = "any set"
-    runs_without: ClassVar[bool] = True
     needs: ClassVar[Needs] = "items"
     cost: ClassVar[str] = "one forward pass over the items per removal, shared work computed once"
     source: ClassVar[str] = "arXiv:2605.14075"

@@ -52,9 +52,7 @@ class Data:
 class Metric(Protocol):
     """Scores removals; higher means more harm. A metric is a frozen dataclass whose fields are its options.
 
-    The class attributes are shown by ``layerprune metrics`` and written into scores.json. One that runs the model
-    without the layers (``Subject.without``, ``Engine``) says ``runs_without: ClassVar[bool] = True``: what stands in
-    for removed layers (``--operator``) then has a say in its scores.
+    The class attributes are shown by ``layerprune metrics`` and written into scores.json.
     """
 
     unit: ClassVar[str]  # of the score: "relevance", "1-cos"

@@ -35,7 +35,6 @@ class Shapley:
 
     unit: ClassVar[str] = "nats/token, shared out"
     scope: ClassVar[Scope] = "any set"
-    runs_without: ClassVar[bool] = True
     needs: ClassVar[Needs] = "text"
     cost: ClassVar[str] = "permutations x layers forward passes over the texts, half of each on average"
     source: ClassVar[str] = "arXiv:2409.14381"

@@ -15,7 +15,7 @@ NAMED = 5  # removals named one by one
 
 def caveats(scores: Scores, predicted: Prediction | None) -> tuple[str, ...]:
     """Return what is to be said about how the removals were judged, and on how much."""
-    return (*_operator(scores), *_failures(scores), *_noise(scores), *_floors(scores, predicted))
+    return (*_failures(scores), *_noise(scores), *_floors(scores, predicted))
 
 
 def ends(scores: Scores, removal: Units, limits: Limits) -> Iterator[str]:
@@ -32,16 +32,6 @@ def ends(scores: Scores, removal: Units, limits: Limits) -> Iterator[str]:
     keep = ",".join("-1" if unit else "0" for unit in gone)
     verb, it = ("are", "them") if len(gone) > 1 else ("is", "it")
     yield f"{which} of {last + 1} layers {verb} to go, which models seldom bear well: --protect {keep} keeps {it}"
-
-
-def _operator(scores: Scores) -> Iterator[str]:
-    operator = scores.metric.operator
-    if operator != "skip":
-        healing = " (layerprune heal --method rescale)" if operator == "rescale" else ""
-        yield (
-            f"judged, and predicted, with the operator {operator}: export skips the layers plainly, which costs "
-            f"something else unless the checkpoint is healed so{healing}"
-        )
 
 
 def _failures(scores: Scores) -> Iterator[str]:

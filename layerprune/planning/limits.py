@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerprune.anatomy import Anatomy
 from layerprune.documents import MEAN, Limits, Objective
-from layerprune.documents.common import Operator
 from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive
 from layerprune.metrics.base import Metric
 from layerprune.planners import Anything, Contiguous, NoAdjacent, Shape
-from layerprune.planning.request import ScoreRequest
 from layerprune.removal import Removal, Unit
-
-OPERATORS: tuple[Operator, ...] = typing.get_args(Operator)
 
 
 @dataclass(frozen=True)
@@ -64,21 +59,6 @@ def keeping_period(anatomy: Anatomy) -> Callable[[Removal], None]:
             raise RefusedError(f"--keep-period: {'; '.join(broken)}")
 
     return check
-
-
-def check_operator(request: ScoreRequest, name: str, metric: Metric) -> None:
-    """Raise ``UsageError`` for an operator that does not exist, or that the metric or the unit has no place for."""
-    if request.operator not in OPERATORS:
-        raise UsageError(f"unknown operator {request.operator!r}; use {', '.join(OPERATORS)}")
-    if request.operator == "skip":
-        return
-    if not getattr(metric, "runs_without", False):
-        raise UsageError(
-            f"the metric {name!r} never runs the model without a layer: an operator changes nothing; leave --operator "
-            "out, or use ablation, perplexity, output or shapley"
-        )
-    if request.unit == "half":
-        raise UsageError(f"--operator {request.operator} stands in for whole layers; leave it or --unit half out")
 
 
 def check_objective(objective: Objective, racing: bool | None, name: str, metric: Metric) -> None:

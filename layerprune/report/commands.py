@@ -69,8 +69,7 @@ def _made(plan: Plan) -> str:
 def _judged(metric: MetricRef) -> list[object]:
     """What a metric's judgement was turned into; defaults are left out."""
     objective = metric.objective
-    words: list[object] = [] if metric.operator == "skip" else ["--operator", metric.operator]
-    words += [] if objective.name == "mean" else ["--objective", objective.name]
+    words: list[object] = [] if objective.name == "mean" else ["--objective", objective.name]
     for option, given in (("--weights", objective.weights), ("--floor", objective.floors)):
         words += [option, ",".join(f"{task}={value:g}" for task, value in given.items())] if given else []
     return words

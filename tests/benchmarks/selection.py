@@ -2,15 +2,14 @@
 
     python tests/benchmarks/selection.py MODEL EVAL -o FOLDER [--dtype bfloat16] [--items 300] [--audit 1000]
         [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/exchange ...] [--draws 5]
-        [--reference ablation/greedy] [--operator rescale] [--unit half] [--skip 1000]
+        [--reference ablation/greedy] [--unit half] [--skip 1000]
 
 MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. An entry is METRIC/SEARCH, both as the
 command line takes them, with @N behind where it is to see N items of each task instead of --items. Every entry chooses
 3, 6, 8 and 15 layers (--counts) on selection items (the training split); all of its choices answer the same --audit
 items a task of the evaluation split, with the layers bypassed in memory; --skip passes over the first of them, which
 a choice between these entries has been made on. --equal entries spend what greedy by the same
-metric spends on --items: a search that asks about three times as many removals gets a third of the items. --operator
-stands something in for removed layers, for choosing and in the audit (rescale: what healing by it ships). Tasks on
+metric spends on --items: a search that asks about three times as many removals gets a third of the items. Tasks on
 which the intact model is not above chance, on either split, are left out and named.
 
 Everything goes through journals in FOLDER: killed, the same command goes on; with more entries it measures those alone.
@@ -36,7 +35,6 @@ from layerprune.cli.quiet import quiet_libraries
 from layerprune.documents import Candidate
 from layerprune.engine import Engine, Examiner
 from layerprune.metrics.base import Data
-from layerprune.operators import stand_in
 from layerprune.planners import SEARCHES, Constraints, Found, Others, bound, one_shot
 from layerprune.removal import Removal
 from layerprune.report.words import accuracy, points, points_interval
@@ -93,7 +91,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--skip", type=int, default=0, help="evaluation items of each task passed over: seen before")
     parser.add_argument("--draws", type=int, default=5, help="of the random baseline: one draw says little")
     parser.add_argument("--unit", choices=["layer", "half"], default="layer")
-    parser.add_argument("--operator", choices=["skip", "rescale", "mean"], default="skip")
     parser.add_argument("--no-racing", dest="racing", action="store_false")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="auto")
@@ -117,9 +114,6 @@ class Bench:
         self.subject = Subject.load(self.options.model, dtype=self.options.dtype, device=self.options.device)
         self.engine = Engine(self.subject)
         self.scorers: dict[int, Scorer] = {}
-        if self.options.operator != "skip":
-            text = Data(questions=self.load(self.options.tasks, "selection", self.options.items))
-            self.subject.stand_in = stand_in(self.subject, self.options.operator, text)
 
     def load(self, tasks: Sequence[str], use: Any, limit: int | None, seen: frozenset[str] = frozenset()) -> Questions:
         return load_questions(
