@@ -1,7 +1,6 @@
-"""Running a model as if some of its decoder layers, or halves of them, were not there, without changing a weight.
+"""Running a model as if some of its decoder layers were not there, without changing a weight.
 
-A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered. A bypassed
-half adds nothing to the residual stream.
+A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered.
 """
 
 from __future__ import annotations
@@ -9,67 +8,38 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from layerprune.anatomy import halves
 from layerprune.errors import UsageError
 from layerprune.removal import Removal
-
-Half = Literal["attention", "mlp"]
-HALVES: tuple[Half, Half] = ("attention", "mlp")  # in the order of a layer's sublayers
 
 
 @contextmanager
 def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) -> Iterator[None]:
-    """Bypass the units of ``removal`` (indices into ``layers``, the decoder stack of ``model``) in the block.
+    """Bypass the layers of ``removal`` (indices into ``layers``, the decoder stack of ``model``) in the block.
 
     ``forward`` is replaced on the instance, so hooks and the module list stay as they are; it is restored on exit,
     after an exception too. Blocks nest. Run the model with ``use_cache=False``: the cache of a bypassed layer stays
-    empty. Raises ``UsageError`` for a layer that does not exist, ``RefusedError`` for half a layer that has no halves.
+    empty. Raises ``UsageError`` for a layer that does not exist.
     """
-    replacements = [pair for index in range(len(layers)) for pair in _replacements(layers[index], index, removal)]
-    if removal.sublayers and max(removal.sublayers) >= 2 * len(layers):
+    if removal and max(removal) >= len(layers):
         raise UsageError(f"{removal} names a layer that does not exist: the model has layers 0 to {len(layers) - 1}")
-    with _standing_in(replacements):
-        yield
-
-
-@contextmanager
-def silenced(layer: nn.Module, half: Half) -> Iterator[None]:
-    """Have one half of a layer add nothing to the residual stream; ``RefusedError`` where a layer has no halves."""
-    with _standing_in(_silencers(layer, half)):
-        yield
-
-
-@contextmanager
-def _standing_in(replacements: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     before: list[tuple[nn.Module, Any]] = []
     try:
-        for module, stand_in in replacements:
-            before.append((module, module.__dict__.get("forward")))
-            module.forward = stand_in(module.forward)  # type: ignore[method-assign]
+        for index in removal:
+            layer = layers[index]
+            before.append((layer, layer.__dict__.get("forward")))
+            layer.forward = _Identity(layer.forward)  # type: ignore[method-assign]
         yield
     finally:
-        for module, forward in reversed(before):
+        for layer, forward in reversed(before):
             if forward is None:
-                del module.forward  # the class's own shows again
+                del layer.forward  # the class's own shows again
             else:
-                module.forward = forward
-
-
-def _replacements(layer: nn.Module, index: int, removal: Removal) -> list[tuple[nn.Module, Callable[..., Any]]]:
-    gone = [half for offset, half in enumerate(HALVES) if 2 * index + offset in removal.sublayers]
-    if len(gone) == 2:
-        return [(layer, _Identity)]
-    return _silencers(layer, gone[0]) if gone else []
-
-
-def _silencers(layer: nn.Module, half: Half) -> list[tuple[nn.Module, Callable[..., Any]]]:
-    found = halves.split(halves.weighted(layer))
-    return [(layer.get_submodule(name), _Silence) for name in found.outputs[half]]
+                layer.forward = forward
 
 
 class _Identity:
@@ -104,16 +74,3 @@ class _Identity:
         if len(previous) != 1 or len(rest) != 1:
             return rest
         return (self.signature.bind(*args, **kwargs).arguments.get(previous[0]),)
-
-
-class _Silence:
-    """What stands in for the ``forward`` of an attention, an MLP or the norm behind it: the same answer, but zeros."""
-
-    def __init__(self, original: Callable[..., Any]) -> None:
-        self.original = original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self.original(*args, **kwargs)
-        if isinstance(answer, torch.Tensor):
-            return torch.zeros_like(answer)
-        return type(answer)((torch.zeros_like(answer[0]), *answer[1:]))

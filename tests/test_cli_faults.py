@@ -201,11 +201,29 @@ def test_scores_that_hold_nothing(home, tmp_path):
 def test_scores_of_a_layer_that_is_not_there(home, tmp_path):
     data = json.loads((home / "run" / "scores.json").read_text())
     depth, edited = data["model"]["layers"], tmp_path / "scores.json"
-    for unit in (depth, depth - 0.5):
-        data["rounds"][0]["candidates"][0]["removal"] = [unit]
-        edited.write_text(json.dumps(data))
-        said = refused("plan", "--scores", edited, "--drop", 1, "-o", tmp_path / "run")
-        assert f"rounds[0] speaks of [{unit}] and the model has layers 0 to {depth - 1}" in said
+    data["rounds"][0]["candidates"][0]["removal"] = [depth]
+    edited.write_text(json.dumps(data))
+    said = refused("plan", "--scores", edited, "--drop", 1, "-o", tmp_path / "run")
+    assert f"rounds[0] speaks of [{depth}] and the model has layers 0 to {depth - 1}" in said
+
+
+def test_documents_of_half_layers(home, tmp_path):
+    """As builds before the first release wrote them."""
+    why = "2.5 is not a whole layer, and half-layers are no longer removed; plan anew"
+    scores = json.loads((home / "run" / "scores.json").read_text())
+    plan = json.loads((home / "run" / "plan.json").read_text())
+    scores["rounds"][0]["candidates"][0]["removal"] = [2.5]
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    said = refused("plan", "--scores", tmp_path / "scores.json", "--drop", 1, "-o", tmp_path / "run")
+    assert said == f"{tmp_path / 'scores.json'}: rounds.0.candidates.0.removal.0: {why}"
+    for change, where in (
+        ({"removal": [2.5], "order": [2.5]}, "removal.0"),
+        ({"ranking": [{"unit": 2.5, "score": 0.1}]}, "ranking.0.unit"),
+    ):
+        (tmp_path / "plan.json").write_text(json.dumps(plan | change))
+        said = refused("export", tmp_path / "plan.json", "-o", tmp_path / "out")
+        assert said == f"{tmp_path / 'plan.json'}: {where}: {why}"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_label_that_compares_two_plans(home, tmp_path):

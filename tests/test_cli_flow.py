@@ -124,17 +124,6 @@ def test_every_search_plans_from_a_model(home, tmp_path, search):
     assert 0 not in plan.removal
 
 
-def test_half_layers_are_candidates_when_asked_for(home, tmp_path):
-    done("plan", home / "base", *tasks(home), "--unit", "half", "--drop", 2, "-o", tmp_path / "run")
-    scores, plan = Scores.load(tmp_path / "run" / "scores.json"), Plan.load(tmp_path / "run" / "plan.json")
-    first = [candidate.removal[0] for candidate in scores.rounds[0].candidates]
-    assert sorted(first) == [half / 2 for half in range(11)]
-    done("export", tmp_path / "run", "-o", tmp_path / "smaller")
-    receipt = Receipt.load(tmp_path / "smaller" / "layerprune" / "receipt.json")
-    assert receipt.removal == plan.removal
-    assert receipt.result.layers == 4
-
-
 def test_without_racing_every_candidate_sees_every_item(home, tmp_path):
     done("plan", home / "base", *tasks(home), "--no-racing", "--drop", 2, "-o", tmp_path / "run")
     scores = Scores.load(tmp_path / "run" / "scores.json")

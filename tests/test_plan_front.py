@@ -125,7 +125,7 @@ def test_a_cheap_metric_has_a_front_too_and_protected_layers_shorten_it(home, tm
 def test_layers_that_go_together_are_one_step():
     constraints = Constraints(6, together=(frozenset({1, 2}),))
     path = path_of(Found(order=(4, 1, 2, 0), rounds=(), ranking=()), constraints)
-    assert [step.removal.units for step in path] == [(4,), (1, 2, 4), (0, 1, 2, 4)]
+    assert [step.removal.layers for step in path] == [(4,), (1, 2, 4), (0, 1, 2, 4)]
 
 
 @pytest.mark.parametrize("command", [["score"], ["plan", "--drop", 1, "--search", "one-shot"]])

@@ -14,16 +14,8 @@ def test_blocks_finds_the_best_run(seed):
     judge = TableJudge(seed)
     found = Blocks()(judge, Constraints(9, protect=frozenset({8})), 3)
     runs = [tuple(range(start, start + 3)) for start in range(6)]
-    assert found.removal.units == min(runs, key=judge.value)
+    assert found.removal.layers == min(runs, key=judge.value)
     assert judge.asked == [runs]
-
-
-def test_blocks_of_half_layers_run_from_half_to_half():
-    units = tuple(step / 2 if step % 2 else step // 2 for step in range(9))
-    judge = TableJudge()
-    Blocks()(judge, Constraints(5, units=units), 2)
-    assert (0.5, 1.5) in judge.asked[0]
-    assert (0, 1) in judge.asked[0]
 
 
 def test_a_run_that_is_interrupted_everywhere_is_refused():
@@ -34,13 +26,13 @@ def test_a_run_that_is_interrupted_everywhere_is_refused():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_same_judge_gives_the_same_answer_and_the_constraints_hold(seed):
     def keep_one(removal):
-        if {5, 6, 7} <= set(removal.units):
+        if {5, 6, 7} <= set(removal.layers):
             raise RefusedError("one full-attention layer must stay")
 
     constraints = Constraints(10, protect=frozenset({9}), together=(frozenset({1, 2}),), check=keep_one)
     first, second = (Blocks()(TableJudge(seed), constraints, 4) for _ in range(2))
     assert first == second
-    removed = set(first.removal.units)
+    removed = set(first.removal.layers)
     assert len(removed) == 4
     assert 9 not in removed
     assert len(removed & {1, 2}) in (0, 2)

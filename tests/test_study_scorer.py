@@ -87,7 +87,7 @@ def test_exchange_gets_the_choices_of_other_metrics_and_its_own_ranking(tiny):
     block = scorer(tiny).find("angular", "blocks", *where).removal
     found = scorer(tiny).find("ablation", "exchange:by=cosine+angular,most=0", *where, racing=False)
     assert [one.removal for one in found.rounds[1].candidates] == list(
-        dict.fromkeys(removal.units for removal in (own, cosine, block))
+        dict.fromkeys(removal.layers for removal in (own, cosine, block))
     )
     assert found.cost.score == min(one.score for one in found.rounds[1].candidates)
 

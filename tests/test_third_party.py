@@ -27,7 +27,7 @@ class Parity:
     search: ClassVar[str] = "one-shot"
 
     def score(self, subject, removals, data):
-        return [Candidate(removal=r.units, score=sum(self.bonus * (u % 2) for u in r)) for r in removals]
+        return [Candidate(removal=r.layers, score=sum(self.bonus * (layer % 2) for layer in r)) for r in removals]
 '''
 SEARCH = '''\
 """Takes every other layer."""

@@ -212,7 +212,6 @@ scoring = together(
     items,
     objective,
     machine,
-    click.option("--unit", type=click.Choice(["layer", "half"]), help="half: half-layer runs, too. Default: layer."),
     click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0-3,-1 (negative: from the end)."),
 )
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from layerprune.documents.base import Part
 from layerprune.paths import checked_name, same_file
-from layerprune.removal import Removal, Unit
+from layerprune.removal import Removal
 
-Units = tuple[Unit, ...]
+Layer = Annotated[int, BeforeValidator(lambda value: _layer(value))]
+Units = tuple[Layer, ...]  # layers of the base, 0-based
 Interval = tuple[float, float]  # 95 % unless a field says otherwise
 FileName = Annotated[str, AfterValidator(lambda name: _file_name(name))]  # of a file inside the document's folder
+
+
+def _layer(value: object) -> object:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"{value} is not a whole layer, and half-layers are no longer removed; plan anew")
+    return value
 
 
 def _file_name(name: str) -> str:
@@ -106,7 +113,7 @@ class MetricRef(Part):
 class Ranked(Part):
     """One unit in the order in which it would be removed."""
 
-    unit: Unit
+    unit: Layer
     score: float
     interval: Interval | None = None
 
@@ -187,4 +194,4 @@ class Outcomes(Part):
 
 def as_removal(units: Units) -> Removal:
     """Turn a document's list of units into a Removal."""
-    return Removal.from_units(units)
+    return Removal.from_layers(units)

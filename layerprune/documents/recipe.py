@@ -62,7 +62,6 @@ class ScoreStep(Part):
     apply_chat_template: bool | str | None = Field(default=None, description="or the name of a template")
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
-    unit: Literal["layer", "half"] | None = Field(default=None, description="half: half-layer runs are candidates too")
     objective: Literal["mean", "worst", "weighted"] | None = Field(default=None, description="over the tasks")
     weights: dict[str, float] | None = Field(default=None, description="of tasks in a weighted mean; others count 1")
     floor: dict[str, float] | None = Field(

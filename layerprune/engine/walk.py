@@ -1,9 +1,9 @@
 """One walk through the stack that serves many removals: nothing two of them have in common is computed twice.
 
-At layer j the removals that have lost the same sublayers below j share one state (hidden states of the batch). A state
-is carried through layer j once if any of them keeps j, and handed on as it is to those that drop j (or through the half
-they keep). The model's own forward makes masks, rotary embeddings, the final norm and the head's scaling; only its
-layers' ``forward`` is replaced while the walk lasts, on the instances, so that no table of architectures is needed.
+At layer j the removals that have lost the same layers below j share one state (hidden states of the batch). A state is
+carried through layer j once if any of them keeps j, and handed on as it is to those that drop j. The model's own
+forward makes masks, rotary embeddings, the final norm and the head's scaling; only its layers' ``forward`` is replaced
+while the walk lasts, on the instances, so that no table of architectures is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from layerprune.bypass import silenced
 from layerprune.engine.traffic import Way, wanted_after, ways
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class Walk:
         nodes: Tensor,
         beginning: SharedBeginning | None = None,
     ) -> list[Tensor]:
-        """Return for each set of dropped sublayers (``Removal.sublayers``) the last layer's output at given places.
+        """Return for each set of dropped layers the last layer's output at given places.
 
         ``inputs`` go to the model's forward; ``rows`` and ``nodes`` (both (places,)) say which row and which token.
         Each result is (places, hidden), before the final norm. ``beginning``: what the inputs follow on; one that is
@@ -202,10 +201,7 @@ class Walk:
             return state
         if step.beginning is not None:
             step.beginning.key = key
-        if way == "through":
-            return self._through(step, state) if key else self._intact(step, state)
-        with silenced(self.layers[step.index], way):
-            return self._through(step, state)
+        return self._through(step, state) if key else self._intact(step, state)
 
     def _intact(self, step: Step, state: State) -> State:
         """Carry the intact model's state through a layer, or take what an earlier round has left of it."""

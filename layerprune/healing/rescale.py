@@ -28,7 +28,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint
 from layerprune.corpus import Windows
 from layerprune.engine.walk import replaced_forwards, split_hidden
@@ -61,7 +60,9 @@ class Rescale:
 
     def heal(self, case: Case) -> Iterator[Changed]:
         """Yield the output projections behind the first cut, each divided by the factors of the cuts before it."""
-        removed = _whole_layers(case.removal)
+        removed = case.removal
+        if not removed:
+            raise RefusedError("nothing was removed from this checkpoint, so there is nothing to heal")
         subject = case.subject("float32")
         windows = case.text.train.first(max(1, -(-self.tokens // case.text.train.window)))
         ids = torch.from_numpy(windows.ids[:1, :CHECK_TOKENS])
@@ -75,7 +76,7 @@ class Rescale:
             raise RefusedError(
                 "only the last layers were removed, and the final norm makes any length one: nothing to do"
             )
-        for layer in sorted(removed):
+        for layer in removed:
             case.record.found[f"factor_{layer}"] = round(factors[layer], 6)
         _check(subject, writers, divisors, ids)
         for layer, divisor in zip(writers, divisors, strict=True):
@@ -126,17 +127,7 @@ def lengthening(subject: Subject, batches: Iterable[torch.Tensor]) -> torch.Tens
     return factors
 
 
-def _whole_layers(removal: Removal) -> frozenset[int]:
-    """Return the removed layers; ``RefusedError`` for half-layers, whose cut lies inside a layer."""
-    halves = [unit for unit in removal if int(unit) != unit]
-    if halves:
-        raise RefusedError(f"rescale closes gaps between layers; {halves[0]} is half a layer. linear heals half-layers")
-    if not len(removal):
-        raise RefusedError("nothing was removed from this checkpoint, so there is nothing to heal")
-    return frozenset(int(unit) for unit in removal)
-
-
-def divisors_of(factors: list[float], removed: frozenset[int], depth: int) -> list[float]:
+def divisors_of(factors: list[float], removed: Removal, depth: int) -> list[float]:
     """Return for each layer that is left the product of the factors of all removed layers before it."""
     found, product = [], 1.0
     for layer in range(depth):
@@ -149,12 +140,11 @@ def divisors_of(factors: list[float], removed: frozenset[int], depth: int) -> li
 
 def _writers(subject: Subject, case: Case, ids: torch.Tensor) -> list[list[Projection]]:
     """Return what each layer writes into the stream through; none for those in front of the first cut."""
-    removed = _whole_layers(case.removal)
-    sources = Sources.after(case.removal, case.plan.model.layers)
+    kept = case.removal.kept(case.plan.model.layers)
     stream = Stream(subject, [ids])
     found: list[list[Projection]] = []
-    while stream.depth < len(sources):
-        behind = sources.attention[stream.depth] > min(removed)
+    while stream.depth < len(kept):
+        behind = kept[stream.depth] > min(case.removal)
         found.append(output_projections(stream) if behind else [])
         stream.advance()
     return found
@@ -185,6 +175,6 @@ def _check(subject: Subject, writers: list[list[Projection]], divisors: list[flo
         each.put(matrix, bias)
     if not (folded - expected).abs().max() <= CHECK_TOLERANCE * expected.abs().max():
         raise RefusedError(
-            f"a {subject.anatomy.model_type} model reads its residual stream without a norm somewhere: a factor cannot "
-            "be folded into its weights"
+            f"a {subject.anatomy.model_type} model reads its residual stream without a norm somewhere, or writes to it "
+            "elsewhere, too: a factor cannot be folded into its weights"
         )

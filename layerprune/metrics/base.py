@@ -70,7 +70,7 @@ class Metric(Protocol):
 def check_scope(name: str, scope: Scope, removals: Sequence[Removal]) -> None:
     """Raise ``UsageError`` when a removal lies beyond what the metric can score."""
     for removal in removals:
-        units = removal.units
+        units = removal.layers
         block = bool(units) and units[-1] - units[0] == len(units) - 1
         if (scope == "single layers" and len(units) != 1) or (scope == "contiguous blocks" and not block):
             raise UsageError(

@@ -39,7 +39,7 @@ def _failures(scores: Scores) -> Iterator[str]:
     asked = {one.removal for entry in scores.rounds for one in entry.candidates if one.not_finite}
     failed = [units for units in asked if not any(set(other) < set(units) for other in asked)]
     if failed:
-        named = ", ".join(str(Removal.from_units(units)) for units in sorted(failed)[:NAMED])
+        named = ", ".join(str(Removal.from_layers(units)) for units in sorted(failed)[:NAMED])
         more = f" and {len(failed) - NAMED} others" if len(failed) > NAMED else ""
         yield f"without {named}{more} the model's figures are not finite: ranked as the most harmful ({OVERFLOW})"
 

@@ -140,7 +140,7 @@ def _bits(outcomes: dict[str, Outcomes]) -> str:
 
 def _step(removal: Removal, step: stats.Step) -> CertifiedStep:
     return CertifiedStep(
-        removal=removal.units,
+        removal=removal.layers,
         right_to_wrong=step.right_to_wrong,
         wrong_to_right=step.wrong_to_right,
         p_value=float(f"{step.p_value:.4g}"),

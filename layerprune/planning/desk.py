@@ -21,7 +21,7 @@ from layerprune.metrics.ablation import Ablation, examine_base
 from layerprune.metrics.base import Data, Metric
 from layerprune.planners import Constraints, Judge, parse_protect
 from layerprune.planning.judging import Remembered, text_key
-from layerprune.planning.limits import FREE, Rules, candidate_units, check_objective
+from layerprune.planning.limits import FREE, Rules, check_objective
 from layerprune.planning.request import ScoreRequest
 from layerprune.planning.slices import Shares, Slices
 from layerprune.progress import SILENT, Progress
@@ -78,7 +78,6 @@ class Desk:
             protect=parse_protect(request.protect, anatomy.depth),
             must_keep=anatomy.must_keep,
             together=anatomy.together,
-            units=candidate_units(request.unit, anatomy),
             check=rules.check(anatomy),
             shape=rules.shape,
         )

@@ -11,7 +11,7 @@ from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive
 from layerprune.metrics.base import Metric
 from layerprune.planners import Anything, Contiguous, NoAdjacent, Shape
-from layerprune.removal import Removal, Unit
+from layerprune.removal import Removal
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,3 @@ def check_objective(objective: Objective, racing: bool | None, name: str, metric
             f"--racing goes by the mean over items, which {objective.words} is not: leave it out, or take another "
             "objective"
         )
-
-
-def candidate_units(unit: str, anatomy: Anatomy) -> tuple[Unit, ...] | None:
-    """Return what may be removed: None for every whole layer, else whole layers and the half-layer runs between."""
-    if unit == "layer":
-        return None
-    if unit != "half":
-        raise UsageError(f"unknown unit {unit!r}; use layer or half")
-    anatomy.check(Removal.of(0.5))  # says by name what stands in the way
-    return tuple(number / 2 if number % 2 else number // 2 for number in range(2 * anatomy.depth - 1))

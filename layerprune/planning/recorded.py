@@ -104,7 +104,7 @@ def _constraints(
         scores.model.layers,
         protect=protect,
         must_keep=frozenset() if anatomy is None else anatomy.must_keep,
-        together=tuple(frozenset(int(unit) for unit in move) for move in moves if len(move) > 1),
+        together=tuple(frozenset(move) for move in moves if len(move) > 1),
         units=tuple(unit for move in moves for unit in move),
         check=None if anatomy is None else rules.check(anatomy),
         shape=rules.shape,

@@ -42,8 +42,6 @@ def _plan(plan: Plan) -> str:
     if plan.data:
         words += ["--tasks", ",".join(data.task for data in plan.data)]
         words += [*_items(plan), *_shown(plan.data)]
-    if any(one.unit != int(one.unit) for one in plan.ranking):
-        words += ["--unit", "half"]
     words += shlex.split(plan.requested) if plan.requested.startswith("--") else ["--drop", plan.requested]
     words += ["--search", _spec(plan.search), *_limits(plan.limits)]
     return _line(*words, "--seed", plan.seed, "-o", "run/")

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/selection.py MODEL EVAL -o FOLDER [--dtype bfloat16] [--items 300] [--audit 1000]
         [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/exchange ...] [--draws 5]
-        [--reference ablation/greedy] [--unit half] [--skip 1000]
+        [--reference ablation/greedy] [--skip 1000]
 
 MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. An entry is METRIC/SEARCH, both as the
 command line takes them, with @N behind where it is to see N items of each task instead of --items. Every entry chooses
@@ -90,7 +90,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--audit", type=int, default=1000, help="evaluation items of each task")
     parser.add_argument("--skip", type=int, default=0, help="evaluation items of each task passed over: seen before")
     parser.add_argument("--draws", type=int, default=5, help="of the random baseline: one draw says little")
-    parser.add_argument("--unit", choices=["layer", "half"], default="layer")
     parser.add_argument("--no-racing", dest="racing", action="store_false")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="auto")
@@ -159,10 +158,8 @@ class Bench:
     @cached_property
     def constraints(self) -> Constraints:
         anatomy = self.subject.anatomy
-        halves = tuple(n / 2 if n % 2 else n // 2 for n in range(2 * anatomy.depth - 1))
         return Constraints(
             anatomy.depth, must_keep=anatomy.must_keep, together=anatomy.together, check=anatomy.check,
-            units=halves if self.options.unit == "half" else None,
         )  # fmt: skip
 
     def scorer(self, items: int) -> Scorer:
@@ -177,7 +174,7 @@ class Bench:
 
     def audited(self, removals: set[Removal]) -> dict[Removal, dict[str, Any]]:
         """Answer the audit items under every removal, all of a task in one go: what is shared is computed once."""
-        ordered = [INTACT, *sorted(removals, key=lambda removal: removal.units)]
+        ordered = [INTACT, *sorted(removals, key=lambda removal: removal.layers)]
         found: dict[Removal, dict[str, Any]] = {removal: {} for removal in ordered}
         for name, examiner in self.audits.items():
             for removal, outcomes in examiner.outcomes(ordered, f"audit of {len(ordered)} removals, {name}").items():
@@ -228,7 +225,7 @@ def parts(entry: str) -> tuple[str, str, int | None]:
 
 def asked(found: Found, items: int) -> tuple[int, int]:
     """Return how many removals a search looked at, and how many item evaluations that took (racing stops some)."""
-    seen: dict[tuple[float, ...], int] = {}  # one that ran in several races has answered what the longest asked
+    seen: dict[tuple[int, ...], int] = {}  # one that ran in several races has answered what the longest asked
     for candidate in (one for entry in found.rounds for one in entry.candidates):
         answered = sum(task.items for task in candidate.tasks.values())
         seen[candidate.removal] = max(seen.get(candidate.removal, 0), answered)
@@ -247,7 +244,7 @@ def calls(search: str, constraints: Constraints, count: int) -> int:
     _, look = build(SEARCHES, search)
 
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
-        return [Candidate(removal=r.units, score=random.Random(str(r)).random()) for r in removals]
+        return [Candidate(removal=r.layers, score=random.Random(str(r)).random()) for r in removals]
 
     others = Others(lambda _, within, drop: one_shot(judge, within, drop), lambda _: judge)
     return asked(bound(look, others)(judge, constraints, count), 1)[0]
