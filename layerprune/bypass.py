@@ -1,7 +1,6 @@
-"""Running a model as if some of its decoder layers, or halves of them, were not there, without changing a weight.
+"""Running a model as if some of its decoder layers were not there, without changing a weight.
 
-A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered, or what a
-``PassOn`` makes of them. A bypassed half adds nothing to the residual stream.
+A bypassed layer hands its input hidden states on, in whatever form the layer itself would have answered.
 """
 
 from __future__ import annotations
@@ -9,87 +8,38 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from layerprune.anatomy import halves
 from layerprune.errors import UsageError
 from layerprune.removal import Removal
 
-Half = Literal["attention", "mlp"]
-HALVES: tuple[Half, Half] = ("attention", "mlp")  # in the order of a layer's sublayers
-PassOn = Callable[[int, torch.Tensor], torch.Tensor]  # a removed layer's index and its input, to what it hands on
-
 
 @contextmanager
-def bypassed(
-    model: nn.Module, layers: Sequence[nn.Module], removal: Removal, pass_on: PassOn | None = None
-) -> Iterator[None]:
-    """Bypass the units of ``removal`` (indices into ``layers``, the decoder stack of ``model``) in the block.
+def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) -> Iterator[None]:
+    """Bypass the layers of ``removal`` (indices into ``layers``, the decoder stack of ``model``) in the block.
 
     ``forward`` is replaced on the instance, so hooks and the module list stay as they are; it is restored on exit,
     after an exception too. Blocks nest. Run the model with ``use_cache=False``: the cache of a bypassed layer stays
-    empty. Raises ``UsageError`` for a layer that does not exist and for half a layer with a ``pass_on``, which stands
-    in for whole ones; ``RefusedError`` for half a layer that has no halves.
+    empty. Raises ``UsageError`` for a layer that does not exist.
     """
-    if pass_on is not None:
-        refuse_halves(removal.sublayers)
-    replacements = [
-        pair for index in range(len(layers)) for pair in _replacements(layers[index], index, removal, pass_on)
-    ]
-    if removal.sublayers and max(removal.sublayers) >= 2 * len(layers):
+    if removal and max(removal) >= len(layers):
         raise UsageError(f"{removal} names a layer that does not exist: the model has layers 0 to {len(layers) - 1}")
-    with _standing_in(replacements):
-        yield
-
-
-@contextmanager
-def silenced(layer: nn.Module, half: Half) -> Iterator[None]:
-    """Have one half of a layer add nothing to the residual stream; ``RefusedError`` where a layer has no halves."""
-    with _standing_in(_silencers(layer, half)):
-        yield
-
-
-@contextmanager
-def _standing_in(replacements: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     before: list[tuple[nn.Module, Any]] = []
     try:
-        for module, stand_in in replacements:
-            before.append((module, module.__dict__.get("forward")))
-            module.forward = stand_in(module.forward)  # type: ignore[method-assign]
+        for index in removal:
+            layer = layers[index]
+            before.append((layer, layer.__dict__.get("forward")))
+            layer.forward = _Identity(layer.forward)  # type: ignore[method-assign]
         yield
     finally:
-        for module, forward in reversed(before):
+        for layer, forward in reversed(before):
             if forward is None:
-                del module.forward  # the class's own shows again
+                del layer.forward  # the class's own shows again
             else:
-                module.forward = forward
-
-
-def refuse_halves(sublayers: frozenset[int]) -> None:
-    """Raise ``UsageError`` when sublayers of which something is to stand in do not make up whole layers."""
-    halves_alone = sorted(part // 2 for part in sublayers if part ^ 1 not in sublayers)
-    if halves_alone:
-        raise UsageError(
-            f"an operator other than skip stands in for whole layers; of layer {halves_alone[0]} half is removed"
-        )
-
-
-def _replacements(
-    layer: nn.Module, index: int, removal: Removal, pass_on: PassOn | None
-) -> list[tuple[nn.Module, Callable[..., Any]]]:
-    gone = [half for offset, half in enumerate(HALVES) if 2 * index + offset in removal.sublayers]
-    if len(gone) == 2:
-        return [(layer, partial(_Identity, change=partial(pass_on, index) if pass_on else None))]
-    return _silencers(layer, gone[0]) if gone else []
-
-
-def _silencers(layer: nn.Module, half: Half) -> list[tuple[nn.Module, Callable[..., Any]]]:
-    found = halves.split(halves.weighted(layer))
-    return [(layer.get_submodule(name), _Silence) for name in found.outputs[half]]
+                layer.forward = forward
 
 
 class _Identity:
@@ -99,10 +49,8 @@ class _Identity:
     carries more tensors than the hidden states (a state or bias that later layers read).
     """
 
-    def __init__(
-        self, original: Callable[..., Any], change: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> None:
-        self.original, self.change = original, change
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
         self.signature = inspect.signature(original)
         self.first = next(iter(self.signature.parameters))
         self.wrap: Callable[[torch.Tensor], Any] | None = None
@@ -110,9 +58,8 @@ class _Identity:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs[self.first]
         if self.wrap is not None:
-            return self.wrap(self._changed(hidden))
+            return self.wrap(hidden)
         answer = self.original(*args, **kwargs)
-        hidden = self._changed(hidden)
         if isinstance(answer, torch.Tensor):
             self.wrap = lambda states: states
             return hidden
@@ -121,25 +68,9 @@ class _Identity:
             self.wrap = lambda states: (states, *rest)
         return type(answer)((hidden, *rest))
 
-    def _changed(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden if self.change is None else self.change(hidden)
-
     def _carried(self, rest: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Replace what a layer hands to the next one (``prev_topk_indices`` and such) by what it was handed itself."""
         previous = [name for name in self.signature.parameters if name.startswith("prev_")]
         if len(previous) != 1 or len(rest) != 1:
             return rest
         return (self.signature.bind(*args, **kwargs).arguments.get(previous[0]),)
-
-
-class _Silence:
-    """What stands in for the ``forward`` of an attention, an MLP or the norm behind it: the same answer, but zeros."""
-
-    def __init__(self, original: Callable[..., Any]) -> None:
-        self.original = original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self.original(*args, **kwargs)
-        if isinstance(answer, torch.Tensor):
-            return torch.zeros_like(answer)
-        return type(answer)((torch.zeros_like(answer[0]), *answer[1:]))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from layerprune.documents import Candidate, Scores
 from layerprune.errors import UsageError
 from layerprune.planners import by_harm
-from layerprune.removal import Unit
 from layerprune.stats import Agreement, Overlap, overlap, rank_agreement
 
 SHARES = (8, 4, 2)  # the lowest eighth, quarter and half of the layers: what a plan would remove
@@ -17,7 +16,7 @@ SHARES = (8, 4, 2)  # the lowest eighth, quarter and half of the layers: what a 
 class Pair:
     """One unit in both rankings; rank 1 is the first to remove."""
 
-    unit: Unit
+    unit: int
     scores: tuple[float, float]
     ranks: tuple[int, int]
 
@@ -29,7 +28,7 @@ class Comparison:
     pairs: tuple[Pair, ...]  # ordered by unit
     agreement: Agreement
     overlaps: tuple[Overlap, ...]
-    only_in_one: tuple[Unit, ...]  # judged in one of the two, and left out
+    only_in_one: tuple[int, ...]  # judged in one of the two, and left out
     shared_items: int  # that both have looked at
 
 
@@ -61,13 +60,13 @@ def _seen(scores: Scores) -> set[tuple[str, str]]:
     return {(data.task, fingerprint) for data in scores.data for fingerprint in data.fingerprints}
 
 
-def _single(scores: Scores) -> dict[Unit, Candidate]:
+def _single(scores: Scores) -> dict[int, Candidate]:
     """Return the judgements of single units of the intact model."""
     return {
         candidate.removal[0]: candidate for candidate in scores.rounds[0].candidates if len(candidate.removal) == 1
     }
 
 
-def _ranks(candidates: dict[Unit, Candidate]) -> dict[Unit, int]:
+def _ranks(candidates: dict[int, Candidate]) -> dict[int, int]:
     order = sorted(candidates, key=lambda unit: by_harm(candidates[unit]))
     return {unit: rank for rank, unit in enumerate(order, 1)}

@@ -195,8 +195,6 @@ def _without(subject: Subject, removal: Removal, progress: Progress) -> Iterator
         yield
         return
     try:
-        if subject.stand_in is not None or not removal.is_whole:
-            raise RefusedError(f"{removal} leaves something in the place of a layer")
         view = pruned_view(subject.model, subject.anatomy, removal)
     except RefusedError as refusal:
         progress.note(f"generating without a key-value cache, which is slow: {refusal}")

@@ -90,7 +90,7 @@ def _not_listed(checkpoint: Checkpoint) -> list[str]:
 
 def _refusal(anatomy: Anatomy, layers: frozenset[int]) -> str:
     try:
-        anatomy.check(Removal.from_units(layers))
+        anatomy.check(Removal.from_layers(layers))
     except RefusedError as error:
         return str(error)
     return ""
@@ -103,7 +103,7 @@ def _changes(
     changed: set[str] = set()
     for layer in layers:
         if not layer.refusal:
-            removal = Removal.from_units(groups.get(layer.index, frozenset({layer.index})))
+            removal = Removal.from_layers(groups.get(layer.index, frozenset({layer.index})))
             changed |= _different(content, anatomy.prune_config(content, removal))
     return tuple(sorted(changed))
 

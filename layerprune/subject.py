@@ -26,8 +26,6 @@ from layerprune.removal import Removal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from layerprune.operators import StandIn
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,7 +37,6 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase | None  # None: the model has none, and nothing that reads text was asked
     anatomy: Anatomy
     ref: ModelRef
-    stand_in: StandIn | None = None  # in the place of removed layers, whoever bypasses them; None: nothing
 
     @classmethod
     def load(
@@ -114,7 +111,7 @@ class Subject:
 
     @property
     def marks(self) -> dict[str, str]:
-        """What of the model a figure depends on, as text: weights, config, code and tokenizer, dtype, device, stand-in.
+        """What of the model a figure depends on, as text: weights, config, code and tokenizer, dtype, device.
 
         The config as it was loaded, without the name of its folder and the version that wrote it.
         """
@@ -130,7 +127,6 @@ class Subject:
             "tokenizer": self._tokenizer,
             "dtype": str(self.dtype),
             "device": self.device.type,
-            "stand_in": "" if self.stand_in is None else self.stand_in.mark,
         }
 
     @cached_property
@@ -181,7 +177,7 @@ class Subject:
     @contextmanager
     def without(self, removal: Removal) -> Iterator[PreTrainedModel]:
         """The model with the removed layers bypassed, in place, while the context is open."""
-        with bypassed(self.model, self.layers, removal, self.stand_in):
+        with bypassed(self.model, self.layers, removal):
             yield self.model
 
 

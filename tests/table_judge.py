@@ -18,10 +18,10 @@ class TableJudge:
         return random.Random(f"{self.seed}{units}").random() * len(units)
 
     def __call__(self, removals):
-        self.asked.append([removal.units for removal in removals])
-        return [Candidate(removal=removal.units, score=self.value(removal.units)) for removal in removals]
+        self.asked.append([removal.layers for removal in removals])
+        return [Candidate(removal=removal.layers, score=self.value(removal.layers)) for removal in removals]
 
 
 def others(judge, own=None):
     """What a search asks beside its judge: every other metric says what ``judge`` says."""
-    return Others(lambda _: judge, lambda _, constraints, drop: one_shot(judge, constraints, drop), lambda _: own)
+    return Others(lambda _, constraints, drop: one_shot(judge, constraints, drop), lambda _: own)

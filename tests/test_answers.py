@@ -290,10 +290,10 @@ def test_no_metric_at_all_will_do_and_a_task_of_fractions_is_not_graded(place, p
         own_answers(Engine(subject), questions, only_right=True)
 
 
-def test_prompts_alone_are_searched_by_a_cascade_and_asked_for_a_certificate(place, prompts, tmp_path):
+def test_prompts_alone_are_searched_with_what_cosine_proposes_and_asked_for_a_certificate(place, prompts, tmp_path):
     words = ["plan", place / "base", "--tasks", prompts, "--include-path", place / "tasks", "--limit", 12]
     words += ["--metric", "ablation:signal=answers"]
-    done(*words, "--search", "cascade", "--drop", 2, "-o", tmp_path / "run")
+    done(*words, "--search", "exchange", "--drop", 2, "-o", tmp_path / "run")
     assert {data.metric for data in Plan.load(tmp_path / "run" / "plan.json").data} == {OWN_ANSWER}
     goal = ["--max-drop", "99%", "--confidence", "50%", "--certify-limit", 12]
     assert "of 12 certification items turn wrong" in last_line(*words, *goal, "-o", tmp_path / "certified")

@@ -139,12 +139,6 @@ def test_a_card_that_is_not_utf_8_is_an_error_and_the_card_stays(tmp_path):
     assert (tmp_path / "README.md").read_bytes() == "Größe".encode("latin-1")
 
 
-def test_half_layers_are_named_as_what_they_are(tmp_path):
-    half = samples.plan(removal=(2, 3.5), order=(2, 3.5))
-    text = write_card(samples.exported(tmp_path, half)).read_text()
-    assert "layer 2 and the MLP of layer 3 with the attention of layer 4" in text
-
-
 def test_missing_documents_are_named(tmp_path):
     with pytest.raises(DocumentError, match=r"plan\.json does not exist"):
         write_card(tmp_path)

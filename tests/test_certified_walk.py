@@ -42,7 +42,7 @@ class Simulated:
             if removal not in self.judged:
                 lost = self.rng.binomial(SELECTION, self.loss(removal) + GAIN) - self.rng.binomial(SELECTION, GAIN)
                 self.judged[removal] = lost / SELECTION
-        return [Candidate(removal=removal.units, score=self.judged[removal]) for removal in removals]
+        return [Candidate(removal=removal.layers, score=self.judged[removal]) for removal in removals]
 
     def look(self, count):
         return greedy(self.judge, self.constraints, count)

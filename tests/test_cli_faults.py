@@ -180,8 +180,8 @@ def test_a_size_that_is_none(home, out):
     assert said == "--max-shard-size '5 apples' is not a size; write 5GB or 500MB"
 
 
-def test_a_proposer_of_a_cascade_that_is_not_there_is_refused_before_the_model_is_loaded(home, out):
-    assert "unknown metric 'foo'" in plan(home, out, "--search", "cascade:by=foo")
+def test_a_proposer_that_is_not_there_is_refused_before_the_model_is_loaded(home, out):
+    assert "unknown metric 'foo'" in plan(home, out, "--search", "exchange:by=foo")
     assert not out.exists()
 
 
@@ -201,11 +201,29 @@ def test_scores_that_hold_nothing(home, tmp_path):
 def test_scores_of_a_layer_that_is_not_there(home, tmp_path):
     data = json.loads((home / "run" / "scores.json").read_text())
     depth, edited = data["model"]["layers"], tmp_path / "scores.json"
-    for unit in (depth, depth - 0.5):
-        data["rounds"][0]["candidates"][0]["removal"] = [unit]
-        edited.write_text(json.dumps(data))
-        said = refused("plan", "--scores", edited, "--drop", 1, "-o", tmp_path / "run")
-        assert f"rounds[0] speaks of [{unit}] and the model has layers 0 to {depth - 1}" in said
+    data["rounds"][0]["candidates"][0]["removal"] = [depth]
+    edited.write_text(json.dumps(data))
+    said = refused("plan", "--scores", edited, "--drop", 1, "-o", tmp_path / "run")
+    assert f"rounds[0] speaks of [{depth}] and the model has layers 0 to {depth - 1}" in said
+
+
+def test_documents_of_half_layers(home, tmp_path):
+    """As builds before the first release wrote them."""
+    why = "2.5 is not a whole layer, and half-layers are no longer removed; plan anew"
+    scores = json.loads((home / "run" / "scores.json").read_text())
+    plan = json.loads((home / "run" / "plan.json").read_text())
+    scores["rounds"][0]["candidates"][0]["removal"] = [2.5]
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    said = refused("plan", "--scores", tmp_path / "scores.json", "--drop", 1, "-o", tmp_path / "run")
+    assert said == f"{tmp_path / 'scores.json'}: rounds.0.candidates.0.removal.0: {why}"
+    for change, where in (
+        ({"removal": [2.5], "order": [2.5]}, "removal.0"),
+        ({"ranking": [{"unit": 2.5, "score": 0.1}]}, "ranking.0.unit"),
+    ):
+        (tmp_path / "plan.json").write_text(json.dumps(plan | change))
+        said = refused("export", tmp_path / "plan.json", "-o", tmp_path / "out")
+        assert said == f"{tmp_path / 'plan.json'}: {where}: {why}"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_label_that_compares_two_plans(home, tmp_path):
@@ -237,6 +255,6 @@ def test_a_size_in_no_unit(home, out, option, value):
 
 
 def test_a_race_that_no_search_would_run(home, out):
-    said = plan(home, out, "--racing", "--search", "beam")
-    assert said.startswith("--racing: the search 'beam' compares more than the next to go; leave it out")
+    said = plan(home, out, "--racing", "--search", "blocks")
+    assert said.startswith("--racing: the search 'blocks' compares more than the next to go; leave it out")
     assert "answers no items" in plan(home, out, "--racing", "--metric", "cosine")

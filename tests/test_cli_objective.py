@@ -196,14 +196,6 @@ def test_stability_is_refused_before_anything_is_scored_where_nothing_can_be_spl
     assert not (tmp_path / "journal.jsonl").exists()
 
 
-@pytest.mark.parametrize("metric", ["shapley", "taylor"])
-def test_half_layers_are_refused_before_a_text_is_read(home, tmp_path, metric, monkeypatch):
-    monkeypatch.setattr("layerprune.metrics.shapley.text_losses", None)
-    monkeypatch.setattr("layerprune.metrics.taylor.read", None)
-    said = refused("score", home / "base", *asked(home), "--metric", metric, "--unit", "half", "-o", tmp_path)
-    assert "has half-layer units where whole layers are needed" in said
-
-
 def test_a_plan_on_a_noisy_ranking_says_so(home, tmp_path):
     printed = done("plan", home / "base", *asked(home, 6), "--drop", 1, "-o", tmp_path).stdout
     (warning,) = [one for one in Plan.load(tmp_path / "plan.json").warnings if "noisy" in one]

@@ -353,7 +353,6 @@ EXITS = [  # depth 6; removed, then fields before and after
     ((0, 1), {"assistant_early_exit": 2}, {}),
     ((0, 1), {"assistant_early_exit": 3}, {"assistant_early_exit": 1}),
     ((3, 4), {"assistant_early_exit": 3}, {"assistant_early_exit": 3}),
-    ((2.5,), {"assistant_early_exit": 3}, {}),  # inside a layer made of layers 2 and 3
     ((1, 2), {"assistant_early_exit": None}, {"assistant_early_exit": None}),
     ((1, 2), {"dola_layers": [0, 2, 3, 4]}, {"dola_layers": [0, 1, 2]}),
     ((1, 2), {"dola_layers": "high"}, {"dola_layers": "high"}),
@@ -366,7 +365,7 @@ EXITS = [  # depth 6; removed, then fields before and after
 
 @pytest.mark.parametrize(("units", "before", "after"), EXITS)
 def test_layer_numbers_of_a_generation_config(
-    units: tuple[float, ...], before: dict[str, object], after: dict[str, object]
+    units: tuple[int, ...], before: dict[str, object], after: dict[str, object]
 ) -> None:
     assert prune_generation(before, Sources.after(Removal.of(*units), 6)) == after
 

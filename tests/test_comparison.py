@@ -62,7 +62,7 @@ def test_documents_of_another_version_run_and_objective_are_compared(tmp_path):
     """Scores as 0.1 wrote them beside scores with everything that has come since, of another model as deep."""
     old = Scores.load(GOLDEN / "scores-0.1.json")
     worst = rejudged(old, Objective(name="worst", floors={"toy": 0.4}))
-    metric = worst.metric.model_copy(update={"spec": "ablation:signal=margin", "operator": "mean"})
+    metric = worst.metric.model_copy(update={"spec": "ablation:signal=margin"})
     data = tuple(one.model_copy(update={"fingerprints": one.fingerprints[:7]}) for one in worst.data)
     model = worst.model.model_copy(update={"id": "another of six layers", "fingerprint": "f" * 64})
     new = worst.model_copy(update={"metric": metric, "model": model, "data": data, "config": "{}"})
@@ -71,7 +71,7 @@ def test_documents_of_another_version_run_and_objective_are_compared(tmp_path):
     assert shown.exit_code == 0, shown.stderr
     lines = {line.split("  ")[0].strip(): line for line in shown.stdout.splitlines()}
     assert lines["model"].split()[-1] == lines["weights"].split()[-1] == lines["judged by"].split()[-1] == "no"
-    assert "ablation:signal=margin with mean (worst task, floors toy=0.4)" in lines["judged by"]
+    assert "ablation:signal=margin (worst task, floors toy=0.4)" in lines["judged by"]
     assert lines["seed"].split() == ["seed", "0", "0", "yes"]
     assert "10 of toy (train), 10 of more (train)" in lines["items"]
     assert lines["items in both"].split() == ["items", "in", "both", "14"]

@@ -73,7 +73,7 @@ def test_a_plan_that_counted_what_is_stored_is_still_carried_out(stored_twice: P
 
 @pytest.mark.parametrize("model_type", [*FAMILIES, "gemma3n_text", "zamba2", "longcat_flash"])
 def test_what_a_removal_leaves_is_what_the_pruned_model_has(model_type: str) -> None:
-    """For whole layers, halves, experts, per-layer embeddings outside the stack, and blocks that layers share."""
+    """For plain layers, experts, per-layer embeddings outside the stack, and blocks that layers share."""
     config = tiny_config(model_type)
     anatomy = read_anatomy(config)
     assert anatomy.parameters() == _parameters(config)
@@ -96,6 +96,6 @@ def test_a_parameter_that_layers_share_counts_while_one_of_them_is_left() -> Non
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(4))
     model.layers[3].weight = model.layers[1].weight
-    found = count(model, "layers", by_half=False)
+    found = count(model, "layers")
     left = [found.after(Sources.after(Removal.of(*units), 4)) for units in ((), (1,), (3,), (1, 3), (0,))]
     assert left == [12, 12, 12, 8, 8]

@@ -156,9 +156,10 @@ def test_outcomes_that_are_not_of_one_list_of_items_are_refused(given, message):
         Outcomes(**given)
 
 
-def test_units_of_a_document_become_a_removal():
-    assert as_removal((5, 2.5)).units == (2.5, 5)
-    assert samples.plan(removal=(1, 2.5), order=(2.5, 1)).removal == (1, 2.5)
+def test_layers_of_a_document_become_a_removal():
+    assert as_removal((5, 2)).layers == (2, 5)
+    with pytest.raises(ValidationError, match=r"2\.5 is not a whole layer"):
+        Candidate(removal=(1, 2.5), score=0.0)
 
 
 BAD_NAMES = ("../x", "/etc/passwd", "a/../../x", "a\\b", "C:\\x", "a\0b", "a\nb", "", ".", "a//b", "\ud800")

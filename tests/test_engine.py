@@ -95,18 +95,6 @@ def test_examples_before_every_question_are_read_once_and_looked_back_at(kind):
     assert engine.account.computed < 1.6 * states * tokens  # the rest is padding
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "gpt_neox"])  # its halves run side by side
-def test_half_layers_equal_the_bypassed_model(kind):
-    subject = subject_of(kind)
-    requests, groups = multiple_choice(subject.vocabulary)
-    removals = [Removal.of(unit) for unit in (0.5, 1, 1.5)] + [Removal.of(0, 1.5)]
-    sums, _ = Engine(subject, tokens=64).measure(requests, groups, removals)
-    plain = PlainPath(subject)
-    members, (expected, _) = plain.run(plain.layout(requests, groups), removals)
-    np.testing.assert_allclose(sums[:, members], expected, atol=2e-4)
-    assert (abs(sums[0] - sums[1]) > 1e-3).any()  # half a layer later is another model
-
-
 @pytest.mark.parametrize("path", [TreePath, ChainPath, PlainPath])
 def test_each_path_alone_gives_sums_and_greedy_flags(path):
     subject = subject_of("llama")

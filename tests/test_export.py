@@ -351,7 +351,7 @@ def test_config_that_does_not_parse(base: Path, tmp_path: Path) -> None:
 def test_rehearsal_refuses_what_export_would(base: Path) -> None:
     rehearse(base, DROP)
     with pytest.raises(RefusedError, match="leaves no model"):
-        rehearse(base, Removal.from_units(range(6)))
+        rehearse(base, Removal.from_layers(range(6)))
 
 
 def test_signature_sees_constants_that_follow_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,6 @@ def test_twin_sees_a_wrong_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 SOURCES = Sources.after(DROP, 6)
-HALVES = Sources.after(Removal.of(1.5), 6)  # without the MLP of 1 and the attention of 2
 
 
 @pytest.mark.parametrize(
@@ -159,36 +158,6 @@ def test_layer_paths(path: str, expected: str | None) -> None:
     renumber = layer_renumberer("model.layers", SOURCES)
     assert renumber([path]) == ([] if expected is None else [expected])
     assert renumber({path: 1}) == ({} if expected is None else {expected: 1})
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("model.layers.1.self_attn", "model.layers.1.self_attn"),
-        ("model.layers.1.mlp.gate_proj", None),  # silenced, and its attention is not
-        ("model.layers.2.mlp.gate_proj", "model.layers.1.mlp.gate_proj"),
-        ("model.layers.2.self_attn.q_proj", None),
-        ("model.layers.3.mlp", "model.layers.2.mlp"),
-        ("re:.*layers\\.2\\.mlp\\..*", "re:.*layers\\.1\\.mlp\\..*"),
-        ("re:.*layers\\.2\\.self_attn$", None),
-        ("model.layers.5", "model.layers.4"),  # both halves, and still one layer
-        ("re:model\\.layers\\.3\\..*", "re:model\\.layers\\.2\\..*"),
-        ("re:.*layers\\.\\d+\\.mlp", "re:.*layers\\.\\d+\\.mlp"),
-    ],
-)
-def test_layer_paths_follow_their_half(path: str, expected: str | None) -> None:
-    renumber = layer_renumberer("model.layers", HALVES)
-    assert renumber([path]) == ([] if expected is None else [expected])
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["model.layers.1", "model.layers.2", "re:model\\.layers\\.1\\..*", "re:layers\\.2\\.(mlp|self_attn)\\..*",
-     "model.layers.2.post_attention_layernorm"],
-)  # fmt: skip
-def test_a_path_to_both_halves_of_a_layer_that_parts_is_refused(path: str) -> None:
-    with pytest.raises(RefusedError, match=r"halves of layer [12] part; remove whole layers, or name its attention"):
-        layer_renumberer("model.layers", HALVES)({"ignore": [path]})
 
 
 @pytest.mark.parametrize("pattern", ["re:.*layers\\.[0-3]\\..*", "re:layers.(0|1).mlp", "re:layers\\.1[0-9]\\..*"])

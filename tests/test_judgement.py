@@ -239,14 +239,14 @@ def test_below_a_floor_comes_after_all_that_keep_it():
 def test_greedy_goes_round_what_breaks_a_floor_and_says_when_nothing_is_left():
     def judge_all(removals):
         return [
-            below(r.units, sum(r), missed=0.05 if 0 in r.units or len(r) > 2 else 0.0, kept=0.85) for r in removals
+            below(r.layers, sum(r), missed=0.05 if 0 in r.layers or len(r) > 2 else 0.0, kept=0.85) for r in removals
         ]
 
-    assert greedy(judge_all, Constraints(5), 2).removal.units == (1, 2)
+    assert greedy(judge_all, Constraints(5), 2).removal.layers == (1, 2)
     said = r"with \{1, 2\} gone, nothing more can go within the floors; the nearest: without \{0, 1, 2\} a keeps 0.850 "
     with pytest.raises(RefusedError, match=f"^{said}of its accuracy above chance, its floor is 0.9; lower"):
         greedy(judge_all, Constraints(5), 3)
-    assert one_shot(judge_all, Constraints(5), 1).removal.units == (1,)
+    assert one_shot(judge_all, Constraints(5), 1).removal.layers == (1,)
 
 
 def test_the_nearest_to_the_floors_is_named():

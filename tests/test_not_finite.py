@@ -167,8 +167,8 @@ def test_players_that_break_a_game_are_those_after_whom_its_cost_is_not_finite()
 def judge_with(failed):
     def judge(removals):
         return [
-            Candidate(removal=r.units, score=sum(r.units) if not failed & set(r.units) else 0.0,
-                      not_finite=bool(failed & set(r.units)))
+            Candidate(removal=r.layers, score=sum(r.layers) if not failed & set(r.layers) else 0.0,
+                      not_finite=bool(failed & set(r.layers)))
             for r in removals
         ]  # fmt: skip
 
@@ -178,7 +178,7 @@ def judge_with(failed):
 @pytest.mark.parametrize("search", [one_shot, greedy, Greedy(lazy=True)], ids=repr)
 def test_searches_leave_it_where_they_can_and_refuse_where_nothing_else_is_left(search):
     found = search(judge_with({0}), Constraints(5), 2)
-    assert found.removal.units == (1, 2)
+    assert found.removal.layers == (1, 2)
     require_finite(found)
     with pytest.raises(RefusedError, match="not finite"):
         require_finite(search(judge_with({0}), Constraints(3, protect=frozenset({2})), 2))

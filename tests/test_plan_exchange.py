@@ -77,8 +77,6 @@ def test_a_proposer_that_is_not_there_and_a_front_are_refused_before_anything_is
     assert "unknown metric 'foo'" in refused(*plan(home, tmp_path / "no", "exchange:by=foo", "--drop", 2))
     said = refused(*plan(home, tmp_path / "no", "exchange:by=ablation", "--metric", "perplexity", "--drop", 2))
     assert "asks the metric 'ablation', which answers items, and 'perplexity' answers none" in said
-    said = refused(*plan(home, tmp_path / "no", "exchange", "--unit", "half", "--drop", 2))
-    assert "the metric 'cosine' proposes nothing here" in said
     said = refused(*plan(home, tmp_path / "no", "exchange", "--front"))
     assert "--front follows one path, and the search 'exchange' lays none" in said
     assert not (tmp_path / "no" / "plan.json").exists()

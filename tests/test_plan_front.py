@@ -101,8 +101,8 @@ def test_the_plot_is_a_picture_the_same_for_the_same_front(home, tmp_path):
 
 def test_what_a_front_cannot_be_is_refused_before_a_model_is_loaded(home, tmp_path):
     out = tmp_path / "out"
-    said = refused(*front(home, out, "--search", "evolution"))
-    assert said == "--front follows one path, and the search 'evolution' lays none: use greedy or one-shot"
+    said = refused(*front(home, out, "--search", "exchange"))
+    assert said == "--front follows one path, and the search 'exchange' lays none: use greedy or one-shot"
     assert "--drop and --front are given" in refused(*front(home, out, "--drop", 2))
     assert "belongs to --max-drop, and --front is given" in refused(*front(home, out, "--confidence", "90%"))
     assert "--up-to 0: at least one layer goes and one stays" in refused(*front(home, out, "--up-to", 0))
@@ -125,7 +125,7 @@ def test_a_cheap_metric_has_a_front_too_and_protected_layers_shorten_it(home, tm
 def test_layers_that_go_together_are_one_step():
     constraints = Constraints(6, together=(frozenset({1, 2}),))
     path = path_of(Found(order=(4, 1, 2, 0), rounds=(), ranking=()), constraints)
-    assert [step.removal.units for step in path] == [(4,), (1, 2, 4), (0, 1, 2, 4)]
+    assert [step.removal.layers for step in path] == [(4,), (1, 2, 4), (0, 1, 2, 4)]
 
 
 @pytest.mark.parametrize("command", [["score"], ["plan", "--drop", 1, "--search", "one-shot"]])

@@ -8,7 +8,7 @@ from layerprune.engine import Examiner
 from layerprune.metrics.perplexity import Perplexity
 from layerprune.planning.goals import Drop, Reached
 
-SEARCHES = ["greedy", "beam:width=2", "evolution:generations=3,offspring=4", "blocks", "cascade:keep=3", "exchange"]
+SEARCHES = ["greedy", "blocks", "exchange"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_search_that_was_killed_goes_on_and_measures_the_rest(home, tmp_path, 
 
 
 def test_a_metric_that_reads_text_goes_on_too(home, tmp_path, monkeypatch):
-    words = ("--metric", "perplexity", "--drop", 3, "--search", "beam:width=2")
+    words = ("--metric", "perplexity", "--drop", 3, "--search", "greedy")
     with monkeypatch.context() as patch:
         whole = dying(patch, Perplexity, "score", 0)
         done(*plan(home, tmp_path / "straight", *words))

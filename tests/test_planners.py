@@ -25,9 +25,9 @@ def greedy_by_hand(judge, depth, drop, banned=frozenset()):
 def test_greedy_equals_the_obvious_loop(seed, drop):
     judge = TableJudge(seed)
     found = greedy(judge, Constraints(7, protect=frozenset({2})), drop)
-    assert found.removal.units == greedy_by_hand(judge, 7, drop, frozenset({2}))
+    assert found.removal.layers == greedy_by_hand(judge, 7, drop, frozenset({2}))
     assert [len(round_.removed) for round_ in found.rounds] == list(range(drop))
-    assert found.cost.score == judge.value(found.removal.units)
+    assert found.cost.score == judge.value(found.removal.layers)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -35,16 +35,16 @@ def test_greedy_finds_the_optimum_where_harm_adds_up(seed):
     weights = [random.Random(f"{seed}-{layer}").random() for layer in range(7)]
     judge = TableJudge(score=lambda units: sum(weights[unit] for unit in units))
     best = min(itertools.combinations(range(7), 3), key=judge.value)
-    assert greedy(judge, Constraints(7), 3).removal.units == best
-    assert one_shot(judge, Constraints(7), 3).removal.units == best
+    assert greedy(judge, Constraints(7), 3).removal.layers == best
+    assert one_shot(judge, Constraints(7), 3).removal.layers == best
 
 
 def test_greedy_asks_again_after_each_removal_and_one_shot_does_not():
     # layers 0 and 1 stand in for one another: either may go, both may not
     judge = TableJudge(score=lambda units: 9.0 if {0, 1} <= set(units) else 0.1 * sum(units))
-    assert one_shot(judge, Constraints(4), 2).removal.units == (0, 1)
+    assert one_shot(judge, Constraints(4), 2).removal.layers == (0, 1)
     assert len(judge.asked) == 1
-    assert greedy(judge, Constraints(4), 2).removal.units == (0, 2)
+    assert greedy(judge, Constraints(4), 2).removal.layers == (0, 2)
     assert judge.asked[1:] == [[(0,), (1,), (2,), (3,)], [(0, 1), (0, 2), (0, 3)]]
 
 
@@ -77,7 +77,8 @@ def test_lazy_greedy_goes_on_to_a_layer_whose_promise_is_beaten_by_nobody():
 def test_a_candidate_that_a_race_let_in_comes_first_and_one_it_put_out_last():
     def judge(removals):
         places = {0: {}, 1: {"stopped": True, "accepted": True}, 2: {"stopped": True}}
-        return [Candidate(removal=r.units, score=[0.1, 0.2, 0.0][r.units[0]], **places[r.units[0]]) for r in removals]
+        scores = {0: 0.1, 1: 0.2, 2: 0.0}
+        return [Candidate(removal=(layer,), score=scores[layer], **places[layer]) for (layer,) in removals]
 
     assert one_shot(judge, Constraints(3), 2).order == (1, 0)
 
@@ -86,7 +87,7 @@ def test_equal_scores_are_ordered_by_tie_break_then_by_layer():
     ties = {0: 0.5, 1: 0.2, 2: 0.2, 3: 0.9}
 
     def judge(removals):
-        return [Candidate(removal=r.units, score=1.0, tie_break=ties[r.units[-1]]) for r in removals]
+        return [Candidate(removal=r.layers, score=1.0, tie_break=ties[r.layers[-1]]) for r in removals]
 
     found = one_shot(judge, Constraints(4), 3)
     assert found.order == (1, 2, 0)
@@ -104,7 +105,7 @@ def test_layers_that_go_together_are_removed_together_or_not_at_all(search):
     groups = (frozenset({0, 1}), frozenset({2, 3}))
     for seed in range(20):
         constraints = Constraints(7, together=groups, protect=frozenset({3}))
-        removed = set(search(TableJudge(seed), constraints, 3).removal.units)
+        removed = set(search(TableJudge(seed), constraints, 3).removal.layers)
         assert len(removed) == 3
         assert not removed & {2, 3}  # half of the group is protected, so the whole of it stays
         assert len(removed & {0, 1}) in (0, 2)
@@ -121,7 +122,7 @@ def test_a_choice_that_could_not_be_completed_is_not_made(search):
     # layer 4 is the cheapest, but after it the pairs cannot add up to 4
     pairs = (frozenset({0, 1}), frozenset({2, 3}))
     judge = TableJudge(score=lambda units: 0.0 if units == (4,) else 1.0 * len(units))
-    assert search(judge, Constraints(5, together=pairs), 4).removal.units == (0, 1, 2, 3)
+    assert search(judge, Constraints(5, together=pairs), 4).removal.layers == (0, 1, 2, 3)
 
 
 def test_a_count_that_groups_cannot_add_up_to_is_refused_with_counts_that_work():
@@ -133,21 +134,13 @@ def test_a_count_that_groups_cannot_add_up_to_is_refused_with_counts_that_work()
 @pytest.mark.parametrize("search", [one_shot, greedy])
 def test_what_the_architecture_refuses_is_passed_over(search):
     def keep_one_of_the_first_two(removal):
-        if {0, 1} <= set(removal.units):
+        if {0, 1} <= set(removal.layers):
             raise RefusedError("layer_types: one full-attention layer must stay")
 
     judge = TableJudge(score=lambda units: 0.1 * sum(units))
-    assert search(judge, Constraints(4, check=keep_one_of_the_first_two), 2).removal.units == (0, 2)
+    assert search(judge, Constraints(4, check=keep_one_of_the_first_two), 2).removal.layers == (0, 2)
     with pytest.raises(RefusedError, match="layer_types: one full-attention layer must stay"):
         search(judge, Constraints(4, protect=frozenset({3}), check=keep_one_of_the_first_two), 3)
-
-
-def test_half_layer_units_do_not_overlap_and_respect_protected_layers():
-    units = tuple(unit / 2 if unit % 2 else unit // 2 for unit in range(9))  # 0, 0.5, 1, ... 4
-    constraints = Constraints(5, protect=frozenset({2}), units=units)
-    assert [move[0] for move in constraints.moves] == [0, 0.5, 1, 3, 3.5, 4]
-    found = greedy(TableJudge(score=lambda units: sum(1 + (unit == int(unit)) for unit in units)), constraints, 2)
-    assert found.removal.units == (0.5, 3.5)
 
 
 @pytest.mark.parametrize("search", [one_shot, greedy])
@@ -189,11 +182,11 @@ def test_watchers_see_every_round_of_greedy():
     seen = []
 
     def watch(removal, best):
-        seen.append((removal.units, best.score))
+        seen.append((removal.layers, best.score))
 
     found = greedy(TableJudge(), Constraints(6), 3, watch=watch)
     assert [len(units) for units, _ in seen] == [1, 2, 3]
-    assert seen[-1] == (found.removal.units, found.cost.score)
+    assert seen[-1] == (found.removal.layers, found.cost.score)
 
 
 @pytest.mark.parametrize(

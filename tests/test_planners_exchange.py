@@ -38,17 +38,17 @@ def test_no_exchange_of_one_layer_betters_what_is_found(seed, drop):
     constraints = Constraints(DEPTH, protect=frozenset({2}))
     judge, found = exchanged(seed, constraints, drop, most=100)
     allowed = [layer for layer in range(DEPTH) if layer != 2]
-    cost = judge.value(found.removal.units)
+    cost = judge.value(found.removal.layers)
     assert found.cost.score == cost
-    assert all(judge.value(units) > cost for units in neighbours(found.removal.units, allowed))
-    assert cost <= min(judge.value(start.units) for start in starts(seed, constraints, drop))
+    assert all(judge.value(units) > cost for units in neighbours(found.removal.layers, allowed))
+    assert cost <= min(judge.value(start.layers) for start in starts(seed, constraints, drop))
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_without_exchanges_it_is_the_better_of_the_proposals(seed):
     judge, found = exchanged(seed, Constraints(DEPTH), 4, most=0)
     proposed = starts(seed, Constraints(DEPTH), 4)
-    assert found.removal == min(proposed, key=lambda removal: judge.value(removal.units))
+    assert found.removal == min(proposed, key=lambda removal: judge.value(removal.layers))
 
 
 def test_races_that_err_in_turn_do_not_walk_in_circles():
@@ -57,9 +57,9 @@ def test_races_that_err_in_turn_do_not_walk_in_circles():
 
     def race(removals):
         best = next(turn) % 3
-        return [Candidate(removal=r.units, score=float((r.units[0] - best) % 3)) for r in removals]
+        return [Candidate(removal=r.layers, score=float((r.layers[0] - best) % 3)) for r in removals]
 
-    asked = Others(None, lambda _, c, drop: one_shot(TableJudge(), c, drop), lambda _: TableJudge())
+    asked = Others(lambda _, c, drop: one_shot(TableJudge(), c, drop), lambda _: TableJudge())
     found = Exchange(most=50).bind(asked)(race, Constraints(3), 1)
     stood = [one.removal for one in found.rounds[-1].candidates]
     assert len(set(stood)) == len(stood) > 1
@@ -69,7 +69,7 @@ def test_each_exchange_is_made_only_for_less_harm_and_as_many_as_asked_for():
     costs = []
     for most in range(6):
         judge, found = exchanged(3, Constraints(DEPTH), 4, most=most)
-        costs.append(judge.value(found.removal.units))
+        costs.append(judge.value(found.removal.layers))
     assert costs == sorted(costs, reverse=True)
     assert len(set(costs)) > 2  # more than one exchange was there to be made
 
@@ -79,7 +79,7 @@ def test_what_goes_together_is_exchanged_for_what_goes_together(seed):
     pairs = tuple(frozenset({layer, layer + 1}) for layer in (0, 2, 4))
     _, found = exchanged(seed, Constraints(10, together=pairs), 3)
     assert {len(one.removal) for entry in found.rounds if len(entry.removed) for one in entry.candidates} <= {3}
-    gone = set(found.removal.units)
+    gone = set(found.removal.layers)
     assert len(gone) == 3
     assert all(len(gone & pair) in (0, 2) for pair in pairs)
     assert set(found.order) == gone
@@ -87,7 +87,7 @@ def test_what_goes_together_is_exchanged_for_what_goes_together(seed):
 
 def test_every_set_stood_at_has_the_shape_asked_for():
     _, found = exchanged(2, Constraints(DEPTH, shape=NoAdjacent()), 3)
-    assert all(b - a > 1 for a, b in itertools.pairwise(found.removal.units))
+    assert all(b - a > 1 for a, b in itertools.pairwise(found.removal.layers))
 
 
 def test_watch_hears_of_every_set_it_stands_at():
@@ -96,7 +96,7 @@ def test_watch_hears_of_every_set_it_stands_at():
     found = search(judge, Constraints(DEPTH), 4, watch=lambda removal, best: heard.append((removal, best.score)))
     assert heard[-1][0] == found.removal
     assert [score for _, score in heard] == sorted((score for _, score in heard), reverse=True)
-    assert all(score == judge.value(removal.units) for removal, score in heard)
+    assert all(score == judge.value(removal.layers) for removal, score in heard)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -109,13 +109,13 @@ def test_races_that_err_neither_keep_it_walking_nor_have_the_last_word(seed):
         asked.append(keep)
         return whole
 
-    search = Exchange(most=10**6).bind(Others(None, lambda _, c, drop: one_shot(TableJudge(seed + 9), c, drop), own))
+    search = Exchange(most=10**6).bind(Others(lambda _, c, drop: one_shot(TableJudge(seed + 9), c, drop), own))
     found = search(race, Constraints(6), 2)
     stood = [one.removal for one in found.rounds[-1].candidates]
     assert asked == [2, len(stood)]  # none of them may be stopped early
     assert len(set(stood)) == len(stood) >= 2
-    assert found.removal.units == min(stood, key=whole.value)
-    assert found.cost.score == whole.value(found.removal.units)
+    assert found.removal.layers == min(stood, key=whole.value)
+    assert found.cost.score == whole.value(found.removal.layers)
 
 
 def test_the_first_round_is_the_ranking_and_the_last_the_whole_removals_stood_at():
@@ -131,7 +131,6 @@ def test_the_first_round_is_the_ranking_and_the_last_the_whole_removals_stood_at
 def test_cheap_metrics_are_asked_first_and_single_layers_race_for_all_places():
     asked, judge = [], TableJudge(1)
     own = Others(
-        lambda _: judge,
         lambda spec, c, drop: asked.append(spec) or one_shot(judge, c, drop),
         lambda keep: asked.append(keep) or judge,
     )
@@ -160,7 +159,7 @@ def test_a_metric_that_can_propose_nothing_is_named_before_anything_is_judged():
         raise RefusedError("no 2 neighbouring layers may go together")
 
     judge = TableJudge()
-    search = Exchange(by="angular").bind(Others(None, choose, lambda _: judge))
+    search = Exchange(by="angular").bind(Others(choose, lambda _: judge))
     with pytest.raises(UsageError, match="the metric 'angular' proposes nothing here: no 2 neighbouring"):
         search(judge, Constraints(6), 2)
     assert not judge.asked

@@ -30,7 +30,7 @@ class ItemJudge:
         return self.alone[chosen, :items].sum(axis=0) + self.pairs[np.ix_(chosen, chosen)].sum()
 
     def __call__(self, removals):
-        asked = [removal.units for removal in removals]
+        asked = [removal.layers for removal in removals]
         ran, accepted = dict.fromkeys(asked, self.items), set()
         if self.races and len(asked) > 1:
             ran, accepted = self.race(asked)
@@ -77,7 +77,7 @@ class Script:
         self.said, self.asked = said, []
 
     def __call__(self, removals):
-        self.asked.append([removal.units for removal in removals])
+        self.asked.append([removal.layers for removal in removals])
         return [self.candidate(units, alone=len(removals) == 1) for units in self.asked[-1]]
 
     def candidate(self, units, *, alone):
@@ -128,7 +128,7 @@ def test_a_layer_stopped_in_two_rounds_promises_the_most_that_is_known(first, se
 def test_without_an_interval_a_stopped_layer_promises_what_the_best_of_its_round_did():
     def judge(removals):
         said = {(0,): 0.1, **{(unit,): 0.3 for unit in (1, 2, 3, 4)}, (5,): 0.9, (0, 5): 0.4}
-        return [Candidate(removal=r.units, score=said.get(r.units, 0.6), stopped=r.units == (5,)) for r in removals]
+        return [Candidate(removal=r.layers, score=said.get(r.layers, 0.6), stopped=r.layers == (5,)) for r in removals]
 
     assert LAZY(judge, Constraints(6), 2).order == (0, 5)
 

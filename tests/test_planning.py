@@ -62,15 +62,15 @@ def test_the_period_is_kept_when_asked_for(home, tmp_path):
 def test_whole_periods_may_go_from_anywhere():
     anatomy = read_anatomy(tiny_config("gemma2", num_hidden_layers=6))
     constraints = Constraints(6, check=keeping_period(anatomy))
-    assert [run.units for run in allowed_runs(constraints, 1)] == [(5,)]
-    assert [run.units for run in allowed_runs(constraints, 2)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert [run.layers for run in allowed_runs(constraints, 1)] == [(5,)]
+    assert [run.layers for run in allowed_runs(constraints, 2)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
 
 
 def test_what_export_would_refuse_is_refused_before_a_plan_is_written(home, tmp_path, monkeypatch):
     asked = []
 
     def refuse(folder, removal, *, trust_remote_code):
-        asked.append((folder, removal.units, trust_remote_code))
+        asked.append((folder, removal.layers, trust_remote_code))
         raise RefusedError("layers of this model do not move")
 
     monkeypatch.setattr("layerprune.planning.desk.rehearse", refuse)

@@ -174,15 +174,16 @@ def test_everything_that_had_a_say_in_a_plan_stands_in_its_command(sample):
     from layerprune.documents import Limits, Objective, Search
 
     objective = Objective(name="weighted", weights={"toy": 2.0}, floors={"toy": 0.9})
-    metric = samples.plan().metric.model_copy(update={"operator": "rescale", "objective": objective})
+    metric = samples.plan().metric.model_copy(update={"objective": objective})
     limits = Limits(protect=(0, 29), keep_period=True, no_adjacent=True)
     plan = samples.plan(
-        metric=metric, limits=limits, search=Search(name="beam", options={"width": 3}), requested="--target-params 110M"
+        metric=metric, limits=limits, requested="--target-params 110M",
+        search=Search(name="greedy", options={"lazy": True}),
     )
     said = commands(plan, documents(sample)[1], None)[0]
     for words_given in (
-        "--operator rescale --objective weighted --weights toy=2 --floor toy=0.9", "--target-params 110M",
-        "--search beam:width=3 --protect 0,29 --keep-period --no-adjacent --seed 0",
+        "--objective weighted --weights toy=2 --floor toy=0.9", "--target-params 110M",
+        "--search greedy:lazy=True --protect 0,29 --keep-period --no-adjacent --seed 0",
     ):  # fmt: skip
         assert words_given in said
 

@@ -81,20 +81,13 @@ def test_a_search_finds_what_it_finds_without_the_scorer(tiny):
         assert found.ranking[0] == plain.ranking[0]
 
 
-def test_the_cascade_gets_its_proposer(tiny):
-    wide = scorer(tiny).find("ablation", "cascade:keep=6", Constraints(audit_tiny.DEPTH), 2)
-    assert wide.order == scorer(tiny).find("ablation", "greedy", Constraints(audit_tiny.DEPTH), 2).order
-    narrow = scorer(tiny).find("ablation", "cascade:keep=1", Constraints(audit_tiny.DEPTH), 2)
-    assert narrow.order == scorer(tiny).find("cosine", "one-shot", Constraints(audit_tiny.DEPTH), 2).order
-
-
 def test_exchange_gets_the_choices_of_other_metrics_and_its_own_ranking(tiny):
     where = Constraints(audit_tiny.DEPTH), 2
     own, cosine = (scorer(tiny).find(metric, "one-shot", *where).removal for metric in ("ablation", "cosine"))
     block = scorer(tiny).find("angular", "blocks", *where).removal
     found = scorer(tiny).find("ablation", "exchange:by=cosine+angular,most=0", *where, racing=False)
     assert [one.removal for one in found.rounds[1].candidates] == list(
-        dict.fromkeys(removal.units for removal in (own, cosine, block))
+        dict.fromkeys(removal.layers for removal in (own, cosine, block))
     )
     assert found.cost.score == min(one.score for one in found.rounds[1].candidates)
 

@@ -1,4 +1,4 @@
-"""A metric that another distribution ships: installed with pip, listed with its owner, scored with, recorded."""
+"""A metric and a search that another distribution ships: installed with pip, scored with, searched with, recorded."""
 
 import os
 import subprocess
@@ -27,7 +27,26 @@ class Parity:
     search: ClassVar[str] = "one-shot"
 
     def score(self, subject, removals, data):
-        return [Candidate(removal=r.units, score=sum(self.bonus * (u % 2) for u in r)) for r in removals]
+        return [Candidate(removal=r.layers, score=sum(self.bonus * (layer % 2) for layer in r)) for r in removals]
+'''
+SEARCH = '''\
+"""Takes every other layer."""
+from dataclasses import dataclass
+from layerprune.documents import Round
+from layerprune.planners import Found, by_harm
+from layerprune.removal import Removal
+
+@dataclass(frozen=True)
+class EveryOther:
+    """Judge two combs of layers, the even ones from ``start`` and the odd ones, and take the better."""
+    start: int = 0
+    short: int = 0
+
+    def __call__(self, judge, constraints, drop, *, seed=0, watch=None):
+        combs = [range(first, first + 2 * (drop - self.short), 2) for first in (self.start, self.start + 1)]
+        asked = tuple(judge([Removal.of(*comb) for comb in combs]))
+        best = min(asked, key=by_harm)
+        return Found(best.removal, (Round(removed=(), candidates=asked),), (), best, nested=False)
 '''
 PROJECT = """\
 [build-system]
@@ -38,8 +57,10 @@ name = "prune-parity"
 version = "0.3"
 [project.entry-points."layerprune.metrics"]
 parity = "prune_parity:Parity"
+[project.entry-points."layerprune.searches"]
+every-other = "prune_combs:EveryOther"
 [tool.setuptools]
-py-modules = ["prune_parity"]
+py-modules = ["prune_parity", "prune_combs"]
 """
 
 
@@ -50,6 +71,7 @@ def installed(tmp_path_factory):
     source, target = home / "source", home / "site"
     source.mkdir()
     (source / "prune_parity.py").write_text(METRIC)
+    (source / "prune_combs.py").write_text(SEARCH)
     (source / "pyproject.toml").write_text(PROJECT)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", target, source], check=True, capture_output=True, text=True)
@@ -63,8 +85,9 @@ def run(home, *words):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_the_metric_is_under_twenty_lines():
+def test_metric_and_search_are_under_twenty_lines():
     assert len(METRIC.splitlines()) < 20
+    assert len(SEARCH.splitlines()) < 20
 
 
 def test_it_is_listed_with_its_owner_and_options(installed):
@@ -88,5 +111,34 @@ def test_it_plans_and_its_owner_is_recorded(installed):
     assert scores.metric.unit == "oddness"
 
 
-def test_without_the_distribution_the_name_is_unknown():
+def test_its_search_plans_with_any_metric_and_is_recorded(installed):
+    words = ["plan", installed / "base", "--metric", "parity", "--drop", 2]
+    done = run(installed, *words, "--search", "every-other:start=1", "-o", installed / "combs")
+    assert done.returncode == 0, done.stderr
+    scores, plan = Scores.load(installed / "combs" / "scores.json"), Plan.load(installed / "combs" / "plan.json")
+    assert [one.removal for one in scores.rounds[0].candidates] == [(1, 3), (2, 4)]
+    assert plan.removal == (2, 4)
+    assert (plan.search.name, plan.search.options) == ("every-other", {"start": 1, "short": 0})
+
+
+@pytest.mark.parametrize(
+    ("search", "rules", "why"),
+    [
+        ("every-other", ["--protect", "0,2"], "{0, 2}, which may not go: layer 0 does not exist, is to stay"),
+        ("every-other:short=1", [], "{0}, which may not go: 2 layers were to go, and these are 1"),
+        ("every-other", ["--contiguous"], "{0, 2}, which may not go: {0, 2} is not one contiguous run"),
+    ],
+)
+def test_what_its_search_finds_against_the_rules_is_refused(installed, tmp_path, search, rules, why):
+    words = ["plan", installed / "base", "--metric", "parity", "--drop", 2, "--search", search, *rules]
+    done = run(installed, *words, "-o", tmp_path / "run")
+    assert done.returncode == 2
+    assert f"layerprune: the search 'every-other' found {why}" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_without_the_distribution_the_names_are_unknown(tmp_path):
     assert cli_tiny.refused("metrics", "parity").startswith("unknown metric 'parity'")
+    words = ["plan", "m", "--drop", 1, "--metric", "random", "--search", "every-other"]
+    said = cli_tiny.refused(*words, "-o", tmp_path / "run")
+    assert said.startswith("unknown search 'every-other'. Known: blocks, exchange, greedy, one-shot")

@@ -3,7 +3,6 @@
 Read from the config and a model on the meta device; no table of architectures stands between a new type and its export.
 """
 
-from layerprune.anatomy import halves
 from layerprune.anatomy.read import Anatomy, read_anatomy
 from layerprune.anatomy.sources import Sources
 from layerprune.anatomy.stack import build_on_meta, find_stack, load_config, positions
@@ -15,7 +14,6 @@ __all__ = [
     "build_on_meta",
     "check_weights",
     "find_stack",
-    "halves",
     "load_config",
     "positions",
     "read_anatomy",

@@ -35,8 +35,8 @@ def stale_depth(folder: Path) -> str:
 
 def _advice(fields: dict[str, Any], layers: int) -> str:
     key = next((key for key in DEPTH_KEYS if key in fields), None)
-    lists = {name: len(fields[name]) for name, field in FIELDS.items()
-             if field.kind == "list" and isinstance(fields.get(name), list)}  # fmt: skip
+    lists = {name: len(fields[name]) for name, kind in FIELDS.items()
+             if kind == "list" and isinstance(fields.get(name), list)}  # fmt: skip
     if key is None or not any(length != fields[key] for length in lists.values()):
         return ""
     todo = [f"set {key} to {layers}"] if fields[key] != layers else []

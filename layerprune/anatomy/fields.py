@@ -6,7 +6,6 @@ not named here is refused, never guessed at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from layerprune.anatomy.sources import Sources
@@ -14,46 +13,37 @@ from layerprune.errors import RefusedError
 
 Kind = Literal["list", "indices", "first", "last", "end", "keyed"]
 
-
-@dataclass(frozen=True)
-class Field:
-    """How one field speaks of layers, and which half of a layer it speaks of."""
-
-    kind: Kind
-    half: Literal["attention", "mlp"] = "attention"
-
-
 # list: one entry per layer.  indices: the layers something applies to.  first: applies to the first n layers.
 # last: to the last n.  end: index of the last layer something applies to.  keyed: a map from layer index to settings.
-FIELDS = {
-    "layer_types": Field("list"),
-    "attention_layers": Field("list"),
-    "attn_layers": Field("list"),
-    "layers_block_type": Field("list"),
-    "indexer_types": Field("list"),
-    "layer_rope_theta": Field("list"),
-    "hybrid_layer_pattern": Field("list"),
-    "no_rope_layers": Field("list"),
-    "num_attention_heads_per_layer": Field("list"),
-    "mlp_layer_types": Field("list", "mlp"),
-    "activation_sparsity_pattern": Field("list", "mlp"),
-    "intermediate_size": Field("list", "mlp"),
-    "is_moe_layer": Field("list", "mlp"),
-    "moe_layer_freq": Field("list", "mlp"),
-    "attn_layer_indices": Field("indices"),
-    "cross_attention_layers": Field("indices"),
-    "full_attn_idxs": Field("indices"),
-    "hybrid_layer_ids": Field("indices"),
-    "ple_layer_ids": Field("indices"),
-    "mlp_only_layers": Field("indices", "mlp"),
-    "moe_layers": Field("indices", "mlp"),
-    "max_window_layers": Field("first"),
-    "first_k_dense_replace": Field("first", "mlp"),
-    "num_dense_layers": Field("first", "mlp"),
-    "moe_layer_start_index": Field("first", "mlp"),
-    "moe_layer_end_index": Field("end", "mlp"),
-    "num_kv_shared_layers": Field("last"),
-    "per_layer_config": Field("keyed"),
+FIELDS: dict[str, Kind] = {
+    "layer_types": "list",
+    "attention_layers": "list",
+    "attn_layers": "list",
+    "layers_block_type": "list",
+    "indexer_types": "list",
+    "layer_rope_theta": "list",
+    "hybrid_layer_pattern": "list",
+    "no_rope_layers": "list",
+    "num_attention_heads_per_layer": "list",
+    "mlp_layer_types": "list",
+    "activation_sparsity_pattern": "list",
+    "intermediate_size": "list",
+    "is_moe_layer": "list",
+    "moe_layer_freq": "list",
+    "attn_layer_indices": "indices",
+    "cross_attention_layers": "indices",
+    "full_attn_idxs": "indices",
+    "hybrid_layer_ids": "indices",
+    "ple_layer_ids": "indices",
+    "mlp_only_layers": "indices",
+    "moe_layers": "indices",
+    "max_window_layers": "first",
+    "first_k_dense_replace": "first",
+    "num_dense_layers": "first",
+    "moe_layer_start_index": "first",
+    "moe_layer_end_index": "end",
+    "num_kv_shared_layers": "last",
+    "per_layer_config": "keyed",
 }
 
 # Lists that can be as long as a shallow stack is deep and have nothing to do with layers.
@@ -105,9 +95,9 @@ def _looks_per_layer(key: str, value: Any, depth: int) -> bool:
     return isinstance(value, list) and len(value) == depth and depth > 1 and key not in NOT_PER_LAYER
 
 
-def _revalued(key: str, value: Any, field: Field, sources: Sources) -> Any:
-    origin = sources.of(field.half)
-    match field.kind:
+def _revalued(key: str, value: Any, kind: Kind, sources: Sources) -> Any:
+    origin = sources.layers
+    match kind:
         case "list":
             if not isinstance(value, list):  # intermediate_size is a list in Gemma 3n and a number elsewhere
                 return value

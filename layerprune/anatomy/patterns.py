@@ -26,7 +26,7 @@ Lists = dict[str, list[Any]]
 
 def lists_of(fields: Fields) -> Lists:
     """Return the fields that say something of each layer by a list."""
-    names = [key for key, field in FIELDS.items() if field.kind in ("list", "indices")]
+    names = [key for key, kind in FIELDS.items() if kind in ("list", "indices")]
     return {key: fields[key] for key in names if isinstance(fields.get(key), list)}
 
 
@@ -156,6 +156,6 @@ def rhythms(kind: type[PretrainedConfig], fields: Fields, depth: int) -> tuple[R
 def _flat(name: str, fields: Fields, depth: int) -> list[Any]:
     """Return what a field says of each layer; nothing where it does not."""
     value = fields.get(name)
-    if isinstance(value, list) and FIELDS[name].kind == "indices":
+    if isinstance(value, list) and FIELDS[name] == "indices":
         return [layer in value for layer in range(depth)]
     return value if isinstance(value, list) and len(value) == depth else []

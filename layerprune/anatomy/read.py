@@ -9,7 +9,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import halves, patterns, readers, rope, special
+from layerprune.anatomy import patterns, readers, rope, special
 from layerprune.anatomy.causality import check_causal
 from layerprune.anatomy.counting import Counts, count
 from layerprune.anatomy.fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS, MTP_KEYS, SUPERSEDED, edits
@@ -37,7 +37,6 @@ class Anatomy:
     together: tuple[frozenset[int], ...] = ()  # layers that can only be removed as a group
     keep_one: tuple[frozenset[int], ...] = ()  # of each group at least one layer has to stay
     tail_only: bool = False  # layers cannot move: only the last ones can be removed
-    half_refusal: str = "not looked at"  # why half-layer units cannot be removed; empty when they can
     remarks: tuple[str, ...] = ()  # the constraints and warnings in words
     untried: str = ""  # why no tiny model could show that it is causal; tried on the model itself once it is loaded
     config: PretrainedConfig | None = field(default=None, repr=False, compare=False)
@@ -45,17 +44,12 @@ class Anatomy:
     path: tuple[str, ...] = field(default=(), repr=False)  # where the decoder's fields stand in config.json
 
     @property
-    def halves(self) -> bool:
-        """Whether half-layer units can be removed."""
-        return not self.half_refusal
-
-    @property
     def constrained(self) -> bool:
         """Whether some removals are refused."""
         return bool(self.must_keep or self.together or self.keep_one or self.tail_only)
 
     def parameters(self, removal: Removal = NOTHING) -> int:
-        """Return how many parameters the model has without the removed units: unique ones, as it is in memory."""
+        """Return how many parameters the model has without the removed layers: unique ones, as it is in memory."""
         assert self.counts is not None  # read_anatomy counts
         return self.counts.after(Sources.after(removal, self.depth))
 
@@ -64,19 +58,17 @@ class Anatomy:
         sources, name = Sources.after(removal, self.depth), self.model_type
         if not len(sources):
             raise RefusedError(f"removing all {self.depth} layers leaves no model; keep at least one")
-        if not sources.whole and self.half_refusal:
-            raise RefusedError(f"half-layers of a {name} model cannot be removed: {self.half_refusal}")
-        gone = set(range(self.depth)) - (set(sources.attention) & set(sources.mlp))
+        gone = set(removal)
         stuck = sorted(gone & self.must_keep)
         if stuck:
             raise RefusedError(f"layer {stuck[0]} of a {name} model has to stay: {self._why()}")
-        if self.tail_only and sources.attention != tuple(range(len(sources))):
+        if self.tail_only and sources.layers != tuple(range(len(sources))):
             raise RefusedError(f"only the last layers of a {name} model can be removed: {self._why()}")
         for group in self.together:
             if gone & group and not group <= gone:
                 raise RefusedError(f"layers {sorted(group)} of a {name} model go together: {self._why()}")
         for group in self.keep_one:
-            if group.isdisjoint(sources.attention):
+            if group <= gone:
                 raise RefusedError(f"one of layers {sorted(group)} of a {name} model has to stay: {self._why()}")
         self._edits(sources)
 
@@ -98,8 +90,7 @@ class Anatomy:
         remade = patterns.derived(type(self._decoder), after) if any(it.follows for it in self._rhythms) else {}
         found = []
         for it in self._rhythms:
-            half = FIELDS[it.name].half if it.name in FIELDS else "mlp"
-            if not it.kept([it.kinds[layer] for layer in sources.of(half)], remade):
+            if not it.kept([it.kinds[layer] for layer in sources.layers], remade):
                 every = f" every {it.period} layers" if it.period else ""
                 said = f"{it.name} of this {self.model_type} model repeats{every}"
                 found.append(f"{said}, and would not without {removal}")
@@ -203,13 +194,11 @@ def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -
     fields = _fields(config, path)
     limits = special.limits(config.model_type, fields, depth)
     untried = check_causal(config, path, trust_remote_code=trust_remote_code)
-    children = [halves.weighted(layer) for layer in layers]
-    halving = "; ".join(limits.remarks) if limits.tail_only else halves.refusal(config.model_type, children, fields)
     return Anatomy(
         model_type=config.model_type, depth=depth, stack=stack, must_keep=frozenset(limits.must_keep),
         together=tuple(limits.together), keep_one=tuple(limits.keep_one), tail_only=limits.tail_only,
-        half_refusal=halving, remarks=tuple(limits.remarks), untried=untried, config=config, path=path,
-        counts=count(model, stack, by_half=not halving),
+        remarks=tuple(limits.remarks), untried=untried, config=config, path=path,
+        counts=count(model, stack),
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def _misreadings(model_type: str, fields: Mapping[str, Any], sources: Sources) -
                 yield _misread_depth(model_type, reader, sources), True
             continue
         before = _flags(reader.field, fields.get(reader.field), sources.depth)
-        after = [before[layer] for layer in sources.of(FIELDS[reader.field].half)] if before else []
+        after = [before[layer] for layer in sources.layers] if before else []
         if reader.field == "layer_types" and len(set(before)) < 2:
             continue  # sliding windows that are not used, or used alike
         right = not before or not _wrong(reader, before)
@@ -168,6 +168,6 @@ def _flags(key: str, value: Any, depth: int) -> list[bool]:
     """Return for each layer whether it is of the kind that comes once in a period; nothing where no list says so."""
     if not isinstance(value, list):
         return []
-    if FIELDS[key].kind == "indices":
+    if FIELDS[key] == "indices":
         return [layer in value for layer in range(depth)]
     return [kind == EACH[key] for kind in value] if len(value) == depth else []

@@ -151,9 +151,9 @@ def edits(model_type: str, fields: dict[str, Any], sources: Sources) -> dict[str
         changed["scale_depth"] = fields["scale_depth"] * math.sqrt(len(sources) / sources.depth)
     if model_type == "recurrent_gemma":
         kinds = _expanded(fields, sources.depth)
-        changed["block_types"] = [kinds[layer] for layer in sources.attention]
+        changed["block_types"] = [kinds[layer] for layer in sources.layers]
     if model_type == "gpt_neo":
-        kinds = [fields["attention_layers"][layer] for layer in sources.attention]
+        kinds = [fields["attention_layers"][layer] for layer in sources.layers]
         changed["attention_types"] = [[[kind], 1] for kind in kinds]
     changed.update(_kimi_lists(fields, sources))
     changed.update(_sparse_step(fields, sources))
@@ -168,7 +168,7 @@ def _kimi_lists(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
     if not isinstance(given, dict):
         return {}
     lists = {key: set(given[key]) for key in ("kda_layers", "full_attn_layers") if isinstance(given.get(key), list)}
-    new = {key: [n + 1 for n, layer in enumerate(sources.attention) if layer + 1 in on] for key, on in lists.items()}
+    new = {key: [n + 1 for n, layer in enumerate(sources.layers) if layer + 1 in on] for key, on in lists.items()}
     return {"linear_attn_config": {**given, **new}} if new else {}
 
 
@@ -178,7 +178,7 @@ def _sparse_step(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
     if not step or step == 1:
         return {}
     listed = fields.get("mlp_only_layers") or []
-    dense = [new for new, layer in enumerate(sources.mlp) if layer in listed or (layer + 1) % step]
+    dense = [new for new, layer in enumerate(sources.layers) if layer in listed or (layer + 1) % step]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
@@ -188,7 +188,7 @@ def _moe_interval(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
     if not step or step == 1:
         return {}
     start, end = _experts_between(fields, sources.depth)
-    sparse = [new for new, layer in enumerate(sources.mlp) if (layer + 1) % step == 0 and start <= layer <= end]
+    sparse = [new for new, layer in enumerate(sources.layers) if (layer + 1) % step == 0 and start <= layer <= end]
     for every in range(1, len(sources) + 1):
         for first in sparse[:1]:
             if sparse == [n for n in range(first, sparse[-1] + 1) if (n + 1) % every == 0]:
@@ -198,6 +198,6 @@ def _moe_interval(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
 
 def _check_indexers(fields: dict[str, Any], sources: Sources) -> None:
     kinds = fields.get("indexer_types")
-    if kinds and kinds[sources.attention[0]] == "shared":
-        first = sources.attention[0]
+    if kinds and kinds[sources.layers[0]] == "shared":
+        first = sources.layers[0]
         raise RefusedError(f"indexer_types: layer {first} reuses tokens that an earlier layer selects, but is first")

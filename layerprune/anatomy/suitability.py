@@ -189,7 +189,7 @@ def _check_depth(where: str, fit: Fit, model: nn.Module, anatomy: Anatomy) -> No
         if layer is not None:
             wanted[layer].add(name)
     absent = [layer for layer, names in sorted(wanted.items()) if names and names <= {*fit.missing}]
-    lists = [name for name, kind in FIELDS.items() if kind.kind == "list" and isinstance(fields.get(name), list)]
+    lists = [name for name, kind in FIELDS.items() if kind == "list" and isinstance(fields.get(name), list)]
     if absent and absent[0] > 0 and absent == list(range(absent[0], depth)):
         also = f" and cut {', '.join(lists)} to the layers that are there" if lists else ""
         raise RefusedError(

@@ -30,7 +30,7 @@ from layerprune.errors import DocumentError, RefusedError
 from layerprune.metrics.base import Data
 from layerprune.metrics.cosine import Cosine
 from layerprune.progress import Progress
-from layerprune.removal import Removal, Unit
+from layerprune.removal import Removal
 from layerprune.report import words
 from layerprune.stats import as_bits, clipped, counted_interval, mean_interval, paired_interval, relevance
 from layerprune.subject import Subject
@@ -61,7 +61,7 @@ def layerwise_questions(questions: Questions) -> Questions:
 
 def parts_of(plan: Plan, anatomy: Anatomy) -> tuple[Units, ...]:
     """Return what of the removal can go by itself, in the plan's order: single units, or those that go together."""
-    groups: dict[Unit, Units] = {
+    groups: dict[int, Units] = {
         unit: tuple(sorted(group & set(plan.removal))) for group in anatomy.together for unit in group
     }
     return tuple(dict.fromkeys(groups.get(unit, (unit,)) for unit in plan.order))
@@ -73,11 +73,11 @@ def ask_layers(
     """Ask the base without each part alone and without the first 2, 3, ... of them; what it cannot do is left out."""
     anatomy = engine.subject.anatomy
     asked = [*parts, *(_all_of(parts[:count]) for count in range(2, len(parts)))]
-    removals = [removal for removal in map(Removal.from_units, asked) if _can_go(anatomy, removal)]
+    removals = [removal for removal in map(Removal.from_layers, asked) if _can_go(anatomy, removal)]
     if len(parts) < 2 or not questions.tasks or not removals:  # one part alone is the whole removal
         return {}
     found = examine(engine, questions, list(dict.fromkeys(removals)), progress, "asking layer by layer")
-    return {removal.units: {name: outcomes.correct for name, outcomes in own.items()} for removal, own in found.items()}
+    return {one.layers: {name: outcomes.correct for name, outcomes in own.items()} for one, own in found.items()}
 
 
 def _all_of(parts: Sequence[Units]) -> Units:

@@ -110,7 +110,7 @@ def measure(job: Job, progress: Progress) -> Findings:
     base = job.loading.subject(model, revision)
     check_same_tokens(questions, base.encoder)
     engine = job.loading.engine(base)
-    removals = {label: Removal.from_units(plan.removal) for label, plan in job.compare.items()}
+    removals = {label: Removal.from_layers(plan.removal) for label, plan in job.compare.items()}
     wanted = list(dict.fromkeys([INTACT, *removals.values()]))
     found = examine(engine, questions, wanted, progress, "asking the base model")
     outcomes = {PRUNED: pruned.outcomes, **{label: found[removal] for label, removal in removals.items()}}
@@ -183,7 +183,7 @@ def _text(job: Job, text: str | None, base: Subject, pruned: Subject | None, pro
         return None
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     source = f"{Path(job.text).name} (sha256 {digest})"
-    before = Removal.from_units(job.exported.plan.removal) if job.exported.heal else None
+    before = Removal.from_layers(job.exported.plan.removal) if job.exported.heal else None
     return text_loss(base, pruned, windows_of(text, base), source, unhealed=before, seed=job.seed, progress=progress)
 
 

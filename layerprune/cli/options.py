@@ -212,14 +212,6 @@ scoring = together(
     items,
     objective,
     machine,
-    click.option(
-        "--operator",
-        type=click.Choice(["skip", "rescale", "mean"]),
-        metavar="NAME",
-        help="What stands in for a removed layer: nothing (skip), its average lengthening of the residual stream "
-        "(rescale) or its average update (mean). Export skips. Default: skip.",
-    ),
-    click.option("--unit", type=click.Choice(["layer", "half"]), help="half: half-layer runs, too. Default: layer."),
     click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0-3,-1 (negative: from the end)."),
 )
 

@@ -14,7 +14,7 @@ from layerprune.errors import UsageError
 from layerprune.lock import locked
 from layerprune.output import check_places
 
-SEARCHES = "one-shot, greedy, beam[:width=4], evolution, blocks, cascade or exchange[:by=cosine+angular]"
+SEARCHES = "one-shot, greedy[:lazy=true], blocks or exchange[:by=cosine+angular]"
 CONTINUE = "run the same command again: what was finished is kept"
 
 
@@ -65,7 +65,11 @@ def score(console: Console, model: str, output: Path, force: bool, stability: bo
 )
 @click.argument("model", required=False)
 @opt.goal
-@click.option("--search", metavar="SPEC", help=f"{SEARCHES}. Default: the metric's own, greedy for ablation.")
+@click.option(
+    "--search",
+    metavar="SPEC",
+    help=f"{SEARCHES}. Default: the metric's own, greedy for ablation. Others come as plug-ins.",
+)
 @click.option(
     "--racing/--no-racing",
     default=None,

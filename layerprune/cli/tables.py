@@ -148,7 +148,6 @@ def inspected(found: Inspection) -> Table:
         "can go on their own": f"{found.removable} of {anatomy.depth} layers",
         "cannot go first": names(tuple(stays)) or "none",
         "go together": "; ".join(names(tuple(sorted(group))) for group in anatomy.together) or "none",
-        "half layers": "can be removed" if anatomy.halves else "cannot be removed",
         "config fields that change": ", ".join(found.changes) or "none",
         "can be exported": "yes" if found.removable else "no",
     }

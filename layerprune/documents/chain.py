@@ -19,7 +19,7 @@ def chain_faults(plan: Plan | None, receipt: Receipt | None, log: HealLog | None
             ("receipt.removal", receipt.removal, "the plan's", plan.removal),
         )
     if receipt:
-        left = receipt.base.layers - len(receipt.removal)  # each unit, whole layer or half-layer run, takes one
+        left = receipt.base.layers - len(receipt.removal)
         yield from _differ(("receipt.result.layers", receipt.result.layers, f"the {left} that are left", left))
     if log:
         yield from _healing_faults(log, plan, receipt)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from layerprune.documents.base import Part
 from layerprune.paths import checked_name, same_file
-from layerprune.removal import Removal, Unit
+from layerprune.removal import Removal
 
-Units = tuple[Unit, ...]
+Layer = Annotated[int, BeforeValidator(lambda value: _layer(value))]
+Units = tuple[Layer, ...]  # layers of the base, 0-based
 Interval = tuple[float, float]  # 95 % unless a field says otherwise
 FileName = Annotated[str, AfterValidator(lambda name: _file_name(name))]  # of a file inside the document's folder
-Operator = Literal["skip", "rescale", "mean"]  # what stands in for a removed layer while removals are judged
+
+
+def _layer(value: object) -> object:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"{value} is not a whole layer, and half-layers are no longer removed; plan anew")
+    return value
 
 
 def _file_name(name: str) -> str:
@@ -89,29 +95,25 @@ def _pairs(given: dict[str, float]) -> str:
 class MetricRef(Part):
     """A relevance metric as it was run."""
 
-    gained: ClassVar[tuple[str, ...]] = ("operator", "objective")
+    gained: ClassVar[tuple[str, ...]] = ("objective",)
     name: str
     spec: str = Field(description="what the command line takes, defaults left out: 'cosine:tokens=last'")
     options: dict[str, str | int | float | bool | None]
     unit: str
     scope: str
     owner: str = Field(description="distribution that ships the metric, with its version")
-    operator: Operator = Field(
-        default="skip", description="what stood in for a removed layer: nothing, or its average effect on the stream"
-    )
     objective: Objective = Field(default=MEAN, description="what a removal costs over the tasks")
 
     @property
     def words(self) -> str:
-        """How removals were judged, for titles: ``ablation with rescale (worst task)``."""
-        how = self.spec if self.operator == "skip" else f"{self.spec} with {self.operator}"
-        return f"{how} ({self.objective.words})" if self.objective.words else how
+        """How removals were judged, for titles: ``ablation (worst task)``."""
+        return f"{self.spec} ({self.objective.words})" if self.objective.words else self.spec
 
 
 class Ranked(Part):
     """One unit in the order in which it would be removed."""
 
-    unit: Unit
+    unit: Layer
     score: float
     interval: Interval | None = None
 
@@ -192,4 +194,4 @@ class Outcomes(Part):
 
 def as_removal(units: Units) -> Removal:
     """Turn a document's list of units into a Removal."""
-    return Removal.from_units(units)
+    return Removal.from_layers(units)

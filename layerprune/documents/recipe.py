@@ -18,7 +18,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import Operator
 from layerprune.documents.faults import Fault, Place, faults_of
 from layerprune.documents.marked import Marked, read_marked
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
@@ -63,13 +62,11 @@ class ScoreStep(Part):
     apply_chat_template: bool | str | None = Field(default=None, description="or the name of a template")
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
-    unit: Literal["layer", "half"] | None = Field(default=None, description="half: half-layer runs are candidates too")
     objective: Literal["mean", "worst", "weighted"] | None = Field(default=None, description="over the tasks")
     weights: dict[str, float] | None = Field(default=None, description="of tasks in a weighted mean; others count 1")
     floor: dict[str, float] | None = Field(
         default=None, description="share of the intact accuracy above chance that a task must keep"
     )
-    operator: Operator | None = Field(default=None, description="what stands in for a removed layer")
     racing: bool | None = Field(default=None, description="stop candidates early that are clearly not next to go")
 
 

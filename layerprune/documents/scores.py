@@ -91,7 +91,6 @@ class Scores(Document):
 
     @model_validator(mode="after")
     def _holds_a_candidate(self) -> Self:
-        """Later rounds may be empty: beams of older versions wrote down the paths that led nowhere new."""
         if not self.rounds[0].candidates:
             raise ValueError("rounds[0] holds no candidate: there is nothing to plan from")
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 
 from layerprune.engine.memory import Estimate, Shape
@@ -33,9 +32,7 @@ class Allowance:
         self.weights = 0 if own else sum(p.numel() * p.element_size() for p in path.subject.model.parameters())
         depth = len(path.subject.layers)
         self.each = self._traffic([Removal.of(layer) for layer in range(depth)])
-        alone = self._traffic([Removal(())])
-        halved = path.subject.anatomy.halves and path.subject.stand_in is None  # zeros in the place of a half
-        self.alone = replace(alone, alive=tuple(states + halved for states in alone.alive))
+        self.alone = self._traffic([Removal(())])
         self.usual_piece = path.piece
         path.piece = self._piece(self.room)
 
@@ -55,7 +52,7 @@ class Allowance:
 
     def portions(self, section: Sequence[list[Row]], removals: Sequence[Removal]) -> list[list[int]]:
         """Split the removals, by number, so that each part fits together with any batch of the section."""
-        numbers = sorted(range(len(removals)), key=lambda number: removals[number].units)  # like stays with like
+        numbers = sorted(range(len(removals)), key=lambda number: removals[number].layers)  # like stays with like
         parts: list[list[int]] = []
         while numbers:
             count = self._most(section, [removals[number] for number in numbers])
@@ -108,8 +105,8 @@ class Allowance:
 
     def _traffic(self, removals: Sequence[Removal]) -> Traffic:
         subject = self.path.subject
-        drops = tuple(removal.sublayers for removal in removals)
-        return traffic(len(subject.layers), drops, copies=subject.stand_in is not None)
+        drops = tuple(frozenset(removal) for removal in removals)
+        return traffic(len(subject.layers), drops)
 
     def _piece(self, room: int) -> int:
         """Return for how many places logits are computed at once."""

@@ -96,7 +96,7 @@ class Examiner:
         pieces = [judged(questions, own, margins=True) for own in answers]
         entry = {
             "block": block,
-            "removals": [list(removal.units) for removal in removals],
+            "removals": [list(removal.layers) for removal in removals],
             "pieces": [{name: o.model_dump(mode="json") for name, o in piece.items()} for piece in pieces],
             "path": self.engine.path.name,
             "computed": self.engine.account.computed - before.computed,
@@ -109,7 +109,7 @@ class Examiner:
     def _take(self, entry: dict[str, Any]) -> None:
         for units, piece in zip(entry["removals"], entry["pieces"], strict=True):
             found = {name: Outcomes.model_validate(value) for name, value in piece.items()}
-            place = entry["block"], Removal.from_units(units)
+            place = entry["block"], Removal.from_layers(units)
             self.known[place], self.uncounted[place] = found, entry
 
     def _count(self, block: int, removals: Sequence[Removal]) -> None:
@@ -122,7 +122,7 @@ class Examiner:
             if entry is None:
                 continue
             for units in entry["removals"]:
-                self.uncounted.pop((block, Removal.from_units(units)), None)
+                self.uncounted.pop((block, Removal.from_layers(units)), None)
             self.path = entry["path"]
             self.account.computed += entry["computed"]
             self.account.naive += entry["naive"]

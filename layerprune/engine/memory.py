@@ -43,7 +43,6 @@ WIDER = ((1, 65), (3, 65), (2, 129), (1, 257))  # rows, width
 TOKEN = 3  # every token of a trial: experts then meet their worst case, all tokens in the same few of them
 # Of each answer token that is read where another one is: its number, row, place, and what is found.
 ANSWER_BYTES = 64
-HALF = Removal.of(0.5)  # for a half that is removed there are zeros
 GRADE: Stage = ("grade", 0)
 
 
@@ -152,11 +151,11 @@ class Estimate:
         """
         depth = len(path.subject.layers)
         like = kinds(path.subject) if path.together and not path.shares else list(range(depth))
-        removals = [Removal.from_units(set(range(depth)) - set(like))]
+        removals = [Removal.from_layers(set(range(depth)) - set(like))]
         trials = TRIALS if beginning else [(r, w, 0, p, piece) for r, w, _, p, piece in TRIALS[:ALONE]]
         if not path.together:
             trials = [(1, w, 0, p, piece) for _, w, _, p, piece in TRIALS[:ONE_ROW]]
-            removals += [HALF] if path.subject.anatomy.halves and path.subject.stand_in is None else []
+            removals *= 2  # the last logits under one removal are there while the next one runs
         if not path.masked:
             trials = [*trials, *((rows, width, 0, 2, 99) for rows, width in WIDER if width <= longest)]
         runs, sizes, states, cache = [], [], [], np.zeros(depth)
@@ -173,7 +172,7 @@ class Estimate:
             path.read = None
         path.piece, path.work.computed = usual, work.computed
         peak = max(event.after for run in runs for event in run)
-        trial, known = traffic(depth, (removals[0].sublayers,)), np.stack(sizes)
+        trial, known = traffic(depth, (frozenset(removals[0]),)), np.stack(sizes)
         fitted = [_fit(known, seen) for seen in np.array(states, dtype=float).T]
         state = np.stack([fitted[like[max(layer - 1, 0)]] for layer in range(depth + 1)])
         return cls(*_moments(runs, known), trial, like, state, cache[like], path.subject.vocabulary, peak)

@@ -82,7 +82,7 @@ class TreePath:
         self.subject, self.windows = subject, windows
         self.piece = usual_piece(subject.vocabulary)
         self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = None
-        self.walk = Walk(subject.model, subject.layers, subject.stand_in)
+        self.walk = Walk(subject.model, subject.layers)
         self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=subject.device)})
 
     @property
@@ -109,7 +109,7 @@ class TreePath:
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         self.walk.stage = "inputs", 0
         places = Places(rows)
-        drops = [removal.sublayers for removal in removals]
+        drops = [frozenset(removal) for removal in removals]
         beginning = self._read(rows[0].beginning, drops)
         self.walk.stage = "inputs", 1
         found = self.walk.hidden(self._inputs(rows), drops, places.rows, places.nodes, beginning)

@@ -203,7 +203,7 @@ def _removals(subject: Subject) -> list[Removal]:
     removable = [layer for layer in range(depth) if layer not in subject.anatomy.must_keep]
     like = kinds(subject)
     sets += [(layer,) for layer in sorted({like[layer]: layer for layer in removable}.values())]  # the last of each
-    return [Removal.from_units(set(units)) for units in dict.fromkeys(sets) if len(set(units)) < depth]
+    return [Removal.from_layers(set(units)) for units in dict.fromkeys(sets) if len(set(units)) < depth]
 
 
 def _in_short(error: Exception) -> str:

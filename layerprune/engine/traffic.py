@@ -7,26 +7,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-Key = frozenset[int]  # sublayers that are removed below a layer
-Way = Literal["through", "past", "attention", "mlp"]  # the last two: through the layer without that half
+Key = frozenset[int]  # layers that are removed below a layer
+Way = Literal["through", "past"]
 
 
 def wanted_after(index: int, drops: Sequence[Key]) -> frozenset[Key]:
-    """Return what the removals (sublayers each) have lost after layer ``index``: one state is needed for each."""
-    return frozenset(frozenset(part for part in drop if part < 2 * index + 2) for drop in drops)
+    """Return what the removals have lost after layer ``index``: one state is needed for each."""
+    return frozenset(frozenset(layer for layer in drop if layer <= index) for drop in drops)
 
 
 def ways(key: Key, index: int, wanted: frozenset[Key]) -> Iterator[tuple[Way, Key]]:
     """Yield what becomes of one state at a layer: how it is carried, and what it has lost afterwards."""
-    attention, mlp = frozenset({2 * index}), frozenset({2 * index + 1})
     if key in wanted:
         yield "through", key
-    if key | attention | mlp in wanted:
-        yield "past", key | attention | mlp
-    if key | attention in wanted:
-        yield "attention", key | attention
-    if key | mlp in wanted:
-        yield "mlp", key | mlp
+    if key | {index} in wanted:
+        yield "past", key | {index}
 
 
 @dataclass(frozen=True)
@@ -39,8 +34,8 @@ class Traffic:
 
 
 @lru_cache(maxsize=256)
-def traffic(depth: int, drops: tuple[Key, ...], copies: bool = False) -> Traffic:
-    """Follow the states of a walk. ``copies``: what passes a removed layer is a new tensor, not the same one."""
+def traffic(depth: int, drops: tuple[Key, ...]) -> Traffic:
+    """Follow the states of a walk."""
     held = {frozenset[int](): 0}  # which tensor each state is; 0 are the embeddings, which the model's forward keeps
     made, alive, runs = 0, [], []
     for index in range(depth):
@@ -48,12 +43,11 @@ def traffic(depth: int, drops: tuple[Key, ...], copies: bool = False) -> Traffic
         for key in list(held):
             current = held.pop(key)
             for way, new in ways(key, index, wanted):
-                halved = way in ("attention", "mlp")  # zeros beside what the half has answered
-                most = max(most, len({0, current, *held.values(), *fresh.values()}) + halved)
-                if way == "past" and not copies:
+                most = max(most, len({0, current, *held.values(), *fresh.values()}))
+                if way == "past":
                     fresh[new] = current
                     continue
-                ran += way != "past"
+                ran += 1
                 made += 1
                 fresh[new] = made
         held = fresh

@@ -1,22 +1,21 @@
 """One walk through the stack that serves many removals: nothing two of them have in common is computed twice.
 
-At layer j the removals that have lost the same sublayers below j share one state (hidden states of the batch). A state
-is carried through layer j once if any of them keeps j, and handed on as it is to those that drop j (or through the half
-they keep). The model's own forward makes masks, rotary embeddings, the final norm and the head's scaling; only its
-layers' ``forward`` is replaced while the walk lasts, on the instances, so that no table of architectures is needed.
+At layer j the removals that have lost the same layers below j share one state (hidden states of the batch). A state is
+carried through layer j once if any of them keeps j, and handed on as it is to those that drop j. The model's own
+forward makes masks, rotary embeddings, the final norm and the head's scaling; only its layers' ``forward`` is replaced
+while the walk lasts, on the instances, so that no table of architectures is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from layerprune.bypass import PassOn, refuse_halves, silenced
 from layerprune.engine.traffic import Way, wanted_after, ways
 
 if TYPE_CHECKING:
@@ -84,8 +83,8 @@ def replaced_forwards(layers: Sequence[nn.Module], make: Callable[[int, Any], An
 class Walk:
     """Runs batches through a model for many removals at once."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], pass_on: PassOn | None = None) -> None:
-        self.model, self.layers, self.pass_on = model, layers, pass_on
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        self.model, self.layers = model, layers
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
         self.shares = False  # layers hand each other more than hidden states, through mappings that they write to
         self.work = Work()
@@ -119,14 +118,12 @@ class Walk:
         nodes: Tensor,
         beginning: SharedBeginning | None = None,
     ) -> list[Tensor]:
-        """Return for each set of dropped sublayers (``Removal.sublayers``) the last layer's output at given places.
+        """Return for each set of dropped layers the last layer's output at given places.
 
         ``inputs`` go to the model's forward; ``rows`` and ``nodes`` (both (places,)) say which row and which token.
         Each result is (places, hidden), before the final norm. ``beginning``: what the inputs follow on; one that is
         still open is written by this walk.
         """
-        for drop in drops if self.pass_on else ():
-            refuse_halves(drop)
         states: dict[frozenset[int], State] = {}
         last = len(self.layers) - 1
         trunk = self._trunk(inputs, beginning)
@@ -201,13 +198,10 @@ class Walk:
 
     def _carried(self, way: Way, step: Step, key: frozenset[int], state: State) -> State:
         if way == "past":
-            return self._past(step.index, state)
+            return state
         if step.beginning is not None:
             step.beginning.key = key
-        if way == "through":
-            return self._through(step, state) if key else self._intact(step, state)
-        with silenced(self.layers[step.index], way):
-            return self._through(step, state)
+        return self._through(step, state) if key else self._intact(step, state)
 
     def _intact(self, step: Step, state: State) -> State:
         """Carry the intact model's state through a layer, or take what an earlier round has left of it."""
@@ -222,10 +216,6 @@ class Walk:
             self.work.computed += size
             self.work.found += size
         return known
-
-    def _past(self, index: int, state: State) -> State:
-        """Carry a state past a layer that is removed."""
-        return state if self.pass_on is None else replace(state, hidden=self.pass_on(index, state.hidden))
 
     def _through(self, step: Step, state: State) -> State:
         kwargs = step.kwargs

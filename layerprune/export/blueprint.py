@@ -16,7 +16,7 @@ from layerprune.export.apart import apart
 from layerprune.export.configs import read_json, rebuilt
 from layerprune.export.extras import layer_renumberer
 from layerprune.export.signature import check_signature
-from layerprune.export.weights import find_disk_stack, half_of, plan_weights
+from layerprune.export.weights import find_disk_stack, plan_weights
 from layerprune.removal import Removal
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Blueprint:
         pairs = [*quantisation.in_memory(self.weights, self.stack, sources)]
         if checkpoint is not None:
             stack = find_disk_stack(checkpoint, self.stack, self.sizes)
-            plan = plan_weights(checkpoint, stack, sources, half_of=half_of(checkpoint, stack, sources))
+            plan = plan_weights(checkpoint, stack, sources)
             pairs += [(old, new) for new, old in plan.origin.items()]
             pairs += [(old, None) for old in plan.dropped]
         textual = layer_renumberer(self.stack, sources)
@@ -66,7 +66,7 @@ def blueprint(
         shapes = Path(place) / "shapes.json"
         shapes.write_text(json.dumps({} if checkpoint is None else checkpoint.shapes), encoding="utf-8")
         drawn = apart(
-            draw, folder=str(folder), units=list(removal.units), trust_remote_code=trust_remote_code,
+            draw, folder=str(folder), layers=list(removal.layers), trust_remote_code=trust_remote_code,
             shapes=str(shapes), name=name or str(folder),
         )  # fmt: skip
     found = Blueprint(**{**drawn, **{key: tuple(drawn[key]) for key in ("sizes", "parameters", "weights")}})
@@ -87,9 +87,9 @@ def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False)
     blueprint(folder, removal, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
 
 
-def draw(folder: str, units: list[float], trust_remote_code: bool, shapes: str, name: str) -> dict[str, Any]:
+def draw(folder: str, layers: list[int], trust_remote_code: bool, shapes: str, name: str) -> dict[str, Any]:
     """Read, change and check; arguments and result as JSON has them, so that it can run in another process."""
-    removal = Removal.from_units(units)
+    removal = Removal.from_layers(layers)
     old = read_json(contained(Path(folder), "config.json"))
     config = load_config(folder, trust_remote_code=trust_remote_code)
     anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)

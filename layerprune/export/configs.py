@@ -48,15 +48,15 @@ def prune_generation(content: dict[str, Any], sources: Sources) -> dict[str, Any
     """Return the generation config of the pruned model: layer counts mapped, and left out where that is not possible.
 
     A count of the first layers becomes the count of those that are left of them. Left out are counts that become none
-    or all layers, or would end inside a layer made of two halves, and fields about layers that are not known here.
+    or all layers, and fields about layers that are not known here.
     """
     new: dict[str, Any] = {}
     for key, value in content.items():
         if key == EARLY_EXIT and _is_count(value):
             count = _left_of(value, sources)
-            new |= {key: count} if count is not None and 0 < count < len(sources) else {}
+            new |= {key: count} if 0 < count < len(sources) else {}
         elif key == DOLA and isinstance(value, list) and all(map(_is_count, value)):
-            counts = {_left_of(entry, sources) for entry in value} - {None, len(sources)}
+            counts = {_left_of(entry, sources) for entry in value} - {len(sources)}
             new |= {key: sorted(counts)} if counts else {}
         elif isinstance(value, dict):
             new[key] = prune_generation(value, sources)
@@ -73,10 +73,9 @@ def _counts(value: Any) -> bool:
     return _is_count(value) or (isinstance(value, list) and any(map(_counts, value)))
 
 
-def _left_of(count: int, sources: Sources) -> int | None:
-    """Return how many layers of the result come from the first ``count`` of the base; None where one does by half."""
-    attention, mlp = (sum(layer < count for layer in half) for half in (sources.attention, sources.mlp))
-    return attention if attention == mlp else None
+def _left_of(count: int, sources: Sources) -> int:
+    """Return how many layers of the result come from the first ``count`` of the base."""
+    return sum(layer < count for layer in sources.layers)
 
 
 def config_changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> dict[str, Change]:

@@ -33,7 +33,7 @@ from layerprune.export.blueprint import Blueprint, blueprint
 from layerprune.export.configs import config_changes, read_json
 from layerprune.export.extras import Extras, plan_extras
 from layerprune.export.proven import prove
-from layerprune.export.weights import WeightPlan, find_disk_stack, half_of, plan_weights
+from layerprune.export.weights import WeightPlan, find_disk_stack, plan_weights
 from layerprune.paths import check_plain
 from layerprune.planners import parse_protect
 from layerprune.progress import SILENT, Progress
@@ -189,7 +189,7 @@ def _check_planned(plan: Plan, folder: Folder, planned: str, found: str) -> None
 
 def _plan_weights(checkpoint: Checkpoint, drawn: Blueprint, sources: Sources) -> WeightPlan:
     stack = find_disk_stack(checkpoint, drawn.stack, drawn.sizes)
-    return plan_weights(checkpoint, stack, sources, half_of=half_of(checkpoint, stack, sources))
+    return plan_weights(checkpoint, stack, sources)
 
 
 def _check_space(job: Job, out: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from layerprune.anatomy import Sources
-from layerprune.anatomy.halves import half_of_child
 from layerprune.checkpoint import contained
 from layerprune.checkpoint.companions import companions
 from layerprune.documents import Change
@@ -19,7 +18,6 @@ from layerprune.errors import RefusedError
 from layerprune.export.configs import GENERATION, config_changes, prune_generation, read_json
 from layerprune.paths import listed
 
-CHILD = re.compile(r"\\?\.(?P<name>\w+)(?=$|\$|\\?\.)")  # the first name behind a layer's number, written out
 QUANTISATION_FILES = "*quant*config*.json"
 
 
@@ -62,8 +60,7 @@ def layer_renumberer(stack: str, sources: Sources) -> Callable[[Any], Any]:
     """Return a function that renumbers layer paths in JSON content, keys and values, and drops those of removed layers.
 
     Understood are paths such as ``model.layers.3.mlp`` and the same as a pattern (``re:model\\.layers\\.3\\..*``). A
-    pattern over layer numbers (``layers.[0-3]``) raises ``RefusedError`` naming it, and so does a path that may mean
-    both halves of a layer where they have not come to stand in one layer.
+    pattern over layer numbers (``layers.[0-3]``) raises ``RefusedError`` naming it.
     """
     last = re.escape(stack.rpartition(".")[2])
     one = re.compile(rf"(?P<head>(?:^|.*?[.:^(*])?{last}\\?\.)(?P<layer>\d+)(?P<tail>(?:\\?\.|$|\$).*)", re.DOTALL)
@@ -77,8 +74,8 @@ def layer_renumberer(stack: str, sources: Sources) -> Callable[[Any], Any]:
         match = one.fullmatch(value)
         if match is None:
             return value
-        new = _new_layer(value, int(match["layer"]), match["tail"], sources)
-        return None if new is None else f"{match['head']}{new}{match['tail']}"
+        layer = int(match["layer"])
+        return f"{match['head']}{sources.layers.index(layer)}{match['tail']}" if layer in sources.layers else None
 
     def renumber(value: Any) -> Any:
         if isinstance(value, str):
@@ -92,20 +89,6 @@ def layer_renumberer(stack: str, sources: Sources) -> Callable[[Any], Any]:
         return value
 
     return renumber
-
-
-def _new_layer(path: str, layer: int, tail: str, sources: Sources) -> int | None:
-    """Return where a path's layer has gone, None when it is gone; with half-layers that is where its half has gone."""
-    child = CHILD.match(tail)
-    half = half_of_child(child["name"]) if child else None
-    halves = ("attention", "mlp") if half is None else (half,)
-    found = {origin.index(layer) if layer in origin else None for origin in map(sources.of, halves)}
-    if len(found) > 1:
-        raise RefusedError(
-            f"the quantisation config names {path!r}, and the halves of layer {layer} part; remove whole layers, or "
-            "name its attention and its MLP there one by one"
-        )
-    return found.pop()
 
 
 def _any_number(pattern: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import Anatomy, halves
+from layerprune.anatomy import Anatomy
 from layerprune.documents import LogitsProof
 from layerprune.errors import ExportError, ModelError, one_line
 from layerprune.removal import Removal
@@ -66,7 +66,7 @@ def prove(
     when a logit differs by more than rounding, or a key of the result is missing, unexpected or of another shape.
     """
     model, base_info = load(base, trust_remote_code=trust_remote_code)
-    lacking = [key for key in base_info.missing if not _removed(key, model, anatomy, removal)]
+    lacking = [key for key in base_info.missing if not _removed(key, anatomy, removal)]
     if lacking or base_info.mismatched:
         fault = (*lacking, *base_info.mismatched)[0]
         raise ModelError(f"the base {base} is itself incomplete: transformers does not find {fault}")
@@ -80,16 +80,10 @@ def prove(
     return compare(expected, logits(model, tokens), "whole models", tokens), info
 
 
-def _removed(key: str, model: nn.Module, anatomy: Anatomy, removal: Removal) -> bool:
-    """Return whether a weight, named as in memory, belongs to a layer or half a layer that is removed."""
-    if not key.startswith(f"{anatomy.stack}."):
-        return False
-    number, _, rest = key[len(anatomy.stack) + 1 :].partition(".")
-    gone = {which for which in (0, 1) if 2 * int(number) + which in removal.sublayers}
-    if len(gone) == 1:
-        children = halves.weighted(model.get_submodule(f"{anatomy.stack}.{number}"))
-        return ("attention", "mlp").index(halves.split(children).half[rest.partition(".")[0]]) in gone
-    return bool(gone)
+def _removed(key: str, anatomy: Anatomy, removal: Removal) -> bool:
+    """Return whether a weight, named as in memory, belongs to a layer that is removed."""
+    inside = key.startswith(f"{anatomy.stack}.")
+    return inside and int(key[len(anatomy.stack) + 1 :].partition(".")[0]) in removal
 
 
 def check_keys(info: Loaded, base: Loaded) -> None:

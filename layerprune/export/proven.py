@@ -36,7 +36,7 @@ def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code
     """
     with loadable(base) as folder:
         told = apart(
-            compare, base=str(folder), result=str(result), nbytes=base.nbytes, units=list(removal.units),
+            compare, base=str(folder), result=str(result), nbytes=base.nbytes, layers=list(removal.layers),
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
     keys = {name: tuple(value) for name, value in told["loaded"].items()}
@@ -49,12 +49,12 @@ def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code
     return Proven(LogitsProof.model_validate(told["logits"]), proof.Loaded(**keys), tuple(notes))
 
 
-def compare(base: str, result: str, nbytes: int, units: list[float], trust_remote_code: bool) -> dict[str, Any]:
+def compare(base: str, result: str, nbytes: int, layers: list[int], trust_remote_code: bool) -> dict[str, Any]:
     """Load and compare; arguments and result as JSON has them, so that it can run in another process.
 
     ``nbytes`` is what the base's weights take.
     """
-    found = _compared(Path(base), Path(result), nbytes, Removal.from_units(units), trust_remote_code)
+    found = _compared(Path(base), Path(result), nbytes, Removal.from_layers(layers), trust_remote_code)
     loaded = dataclasses.asdict(found.loaded)
     return {"logits": found.logits.model_dump(mode="json"), "loaded": loaded, "notes": list(found.notes)}
 

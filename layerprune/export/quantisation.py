@@ -15,7 +15,6 @@ from itertools import repeat
 from typing import Any
 
 from layerprune.anatomy import Sources
-from layerprune.anatomy.halves import half_of_child
 from layerprune.errors import RefusedError
 
 Names = Mapping[str, str | None]  # module or tensor of the base -> its name in the result, None where it is gone
@@ -98,19 +97,15 @@ def in_memory(names: Iterable[str], stack: str, sources: Sources) -> Iterator[tu
     """Yield weights, named as in memory, with their names in the result, None where they are gone."""
     for name in names:
         layer, _, rest = name[len(stack) + 1 :].partition(".") if name.startswith(f"{stack}.") else ("", "", "")
-        half = "attention" if sources.whole else half_of_child(rest.partition(".")[0])
         if not layer:
             yield name, name
-        elif half is not None:  # else a norm, which may go with either half, and is not quantised
-            origin = sources.of(half)
-            yield name, f"{stack}.{origin.index(int(layer))}.{rest}" if int(layer) in origin else None
+        else:
+            kept = int(layer) in sources.layers
+            yield name, f"{stack}.{sources.layers.index(int(layer))}.{rest}" if kept else None
 
 
 def module_names(pairs: Iterable[tuple[str, str | None]]) -> Names:
-    """Return the names of weights and of all modules they stand in, from weights of the base and of the result.
-
-    A layer whose halves part has no one name in the result and is left out.
-    """
+    """Return the names of weights and of all modules they stand in, from weights of the base and of the result."""
     found: dict[str, set[str | None]] = defaultdict(set)
     for old, new in pairs:
         for name, other in zip(_paths(old), repeat(None) if new is None else _paths(new), strict=False):
@@ -188,14 +183,13 @@ def _others(value: str, textual: Callable[[Any], Any], sources: Sources) -> Iter
         new = None
     if new is not None:
         yield new
-    for origin in dict.fromkeys((sources.attention, sources.mlp)):
-        found = list(LITERAL.finditer(value))
-        for chosen in ([found] if len(found) > 1 else []) + [[one] for one in found]:
-            yield _with_numbers(value, chosen, origin)
-        pieces = BETWEEN_DOTS.split(value)
-        for index, piece in enumerate(pieces):
-            if listed := _listed(piece, origin, open_end=index == len(pieces) - 1):
-                yield "".join([*pieces[:index], listed, *pieces[index + 1 :]])
+    found = list(LITERAL.finditer(value))
+    for chosen in ([found] if len(found) > 1 else []) + [[one] for one in found]:
+        yield _with_numbers(value, chosen, sources.layers)
+    pieces = BETWEEN_DOTS.split(value)
+    for index, piece in enumerate(pieces):
+        if listed := _listed(piece, sources.layers, open_end=index == len(pieces) - 1):
+            yield "".join([*pieces[:index], listed, *pieces[index + 1 :]])
 
 
 def _with_numbers(value: str, chosen: list[re.Match[str]], origin: tuple[int, ...]) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Set
+from collections.abc import Set
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import Anatomy, Sources, build_on_meta, halves, patterns
+from layerprune.anatomy import Anatomy, Sources, build_on_meta, patterns
 from layerprune.anatomy.fields import PACKED
 from layerprune.anatomy.stack import find_stack, text_config
 from layerprune.errors import RefusedError
@@ -38,27 +37,10 @@ def check_signature(
     signature = partial(signed, ignored=POSITION | _patterns(base, result))
     if len(new) != len(sources):
         raise RefusedError(f"the pruned config builds {len(new)} layers where {len(sources)} are left")
-    for index, (attention, mlp) in enumerate(zip(sources.attention, sources.mlp, strict=True)):
-        if attention == mlp:
-            _compare(signature(old[attention]), signature(new[index]), f"layer {attention} as the new layer {index}")
-        else:
-            where = f"attention {attention} with MLP {mlp}"
-            _compare_halves(old[attention], old[mlp], new[index], where, signature)
+    for index, layer in enumerate(sources.layers):
+        _compare(signature(old[layer]), signature(new[index]), f"layer {layer} as the new layer {index}")
     outside = _outside(before, anatomy.stack, sources.depth, len(sources))
     _compare(outside, _outside(after, anatomy.stack, 1, 1), "what stands outside the stack")
-
-
-def _compare_halves(
-    attention: nn.Module, mlp: nn.Module, new: nn.Module, where: str, signature: Callable[[nn.Module], dict[str, Any]]
-) -> None:
-    for which, source in (("attention", attention), ("mlp", mlp)):
-        before, after = _half(source, which, signature), _half(new, which, signature)
-        _compare(before, after, f"the {which} of {where}")
-
-
-def _half(layer: nn.Module, which: str, signature: Callable[[nn.Module], dict[str, Any]]) -> dict[str, Any]:
-    half = halves.split(halves.weighted(layer)).half
-    return {key: value for key, value in signature(layer).items() if half.get(re.split("[.:]", key)[0]) == which}
 
 
 def _patterns(base: PretrainedConfig, result: PretrainedConfig) -> set[str]:

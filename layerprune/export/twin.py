@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerprune.anatomy import Anatomy, Sources, halves, read_anatomy
+from layerprune.anatomy import Anatomy, Sources, read_anatomy
 from layerprune.anatomy.causality import tiny_twin
 from layerprune.anatomy.fields import PACKED
 from layerprune.anatomy.tiny import VOCABULARY, twin_config
@@ -51,7 +51,7 @@ def _slices(value: torch.Tensor, axis: int, sources: Sources) -> torch.Tensor:
     import torch
 
     chunks = value.chunk(sources.depth, dim=axis)
-    return torch.cat([chunks[layer] for layer in sources.mlp], dim=axis)
+    return torch.cat([chunks[layer] for layer in sources.layers], dim=axis)
 
 
 def hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: Sources, *, share: bool = False) -> None:
@@ -66,12 +66,8 @@ def hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: Sources, 
             weights[name] = value if axis is None else _slices(value, axis, sources)
             continue
         layer, _, rest = name[len(stack) + 1 :].partition(".")
-        origin = sources.attention
-        if not sources.whole:
-            children = halves.weighted(base.get_submodule(f"{stack}.{layer}"))
-            origin = sources.of(halves.split(children).half[rest.partition(".")[0]])
-        if int(layer) in origin:
-            weights[f"{stack}.{origin.index(int(layer))}.{rest}"] = value
+        if int(layer) in sources.layers:
+            weights[f"{stack}.{sources.layers.index(int(layer))}.{rest}"] = value
     try:
         pruned.load_state_dict(weights, strict=True, assign=share)
     except RuntimeError as error:

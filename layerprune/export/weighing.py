@@ -8,7 +8,7 @@ from pathlib import Path
 from layerprune.anatomy import Sources, load_config, read_anatomy
 from layerprune.checkpoint import Checkpoint
 from layerprune.export.blueprint import layer_sizes
-from layerprune.export.weights import Weight, find_disk_stack, half_of, plan_weights
+from layerprune.export.weights import Weight, find_disk_stack, plan_weights
 from layerprune.removal import Removal
 
 
@@ -21,6 +21,6 @@ def weigh(folder: Path, removals: Sequence[Removal], *, trust_remote_code: bool 
     weights = []
     for removal in removals:
         sources = Sources.after(removal, anatomy.depth)
-        planned = plan_weights(checkpoint, stack, sources, half_of=half_of(checkpoint, stack, sources))
+        planned = plan_weights(checkpoint, stack, sources)
         weights.append(Weight(anatomy.parameters(removal), sum(part.nbytes for part in planned.parts), planned.heads))
     return weights

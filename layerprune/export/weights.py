@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from layerprune.anatomy import Sources, halves
+from layerprune.anatomy import Sources
 from layerprune.anatomy.fields import PACKED
 from layerprune.checkpoint import Checkpoint, Tensor
 from layerprune.checkpoint.writer import Part
 from layerprune.documents import DroppedHeads
 from layerprune.errors import RefusedError
-
-HalfOf = Callable[[str], str]  # name of a tensor inside its layer -> "attention" or "mlp"
 
 # Top-level names of multi-token-prediction heads that stand outside the stack (Qwen3-Next, MiMo, Nemotron-H).
 MTP_HEAD = re.compile(r"^(model\.)?mtp(\.|_)")
@@ -93,18 +91,18 @@ def _likeness(prefix: str, layers: Mapping[int, int], stack: str, sizes: Sequenc
     return right, common, -abs(len(ours) - len(theirs))
 
 
-def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: Sources, half_of: HalfOf) -> WeightPlan:
+def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: Sources) -> WeightPlan:
     """Return the tensors to write: kept layers renumbered, removed ones and MTP heads left out, the rest as it is."""
     parts: list[Part] = []
     dropped: list[str] = []
     origin: dict[str, str] = {}
     for tensor in checkpoint.tensors.values():
-        name = _new_name(tensor, stack, sources, half_of)
+        name = _new_name(tensor, stack, sources)
         axis = next((axis for end, axis in PACKED.items() if tensor.name.endswith(end)), None)
         if name is None:
             dropped.append(tensor.name)
         elif axis is not None:
-            parts.append(Part.slices(tensor, name, axis, sources.depth, sources.mlp))
+            parts.append(Part.slices(tensor, name, axis, sources.depth, sources.layers))
             origin[name] = tensor.name
         else:
             parts.append(Part.of(tensor, name))
@@ -120,24 +118,11 @@ def _heads(checkpoint: Checkpoint, stack: DiskStack, dropped: Sequence[str]) -> 
     return DroppedHeads(tensors=len(heads), bytes=size) if heads else None
 
 
-def _new_name(tensor: Tensor, stack: DiskStack, sources: Sources, half_of: HalfOf) -> str | None:
+def _new_name(tensor: Tensor, stack: DiskStack, sources: Sources) -> str | None:
     place = stack.split(tensor.name)
     if place is None:
         return None if MTP_HEAD.match(tensor.name) and len(sources) < sources.depth else tensor.name
     layer, rest = place
-    if layer >= stack.depth:  # an MTP head behind the stack: it has no halves, and goes when anything is removed
+    if layer >= stack.depth:  # an MTP head behind the stack: it goes when anything is removed
         return tensor.name if len(sources) == sources.depth else None
-    origin = sources.attention if sources.whole else sources.of(half_of(rest))
-    return stack.name(origin.index(layer), rest) if layer in origin else None
-
-
-def half_of(checkpoint: Checkpoint, stack: DiskStack, sources: Sources) -> HalfOf:
-    """Return the function that tells a layer's attention tensors from its MLP's, by the names on disk."""
-    if sources.whole:
-        return lambda rest: "attention"
-    places = [stack.split(name) for name in checkpoint.tensors]
-    children: dict[int, set[str]] = {}
-    for layer, rest in (place for place in places if place is not None and place[0] < stack.depth):
-        children.setdefault(layer, set()).add(rest.partition(".")[0])
-    half = {child: which for names in children.values() for child, which in halves.split(names).half.items()}
-    return lambda rest: half[rest.partition(".")[0]]
+    return stack.name(sources.layers.index(layer), rest) if layer in sources.layers else None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
-from layerprune.anatomy import Sources
-from layerprune.anatomy.halves import ATTENTION, MLP
 from layerprune.errors import RefusedError, UsageError
 from layerprune.removal import Removal
 from layerprune.subject import Subject
+
+# What decoder layers call their attention, or what takes its place, and their MLP.
+ATTENTION = {"self_attn", "self_attention", "attn", "attention", "linear_attn", "conv", "short_conv"}
+MLP = {"mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "shared_mlp"}
 
 
 @dataclass(frozen=True)
@@ -23,24 +26,14 @@ class Cut:
 
 
 def cuts(removal: Removal, depth: int) -> tuple[Cut, ...]:
-    """Return the places of a removal, first to last; ``depth`` is the base's.
-
-    A layer of two halves that did not stand together in the base is a cut itself: its output is the first that stands
-    for a state of the base.
-    """
-    sources = Sources.after(removal, depth)
-    pairs = list(zip(sources.attention, sources.mlp, strict=True))
-    found = [Cut(-1, pairs[0][0])] if pairs[0][0] != 0 else []
-    for layer, (attention, mlp) in enumerate(pairs):
-        resumes = pairs[layer + 1][0] if layer + 1 < len(pairs) else depth
-        if attention != mlp or resumes != mlp + 1:
-            found.append(Cut(layer, resumes))
-    return tuple(found)
+    """Return the places of a removal, first to last; ``depth`` is the base's."""
+    ends = pairwise((-1, *removal.kept(depth), depth))
+    return tuple(Cut(place, resumes) for place, (layer, resumes) in enumerate(ends, -1) if resumes != layer + 1)
 
 
 def seams(removal: Removal, depth: int, width: int) -> tuple[int, ...]:
     """Return the layers of the pruned model within ``width`` layers on either side of a cut."""
-    left = len(Sources.after(removal, depth))
+    left = depth - len(removal)
     near = {cut.after + step for cut in cuts(removal, depth) for step in range(1 - width, width + 1)}
     return tuple(sorted(near & set(range(left))))
 

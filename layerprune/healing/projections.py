@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerprune.anatomy import halves
-from layerprune.anatomy.halves import ATTENTION, MLP
-from layerprune.bypass import silenced
 from layerprune.errors import RefusedError
+from layerprune.healing.places import ATTENTION, MLP
 from layerprune.healing.streams import Stream
 
 # A push on a projection's output must come out of the layer unchanged but for rounding. bfloat16 keeps 8 bits.
 PUSH_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float32: 1e-4, torch.float64: 1e-10}
+
+AFTER_MLP = {"post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm"}  # norms of what the MLP writes
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,8 @@ def output_projections(stream: Stream) -> list[Projection]:
 
     A push on the attention's goes on through the MLP, which is silenced for it. Raises ``RefusedError`` as above.
     """
-    layer = stream.subject.layers[stream.depth]
-    try:
-        halves.split(halves.weighted(layer))
-        alone = silenced(layer, "mlp")
-    except RefusedError:  # attention and MLP side by side: nothing to silence
-        alone = nullcontext()
-    with alone:
+    children = stream.subject.layers[stream.depth].named_children()
+    with _silent([child for name, child in children if name in MLP | AFTER_MLP]):
         rest = [each for each in _linear_modules(stream) if not _of_mlp(stream, each)]
         first = [each for each in rest if _arrives(stream, each.module)]
     if len(first) != 1:
@@ -106,10 +101,10 @@ def _of_mlp(stream: Stream, projection: Projection) -> bool:
     return inner.partition(".")[0] in MLP or not set(inner.split(".")) & ATTENTION
 
 
-def _refusal(stream: Stream, half: str, found: list[Projection]) -> RefusedError:
+def _refusal(stream: Stream, part: str, found: list[Projection]) -> RefusedError:
     count = f"{len(found)} of its linear modules write" if found else "none of its linear modules writes"
     return RefusedError(
-        f"the {half} of layer {stream.depth} of this {stream.subject.anatomy.model_type} model has no single output "
+        f"the {part} of layer {stream.depth} of this {stream.subject.anatomy.model_type} model has no single output "
         f"projection to fold anything into: {count} into the residual stream as it is (a norm or a scale may stand "
         "behind them, or experts may be chosen); a method that trains heals it"
     )
@@ -135,6 +130,23 @@ def _arrives(stream: Stream, module: nn.Module) -> bool:
         return False
     missed = (after.double() - before.double() - push.double()).norm() / push.double().norm()
     return bool(missed <= PUSH_TOLERANCE[before.dtype])
+
+
+@contextmanager
+def _silent(modules: list[nn.Module]) -> Iterator[None]:
+    """Have modules answer with zeros."""
+
+    def zeros(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return torch.zeros_like(output)
+        return type(output)((torch.zeros_like(output[0]), *output[1:]))
+
+    handles = [module.register_forward_hook(zeros) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

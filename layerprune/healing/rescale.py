@@ -16,30 +16,27 @@ follows.
 A model that reads its stream without a norm somewhere is not invariant. That is not looked up but tried: the folded
 weights must give the logits of the model whose stream is multiplied at the cuts, or the model is refused.
 
-**The factor** is that of the search's operator of the same name (``operators.average_passage``): the geometric mean
-of |out| / |in| of each removed layer, over the tokens of the base; a run's factor is the product. So a plan judged
-with ``--operator rescale`` is judged as it ships.
+**The factor** is the geometric mean of |out| / |in| of each removed layer, over the tokens of the base, so that a few
+enormous tokens do not decide it; a run's factor is the product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 
-from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint
 from layerprune.corpus import Windows
 from layerprune.engine.walk import replaced_forwards, split_hidden
-from layerprune.errors import RefusedError
+from layerprune.errors import ModelError, RefusedError
 from layerprune.healing.base import Case, Changed, Needs
 from layerprune.healing.losses import id_batches
 from layerprune.healing.names import names_on_disk, read_tensor, stored_as
 from layerprune.healing.projections import Projection, output_projections
 from layerprune.healing.streams import CHECK_TOKENS, Stream
-from layerprune.operators import average_passage
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 
@@ -63,7 +60,9 @@ class Rescale:
 
     def heal(self, case: Case) -> Iterator[Changed]:
         """Yield the output projections behind the first cut, each divided by the factors of the cuts before it."""
-        removed = _whole_layers(case.removal)
+        removed = case.removal
+        if not removed:
+            raise RefusedError("nothing was removed from this checkpoint, so there is nothing to heal")
         subject = case.subject("float32")
         windows = case.text.train.first(max(1, -(-self.tokens // case.text.train.window)))
         ids = torch.from_numpy(windows.ids[:1, :CHECK_TOKENS])
@@ -77,7 +76,7 @@ class Rescale:
             raise RefusedError(
                 "only the last layers were removed, and the final norm makes any length one: nothing to do"
             )
-        for layer in sorted(removed):
+        for layer in removed:
             case.record.found[f"factor_{layer}"] = round(factors[layer], 6)
         _check(subject, writers, divisors, ids)
         for layer, divisor in zip(writers, divisors, strict=True):
@@ -92,26 +91,43 @@ class Rescale:
         case.record.tokens = windows.tokens
         with case.progress.task("reading text with the base", windows.tokens, "tokens") as advance:
 
-            def read() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            def read() -> Iterator[torch.Tensor]:
                 for ids in id_batches(windows):
-                    rows = ids.to(base.device)
-                    yield rows, torch.ones_like(rows, dtype=torch.bool)
+                    yield ids.to(base.device)
                     advance(ids.numel())
 
-            return average_passage(base, read()).factors.tolist()
+            return lengthening(base, read()).tolist()
 
 
-def _whole_layers(removal: Removal) -> frozenset[int]:
-    """Return the removed layers; ``RefusedError`` for half-layers, whose cut lies inside a layer."""
-    halves = [unit for unit in removal if int(unit) != unit]
-    if halves:
-        raise RefusedError(f"rescale closes gaps between layers; {halves[0]} is half a layer. linear heals half-layers")
-    if not len(removal):
-        raise RefusedError("nothing was removed from this checkpoint, so there is nothing to heal")
-    return frozenset(int(unit) for unit in removal)
+@torch.no_grad()
+def lengthening(subject: Subject, batches: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the geometric mean over tokens of |out| / |in| of each layer of the intact model, (layers,), float64.
+
+    ``batches`` are token ids, (rows, tokens), without padding. Raises ``ModelError`` where a mean is not a number.
+    """
+    logs, count = torch.zeros(len(subject.layers), dtype=torch.float64), 0
+
+    def make(index: int, original: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            before = split_hidden(args, kwargs)[0].double().norm(dim=-1)  # (rows, tokens), first: layers may write
+            output = original(*args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple | list) else output
+            logs[index] += (hidden.double().norm(dim=-1).to(before.device) / before).log().sum().cpu()
+            return output
+
+        return forward
+
+    with replaced_forwards(subject.layers, make):
+        for ids in batches:
+            count += ids.numel()
+            subject.model(input_ids=ids, use_cache=False)
+    factors = (logs / count).exp()
+    if not factors.isfinite().all():
+        raise ModelError("the layers' average effect is not a number: the model's states overflow; try --dtype float32")
+    return factors
 
 
-def divisors_of(factors: list[float], removed: frozenset[int], depth: int) -> list[float]:
+def divisors_of(factors: list[float], removed: Removal, depth: int) -> list[float]:
     """Return for each layer that is left the product of the factors of all removed layers before it."""
     found, product = [], 1.0
     for layer in range(depth):
@@ -124,12 +140,11 @@ def divisors_of(factors: list[float], removed: frozenset[int], depth: int) -> li
 
 def _writers(subject: Subject, case: Case, ids: torch.Tensor) -> list[list[Projection]]:
     """Return what each layer writes into the stream through; none for those in front of the first cut."""
-    removed = _whole_layers(case.removal)
-    sources = Sources.after(case.removal, case.plan.model.layers)
+    kept = case.removal.kept(case.plan.model.layers)
     stream = Stream(subject, [ids])
     found: list[list[Projection]] = []
-    while stream.depth < len(sources):
-        behind = sources.attention[stream.depth] > min(removed)
+    while stream.depth < len(kept):
+        behind = kept[stream.depth] > min(case.removal)
         found.append(output_projections(stream) if behind else [])
         stream.advance()
     return found
@@ -160,6 +175,6 @@ def _check(subject: Subject, writers: list[list[Projection]], divisors: list[flo
         each.put(matrix, bias)
     if not (folded - expected).abs().max() <= CHECK_TOLERANCE * expected.abs().max():
         raise RefusedError(
-            f"a {subject.anatomy.model_type} model reads its residual stream without a norm somewhere: a factor cannot "
-            "be folded into its weights"
+            f"a {subject.anatomy.model_type} model reads its residual stream without a norm somewhere, or writes to it "
+            "elsewhere, too: a factor cannot be folded into its weights"
         )

@@ -49,7 +49,6 @@ class Ablation:
 
     unit: ClassVar[str] = "relevance"
     scope: ClassVar[Scope] = "any set"
-    runs_without: ClassVar[bool] = True
     needs: ClassVar[Needs] = "items"
     cost: ClassVar[str] = "one forward pass over the items per removal, shared work computed once"
     source: ClassVar[str] = "arXiv:2605.14075"
@@ -70,7 +69,7 @@ class Ablation:
             counted = [name for name, share in parts_of(intact).items() if share > 0]
             found = data.examiner.race(removals, data.keep, harm_of(intact), label, counted)
         candidates = [
-            judge(intact, removal.units, found.outcomes[removal]).model_copy(
+            judge(intact, removal.layers, found.outcomes[removal]).model_copy(
                 update={"accepted": removal in found.accepted}
             )
             for removal in removals

@@ -36,7 +36,7 @@ class Angular:
         check_scope("angular", self.scope, removals)
         spans = [(removal.layers[0], removal.layers[-1]) for removal in removals]
         scores = compared_states(subject, data, spans, self.tokens, angle, "angular distance")
-        return [Candidate(removal=removal.units, score=score) for removal, score in zip(removals, scores, strict=True)]
+        return [Candidate(removal=removal.layers, score=score) for removal, score in zip(removals, scores, strict=True)]
 
 
 def angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

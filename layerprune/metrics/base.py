@@ -52,9 +52,7 @@ class Data:
 class Metric(Protocol):
     """Scores removals; higher means more harm. A metric is a frozen dataclass whose fields are its options.
 
-    The class attributes are shown by ``layerprune metrics`` and written into scores.json. One that runs the model
-    without the layers (``Subject.without``, ``Engine``) says ``runs_without: ClassVar[bool] = True``: what stands in
-    for removed layers (``--operator``) then has a say in its scores.
+    The class attributes are shown by ``layerprune metrics`` and written into scores.json.
     """
 
     unit: ClassVar[str]  # of the score: "relevance", "1-cos"
@@ -72,7 +70,7 @@ class Metric(Protocol):
 def check_scope(name: str, scope: Scope, removals: Sequence[Removal]) -> None:
     """Raise ``UsageError`` when a removal lies beyond what the metric can score."""
     for removal in removals:
-        units = removal.units
+        units = removal.layers
         block = bool(units) and units[-1] - units[0] == len(units) - 1
         if (scope == "single layers" and len(units) != 1) or (scope == "contiguous blocks" and not block):
             raise UsageError(

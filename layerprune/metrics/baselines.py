@@ -27,7 +27,7 @@ class Random:
     def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Draw one number for each removal; it depends on the seed and the removal only."""
         return [
-            Candidate(removal=removal.units, score=round(random.Random(f"{data.seed}:{removal}").random(), 6))
+            Candidate(removal=removal.layers, score=round(random.Random(f"{data.seed}:{removal}").random(), 6))
             for removal in removals
         ]
 
@@ -48,7 +48,7 @@ class ReverseOrder:
         check_scope("reverse-order", self.scope, removals)
         depth = len(subject.layers)
         return [
-            Candidate(removal=removal.units, score=float(depth if layer == depth - 1 else depth - 1 - layer))
+            Candidate(removal=removal.layers, score=float(depth if layer == depth - 1 else depth - 1 - layer))
             for removal in removals
             for layer in removal.layers
         ]

@@ -35,7 +35,7 @@ class Cosine:
         check_scope("cosine", self.scope, removals)
         spans = [(removal.layers[0], removal.layers[0]) for removal in removals]
         scores = compared_states(subject, data, spans, self.tokens, turned, "cosine")
-        return [Candidate(removal=removal.units, score=score) for removal, score in zip(removals, scores, strict=True)]
+        return [Candidate(removal=removal.layers, score=score) for removal, score in zip(removals, scores, strict=True)]
 
 
 def turned(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ class Magnitude:
         sums = {i: power_sum(subject.layers[i], power) for i in {i for removal in removals for i in removal.layers}}
         scores = [sum(sums[i] for i in removal.layers) ** (1 / power) for removal in removals]
         return [
-            Candidate(removal=removal.units, score=finite(score, "magnitude", removal))
+            Candidate(removal=removal.layers, score=finite(score, "magnitude", removal))
             for removal, score in zip(removals, scores, strict=True)
         ]
 

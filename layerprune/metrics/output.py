@@ -40,7 +40,6 @@ class Output:
 
     unit: ClassVar[str] = "distance"
     scope: ClassVar[Scope] = "any set"
-    runs_without: ClassVar[bool] = True
     needs: ClassVar[Needs] = "text"
     cost: ClassVar[str] = "one forward pass per removal"
     source: ClassVar[str] = "EvoPress, arXiv:2410.14649; FinerCut, arXiv:2405.18218"

@@ -25,7 +25,6 @@ class Perplexity:
 
     unit: ClassVar[str] = "nats/token"
     scope: ClassVar[Scope] = "any set"
-    runs_without: ClassVar[bool] = True
     needs: ClassVar[Needs] = "text"
     cost: ClassVar[str] = "one forward pass per removal, shared work computed once"
     source: ClassVar[str] = "SLEB, arXiv:2402.09025; Shortened LLaMA, arXiv:2402.02834"

@@ -103,7 +103,7 @@ def candidate(removal: Removal, score: float, interval: Interval | None = None, 
     """Return a candidate whose score keeps nine digits; one that is no finite number, or ``failed``, is marked."""
     known = math.isfinite(score)
     return Candidate(
-        removal=removal.units,
+        removal=removal.layers,
         score=float(f"{score:.9g}") if known else 0.0,
         interval=interval if known else None,
         not_finite=failed or not known,

@@ -35,7 +35,7 @@ class Relative:
         check_scope("relative", self.scope, removals)
         spans = [(removal.layers[0], removal.layers[0]) for removal in removals]
         scores = compared_states(subject, data, spans, self.tokens, moved, "relative update")
-        return [Candidate(removal=removal.units, score=score) for removal, score in zip(removals, scores, strict=True)]
+        return [Candidate(removal=removal.layers, score=score) for removal, score in zip(removals, scores, strict=True)]
 
 
 def moved(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

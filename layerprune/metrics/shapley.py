@@ -35,7 +35,6 @@ class Shapley:
 
     unit: ClassVar[str] = "nats/token, shared out"
     scope: ClassVar[Scope] = "any set"
-    runs_without: ClassVar[bool] = True
     needs: ClassVar[Needs] = "text"
     cost: ClassVar[str] = "permutations x layers forward passes over the texts, half of each on average"
     source: ClassVar[str] = "arXiv:2409.14381"
@@ -47,13 +46,13 @@ class Shapley:
 
     def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Let all layers go in random orders; the 95 % interval covers the choice of orders, not of texts."""
-        asked_about = [list(removal.layers) for removal in removals]  # half-layers are refused before anything is read
+        asked_about = [list(removal.layers) for removal in removals]
         texts = spread(data.texts, self.texts)
 
         failed = set[Gone]()
 
         def losses(sets: Sequence[Gone]) -> Sequence[float]:
-            asked = [Removal.from_units(gone) for gone in sets]
+            asked = [Removal.from_layers(gone) for gone in sets]
             found = text_losses(subject, texts, asked, data, "Shapley values").sum(axis=1) / predicted_tokens(texts)
             known = np.isfinite(found)
             if not known[sets.index(frozenset())]:

@@ -41,11 +41,11 @@ class Taylor:
 
     def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts once, forward and backward, and add up the layers of each removal."""
-        asked_about = [removal.layers for removal in removals]  # half-layers are refused before anything is read
+        asked_about = [removal.layers for removal in removals]
         values = update_slopes(subject, data) if self.of == "update" else weight_slopes(subject, data)
         return [
             Candidate(
-                removal=removal.units,
+                removal=removal.layers,
                 score=finite(sum(values[layer] for layer in layers), "the Taylor score of", removal),
             )
             for removal, layers in zip(removals, asked_about, strict=True)

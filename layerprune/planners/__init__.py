@@ -28,10 +28,7 @@ SEARCHES = Registry(
     builtin={
         "one-shot": "layerprune.planners.stepwise:OneShot",
         "greedy": "layerprune.planners.stepwise:Greedy",
-        "beam": "layerprune.planners.beam:Beam",
-        "evolution": "layerprune.planners.evolution:Evolution",
         "blocks": "layerprune.planners.blocks:Blocks",
-        "cascade": "layerprune.planners.cascade:Cascade",
         "exchange": "layerprune.planners.exchange:Exchange",
     },
 )

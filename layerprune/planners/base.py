@@ -11,7 +11,7 @@ from layerprune.documents import Candidate, Ranked, Round
 from layerprune.errors import RefusedError, UsageError
 from layerprune.planners.constraints import Constraints
 from layerprune.planners.shapes import Move
-from layerprune.removal import Removal, Unit
+from layerprune.removal import Removal
 from layerprune.stats import clipped
 
 NOTHING = Removal(())
@@ -29,7 +29,6 @@ Watch = Callable[[Removal, Candidate], None]
 class Others:
     """What a search may ask beside its judge; whoever runs the search gives it to ``bound``."""
 
-    judge: Callable[[str], Judge]  # another metric's judgements, by its spec
     choose: Callable[[str, Constraints, int], Found]  # what another metric removes by the cheapest search it has
     own: Callable[[int], Judge]  # the search's own metric, where so many candidates of a round matter
 
@@ -38,7 +37,7 @@ class Others:
 class Found:
     """What a search ends with."""
 
-    order: tuple[Unit, ...]  # in the order of choosing
+    order: tuple[int, ...]  # in the order of choosing
     rounds: tuple[Round, ...]  # everything that was judged
     ranking: tuple[Ranked, ...]  # the first round, least harm first
     cost: Candidate | None = None  # the judge's word on the whole removal; None where it was never asked
@@ -47,7 +46,7 @@ class Found:
     @property
     def removal(self) -> Removal:
         """The units to remove."""
-        return Removal.from_units(self.order)
+        return Removal.from_layers(self.order)
 
 
 class Search(Protocol):
@@ -115,13 +114,13 @@ def asks(search: Search) -> tuple[str, ...]:
 def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
     """Ask the judge and check that it answered what was asked; a judge that does not is a bug, not a user's fault."""
     candidates = tuple(judge(removals))
-    asked, answered = [r.units for r in removals], [c.removal for c in candidates]
+    asked, answered = [r.layers for r in removals], [c.removal for c in candidates]
     if asked != answered:
         raise ValueError(f"the judge was asked about {asked} and answered about {answered}")
     return candidates
 
 
-def by_harm(candidate: Candidate) -> tuple[int, bool, float, float, tuple[Unit, ...]]:
+def by_harm(candidate: Candidate) -> tuple[int, bool, float, float, tuple[int, ...]]:
     """Sort key, least harm first: the score, then its tie-break, then the lowest units.
 
     One that left a race early stands before or after all that finished, by what the race said of it, whatever its score
@@ -179,7 +178,7 @@ def require_finite(found: Found) -> None:
     asked = [found.cost] if found.cost is not None else found.rounds[0].candidates
     failed = [one.removal for one in asked if one.not_finite and set(one.removal) <= set(found.order)]
     if failed:
-        said = f"without {Removal.from_units(failed[0])} the model's figures are not finite"
+        said = f"without {Removal.from_layers(failed[0])} the model's figures are not finite"
         raise RefusedError(f"{said}, and nothing better is left to remove: lower --drop; {OVERFLOW}")
 
 
@@ -194,7 +193,7 @@ def shortfall(candidate: Candidate) -> str:
     kept = 1 - clipped(own.relevance)
     what = "its accuracy above chance" if own.outcomes.agreed is None else "the tokens of the model's own answers"
     return (
-        f"without {Removal.from_units(candidate.removal)} {task} keeps {kept:.3f} of {what}, "
+        f"without {Removal.from_layers(candidate.removal)} {task} keeps {kept:.3f} of {what}, "
         f"its floor is {kept + missed:.3g}"
     )
 
@@ -213,12 +212,12 @@ def table_judge(rounds: Iterable[Round]) -> Judge:
 
     A removal that ran in several races is what the first of them says: that is the one it was asked in by itself.
     """
-    table: dict[tuple[Unit, ...], Candidate] = {}
+    table: dict[tuple[int, ...], Candidate] = {}
     for entry in rounds:
         for candidate in entry.candidates:
             table.setdefault(candidate.removal, candidate)
 
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
-        return [table[removal.units] for removal in removals]
+        return [table[removal.layers] for removal in removals]
 
     return judge

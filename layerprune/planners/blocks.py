@@ -36,7 +36,7 @@ def allowed_runs(constraints: Constraints, drop: int) -> list[Removal]:
         split = any(set(move) & units and not set(move) <= units for move in constraints.moves)
         if not units <= movable or split:
             continue
-        run = Removal.from_units(units)
+        run = Removal.from_layers(units)
         refusal = constraints.refusal(run)
         reason = reason or refusal
         if not refusal:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from layerprune.errors import RefusedError, UsageError
 from layerprune.planners.shapes import Anything, Move, Shape
-from layerprune.removal import Removal, Unit, first_sublayer
+from layerprune.removal import Removal
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Constraints:
     protect: frozenset[int] = frozenset()  # the user's: never removed
     must_keep: frozenset[int] = frozenset()  # the architecture's: never removed
     together: tuple[frozenset[int], ...] = ()  # layers that are removed together or not at all
-    units: tuple[Unit, ...] | None = None  # what may be removed at all; None: every whole layer
+    units: tuple[int, ...] | None = None  # what may be removed at all; None: every layer
     check: Callable[[Removal], None] | None = field(default=None, compare=False)  # Anatomy.check: raises RefusedError
     shape: Shape = field(default_factory=Anything)
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
-        """Every stroke that is allowed on the intact model, ordered by first unit."""
+        """Every stroke that is allowed on the intact model, ordered by first layer."""
         kept = self.protect | self.must_keep
         grouped = frozenset[int]().union(*self.together)
         units = range(self.depth) if self.units is None else self.units
-        single = [(unit,) for unit in units if not layers_of(unit) & (kept | grouped)]
+        single = [(unit,) for unit in units if unit not in kept | grouped]
         groups = [tuple(sorted(group)) for group in self.together if not group & kept]
         return tuple(sorted([*single, *groups]))
 
@@ -44,7 +44,7 @@ class Constraints:
     @cached_property
     def removable(self) -> int:
         """How many layers could go at most."""
-        return _side_by_side(self.moves)
+        return sum(map(len, self.moves))
 
     def open_moves(self, removed: Removal, drop: int) -> tuple[Move, ...]:
         """Return the moves that can follow ``removed`` and still end at exactly ``drop`` units.
@@ -71,19 +71,15 @@ class Constraints:
 
     def _fitting(self, removed: Removal, drop: int) -> list[Move]:
         """Return moves that overlap nothing removed, keep the shape, and leave a rest that can still be made up."""
-        moves = [move for move in self.moves if not _overlaps(move, removed)]
+        moves = [move for move in self.moves if not set(move) & set(removed)]
         missing, counts = drop - len(removed), Counter(len(move) for move in moves)
         rest = {size: _sums((counts - Counter([size])).elements()) for size in counts}
         adding_up = [move for move in moves if missing - len(move) in rest[len(move)]]
-        return [move for move in adding_up if self._leaves(removed.add(*move), moves, missing - len(move))]
+        return [move for move in adding_up if self._keeps_shape(removed.add(*move), moves, missing - len(move))]
 
-    def _leaves(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
-        """Return whether ``removed`` keeps the shape and ``missing`` more units can go beside it and keep it, too."""
-        if self.shape.refusal(removed) or not self.shape.reaches(removed, moves, missing):
-            return False
-        if self.units is None or self.removable - 2 * len(removed) >= missing:  # a unit is in the way of two at most
-            return True
-        return _side_by_side(move for move in moves if not _overlaps(move, removed)) >= missing
+    def _keeps_shape(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
+        """Return whether ``removed`` keeps the shape and ``missing`` more layers can go beside it and keep it, too."""
+        return not self.shape.refusal(removed) and self.shape.reaches(removed, moves, missing)
 
     def _dead_end(self, removed: Removal, drop: int, refusals: Mapping[Move, str]) -> RefusedError:
         reason = next((text for text in refusals.values() if text), "")
@@ -101,6 +97,15 @@ class Constraints:
         except RefusedError as error:
             return str(error)
         return ""
+
+    def misfit(self, removal: Removal, drop: int) -> str:
+        """Return why ``removal`` is not one of ``drop`` units that may go, or an empty string."""
+        if len(removal) != drop:
+            return f"{drop} layers were to go, and these are {len(removal)}"
+        movable = {unit for move in self.moves if set(move) <= set(removal) for unit in move}
+        if stray := sorted(set(removal) - movable):
+            return f"layer {stray[0]} does not exist, is to stay, or goes with others only"
+        return self.refusal(removal)
 
     def require(self, drop: int) -> None:
         """Raise ``UsageError`` when no removal of ``drop`` units exists, before anything slow starts."""
@@ -131,17 +136,6 @@ class Constraints:
         if self.must_keep:
             parts.append(f"kept by the architecture: {', '.join(map(str, sorted(self.must_keep)))}")
         return f" ({'; '.join(parts)})" if parts else ""
-
-
-def sublayers_of(unit: Unit) -> tuple[int, int]:
-    """Return the two sublayers of a unit in A0 M0 A1 M1 ... ."""
-    start = first_sublayer(unit)
-    return start, start + 1
-
-
-def layers_of(unit: Unit) -> frozenset[int]:
-    """Return the layers a unit takes something from: ``{3}`` for 3, ``{3, 4}`` for 3.5."""
-    return frozenset(sublayer // 2 for sublayer in sublayers_of(unit))
 
 
 def check_drop(text: str, option: str = "--drop") -> None:
@@ -194,26 +188,6 @@ def parse_protect(text: str | None, depth: int, option: str = "--protect") -> fr
             raise UsageError(f"{option} {text!r}: a range goes up and counts from the start, such as 0-3")
         layers.update(layer % depth for layer in range(first, last + 1))
     return frozenset(layers)
-
-
-def _overlaps(move: Move, removed: Removal) -> bool:
-    return any(sublayer in removed.sublayers for unit in move for sublayer in sublayers_of(unit))
-
-
-def _side_by_side(moves: Iterable[Move]) -> int:
-    """Return how many units can go at most without any two sharing a sublayer: the first goes first.
-
-    Half-layers share sublayers with their neighbours; layers that go together only are whole, and share none.
-    """
-    together, alone = list[Move](), list[Move]()
-    for move in moves:
-        (together if len(move) > 1 else alone).append(move)
-    taken, count = -1, sum(map(len, together))
-    for (unit,) in sorted(alone):
-        first, last = sublayers_of(unit)
-        if first > taken:
-            taken, count = last, count + 1
-    return count
 
 
 def _sums(sizes: Iterable[int]) -> set[int]:

@@ -67,7 +67,7 @@ class Exchange(Asking):
         if watch:
             watch(walk.here, cost)
         place = {entry.unit: number for number, entry in enumerate(own.ranking)}
-        order = tuple(sorted(walk.here.units, key=place.__getitem__))
+        order = tuple(sorted(walk.here.layers, key=place.__getitem__))
         return Found(order, tuple(walk.rounds), own.ranking, cost, nested=False)
 
     def _proposed(self, others: Others, metric: str, constraints: Constraints, drop: int) -> Removal:
@@ -99,7 +99,7 @@ class _Walk:
     def exchange(self) -> Candidate | None:
         """Exchange one stroke of what is removed for a better one; None where every exchange does more harm."""
         for out in self._outs():
-            rest = Removal.from_units(unit for unit in self.here if unit not in out)
+            rest = Removal.from_layers(unit for unit in self.here if unit not in out)
             moves = [move for move in self.constraints.open_moves(rest, self.drop) if len(move) == len(out)]
             if moves == [out]:
                 continue
@@ -119,7 +119,7 @@ class _Walk:
     def _outs(self) -> Iterator[Move]:
         """Yield what may be put back, the one whose return helps most first; a race says little of the order behind."""
         moves = [move for move in self.constraints.moves if set(move) <= set(self.here)]
-        fewer = [Removal.from_units(unit for unit in self.here if unit not in move) for move in moves]
+        fewer = [Removal.from_layers(unit for unit in self.here if unit not in move) for move in moves]
         if len(self.here) == len(moves[0]):  # nothing would be left to judge
             yield from moves
             return
@@ -128,7 +128,7 @@ class _Walk:
 
     def _round(self, removed: Removal, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
         candidates = judged(self.judge, removals)
-        self.rounds.append(Round(removed=removed.units, candidates=candidates))
+        self.rounds.append(Round(removed=removed.layers, candidates=candidates))
         return candidates
 
     def _stand(self, candidate: Candidate) -> Candidate:

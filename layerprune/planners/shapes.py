@@ -1,20 +1,15 @@
-"""What the removed units may look like together: anything, no two adjacent, or one contiguous run.
-
-Units are compared as the sublayers they take from A0 M0 A1 M1 ...: two units are adjacent when nothing of the model is
-left between them. Layers 3 and 4 are; layer 3 and the half-layer run 4.5 are not, the attention of layer 4 stays.
-"""
+"""What the removed layers may look like together: anything, no two adjacent, or one contiguous run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-from layerprune.removal import Removal, Unit, first_sublayer
+from layerprune.removal import Removal
 
-Move = tuple[Unit, ...]  # what is removed in one stroke: one unit, or all layers that must go together
-SUBLAYERS = 2  # of a unit
+Move = tuple[int, ...]  # what is removed in one stroke: one layer, or all layers that must go together
 
 
 class Shape(Protocol):
@@ -27,11 +22,11 @@ class Shape(Protocol):
         ...
 
     def reaches(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
-        """Return whether ``missing`` more units could follow ``removed``; ``moves`` may overlap it."""
+        """Return whether ``missing`` more layers could follow ``removed``; ``moves`` may overlap it."""
         ...
 
     def most(self, moves: Sequence[Move]) -> int:
-        """Return how many units could go at most, starting from the intact model."""
+        """Return how many layers could go at most, starting from the intact model."""
         ...
 
 
@@ -53,34 +48,32 @@ class Anything:
 
 @dataclass(frozen=True)
 class NoAdjacent:
-    """No two adjacent units: something of the model is left between any two that go."""
+    """No two adjacent layers: something of the model is left between any two that go."""
 
     words = "with no two adjacent"
 
     def refusal(self, removal: Removal) -> str:
-        for unit, following in pairwise(removal):
-            if first_sublayer(following) - first_sublayer(unit) == SUBLAYERS:
-                return f"{unit} and {following} are adjacent, and no two adjacent ones may go"
+        for layer, following in pairwise(removal):
+            if following - layer == 1:
+                return f"{layer} and {following} are adjacent, and no two adjacent ones may go"
         return ""
 
     def reaches(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
-        return self._room(removed.sublayers, moves) >= missing
+        return self._room(removed.layers, moves) >= missing
 
     def most(self, moves: Sequence[Move]) -> int:
-        return self._room(frozenset(), moves)
+        return self._room((), moves)
 
-    def _room(self, gone: frozenset[int], moves: Sequence[Move]) -> int:
-        """Return how many units fit beside what is gone: taking the leftmost that fits, again and again, is the most.
+    def _room(self, gone: Collection[int], moves: Sequence[Move]) -> int:
+        """Return how many layers fit beside what is gone: taking the leftmost that fits, again and again, is the most.
 
         Layers that go together are counted one by one, which can promise too much for them; the search then says so.
         """
-        starts = [[first_sublayer(unit) for unit in move] for move in moves]
-        apart = [own for own in starts if all(b - a > SUBLAYERS for a, b in pairwise(own))]
+        apart = [move for move in moves if all(b - a > 1 for a, b in pairwise(move))]
         count, free_from = 0, 0
-        for start in sorted(start for own in apart for start in own):
-            around = range(start - 1, start + SUBLAYERS + 1)
-            if start >= free_from and gone.isdisjoint(around):
-                count, free_from = count + 1, start + SUBLAYERS + 1
+        for layer in sorted(layer for move in apart for layer in move):
+            if layer >= free_from and not {layer - 1, layer, layer + 1} & set(gone):
+                count, free_from = count + 1, layer + 2
         return count
 
 
@@ -91,35 +84,31 @@ class Contiguous:
     words = "in one contiguous run"
 
     def refusal(self, removal: Removal) -> str:
-        sublayers = removal.sublayers
-        if sublayers and max(sublayers) - min(sublayers) + 1 != len(sublayers):
-            return f"{removal} is not one contiguous run"
-        return ""
+        layers = removal.layers
+        return f"{removal} is not one contiguous run" if layers and layers[-1] - layers[0] >= len(layers) else ""
 
     def reaches(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
-        spans = _spans(moves)
-        return missing in _extensions(spans, min(removed.sublayers), max(removed.sublayers) + 1)
+        return missing in _extensions(_spans(moves), removed.layers[0], removed.layers[-1] + 1)
 
     def most(self, moves: Sequence[Move]) -> int:
         spans = _spans(moves)
-        runs = ((stop - start) // SUBLAYERS + max(_extensions(spans, start, stop)) for start, stop in spans)
+        runs = (stop - start + max(_extensions(spans, start, stop)) for start, stop in spans)
         return max(runs, default=0)
 
 
-Span = tuple[int, int]  # first sublayer of a run, and the one behind its last
+Span = tuple[int, int]  # first layer of a run, and the one behind its last
 
 
 def _spans(moves: Sequence[Move]) -> list[Span]:
     """Return the runs that moves take, without moves that leave something in between."""
-    starts = [[first_sublayer(unit) for unit in move] for move in moves]
-    return [(own[0], own[-1] + SUBLAYERS) for own in starts if own[-1] - own[0] == SUBLAYERS * (len(own) - 1)]
+    return [(move[0], move[-1] + 1) for move in moves if move[-1] - move[0] == len(move) - 1]
 
 
 def _extensions(spans: Sequence[Span], start: int, stop: int) -> set[int]:
-    """Return every number of units by which the run from ``start`` to ``stop`` can be extended at its ends."""
+    """Return every number of layers by which the run from ``start`` to ``stop`` can be extended at its ends."""
     up = _chain(dict(spans), stop)
     down = _chain({last: first for first, last in spans}, start)
-    return {(abs(top - stop) + abs(start - bottom)) // SUBLAYERS for top in up for bottom in down}
+    return {top - stop + start - bottom for top in up for bottom in down}
 
 
 def _chain(following: Mapping[int, int], place: int) -> list[int]:

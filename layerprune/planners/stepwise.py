@@ -40,13 +40,13 @@ class OneShot:
         candidates = judged(judge, [Removal.of(*move) for move in moves])
         require_one_finite(candidates)
         preference = [moves[position] for position in order_moves(moves, candidates)]
-        removed, order = Removal(()), list[int | float]()
+        removed, order = Removal(()), list[int]()
         while len(removed) < drop:
             move = constraints.first_open(preference, removed, drop)
             removed = removed.add(*move)
             order.extend(move)
         only_round = Round(removed=(), candidates=candidates)
-        cost = next((c for c in candidates if c.removal == removed.units), None)
+        cost = next((c for c in candidates if c.removal == removed.layers), None)
         if watch and cost:
             watch(removed, cost)
         return Found(tuple(order), (only_round,), ranked(moves, candidates), cost)
@@ -80,7 +80,7 @@ class Greedy:
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
     ) -> Found:
         constraints.require(drop)
-        removed, order, rounds = Removal(()), list[int | float](), list[Round]()
+        removed, order, rounds = Removal(()), list[int](), list[Round]()
         cost: Candidate | None = None
         ranking = None
         promised: dict[Move, float] = {}
@@ -89,7 +89,7 @@ class Greedy:
             before = cost.score if cost else 0.0
             seen = self._round(judge, removed, moves, promised, before)
             require_floors(list(seen.values()), removed)
-            rounds.append(Round(removed=removed.units, candidates=tuple(seen.values())))
+            rounds.append(Round(removed=removed.layers, candidates=tuple(seen.values())))
             ranking = ranking or ranked(list(seen), list(seen.values()))
             best = _best(seen, before)
             least = _harm(seen[best], best, before)

@@ -15,7 +15,7 @@ NAMED = 5  # removals named one by one
 
 def caveats(scores: Scores, predicted: Prediction | None) -> tuple[str, ...]:
     """Return what is to be said about how the removals were judged, and on how much."""
-    return (*_operator(scores), *_failures(scores), *_noise(scores), *_floors(scores, predicted))
+    return (*_failures(scores), *_noise(scores), *_floors(scores, predicted))
 
 
 def ends(scores: Scores, removal: Units, limits: Limits) -> Iterator[str]:
@@ -34,22 +34,12 @@ def ends(scores: Scores, removal: Units, limits: Limits) -> Iterator[str]:
     yield f"{which} of {last + 1} layers {verb} to go, which models seldom bear well: --protect {keep} keeps {it}"
 
 
-def _operator(scores: Scores) -> Iterator[str]:
-    operator = scores.metric.operator
-    if operator != "skip":
-        healing = " (layerprune heal --method rescale)" if operator == "rescale" else ""
-        yield (
-            f"judged, and predicted, with the operator {operator}: export skips the layers plainly, which costs "
-            f"something else unless the checkpoint is healed so{healing}"
-        )
-
-
 def _failures(scores: Scores) -> Iterator[str]:
     """Name the removals without which the model's figures are not finite, the least of each kind."""
     asked = {one.removal for entry in scores.rounds for one in entry.candidates if one.not_finite}
     failed = [units for units in asked if not any(set(other) < set(units) for other in asked)]
     if failed:
-        named = ", ".join(str(Removal.from_units(units)) for units in sorted(failed)[:NAMED])
+        named = ", ".join(str(Removal.from_layers(units)) for units in sorted(failed)[:NAMED])
         more = f" and {len(failed) - NAMED} others" if len(failed) > NAMED else ""
         yield f"without {named}{more} the model's figures are not finite: ranked as the most harmful ({OVERFLOW})"
 

@@ -39,8 +39,6 @@ class MaxDrop:
     def require(self, desk: Desk) -> None:
         if not desk.request.tasks:
             raise UsageError(f"{self.requested} needs items that certify: give tasks, such as --tasks arc_easy")
-        if desk.request.operator != "skip":
-            raise UsageError(f"{self.requested} is about what export writes, which skips layers: leave --operator out")
         counts_up_to(desk, self.up_to, self.requested)
 
     def pursue(self, desk: Desk, look: Look) -> Reached:
@@ -142,7 +140,7 @@ def _bits(outcomes: dict[str, Outcomes]) -> str:
 
 def _step(removal: Removal, step: stats.Step) -> CertifiedStep:
     return CertifiedStep(
-        removal=removal.units,
+        removal=removal.layers,
         right_to_wrong=step.right_to_wrong,
         wrong_to_right=step.wrong_to_right,
         p_value=float(f"{step.p_value:.4g}"),

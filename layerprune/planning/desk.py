@@ -19,10 +19,9 @@ from layerprune.judgement import asked_objective, check_tasks, signal_of, unit_o
 from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import Ablation, examine_base
 from layerprune.metrics.base import Data, Metric
-from layerprune.operators import stand_in
 from layerprune.planners import Constraints, Judge, parse_protect
 from layerprune.planning.judging import Remembered, text_key
-from layerprune.planning.limits import FREE, Rules, candidate_units, check_objective, check_operator
+from layerprune.planning.limits import FREE, Rules, check_objective
 from layerprune.planning.request import ScoreRequest
 from layerprune.planning.slices import Shares, Slices
 from layerprune.progress import SILENT, Progress
@@ -61,7 +60,6 @@ class Desk:
             progress.note("prompts go through the tokenizer's chat template")
         if metric.needs != "nothing" and not request.tasks:
             raise UsageError(f"the metric {entry.name!r} needs {metric.needs}: give tasks, such as --tasks arc_easy")
-        check_operator(request, entry.name, metric)
         objective = asked_objective(request.objective, request.weights, request.floor)
         check_objective(objective, request.racing, entry.name, metric)
         progress.note(f"loading {request.model}")
@@ -81,7 +79,6 @@ class Desk:
             protect=parse_protect(request.protect, anatomy.depth),
             must_keep=anatomy.must_keep,
             together=anatomy.together,
-            units=candidate_units(request.unit, anatomy),
             check=rules.check(anatomy),
             shape=rules.shape,
         )
@@ -104,7 +101,6 @@ class Desk:
         judged = self.metric.needs == "items"
         if not judged and not shares.examined:
             self.everything = self.data.questions = questions
-            self._correct()
             return
         engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
         if answers:
@@ -119,7 +115,6 @@ class Desk:
                 )
         slices = Slices.of(questions, shares, self.request)
         self.data.questions, self.everything = slices.search, slices.everything
-        self._correct()
 
         def examiner(part: Questions | None) -> Examiner | None:
             return None if part is None else Examiner(engine, part, self.progress, self.folder)
@@ -133,11 +128,6 @@ class Desk:
         self.base = base if judged else {}
         remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
         self.progress.note(f"evaluation path: {examiners[0].path} ({remarks})")
-
-    def _correct(self) -> None:
-        """Put the operator in the place of removed layers, measured on the items that select."""
-        if self.request.operator != "skip":
-            self.subject.stand_in = stand_in(self.subject, self.request.operator, self.data)
 
     def judge(self, keep: int | None = None) -> Judge:
         """Return the metric as a judge that answers each question once, in this run and the ones it goes on from.
@@ -196,7 +186,6 @@ class Desk:
             unit=unit_of(self.metric),
             scope=self.metric.scope,
             owner=self.entry.owner,
-            operator=self.request.operator,
             objective=self.data.objective,
         )
 

@@ -52,7 +52,7 @@ class Remembered:
 
     def __post_init__(self) -> None:
         for entry in self.journal.entries if self.journal else []:
-            question = tuple(Removal.from_units(units) for units in entry["removals"])
+            question = tuple(Removal.from_layers(units) for units in entry["removals"])
             self.known[question] = [Candidate.model_validate(candidate) for candidate in entry["candidates"]]
 
     def __call__(self, removals: Sequence[Removal]) -> list[Candidate]:
@@ -60,7 +60,7 @@ class Remembered:
         if question not in self.known:
             self.known[question] = list(self.judge(removals))
             if self.journal:
-                asked = [list(removal.units) for removal in removals]
+                asked = [list(removal.layers) for removal in removals]
                 answered = [candidate.model_dump(mode="json") for candidate in self.known[question]]
                 self.journal.append({"removals": asked, "candidates": answered})
         say_failures(self.known[question], self.progress, self.said)

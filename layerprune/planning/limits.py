@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerprune.anatomy import Anatomy
 from layerprune.documents import MEAN, Limits, Objective
-from layerprune.documents.common import Operator
 from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive
 from layerprune.metrics.base import Metric
 from layerprune.planners import Anything, Contiguous, NoAdjacent, Shape
-from layerprune.planning.request import ScoreRequest
-from layerprune.removal import Removal, Unit
-
-OPERATORS: tuple[Operator, ...] = typing.get_args(Operator)
+from layerprune.removal import Removal
 
 
 @dataclass(frozen=True)
@@ -66,21 +61,6 @@ def keeping_period(anatomy: Anatomy) -> Callable[[Removal], None]:
     return check
 
 
-def check_operator(request: ScoreRequest, name: str, metric: Metric) -> None:
-    """Raise ``UsageError`` for an operator that does not exist, or that the metric or the unit has no place for."""
-    if request.operator not in OPERATORS:
-        raise UsageError(f"unknown operator {request.operator!r}; use {', '.join(OPERATORS)}")
-    if request.operator == "skip":
-        return
-    if not getattr(metric, "runs_without", False):
-        raise UsageError(
-            f"the metric {name!r} never runs the model without a layer: an operator changes nothing; leave --operator "
-            "out, or use ablation, perplexity, output or shapley"
-        )
-    if request.unit == "half":
-        raise UsageError(f"--operator {request.operator} stands in for whole layers; leave it or --unit half out")
-
-
 def check_objective(objective: Objective, racing: bool | None, name: str, metric: Metric) -> None:
     """Raise ``UsageError`` for an objective that the metric knows nothing of, or that a race cannot stand on."""
     if objective == MEAN:
@@ -94,13 +74,3 @@ def check_objective(objective: Objective, racing: bool | None, name: str, metric
             f"--racing goes by the mean over items, which {objective.words} is not: leave it out, or take another "
             "objective"
         )
-
-
-def candidate_units(unit: str, anatomy: Anatomy) -> tuple[Unit, ...] | None:
-    """Return what may be removed: None for every whole layer, else whole layers and the half-layer runs between."""
-    if unit == "layer":
-        return None
-    if unit != "half":
-        raise UsageError(f"unknown unit {unit!r}; use layer or half")
-    anatomy.check(Removal.of(0.5))  # says by name what stands in the way
-    return tuple(number / 2 if number % 2 else number // 2 for number in range(2 * anatomy.depth - 1))

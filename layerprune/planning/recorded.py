@@ -47,6 +47,8 @@ def replan(
         constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), anatomy, rules)
         judged = unclipped(scores)
         found = _found(chosen, judged, constraints, wanted)
+        if misfit := constraints.misfit(found.removal, wanted):
+            raise RefusedError(f"the search {entry.name!r} found {found.removal}, which may not go: {misfit}")
         require_finite(found)
         _require_floors(judged, found)
         if anatomy is not None:
@@ -75,7 +77,7 @@ def _moves(scores: Scores) -> list[Move]:
 def _search_of(scores: Scores, wanted: int) -> str:
     """Return greedy where the rounds lead stroke by stroke on from what is removed, and one-shot where they do not.
 
-    Evolution and exchange judge whole removals, and begin at the intact model again and again.
+    Exchange judges whole removals, and begins at the intact model again and again.
     """
     laid = all(entry.removed for entry in scores.rounds[1:])
     return "greedy" if laid and len(scores.rounds) >= wanted > 1 else "one-shot"
@@ -102,7 +104,7 @@ def _constraints(
         scores.model.layers,
         protect=protect,
         must_keep=frozenset() if anatomy is None else anatomy.must_keep,
-        together=tuple(frozenset(int(unit) for unit in move) for move in moves if len(move) > 1),
+        together=tuple(frozenset(move) for move in moves if len(move) > 1),
         units=tuple(unit for move in moves for unit in move),
         check=None if anatomy is None else rules.check(anatomy),
         shape=rules.shape,

@@ -40,8 +40,6 @@ class ScoreRequest:
     objective: str | None = None  # "mean", "worst", "weighted"; None: weighted where there are weights, else the mean
     weights: Mapping[str, float] | None = None  # by task; those not named count 1
     floor: Mapping[str, float] | None = None  # by task: share of accuracy above chance it must keep
-    operator: str = "skip"  # what stands in for a removed layer: "rescale" and "mean" put its average effect there
-    unit: str = "layer"  # "half": the MLP of a layer with the attention of the next is a candidate too
 
     @property
     def prompting(self) -> Prompting:

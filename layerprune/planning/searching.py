@@ -85,7 +85,7 @@ class Searcher:
         """Return the removal of ``drop`` units; raises ``RefusedError`` where the constraints allow none."""
         desk = self.desk
         judge = self._judge(next_to_go(self.search, drop))
-        look = bound(self.search, Others(self._judge_by, self._chosen_by, self._judge))
+        look = bound(self.search, Others(self._chosen_by, self._judge))
 
         def watch(removal: Removal, best: Candidate) -> None:
             unit = unit_of(desk.metric)
@@ -98,8 +98,8 @@ class Searcher:
         found = look(judge, desk.constraints, drop, seed=self.request.score.seed, watch=watch)
         if self._races and put_out(found):  # rules passed over winners of the race: all have to be ranked
             found = look(desk.judge(), desk.constraints, drop, seed=self.request.score.seed, watch=watch)
-        if refusal := desk.constraints.refusal(found.removal):
-            raise RefusedError(f"the search {self.entry.name!r} found {found.removal}, which may not go: {refusal}")
+        if misfit := desk.constraints.misfit(found.removal, drop):
+            raise RefusedError(f"the search {self.entry.name!r} found {found.removal}, which may not go: {misfit}")
         require_finite(found)
         self._require_floors(found, judge)
         return found

@@ -24,7 +24,7 @@ def written(
         search=search,
         limits=limits,
         requested=requested,
-        removal=found.removal.units,
+        removal=found.removal.layers,
         order=found.order,
         ranking=found.ranking,
         scores_sha256=scores.sha256(),
@@ -32,7 +32,7 @@ def written(
         predicted=predicted,
         warnings=(
             *warnings,
-            *ends(scores, found.removal.units, limits),
+            *ends(scores, found.removal.layers, limits),
             *put_out(found),
             *unordered(found, limits),
             *caveats(scores, predicted),
@@ -60,7 +60,7 @@ def put_out(found: Found) -> tuple[str, ...]:
     ]
     if not gone:
         return ()
-    named = ", ".join(str(Removal.from_units(units)) for units in sorted(gone))
+    named = ", ".join(str(Removal.from_layers(units)) for units in sorted(gone))
     return (
         f"a race had put {named} out after a part of the items, whose scores say little of their places: "
         "score with --no-racing to choose among all",
@@ -79,7 +79,7 @@ def unordered(found: Found, limits: Limits) -> tuple[str, ...]:
     left = [units for units in best if not set(units) <= gone and not set(units) & free]
     if not left:
         return ()
-    named = ", ".join(str(Removal.from_units(units)) for units in sorted(left))
+    named = ", ".join(str(Removal.from_layers(units)) for units in sorted(left))
     return (
         f"a race for more layers had {named} among those to go after a part of the items, and says little of their "
         "order: score with --no-racing, or for this --drop, to choose fewer",

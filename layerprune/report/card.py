@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from layerprune.anatomy import Sources
 from layerprune.checkpoint.companions import is_licence
 from layerprune.documents import PRUNED, UNHEALED, Audit, Document, HealLog, Plan, Receipt, as_removal, not_looked_for
 from layerprune.documents.base import write_atomically
@@ -137,12 +136,11 @@ def nearest_on_hub(receipt: Receipt) -> str | None:
 
 
 def layers_left(receipt: Receipt) -> str:
-    """Return which layers of the first base are left after every round, 0-based: "0, 1, 4"; halves told apart."""
-    left = [(layer, layer) for layer in range(receipt.first_base.layers)]
+    """Return which layers of the first base are left after every round, 0-based: "0, 1, 4"."""
+    left = list(range(receipt.first_base.layers))
     for one in (*(earlier.receipt for earlier in receipt.rounds), receipt):
-        sources = Sources.after(as_removal(one.removal), one.base.layers)
-        left = [(left[a][0], left[m][1]) for a, m in zip(sources.attention, sources.mlp, strict=True)]
-    return ", ".join(str(a) if a == m else f"attention {a} with MLP {m}" for a, m in left)
+        left = [left[layer] for layer in as_removal(one.removal).kept(one.base.layers)]
+    return ", ".join(map(str, left))
 
 
 def own_code(folder: Path) -> tuple[str, ...]:

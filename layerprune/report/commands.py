@@ -48,8 +48,6 @@ def _plan(plan: Plan, metric: MetricRef, search: Search, model: Sequence[object]
     if plan.data:
         words += ["--tasks", ",".join(data.task for data in plan.data)]
         words += [*_items(plan), *_shown(plan.data)]
-    if any(one.unit != int(one.unit) for one in plan.ranking):
-        words += ["--unit", "half"]
     words += shlex.split(plan.requested) if plan.requested.startswith("--") else ["--drop", plan.requested]
     words += ["--search", _spec(search), *_limits(plan.limits)]
     return _line(*words, "--seed", plan.seed, "-o", "run/")
@@ -75,8 +73,7 @@ def _made(plan: Plan) -> str:
 def _judged(metric: MetricRef) -> list[object]:
     """What a metric's judgement was turned into; defaults are left out."""
     objective = metric.objective
-    words: list[object] = [] if metric.operator == "skip" else ["--operator", metric.operator]
-    words += [] if objective.name == "mean" else ["--objective", objective.name]
+    words: list[object] = [] if objective.name == "mean" else ["--objective", objective.name]
     for option, given in (("--weights", objective.weights), ("--floor", objective.floors)):
         words += [option, ",".join(f"{task}={value:g}" for task, value in given.items())] if given else []
     return words

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerprune.documents import PRUNED, UNHEALED, Audit, Interval, Plan, Ranked
-from layerprune.removal import Unit
 from layerprune.report import plots, words
 from layerprune.stats import displayed
 
@@ -18,7 +17,7 @@ class Ranks:
     name: str
     unit: str
     source: str
-    scores: dict[Unit, Ranked]
+    scores: dict[int, Ranked]
 
 
 def rankings(plan: Plan, audit: Audit) -> list[Ranks]:
@@ -83,7 +82,7 @@ def _items(plan: Plan) -> str:
     return f"{sum(data.items for data in plan.data)} selection items" if plan.data else "no items"
 
 
-def _by_unit(ranking: Sequence[Ranked], unit: str, metric: str) -> dict[Unit, Ranked]:
+def _by_unit(ranking: Sequence[Ranked], unit: str, metric: str) -> dict[int, Ranked]:
     return {one.unit: _displayed(one, unit, metric) for one in sorted(ranking, key=lambda one: one.unit)}
 
 
@@ -92,6 +91,6 @@ def _displayed(one: Ranked, unit: str, metric: str) -> Ranked:
     return one.model_copy(update={"score": score, "interval": tuple(limits) or None})
 
 
-def _figure(ranks: Ranks, unit: Unit) -> str:
+def _figure(ranks: Ranks, unit: int) -> str:
     one = ranks.scores.get(unit)
     return "" if one is None else f"{one.score:.3g}".replace("-", words.MINUS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from layerprune.removal import Unit
-
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -65,13 +63,10 @@ def number(count: float) -> str:
     return f"{count:,}"
 
 
-def units(removal: Iterable[Unit]) -> str:
-    """Return removed units in words: ``layers 3, 5 and 11``; half-layer runs are named as what they are."""
-    whole = [str(unit) for unit in removal if unit == int(unit)]
-    halves = [f"the MLP of layer {int(unit)} with the attention of layer {int(unit) + 1}" for unit in removal
-              if unit != int(unit)]  # fmt: skip
-    parts = [f"{'layer' if len(whole) == 1 else 'layers'} {listed(whole)}"] if whole else []
-    return listed([*parts, *halves]) or "nothing"
+def units(removal: Iterable[int]) -> str:
+    """Return removed layers in words: ``layers 3, 5 and 11``."""
+    gone = [str(layer) for layer in removal]
+    return f"{'layer' if len(gone) == 1 else 'layers'} {listed(gone)}" if gone else "nothing"
 
 
 def listed(words: Iterable[str]) -> str:

@@ -107,7 +107,7 @@ class Bench:
 
     def answer(self, removals: Iterable[Removal], task: str) -> None:
         """Answer a task's audit items under all removals in one go, so that what they share is computed once."""
-        ordered = [INTACT, *sorted(set(removals) - {INTACT}, key=lambda removal: removal.units)]
+        ordered = [INTACT, *sorted(set(removals) - {INTACT}, key=lambda removal: removal.layers)]
         found = self.audits[task].outcomes(ordered, f"audit of {len(ordered)} removals on {task}")
         self.known |= {(removal, task): outcomes[task] for removal, outcomes in found.items()}
 

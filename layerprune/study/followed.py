@@ -82,7 +82,7 @@ def _point(bench: Bench, intact: Answers, count: int, drawn: Sequence[Removal]) 
     value, interval = difference(intact, found)
     return Point(
         count=count,
-        removals=tuple(removal.units for removal in drawn),
+        removals=tuple(removal.layers for removal in drawn),
         accuracy=round(mean_accuracy(found), 6),
         difference=round(value, 6),
         interval=_rounded(interval),

@@ -86,7 +86,7 @@ def _agreement(
 ) -> list[Agreed]:
     """Compare rankings made on one task with that task's loss, all others with the mean's, without the ends too."""
     everyone = [True] * len(bench.units)
-    inner = [not {0, bench.constraints.depth - 1} & set(unit.units) for unit in bench.units]
+    inner = [not {0, bench.constraints.depth - 1} & set(unit.layers) for unit in bench.units]
     found = []
     for ranking in rankings:
         reference = by_task.get(ranking.calibration)

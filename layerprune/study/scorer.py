@@ -51,6 +51,6 @@ class Scorer:
         def choose(spec: str, within: Constraints, count: int) -> Found:
             return self.find(spec, cheapest_search(spec), within, count, seed=seed, racing=racing)
 
-        others = Others(lambda spec: self.judge(spec, seed=seed), choose, own)
+        others = Others(choose, own)
         first = self.data.seed if seed is None else seed
         return bound(look, others)(own(next_to_go(look, drop)), constraints, drop, seed=first)

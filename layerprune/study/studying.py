@@ -101,7 +101,7 @@ def provenance(bench: Bench) -> dict[str, Any]:
     return {
         "model": subject.ref,
         "metrics": tuple(_metric_ref(spec) for spec in bench.specs),
-        "units": tuple(unit.units for unit in bench.units),
+        "units": tuple(unit.layers for unit in bench.units),
         "selection": bench.desk.data.questions.data(),  # type: ignore[union-attr]
         "audit": tuple(one for examiner in bench.audits.values() for one in examiner.questions.data()),
         "text": bench.text,

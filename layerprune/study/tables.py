@@ -61,7 +61,7 @@ def tables(study: Study) -> Iterator[Table]:
     yield _calibration(study)
 
 
-def label(units: Sequence[int | float]) -> str:
+def label(units: Sequence[int]) -> str:
     """Return what is removed: ``3``, or ``3 and 4`` where layers go together."""
     return " and ".join(map(str, units))
 

@@ -79,8 +79,10 @@ def make_plan(folder: Path, removal: Removal) -> Plan:
     model = ModelRef(id=str(folder), revision=None, fingerprint=checkpoint.fingerprint(), model_type="llama",
                      layers=anatomy.depth, parameters=checkpoint.parameters)  # fmt: skip
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
-    return Plan(model=model, metric=metric, search=Search(name="none"), limits=Limits(), requested="", ranking=(),
-                removal=removal.units, order=removal.units, scores_sha256="", data=(), seed=0, versions={})  # fmt: skip
+    return Plan(
+        model=model, metric=metric, search=Search(name="none"), limits=Limits(), requested="", ranking=(), data=(),
+        removal=removal.layers, order=removal.layers, scores_sha256="", seed=0, versions={},
+    )  # fmt: skip
 
 
 def peak_mb() -> float:
@@ -165,7 +167,7 @@ def main() -> None:
     per_layer = 2 * (4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE)
     layers = max(4, math.ceil((options.gigabytes * 1e9 - 4 * HIDDEN * VOCABULARY) / per_layer))
     make_checkpoint(base, layers)
-    make_plan(base, Removal.from_units(range(1, layers, 4))).save(options.folder / "plan.json")
+    make_plan(base, Removal.from_layers(range(1, layers, 4))).save(options.folder / "plan.json")
     export_once(options.folder, kept)
     sizes = [Checkpoint.open(place).nbytes / 1e9 for place in (base, kept)]
     print(f"base {sizes[0]:.2f} GB in {layers} layers, kept {sizes[1]:.2f} GB", flush=True)

@@ -88,7 +88,7 @@ def timed(subject: Subject, questions: Questions, options: argparse.Namespace) -
         examiner = Examiner(Engine(subject), questions, PlainProgress(sys.stderr))
         found = searched(subject, examiner, *SEARCHES[RACED], options.drop)
         seconds = time.perf_counter() - start
-        after = pruned_seconds(subject, questions, options, found.removal.units)
+        after = pruned_seconds(subject, questions, options, found.removal.layers)
         depth = len(subject.layers)
         candidates = sum(depth - gone for gone in range(options.drop))
         naive = (before + after) / 2 * candidates
@@ -113,7 +113,7 @@ def pruned_seconds(
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "pruned"
-        export(make_plan(Path(options.model), Removal.from_units(tuple(units))), out)
+        export(make_plan(Path(options.model), Removal.from_layers(tuple(units))), out)
         model = AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, options.dtype)).eval()
         seconds = 0.0
         for name, task in questions.tasks.items():
@@ -164,7 +164,7 @@ class Replayed(Examiner):
             for removal in removals
         ]
         self._take({
-            "block": block, "removals": [list(removal.units) for removal in removals], "path": "table",
+            "block": block, "removals": [list(removal.layers) for removal in removals], "path": "table",
             "pieces": [{name: own.model_dump(mode="json") for name, own in piece.items()} for piece in pieces],
             "computed": 0, "naive": 0,
         })  # fmt: skip

@@ -1,22 +1,21 @@
 """Which metric and which search choose layers well: accuracy that is left on items no choice has seen, in one table.
 
     python tests/benchmarks/selection.py MODEL EVAL -o FOLDER [--dtype bfloat16] [--items 300] [--audit 1000]
-        [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/beam ...] [--draws 5]
-        [--reference ablation/greedy] [--operator rescale] [--unit half] [--skip 1000]
+        [--entries ablation/greedy cosine/one-shot ...] [--equal ablation/exchange ...] [--draws 5]
+        [--reference ablation/greedy] [--skip 1000]
 
 MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. An entry is METRIC/SEARCH, both as the
 command line takes them, with @N behind where it is to see N items of each task instead of --items. Every entry chooses
 3, 6, 8 and 15 layers (--counts) on selection items (the training split); all of its choices answer the same --audit
 items a task of the evaluation split, with the layers bypassed in memory; --skip passes over the first of them, which
 a choice between these entries has been made on. --equal entries spend what greedy by the same
-metric spends on --items: a search that asks about three times as many removals gets a third of the items. --operator
-stands something in for removed layers, for choosing and in the audit (rescale: what healing by it ships). Tasks on
+metric spends on --items: a search that asks about three times as many removals gets a third of the items. Tasks on
 which the intact model is not above chance, on either split, are left out and named.
 
 Everything goes through journals in FOLDER: killed, the same command goes on; with more entries it measures those alone.
 Prints, and writes to FOLDER/table.md: what each search spent; accuracy left, its difference from the intact model, and
 how far each --reference lies above the entry, all with 95 % paired intervals (not corrected for their number). Item
-evaluations are removals times items that were answered; a cascade's cheap metric reads the same items once more.
+evaluations are removals times items that were answered; a metric that proposes reads the same items once more.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from layerprune.cli.quiet import quiet_libraries
 from layerprune.documents import Candidate
 from layerprune.engine import Engine, Examiner
 from layerprune.metrics.base import Data
-from layerprune.operators import stand_in
 from layerprune.planners import SEARCHES, Constraints, Found, Others, bound, one_shot
 from layerprune.removal import Removal
 from layerprune.report.words import accuracy, points, points_interval
@@ -55,7 +53,7 @@ ENTRIES = (
     "cosine/one-shot", "perplexity/one-shot", "perplexity/greedy", "output/one-shot", "angular/blocks",
     "taylor/one-shot", "magnitude/one-shot", "relative/one-shot", "reverse-order/one-shot", "random/one-shot",
 )  # fmt: skip
-EQUAL = ("ablation/cascade", "ablation/beam", "ablation/evolution:generations=20")
+EQUAL = ("ablation/exchange",)
 SIGNIFICANT = 0.05
 
 
@@ -92,8 +90,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--audit", type=int, default=1000, help="evaluation items of each task")
     parser.add_argument("--skip", type=int, default=0, help="evaluation items of each task passed over: seen before")
     parser.add_argument("--draws", type=int, default=5, help="of the random baseline: one draw says little")
-    parser.add_argument("--unit", choices=["layer", "half"], default="layer")
-    parser.add_argument("--operator", choices=["skip", "rescale", "mean"], default="skip")
     parser.add_argument("--no-racing", dest="racing", action="store_false")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="auto")
@@ -117,9 +113,6 @@ class Bench:
         self.subject = Subject.load(self.options.model, dtype=self.options.dtype, device=self.options.device)
         self.engine = Engine(self.subject)
         self.scorers: dict[int, Scorer] = {}
-        if self.options.operator != "skip":
-            text = Data(questions=self.load(self.options.tasks, "selection", self.options.items))
-            self.subject.stand_in = stand_in(self.subject, self.options.operator, text)
 
     def load(self, tasks: Sequence[str], use: Any, limit: int | None, seen: frozenset[str] = frozenset()) -> Questions:
         return load_questions(
@@ -165,10 +158,8 @@ class Bench:
     @cached_property
     def constraints(self) -> Constraints:
         anatomy = self.subject.anatomy
-        halves = tuple(n / 2 if n % 2 else n // 2 for n in range(2 * anatomy.depth - 1))
         return Constraints(
             anatomy.depth, must_keep=anatomy.must_keep, together=anatomy.together, check=anatomy.check,
-            units=halves if self.options.unit == "half" else None,
         )  # fmt: skip
 
     def scorer(self, items: int) -> Scorer:
@@ -183,7 +174,7 @@ class Bench:
 
     def audited(self, removals: set[Removal]) -> dict[Removal, dict[str, Any]]:
         """Answer the audit items under every removal, all of a task in one go: what is shared is computed once."""
-        ordered = [INTACT, *sorted(removals, key=lambda removal: removal.units)]
+        ordered = [INTACT, *sorted(removals, key=lambda removal: removal.layers)]
         found: dict[Removal, dict[str, Any]] = {removal: {} for removal in ordered}
         for name, examiner in self.audits.items():
             for removal, outcomes in examiner.outcomes(ordered, f"audit of {len(ordered)} removals, {name}").items():
@@ -234,7 +225,7 @@ def parts(entry: str) -> tuple[str, str, int | None]:
 
 def asked(found: Found, items: int) -> tuple[int, int]:
     """Return how many removals a search looked at, and how many item evaluations that took (racing stops some)."""
-    seen: dict[tuple[float, ...], int] = {}  # one that ran in several races has answered what the longest asked
+    seen: dict[tuple[int, ...], int] = {}  # one that ran in several races has answered what the longest asked
     for candidate in (one for entry in found.rounds for one in entry.candidates):
         answered = sum(task.items for task in candidate.tasks.values())
         seen[candidate.removal] = max(seen.get(candidate.removal, 0), answered)
@@ -253,9 +244,9 @@ def calls(search: str, constraints: Constraints, count: int) -> int:
     _, look = build(SEARCHES, search)
 
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
-        return [Candidate(removal=r.units, score=random.Random(str(r)).random()) for r in removals]
+        return [Candidate(removal=r.layers, score=random.Random(str(r)).random()) for r in removals]
 
-    others = Others(lambda _: judge, lambda _, within, drop: one_shot(judge, within, drop), lambda _: judge)
+    others = Others(lambda _, within, drop: one_shot(judge, within, drop), lambda _: judge)
     return asked(bound(look, others)(judge, constraints, count), 1)[0]
 
 

@@ -111,7 +111,7 @@ def reading(subject: Subject, writing: Questions, choices: Questions, options: a
 
 
 def generating(subject: Subject, writing: Questions, options: argparse.Namespace) -> None:
-    removal = Removal.from_units(int(layer) for layer in options.remove.split(","))
+    removal = Removal.from_layers(int(layer) for layer in options.remove.split(","))
     instances = [item.queries[0].generation.instance for task in writing.tasks.values() for item in task.items]
     truncated = physically(subject, removal)
     memory = 4 * 1024**3
@@ -143,14 +143,14 @@ def physically(subject: Subject, removal: Removal) -> Any:
     """Return a deep copy of the model whose layers are gone, as the tutorials do it."""
     model = copy.deepcopy(subject.model)
     stack = model.get_submodule(subject.anatomy.stack)
-    kept = [layer for number, layer in enumerate(stack) if number not in removal.units]
+    kept = [layer for number, layer in enumerate(stack) if number not in removal.layers]
     for number, layer in enumerate(kept):
         layer.self_attn.layer_idx = number
     parent, _, name = subject.anatomy.stack.rpartition(".")
     setattr(model.get_submodule(parent), name, torch.nn.ModuleList(kept))
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [k for n, k in enumerate(model.config.layer_types) if n not in removal.units]
+        model.config.layer_types = [k for n, k in enumerate(model.config.layer_types) if n not in removal.layers]
     return model
 
 
