@@ -8,7 +8,7 @@ from cli_tiny import done, refused
 from metric_tiny import between, data_of, subject_of, texts_of
 from test_engine import multiple_choice
 
-from layerprune.documents import MetricRef, Plan, Scores
+from layerprune.documents import Plan, Scores
 from layerprune.engine import Engine
 from layerprune.engine.paths import ChainPath, PlainPath, TreePath
 from layerprune.engine.selftest import Trial
@@ -179,9 +179,3 @@ def test_an_operator_that_nothing_runs_with_is_refused(home, tmp_path):
     said = refused(*score(home, tmp_path, "--unit", "half", "--operator", "mean"))
     assert said == "--operator mean stands in for whole layers; leave it or --unit half out"
     assert not list(tmp_path.iterdir())
-
-
-def test_plain_skips_are_recorded_as_before_there_was_a_choice():
-    made = MetricRef(name="cosine", spec="cosine", options={}, unit="1-cos", scope="single layers", owner="layerprune")
-    assert "operator" not in made.model_dump()
-    assert made.model_copy(update={"operator": "mean"}).model_dump()["operator"] == "mean"
