@@ -17,10 +17,10 @@ from layerprune.documents import Plan
 from layerprune.errors import DocumentError
 from layerprune.export import export, weigh
 from layerprune.export.configs import rebuilt
-from layerprune.export.zoo import refusal, trials
 from layerprune.inspection import inspect_model
 from layerprune.removal import Removal
 from layerprune.subject import Subject
+from zoo import refusal, trials
 
 
 @pytest.fixture(scope="module")
