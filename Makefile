@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test slow engines bench lint clean
 
 demo: $(STAMP)
-	$(VENV)/bin/layerprune demo
+	$(RUN) examples/demo
 
 # Two workers of one thread each: on two cores nearly twice as fast as one with two.
 test: lint
@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("layerprune needs Python >= 3.11, and $(PYTHON) is %d.%d; try PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
 	$(RUN) -m pip install --constraint constraints.txt torch
-	$(RUN) -m pip install --constraint constraints.txt --editable '.[demo,dev]'
+	$(RUN) -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 clean:

@@ -95,7 +95,7 @@ def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT)
         fresh = _claim(folder, recipe)
         if (folder / Study.filename).exists():
             found = read_study(folder)
-            write_study(found, folder)  # its pages, tables and plots follow from it
+            write_study(found, folder)  # its page, tables and plots follow from it
             progress.note("study: done before")
             return found
         step = _set(recipe.study.model_dump())

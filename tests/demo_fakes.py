@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from layerprune.demo.wheels import Wheel
+from demo.wheels import Wheel
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"

@@ -28,7 +28,7 @@ def make_plan(folder: Path, removal: Removal) -> Plan:
         fingerprint=checkpoint.fingerprint(),
         model_type=anatomy.model_type,
         layers=anatomy.depth,
-        parameters=checkpoint.parameters,
+        parameters=anatomy.parameters(),
     )
     metric = MetricRef(name="cosine", spec="cosine", options={}, unit="1-cos", scope="any set", owner="layerprune")
     return Plan(

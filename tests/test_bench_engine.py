@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from layerprune.demo.model import fetch_model
-from layerprune.demo.questions import TASKS, fetch_questions
+from demo.model import fetch_model
+from demo.questions import TASKS, fetch_questions
 from layerprune.engine import Engine, Examiner
 from layerprune.engine.paths import PlainPath
 from layerprune.removal import Removal

@@ -192,10 +192,11 @@ def test_scores_that_hold_nothing(home, tmp_path):
     assert "scores.json: rounds: Tuple should have at least 1 item" in refused(
         "plan", "--scores", empty, "--drop", 1, "-o", tmp_path / "run"
     )
-    empty.write_text(json.dumps(data | {"rounds": [{"removed": [], "candidates": []}]}))
-    assert "rounds[0] holds no candidate" in refused(
-        "plan", "--scores", empty, "--drop", 1, "-o", tmp_path / "run"
-    )
+    nothing = {"removed": [], "candidates": []}
+    for rounds, number in (([nothing], 0), ([*data["rounds"], nothing], len(data["rounds"]))):
+        empty.write_text(json.dumps(data | {"rounds": rounds}))
+        said = refused("plan", "--scores", empty, "--drop", 1, "-o", tmp_path / "run")
+        assert f"rounds[{number}] holds no candidate" in said
 
 
 def test_scores_of_a_layer_that_is_not_there(home, tmp_path):

@@ -1,10 +1,10 @@
 """Objectives, floors, signals and stability from the command line to the documents, on a tiny model with two tasks."""
 
-from pathlib import Path
 
 import audit_tiny
 import cli_tiny
 import pytest
+import scores_samples
 from cli_tiny import done, last_line, refused
 
 from layerprune import recipes
@@ -93,7 +93,7 @@ def test_another_objective_does_not_write_over_the_scores_it_is_made_from(scored
 
 
 def test_a_floor_keeps_layers_from_going(tmp_path):
-    scores = Path(__file__).parent / "golden" / "scores-0.1.json"
+    scores = scores_samples.scores().save(tmp_path / "scores.json")
     done("plan", "--scores", scores, "--drop", 1, "-o", tmp_path / "free")
     assert Plan.load(tmp_path / "free" / "plan.json").removal == (1,)
     done("plan", "--scores", scores, "--floor", "toy=0.6", "--drop", 1, "-o", tmp_path / "floor")

@@ -1,9 +1,9 @@
 """Two rankings side by side, against counts made by hand."""
 
 import json
-from pathlib import Path
 
 import pytest
+import scores_samples
 from click.testing import CliRunner
 from test_documents import scores
 
@@ -12,8 +12,6 @@ from layerprune.comparison import compare_scores
 from layerprune.documents import Candidate, Objective, Round, Scores
 from layerprune.errors import UsageError
 from layerprune.judgement import rejudged
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def ranking(values, ties=None, **changes):
@@ -58,22 +56,23 @@ def test_rankings_with_nothing_in_common_are_refused():
         compare_scores(ranking({0: 0, 1: 1}), ranking({1: 0, 2: 1}))
 
 
-def test_documents_of_another_version_run_and_objective_are_compared(tmp_path):
-    """Scores as 0.1 wrote them beside scores with everything that has come since, of another model as deep."""
-    old = Scores.load(GOLDEN / "scores-0.1.json")
+def test_documents_of_another_run_and_objective_are_compared(tmp_path):
+    """Scores beside others by all that can differ, of another model as deep."""
+    old = scores_samples.scores()
+    old.save(tmp_path / "old.json")
     worst = rejudged(old, Objective(name="worst", floors={"toy": 0.4}))
     metric = worst.metric.model_copy(update={"spec": "ablation:signal=margin"})
     data = tuple(one.model_copy(update={"fingerprints": one.fingerprints[:7]}) for one in worst.data)
     model = worst.model.model_copy(update={"id": "another of six layers", "fingerprint": "f" * 64})
     new = worst.model_copy(update={"metric": metric, "model": model, "data": data, "config": "{}"})
     new.save(tmp_path / "new.json")
-    shown = CliRunner().invoke(app, ["compare", str(GOLDEN / "scores-0.1.json"), str(tmp_path / "new.json")])
+    shown = CliRunner().invoke(app, ["compare", str(tmp_path / "old.json"), str(tmp_path / "new.json")])
     assert shown.exit_code == 0, shown.stderr
     lines = {line.split("  ")[0].strip(): line for line in shown.stdout.splitlines()}
     assert lines["model"].split()[-1] == lines["weights"].split()[-1] == lines["judged by"].split()[-1] == "no"
     assert "ablation:signal=margin (worst task, floors toy=0.4)" in lines["judged by"]
     assert lines["seed"].split() == ["seed", "0", "0", "yes"]
-    assert "10 of toy (train), 10 of more (train)" in lines["items"]
+    assert "8 of toy (train), 8 of more (train)" in lines["items"]
     assert lines["items in both"].split() == ["items", "in", "both", "14"]
     found = compare_scores(old, Scores.load(tmp_path / "new.json"))
     assert found.agreement.n == 6
@@ -83,9 +82,9 @@ def test_documents_of_another_version_run_and_objective_are_compared(tmp_path):
 
 
 def test_a_format_of_the_future_is_refused_in_one_line(tmp_path):
-    data = json.loads((GOLDEN / "scores-0.1.json").read_text()) | {"format": 2}
+    data = json.loads(scores().save(tmp_path / "old.json").read_text()) | {"format": 2}
     (tmp_path / "new.json").write_text(json.dumps(data))
-    shown = CliRunner().invoke(app, ["compare", str(GOLDEN / "scores-0.1.json"), str(tmp_path / "new.json")])
+    shown = CliRunner().invoke(app, ["compare", str(tmp_path / "old.json"), str(tmp_path / "new.json")])
     assert shown.exit_code == 2
     assert shown.stderr.splitlines()[-1].endswith("new.json has format 2; this layerprune reads format 1")
 

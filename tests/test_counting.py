@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from layerprune.anatomy import build_on_meta, read_anatomy
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Plan
+from layerprune.errors import DocumentError
 from layerprune.export import export, weigh
 from layerprune.export.configs import rebuilt
-from layerprune.export.zoo import refusal, trials
 from layerprune.inspection import inspect_model
 from layerprune.removal import Removal
 from layerprune.subject import Subject
+from zoo import refusal, trials
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,11 @@ def test_bytes_are_those_of_the_files_written_the_second_copy_among_them(stored_
     assert weight.nbytes == 4 * (weight.parameters + 260 * 32)
 
 
-def test_a_plan_that_counted_what_is_stored_is_still_carried_out(stored_twice: Path, tmp_path: Path) -> None:
-    """Version 0.1 counted the tensors on disk; the weights' fingerprint says that it is the same model."""
+def test_a_plan_that_counts_what_is_stored_is_not_of_this_model(stored_twice: Path, tmp_path: Path) -> None:
     plan = make_plan(stored_twice, Removal.of(2))
-    assert plan.model.parameters == Checkpoint.open(stored_twice).parameters
-    export(plan, tmp_path / "out")
+    stored = plan.model.model_copy(update={"parameters": plan.model.parameters + 260 * 32})
+    with pytest.raises(DocumentError, match=f"with {stored.parameters} parameters, but .* {plan.model.parameters} par"):
+        export(plan.model_copy(update={"model": stored}), tmp_path / "out")
 
 
 @pytest.mark.parametrize("model_type", [*FAMILIES, "gemma3n_text", "zamba2", "longcat_flash"])

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from layerprune.demo.cache import STALE_SECONDS, FetchError, cache_dir, finished_folder
+from demo.cache import STALE_SECONDS, FetchError, cache_dir, finished_folder
 
 
 def test_the_cache_folder_is_the_override_else_the_xdg_one_else_below_home(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
-from layerprune.demo.hub import HubAnswer, probe_hub
+from demo.hub import HubAnswer, probe_hub
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import lm_eval.tasks
 import pyarrow as pa
 import pytest
 
-from layerprune.demo import questions
-from layerprune.demo.cache import FetchError
-from layerprune.demo.hub import HubAnswer
+from demo import questions
+from demo.cache import FetchError
+from demo.hub import HubAnswer
 from layerprune.tasks.loading import load_tasks
 
 STOCK = [str(Path(lm_eval.tasks.__file__).parent / name) for name in ("arc", "hellaswag", "piqa")]

@@ -1,16 +1,23 @@
 """The demonstration from end to end, on a tiny model and made-up questions in place of what it would fetch."""
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import cli_tiny
 import pytest
+from click.testing import CliRunner
 from demo_fakes import Heard
 
-from layerprune.cli.demonstrated import shown
-from layerprune.demo import sequence
-from layerprune.demo.sequence import ABLATION, COSINE, Amounts, Chosen, Finished, Spoken, run_demo
+from demo import sequence
+from demo.__main__ import demo
+from demo.display import shown
+from demo.sequence import ABLATION, COSINE, Amounts, Chosen, Finished, Spoken, run_demo
 from layerprune.documents import PRUNED, Audit, Plan, Receipt, Scores
 from layerprune.errors import TaskError, UsageError
+
+FOLDER = Path(sequence.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +116,25 @@ def test_a_folder_in_use_is_refused_before_anything_is_fetched(tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_it_is_run_by_its_folder_from_anywhere_and_answers_faults_in_one_line(tmp_path):
+    (tmp_path / "mine").write_text("")
+    ran = subprocess.run([sys.executable, FOLDER, "-o", tmp_path], cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"layerprune: {tmp_path} is not empty; give")
+    assert ran.stderr.count("\n") == 1
+    for example in demo.examples:
+        assert example in CliRunner().invoke(demo, ["-h"]).stdout
+        assert shlex.split(example)[:2] == ["python", str(FOLDER.relative_to(FOLDER.parents[1]))]
+        demo.make_context("demo", shlex.split(example)[2:])  # raises where an option does not exist
+
+
 def test_the_command_runs_it_in_a_new_folder_each_time(home, monkeypatch, tmp_path):
     stand_in(monkeypatch, home)
     monkeypatch.setattr(sequence, "Amounts", lambda: Amounts(select=20, audit=20))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "layerprune-demo").mkdir()
-    said = cli_tiny.done("demo", "-q").stdout
-    assert "done in" in said
+    ran = CliRunner().invoke(demo, ["-q"])
+    assert ran.exit_code == 0, ran.stderr
+    assert "done in" in ran.stdout
     assert Path("layerprune-demo-2", "smaller", "model.safetensors").is_file()
     assert list(Path("layerprune-demo").iterdir()) == []

@@ -1,7 +1,7 @@
 import pytest
 from demo_fakes import Heard
 
-from layerprune.demo.steps import Steps
+from demo.steps import Steps
 
 WHOLE = "the whole demonstration"
 

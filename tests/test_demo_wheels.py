@@ -5,8 +5,8 @@ import threading
 import pytest
 from demo_fakes import Heard, build_wheel, serve_only
 
-from layerprune.demo import wheels
-from layerprune.demo.cache import FetchError
+from demo import wheels
+from demo.cache import FetchError
 
 
 @pytest.fixture

@@ -278,7 +278,7 @@ def test_what_a_killed_healing_left_goes_when_its_folder_is_there(home, tmp_path
     assert (tmp_path / ".other.healing" / "state").exists()
 
 
-def test_a_study_that_is_done_has_its_pages_renewed_and_is_not_edited(home, tmp_path):
+def test_a_study_that_is_done_has_its_page_renewed_and_is_not_edited(home, tmp_path):
     recipe = tmp_path / "study.yaml"
     recipe.write_text(
         f"model: {home / 'base'}\ninclude_path: [{home / 'tasks'}]\nstudy:\n  tasks: toy\n  metrics: [ablation]\n"
@@ -287,7 +287,7 @@ def test_a_study_that_is_done_has_its_pages_renewed_and_is_not_edited(home, tmp_
     run = tmp_path / "run"
     done("run", recipe, "-o", run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    (run / "README.md").unlink()
+    (run / "study.html").unlink()
     (run / "tables" / "paths.csv").write_text("old")
     done("run", recipe, "-o", run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -1,7 +1,7 @@
 """What ``inspect`` says of models whose layers differ, go together, or cannot go at all."""
 
 import pytest
-from cli_tiny import done, layerprune, refused
+from cli_tiny import done, refused
 
 from layerprune.anatomy.tiny import tiny_config, tiny_model
 from layerprune.inspection import inspect_model
@@ -57,21 +57,3 @@ def test_layers_that_cannot_go_first_say_why(folder):
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
     assert str(tmp_path) in refused("inspect", tmp_path)
-
-
-def test_the_zoo_prints_the_page_of_the_types_asked_for():
-    result = layerprune("inspect", "--zoo", "--types", "llama,diffllama,hrm_text")
-    assert result.exit_code == 0, result.stderr
-    rows = [line for line in result.stdout.splitlines() if line.startswith("| `")]
-    assert [row.split("|")[1].strip() for row in rows] == ["`diffllama`", "`hrm_text`", "`llama`"]
-    assert [row.split("|")[2].strip() for row in rows] == ["exact, with a constraint", "refused", "exact"]
-    assert "trying model types: 3/3 types" in result.stderr
-
-
-def test_a_type_that_comes_out_wrong_ends_the_zoo_with_1(monkeypatch):
-    from layerprune.export import zoo
-
-    monkeypatch.setattr(zoo, "judge", lambda name, folder: zoo.Verdict(name, "wrong", "another model"))
-    result = layerprune("inspect", "--zoo", "--types", "llama")
-    assert result.exit_code == 1
-    assert "| `llama` | WRONG | another model |" in result.stdout

@@ -42,7 +42,9 @@ def test_every_command_is_listed(tmp_path, words):
     assert all(text in listed for text, _ in COMMANDS.values())
 
 
-def test_the_file_is_packaged_and_hides_nothing_of_optimum():
+def test_the_file_is_packaged_beside_the_package_alone_and_hides_nothing_of_optimum():
     where = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
-    assert "optimum.commands.register" in find_namespace_packages(str(ROOT), **where)
+    packaged = find_namespace_packages(str(ROOT), **where)
+    assert "optimum.commands.register" in packaged
+    assert {name.partition(".")[0] for name in packaged} == {"layerprune", "optimum"}  # no example, tool or test
     assert not list((ROOT / "optimum").rglob("__init__.py"))

@@ -210,7 +210,7 @@ def test_names_are_in_the_front_the_table_and_the_csv(home):
     assert f"export {home / 'run' / 'front' / (free[-1] if free else best.plan)} -o smaller/" in said
 
 
-def test_a_front_that_names_a_plan_of_no_point_is_refused_and_one_without_names_is_read(home, tmp_path):
+def test_a_front_that_names_a_plan_of_no_point_is_refused(home, tmp_path):
     path = tmp_path / "front.json"
     data = json.loads((home / "run/front/front.json").read_text())
     path.write_text(json.dumps({**data, "named": {"best": "plan-05.json"}}))
@@ -219,8 +219,3 @@ def test_a_front_that_names_a_plan_of_no_point_is_refused_and_one_without_names_
     path.write_text(json.dumps({**data, "named": {"fastest": "plan-01.json"}}))
     with pytest.raises(DocumentError, match=r"named\.fastest"):
         Front.load(path)
-    del data["named"]
-    path.write_text(json.dumps(data))
-    old = Front.load(path)
-    assert old.names_of(old.points[0]) == ""
-    assert "named" not in json.loads(old.canonical_json()), "a front of before keeps its hash"

@@ -111,7 +111,6 @@ def test_scores_hold_the_config_they_were_measured_with(home, tmp_path):
     scores = Scores.load(rescored(home, tmp_path))
     assert scores.config == (home / "gemma2" / "config.json").read_text()
     without = scores.model_copy(update={"config": None})
-    assert without.model_dump() == {k: v for k, v in scores.model_dump().items() if k != "config"}
     assert Scores.parse(without.model_dump(mode="json"), "x").sha256() == without.sha256() != scores.sha256()
 
 
@@ -148,11 +147,6 @@ def test_planning_from_scores_proposes_only_what_the_architecture_allows(home, t
     planned = Plan.load(tmp_path / "run" / "plan.json")
     assert planned.order == (1, 0)
     assert "a hybrid keeps at least one attention layer" in planned.limits.architecture
-
-
-def test_limits_without_the_option_hash_as_they_did_before_there_was_one():
-    assert Limits(protect=(1,)).model_dump() == {"protect": (1,), "architecture": ()}
-    assert Limits(keep_period=True).model_dump()["keep_period"] is True
 
 
 def test_a_target_is_reached_by_whole_periods_where_single_layers_may_not_go(home, tmp_path):

@@ -1,7 +1,7 @@
 """Slow: a real model and real benchmarks, against lm-eval on physically pruned checkpoints.
 
 Needs ``LAYERPRUNE_EVAL`` (a folder with lm-eval YAMLs in ``tasks/``; ``../shared/eval`` by default). The model is the
-one that ``layerprune demo`` fetches, or the folder ``LAYERPRUNE_MODEL``.
+one that ``make demo`` fetches, or the folder ``LAYERPRUNE_MODEL``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    from layerprune.demo.model import fetch_model
+    from demo.model import fetch_model
 
     return Path(os.environ["LAYERPRUNE_MODEL"]) if "LAYERPRUNE_MODEL" in os.environ else fetch_model()
 

@@ -1,7 +1,7 @@
 """Slow: what a real model is asked, answers and writes, item by item, against lm-eval's own loop in float32.
 
 Needs ``LAYERPRUNE_EVAL`` (a folder with lm-eval YAMLs in ``tasks/``; ``../shared/eval`` by default). The model is the
-one that ``layerprune demo`` fetches, or the folder ``LAYERPRUNE_MODEL``.
+one that ``make demo`` fetches, or the folder ``LAYERPRUNE_MODEL``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def subject():
-    from layerprune.demo.model import fetch_model
+    from demo.model import fetch_model
     from layerprune.subject import Subject
 
     folder = Path(os.environ["LAYERPRUNE_MODEL"]) if "LAYERPRUNE_MODEL" in os.environ else fetch_model()

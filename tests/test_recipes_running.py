@@ -238,7 +238,3 @@ def test_a_recipe_heals_and_audits_what_was_healed(home, tmp_path, monkeypatch):
     assert "heal.method: unknown healing method 'scalign'. Did you mean" in refused("run", recipe, "-o", tmp_path / "x")
     recipe.write_text(f"{text}heal:\n  method: scaling\n  corpus: {tmp_path}/none.txt\n")
     assert "heal.corpus: the corpus" in refused("run", recipe, "-o", tmp_path / "x")
-
-
-def test_a_recipe_without_healing_keeps_its_bytes(home):
-    assert b"heal" not in (home / "run" / "recipe.json").read_bytes()

@@ -7,13 +7,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from families import types
 
+import zoo
 from layerprune.anatomy import read_anatomy
 from layerprune.anatomy.tiny import tiny_config
 from layerprune.errors import RefusedError
-from layerprune.export.zoo import AS_DECODER, WORDS, Verdict, encodes, judge, render
 from layerprune.removal import Removal
+from zoo import AS_DECODER, WORDS, Verdict, encodes, judge, main, render
 
 PAGE = Path(__file__).parents[1] / "docs" / "ZOO.md"
 
@@ -113,3 +115,26 @@ def test_table_counts_what_it_shows() -> None:
     assert "| `a` | refused | x / y |  |\n| `b` | exact |  | 1e-06 |\n" in page
     assert "| `c` | cannot be built here | z |  |\n" in page
     assert "| `d` | exact, with a constraint | w / v | 0 |\n" in page
+
+
+def test_the_page_of_the_types_asked_for_is_printed() -> None:
+    result = CliRunner().invoke(main, ["--types", "llama,diffllama,hrm_text"])
+    assert result.exit_code == 0, result.stderr
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| `")]
+    assert [row.split("|")[1].strip() for row in rows] == ["`diffllama`", "`hrm_text`", "`llama`"]
+    assert [row.split("|")[2].strip() for row in rows] == ["exact, with a constraint", "refused", "exact"]
+    assert "trying model types: 3/3 types" in result.stderr
+
+
+def test_a_type_that_comes_out_wrong_ends_with_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "judge", lambda name, folder: Verdict(name, "wrong", "another model"))
+    result = CliRunner().invoke(main, ["--types", "llama"])
+    assert result.exit_code == 1
+    assert "| `llama` | WRONG | another model |" in result.stdout
+
+
+def test_an_unknown_type_is_refused_before_any_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "judge", lambda name, folder: pytest.fail(f"{name} was tried"))
+    result = CliRunner().invoke(main, ["--types", "gpt2,lama"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "layerprune: transformers has no causal-LM type 'lama'. Did you mean 'llama'?\n"

@@ -24,7 +24,6 @@ COMMANDS = {  # name: (what it does, as `layerprune --help` says it; where it is
     "study": ("Ask which metric knows which layers of a model matter.", "layerprune.cli.study:study"),
     "metrics": ("List the metrics that can score layers, with their options.", "layerprune.cli.metrics:metrics"),
     "healers": ("List the ways to heal a pruned model, with their options.", "layerprune.cli.healers:healers"),
-    "demo": ("Do the whole job on a small real model.", "layerprune.cli.demo:demo"),
 }
 
 

@@ -17,7 +17,7 @@ from layerprune.study import verdict_of
 def ran(recipe: Recipe | StudyRecipe, output: Path, progress: Progress) -> tuple[list[Any], list[str]]:
     """Run a recipe of either kind; return what to print, and the names of what was written."""
     if isinstance(recipe, StudyRecipe):
-        return [verdict_of(run_study(recipe, output, progress=progress))], ["study.html", "README.md", "study.json"]
+        return [verdict_of(run_study(recipe, output, progress=progress))], ["study.html", "study.json"]
     finished = run_recipe(recipe, output, progress=progress)
     work = healed(finished.heal) if finished.heal else []
     parts = [*tables.planned(finished.scores, finished.plan), *work, *audited(finished.audit)]

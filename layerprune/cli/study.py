@@ -53,7 +53,7 @@ class Counts(opt.Names):
 @opt.machine
 @opt.revision
 @click.option("--protect", metavar="LAYERS", help="Layers never to remove: 0-3,-1 (negative: from the end).")
-@opt.output("Folder that gets study.html, README.md, study.json, tables and plots.")
+@opt.output("Folder that gets study.html, study.json, tables (CSV) and plots (SVG).")
 @click.option("--force", is_flag=True, help="Replace a study that is already there.")
 @pass_console
 def study(console: Console, model: str, output: Path, force: bool, **options: Any) -> None:

@@ -51,7 +51,6 @@ class FlippedItem(Part):
 class AuditedTask(Part):
     """One task: its items, the base on them, and each smaller model against the base."""
 
-    gained: ClassVar[tuple[str, ...]] = ("written",)
     data: TaskData
     excluded: int = Field(description="items left out because a plan or healing had seen them")
     informative: bool = Field(description="whether the base is above chance at 5 %, one-sided exact")
@@ -90,7 +89,6 @@ class Compared(Part):
 class TextLoss(Part):
     """Both models on running text."""
 
-    gained: ClassVar[tuple[str, ...]] = ("unhealed_nats",)
     source: str
     windows: int
     tokens: int
@@ -173,7 +171,6 @@ class Speed(Part):
 class Audit(Document):
     """What a checkpoint lost and gained beside its base."""
 
-    gained: ClassVar[tuple[str, ...]] = ("heal_sha256", "layerwise", "rankings", "own_answers")
     filename: ClassVar[str] = "audit.json"
     kind: Literal["audit"] = "audit"
     format: Literal[1] = 1

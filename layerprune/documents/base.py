@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from layerprune.errors import DocumentError
 from layerprune.output import writing
@@ -19,18 +19,6 @@ class Part(BaseModel):
     """A frozen piece of a document; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    # Fields that a format has gained: left out while they have their default, so that a document made before there was
-    # such a field keeps its bytes and its hash.
-    gained: ClassVar[tuple[str, ...]] = ()
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = write(self)
-        for name in self.gained:
-            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
-                data.pop(name, None)
-        return data
 
 
 class Document(Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -95,7 +95,6 @@ def _pairs(given: dict[str, float]) -> str:
 class MetricRef(Part):
     """A relevance metric as it was run."""
 
-    gained: ClassVar[tuple[str, ...]] = ("objective",)
     name: str
     spec: str = Field(description="what the command line takes, defaults left out: 'cosine:tokens=last'")
     options: dict[str, str | int | float | bool | None]
@@ -137,7 +136,6 @@ OWN_ANSWER = "own_answer"  # TaskData.metric where the intact model's own answer
 class TaskData(Part):
     """The items of one task that a step has seen."""
 
-    gained: ClassVar[tuple[str, ...]] = ("prompting",)
     task: str
     split: str = Field(description="which items: 'train', or 'half of test'")
     items: int = Field(ge=1)
@@ -151,7 +149,6 @@ class TaskData(Part):
 class Outcomes(Part):
     """What happened item by item, in the order of TaskData.fingerprints."""
 
-    gained: ClassVar[tuple[str, ...]] = ("margin", "not_finite", "answer", "agreed")
     correct: str = Field(description="'1' right, '0' wrong, one character an item")
     gold_probability: tuple[float, ...] | None = Field(
         default=None, description="probability of the gold answer among the choices, per item"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -21,7 +21,6 @@ from layerprune.errors import DocumentError
 class Earlier(Part):
     """The documents that stood beside a base which had been pruned before; its receipt holds the round before it."""
 
-    gained: ClassVar[tuple[str, ...]] = ("changed",)
     plan: Plan
     receipt: Receipt
     heal: HealLog | None = None

@@ -41,7 +41,6 @@ class FrontPoint(Part):
 class Front(Document):
     """A nested path of removals, each with what it costs on items that had no say in it."""
 
-    gained: ClassVar[tuple[str, ...]] = ("named",)
     filename: ClassVar[str] = "front.json"
     kind: Literal["front"] = "front"
     format: Literal[1] = 1

@@ -21,8 +21,6 @@ class Search(Part):
 class Limits(Part):
     """What the search was not allowed to do."""
 
-    gained: ClassVar[tuple[str, ...]] = ("keep_period", "no_adjacent", "contiguous")
-
     protect: Units = ()
     architecture: tuple[str, ...] = Field(default=(), description="constraints of the model type, in words")
     keep_period: bool = Field(default=False, description="what repeats from layer to layer goes on repeating")
@@ -32,8 +30,6 @@ class Limits(Part):
 
 class PredictedTask(Part):
     """The chosen removal on one task."""
-
-    gained: ClassVar[tuple[str, ...]] = ("nats", "nats_interval", "base_agreed", "agreed", "agreed_interval")
 
     base_accuracy: float
     accuracy: float
@@ -90,7 +86,6 @@ class CertifiedStep(Part):
 class Certificate(Part):
     """A guarantee about the accuracy lost, from items that had no say in choosing what to remove."""
 
-    gained: ClassVar[tuple[str, ...]] = ("selection_limit", "certify_limit")
     limit: float = Field(description="in accuracy (0.02 = two points)")
     confidence: float
     statement: str
@@ -103,7 +98,6 @@ class Certificate(Part):
 class Plan(Document):
     """A reviewable proposal: export carries it out as it stands."""
 
-    gained: ClassVar[tuple[str, ...]] = ("target", "certificate")
     filename: ClassVar[str] = "plan.json"
     kind: Literal["plan"] = "plan"
     format: Literal[1] = 1

@@ -60,7 +60,6 @@ class Published(Part):
 class Receipt(Document):
     """Export's account of itself."""
 
-    gained: ClassVar[tuple[str, ...]] = ("published", "earlier", "dropped_heads")
     filename: ClassVar[str] = "receipt.json"
     kind: Literal["receipt"] = "receipt"
     format: Literal[1] = 1

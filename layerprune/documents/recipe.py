@@ -73,10 +73,6 @@ class ScoreStep(Part):
 class PlanStep(Part):
     """How many layers go, said in one of five ways, and how they are looked for."""
 
-    gained: ClassVar[tuple[str, ...]] = (
-        "target_params", "target_bytes", "target_speedup", "max_drop", "confidence", "certify_limit", "up_to",
-        "no_adjacent", "contiguous",
-    )  # fmt: skip
     drop: Text | None = Field(default=None, description="a count, 6, or a share, 25%")
     target_params: Text | None = Field(default=None, description="so many parameters are left: 1.2B")
     target_bytes: Text | None = Field(default=None, description="so much the weights take: 2GB")
@@ -140,7 +136,6 @@ class Instructions(Document):
     """What every recipe says: which model, where the tasks come from, on what machine. Paths as on the command line."""
 
     filename: ClassVar[str] = "recipe.json"
-    gained: ClassVar[tuple[str, ...]] = ("memory",)
     model: str = Field(min_length=1, description="local folder or Hub id")
     revision: str | None = None
     include_path: tuple[str, ...] = Field(default=(), description="folders of task YAMLs")
@@ -184,7 +179,6 @@ class Instructions(Document):
 class Recipe(Instructions):
     """Score, plan, export, heal and audit of one model in one run folder."""
 
-    gained: ClassVar[tuple[str, ...]] = ("heal", "memory")
     kind: Literal["recipe"] = "recipe"
     format: Literal[1] = 1
     score: ScoreStep

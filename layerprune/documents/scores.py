@@ -27,7 +27,6 @@ class TaskScore(Part):
 class Candidate(Part):
     """One removal and its score; higher means more harm in removing."""
 
-    gained: ClassVar[tuple[str, ...]] = ("accepted", "below_floor", "not_finite")
     removal: Units
     score: float
     interval: Interval | None = None
@@ -74,7 +73,6 @@ class Scores(Document):
     """Every candidate a search has looked at, round by round."""
 
     filename: ClassVar[str] = "scores.json"
-    gained: ClassVar[tuple[str, ...]] = ("config",)
     kind: Literal["scores"] = "scores"
     format: Literal[1] = 1
     model: ModelRef
@@ -90,9 +88,10 @@ class Scores(Document):
     versions: dict[str, str]
 
     @model_validator(mode="after")
-    def _holds_a_candidate(self) -> Self:
-        if not self.rounds[0].candidates:
-            raise ValueError("rounds[0] holds no candidate: there is nothing to plan from")
+    def _every_round_holds_a_candidate(self) -> Self:
+        for number, entry in enumerate(self.rounds):
+            if not entry.candidates:
+                raise ValueError(f"rounds[{number}] holds no candidate: there is nothing to plan from")
         return self
 
     @model_validator(mode="after")

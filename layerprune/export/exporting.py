@@ -137,9 +137,7 @@ def _plan_job(
         drawn = blueprint(
             folder.path, removal, checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
         )
-    # plans of version 0.1 count what is stored: a tied head twice where it is stored twice
-    found = checkpoint.parameters if plan.model.parameters == checkpoint.parameters else drawn.parameters[0]
-    _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{found} parameters")
+    _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{drawn.parameters[0]} parameters")
     sources = Sources.after(removal, drawn.depth)
     weights = _plan_weights(checkpoint, drawn, sources)
     needed = {checkpoint.tensors[name].file for name in weights.origin.values()} & set(checkpoint.absent)

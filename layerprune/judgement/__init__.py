@@ -10,7 +10,7 @@ from layerprune.judgement.objective import (
     combined_losses,
     shares,
 )
-from layerprune.judgement.rejudging import rejudged, unclipped
+from layerprune.judgement.rejudging import rejudged
 from layerprune.judgement.signals import Signal, scale, signal_of, unit_of, values
 from layerprune.judgement.stability import NOISY, can_be_split, reliability_of
 
@@ -35,7 +35,6 @@ __all__ = [
     "scale",
     "shares",
     "signal_of",
-    "unclipped",
     "unit_of",
     "values",
 ]

@@ -10,7 +10,6 @@ from layerprune.anatomy import Anatomy, load_config, read_anatomy
 from layerprune.documents import Plan, Scores
 from layerprune.errors import ModelError, RefusedError, UsageError
 from layerprune.export import rehearse
-from layerprune.judgement import unclipped
 from layerprune.output import writing
 from layerprune.planners import (
     SEARCHES,
@@ -45,12 +44,11 @@ def replan(
     with TemporaryDirectory() as folder:
         anatomy = _anatomy(scores, Path(folder))
         constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), anatomy, rules)
-        judged = unclipped(scores)
-        found = _found(chosen, judged, constraints, wanted)
+        found = _found(chosen, scores, constraints, wanted)
         if misfit := constraints.misfit(found.removal, wanted):
             raise RefusedError(f"the search {entry.name!r} found {found.removal}, which may not go: {misfit}")
         require_finite(found)
-        _require_floors(judged, found)
+        _require_floors(scores, found)
         if anatomy is not None:
             rehearse(Path(folder), found.removal)
     limits = rules.limits(constraints.protect, anatomy)

@@ -14,7 +14,6 @@ from layerprune.study.findings import Findings, decimal, estimate, in_points, na
 class Shown:
     """A table as it is read: every cell is text."""
 
-    name: str  # of the file with all of it
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -34,9 +33,7 @@ def reliability(it: Findings) -> Shown:
         for one in it.study.reliability
     ]
     caption = "Split-half reliability of the ranking of the layers by what each costs, 200 random splits"
-    return Shown(
-        "reliability", caption, ["task", "lost", "items", "halves agree", "reliability", "items for 0.9"], rows
-    )
+    return Shown(caption, ["task", "lost", "items", "halves agree", "reliability", "items for 0.9"], rows)
 
 
 def agreement(it: Findings) -> Shown:
@@ -56,7 +53,7 @@ def agreement(it: Findings) -> Shown:
         f"positions, by chance {words.percent(it.agreed(it.metrics[0]).misplaced_by_chance)}"
     )
     header = ["metric", "Spearman", "Kendall", "Pearson", "Spearman without the end layers", "misplaced"]
-    return Shown("agreement", caption, header, rows)
+    return Shown(caption, header, rows)
 
 
 def overlap(it: Findings) -> Shown:
@@ -68,7 +65,7 @@ def overlap(it: Findings) -> Shown:
     by_chance = [f"{one.by_chance:.2g} ({one.chance_interval[0]:g} to {one.chance_interval[1]:g})" for one in chance]
     rows.append(["by chance", *by_chance])
     caption = "How many of the k layers that cost least are among the metric's k lowest (in expectation where they tie)"
-    return Shown("overlap", caption, ["metric", *(f"k = {count}" for count in counts)], rows)
+    return Shown(caption, ["metric", *(f"k = {count}" for count in counts)], rows)
 
 
 def spread(it: Findings) -> Shown:
@@ -83,7 +80,7 @@ def spread(it: Findings) -> Shown:
         for one in it.study.spread
     ]
     caption = "Variance over tasks of relevance z-scored over the layers; p: Wilcoxon's test against the accuracy drop"
-    return Shown("spread", caption, ["metric", "mean over layers", "from the draw of items", "p"], rows)
+    return Shown(caption, ["metric", "mean over layers", "from the draw of items", "p"], rows)
 
 
 def paths(it: Findings) -> Shown:
@@ -91,7 +88,7 @@ def paths(it: Findings) -> Shown:
     counts = it.shown_counts
     rows = [[name_of(path), *(_point(it, path, count) for count in counts)] for path in it.study.paths]
     caption = "Accuracy on unseen items, mean of tasks in points, and its paired difference from the intact model"
-    return Shown("paths", caption, ["chosen by", *(f"{count} removed" for count in counts)], rows)
+    return Shown(caption, ["chosen by", *(f"{count} removed" for count in counts)], rows)
 
 
 def lead(it: Findings) -> Shown:
@@ -104,7 +101,7 @@ def lead(it: Findings) -> Shown:
         if any(cells):
             rows.append([name_of(path), *cells])
     caption = "One-shot ablation above the choice by so many points (95 % paired interval)"
-    return Shown("contrasts", caption, ["than", *(f"{count} removed" for count in counts)], rows)
+    return Shown(caption, ["than", *(f"{count} removed" for count in counts)], rows)
 
 
 def calibration(it: Findings) -> Shown:
@@ -115,7 +112,7 @@ def calibration(it: Findings) -> Shown:
         rows.append([metric, str(count), *map(_calibrated, (own, everyone, text))])
     caption = "Accuracy on unseen items in points, and its paired difference from all tasks"
     header = ["metric", "removed", "each task's own items", "all tasks' items", "plain text"]
-    return Shown("calibration", caption, header, rows)
+    return Shown(caption, header, rows)
 
 
 def counterexample(it: Findings) -> Shown:
@@ -128,7 +125,7 @@ def counterexample(it: Findings) -> Shown:
     caption = (
         f"The counterexample for ε = {shown.epsilon:g}; intact it answers {words.percent(shown.accuracy, 0)} right"
     )
-    return Shown("", caption, ["layer", "cosine score", "right without it"], rows)
+    return Shown(caption, ["layer", "cosine score", "right without it"], rows)
 
 
 def _point(it: Findings, path: Path, count: int) -> str:

@@ -1,4 +1,4 @@
-"""The study as a page: README.md with its plots beside it, and study.html that holds everything it shows."""
+"""The study as a folder: study.html, which holds everything it shows, its figures (CSV), plots (SVG) and study.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from layerprune.output import check_places, published_together
 from layerprune.paths import refuse_link
 from layerprune.report.card import base_name
 from layerprune.report.templating import environment
-from layerprune.report.words import accuracy
 from layerprune.study import prose
 from layerprune.study.condensed import (
     Shown,
@@ -31,7 +30,7 @@ from layerprune.study.findings import Findings
 from layerprune.study.plots import Plot, plots
 from layerprune.study.tables import tables
 
-PAGE, README = "study.html", "README.md"
+PAGE = "study.html"
 PLOTS, TABLES = "plots", "tables"
 
 
@@ -47,7 +46,7 @@ class Section:
 
 
 def write_study(study: Study, folder: Path) -> list[Path]:
-    """Write tables, plots, both pages and study.json into ``folder``; return the two pages and study.json.
+    """Write tables, plots, the page and study.json into ``folder``; return the page and study.json.
 
     study.json comes last: where it stands, everything stands.
     """
@@ -58,16 +57,13 @@ def write_study(study: Study, folder: Path) -> list[Path]:
     with published_together(folder) as new:
         for table in tables(study):
             _write(new / TABLES / f"{table.name}.csv", table.as_csv())
-            _write(new / TABLES / f"{table.name}.md", table.as_markdown())
         for plot in drawn:
             _write(new / PLOTS / f"{plot.name}.svg", plot.svg)
-        text, html = render(it, drawn)
-        _write(new / PAGE, html)
-        _write(new / README, text)
+        _write(new / PAGE, render(it, drawn))
         study.save(new / Study.filename)
     for stale in {*(folder / PLOTS).glob("*.svg")} - {folder / PLOTS / f"{plot.name}.svg" for plot in drawn}:
         stale.unlink()  # of a study that this one replaces
-    return [folder / PAGE, folder / README, folder / Study.filename]
+    return [folder / PAGE, folder / Study.filename]
 
 
 def read_study(folder: Path) -> Study:
@@ -83,7 +79,7 @@ def read_study(folder: Path) -> Study:
 
 def check_room(folder: Path) -> None:
     """Raise ``UsageError`` where something else lies in the place of what ``write_study`` will write."""
-    check_places(folder, files=(PAGE, README, Study.filename), folders=(TABLES, PLOTS))
+    check_places(folder, files=(PAGE, Study.filename), folders=(TABLES, PLOTS))
 
 
 def verdict_of(study: Study) -> str:
@@ -91,23 +87,18 @@ def verdict_of(study: Study) -> str:
     return prose.verdict(Findings(study))
 
 
-def render(it: Findings, drawn: Sequence[Plot]) -> tuple[str, str]:
-    """Return README.md and study.html; the page holds everything it shows: no script, no external request."""
+def render(it: Findings, drawn: Sequence[Plot]) -> str:
+    """Return study.html; the page holds everything it shows: no script, no external request."""
     given = {
         "study": it.study,
         "title": f"What the layers of {base_name(it.study.model.id)} are worth",
         "verdict": prose.verdict(it),
         "sections": sections(it, {plot.name: plot for plot in drawn}),
         "sha256": it.study.sha256(),
-        "plots": PLOTS,
-        "tables": TABLES,
     }
-    text = environment((), autoescape=False)
-    text.filters["cell"] = lambda cell: str(cell).replace("|", "\\|")
     html = environment(("accuracy", "p_value", "number"), autoescape=True)
     html.filters["data_uri"] = _data_uri
-    text.filters["accuracy"] = accuracy
-    return text.get_template("study.md.jinja").render(given), html.get_template("study.html.jinja").render(given)
+    return html.get_template("study.html.jinja").render(given)
 
 
 def sections(it: Findings, drawn: dict[str, Plot]) -> list[Section]:

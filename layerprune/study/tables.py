@@ -1,4 +1,4 @@
-"""Every figure of a study as tables: CSV for programs, Markdown for people."""
+"""Every figure of a study as CSV; study.html shows the main ones (``condensed``)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from dataclasses import dataclass
 
 from layerprune.documents import Study
 from layerprune.documents.study import Estimate
-from layerprune.report.words import MINUS
 
 Cell = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; the same content whichever way it is written."""
+    """Rows under a header."""
 
     name: str  # of the file
-    title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
@@ -30,22 +28,6 @@ class Table:
         writer.writerow(self.header)
         writer.writerows(["" if cell is None else cell for cell in row] for row in self.rows)
         return out.getvalue()
-
-    def as_markdown(self) -> str:
-        """Return a Markdown table, figures rounded to three decimals."""
-        lines = [f"# {self.title}", "", _row(self.header), "|" + "---|" * len(self.header)]
-        return "\n".join([*lines, *(_row([shown(cell) for cell in row]) for row in self.rows)]) + "\n"
-
-
-def shown(cell: Cell) -> str:
-    """Return a cell as people read it."""
-    if cell is None:
-        return ""
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    if isinstance(cell, float):
-        return (f"{cell:.3f}" if abs(cell) >= 0.0005 or cell == 0 else f"{cell:.1e}").replace("-", MINUS)
-    return str(cell).replace("|", "\\|")
 
 
 def tables(study: Study) -> Iterator[Table]:
@@ -66,11 +48,8 @@ def label(units: Sequence[int]) -> str:
     return " and ".join(map(str, units))
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _layers(study: Study) -> Table:
+    """What removing each layer alone costs, as a share of what is there to lose, and what each metric says."""
     header = ["layer"]
     columns: list[Sequence[Cell]] = [[label(unit) for unit in study.units]]
     for lost in study.lost:
@@ -82,11 +61,11 @@ def _layers(study: Study) -> Table:
     for ranking in study.rankings:
         header.append(f"{ranking.metric} by {ranking.calibration}")
         columns.append(ranking.scores)
-    title = "What removing each layer alone costs, as a share of what is there to lose, and what each metric says"
-    return Table("layers", title, tuple(header), tuple(zip(*columns, strict=True)))
+    return Table("layers", tuple(header), tuple(zip(*columns, strict=True)))
 
 
 def _agreement(study: Study) -> Table:
+    """Agreement of each ranking with the accuracy lost on unseen items."""
     header = ("metric", "calibration", "task", "end layers", "layers", *_limits("spearman"), *_limits("kendall"),
               *_limits("pearson"), "spearman by chance", "misplaced", "misplaced by chance")  # fmt: skip
     rows = tuple(
@@ -94,10 +73,11 @@ def _agreement(study: Study) -> Table:
          *_parts(one.pearson), one.spearman_by_chance, one.misplaced, one.misplaced_by_chance)
         for one in study.agreement
     )  # fmt: skip
-    return Table("agreement", "Agreement of each ranking with the accuracy lost on unseen items", header, rows)
+    return Table("agreement", header, rows)
 
 
 def _confusion(study: Study) -> Table:
+    """Rank confusion: where layers stand by accuracy lost and by a metric, share of tasks (zeros left out)."""
     rows = tuple(
         (one.metric, place, by_metric, share)
         for one in study.confusion
@@ -105,31 +85,34 @@ def _confusion(study: Study) -> Table:
         for by_metric, share in enumerate(row, 1)
         if share
     )
-    title = "Rank confusion: where layers stand by accuracy lost and by a metric, share of tasks (zeros left out)"
-    return Table("confusion", title, ("metric", "rank by accuracy lost", "rank by metric", "share"), rows)
+    return Table("confusion", ("metric", "rank by accuracy lost", "rank by metric", "share"), rows)
 
 
 def _overlap(study: Study) -> Table:
+    """How many of the k layers that cost least each metric finds."""
     rows = tuple((one.metric, one.count, one.shared, one.by_chance, *one.chance_interval) for one in study.shared)
     header = ("metric", "k", "shared", "by chance", "chance low", "chance high")
-    return Table("overlap", "How many of the k layers that cost least each metric finds", header, rows)
+    return Table("overlap", header, rows)
 
 
 def _spread(study: Study) -> Table:
+    """Variance over tasks of z-scored relevance, on average and by layer."""
     header = ("metric", "mean variance", "from the draw of items", "Wilcoxon p", *(label(u) for u in study.units))
     rows = tuple((one.metric, one.mean, one.noise, one.wilcoxon_p, *one.variances) for one in study.spread)
-    return Table("spread", "Variance over tasks of z-scored relevance, on average and by layer", header, rows)
+    return Table("spread", header, rows)
 
 
 def _reliability(study: Study) -> Table:
+    """Split-half reliability of the ranking by what is lost."""
     header = ("task", "signal", "items", "between halves", "reliability", "items for 0.9")
     rows = tuple(
         (one.task, one.signal, one.items, one.halves, one.whole, one.items_needed) for one in study.reliability
     )
-    return Table("reliability", "Split-half reliability of the ranking by what is lost", header, rows)
+    return Table("reliability", header, rows)
 
 
 def _paths(study: Study) -> Table:
+    """Accuracy on unseen items along each choice, paired differences from intact."""
     tasks = tuple(data.task for data in study.audit)
     header = ("metric", "search", "removed", "layers", "accuracy", "difference", "low", "high", *tasks)
     rows = tuple(
@@ -138,24 +121,26 @@ def _paths(study: Study) -> Table:
         for path in study.paths
         for point in path.points
     )  # fmt: skip
-    return Table("paths", "Accuracy on unseen items along each choice, paired differences from intact", header, rows)
+    return Table("paths", header, rows)
 
 
 def _contrasts(study: Study) -> Table:
+    """One-shot ablation against every other choice, on the same items."""
     header = ("metric", "search", "removed", "ablation is above by", "low", "high", "same layers")
     rows = tuple(
         (one.metric, one.search, one.count, one.difference, *one.interval, one.same) for one in study.contrasts
     )
-    return Table("contrasts", "One-shot ablation against every other choice, on the same items", header, rows)
+    return Table("contrasts", header, rows)
 
 
 def _calibration(study: Study) -> Table:
+    """What each metric chooses after reading other data."""
     header = ("metric", "calibration", "removed", "accuracy", "from all tasks", "low", "high", "same layers")
     rows = tuple(
         (one.metric, one.calibration, one.count, one.accuracy, one.difference, *one.interval, one.same)
         for one in study.calibration
     )
-    return Table("calibration", "What each metric chooses after reading other data", header, rows)
+    return Table("calibration", header, rows)
 
 
 def _limits(name: str) -> tuple[str, str, str]:

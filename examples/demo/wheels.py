@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerprune.demo.cache import FetchError
+from demo.cache import FetchError
 from layerprune.progress import SILENT, Advance, Progress
 
 POLL_SECONDS = 0.2

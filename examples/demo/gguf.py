@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprune.demo.cache import FetchError
+from demo.cache import FetchError
 from layerprune.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def convert(gguf: Path, folder: Path, progress: Progress = SILENT) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if find_spec("gguf") is None:
-        raise FetchError("reading the model's GGUF needs the package gguf: pip install 'layerprune[demo]'")
+        raise FetchError("reading the model's GGUF needs the package gguf: pip install gguf")
     with progress.task("dequantising the model", 3, "steps") as advance:
         model, info = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, **_dequantise()

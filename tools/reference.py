@@ -1,4 +1,4 @@
-"""The command line's reference page, made from the commands' own help: ``python -m layerprune.cli.reference``."""
+"""The command line's reference page, made from the commands' own help: ``python tools/reference.py``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import click
 
 from layerprune.cli.app import COMMANDS, app
 
-PAGE = Path("docs") / "CLI.md"
+PAGE = Path(__file__).parents[1] / "docs" / "CLI.md"
 HEAD = """# The command line
 
-Generated from the commands' own help by `python -m layerprune.cli.reference`; a test fails when it is out of date.
+Generated from the commands' own help by `python tools/reference.py`; a test fails when it is out of date.
 """
 WIDTH = 100
 

@@ -1,4 +1,4 @@
-"""The main job from end to end on a small real model: what ``layerprune demo`` does, result by result."""
+"""The main job from end to end on a small real model, result by result."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo.cache import cache_dir
+from demo.hub import Probe, probe_hub
+from demo.model import fetch_model
+from demo.questions import TASKS, fetch_questions
+from demo.steps import Steps
 from layerprune.comparison import Comparison, compare_scores
-from layerprune.demo.cache import cache_dir
-from layerprune.demo.hub import Probe, probe_hub
-from layerprune.demo.model import fetch_model
-from layerprune.demo.questions import TASKS, fetch_questions
-from layerprune.demo.steps import Steps
 from layerprune.documents import Audit, Plan, Receipt, Scores
 from layerprune.errors import TaskError, UsageError
 from layerprune.lock import locked

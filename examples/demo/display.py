@@ -1,4 +1,4 @@
-"""What ``layerprune demo`` shows of each result."""
+"""What the demonstration prints of each result."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from functools import singledispatch
 from typing import Any
 
+from demo.sequence import ABLATION, COSINE, Chosen, Finished, Spoken
 from layerprune.cli import tables
 from layerprune.cli.compared import layers
 from layerprune.cli.console import duration
-from layerprune.demo.sequence import ABLATION, COSINE, Chosen, Finished, Spoken
 from layerprune.documents import PRUNED, Audit, Receipt
 from layerprune.sizes import in_words
 
