@@ -86,8 +86,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> 
 
 def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT) -> Study:
     """Do a study that is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
+    from layerprune.analysis import WORK, StudyRequest, check_room, read_study, study, write_study
     from layerprune.planning import ScoreRequest
-    from layerprune.study import WORK, StudyRequest, check_room, read_study, study, write_study
 
     folder = Path(folder)
     with locked(folder, recipe.model):
@@ -169,9 +169,9 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
 
 
 def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> Receipt:
-    from layerprune.audit.exported import Exported
+    from layerprune.auditor.exported import Exported
     from layerprune.checkpoint import locate
-    from layerprune.export import export
+    from layerprune.exporter import export
 
     out = folder / CHECKPOINT
     refuse_link(out)
@@ -194,8 +194,8 @@ def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> Non
     They follow from the documents and, for the licence, from the card in ``base``; a run that was killed may have left
     older ones.
     """
-    from layerprune.audit.auditing import renew
-    from layerprune.audit.verify import verify
+    from layerprune.auditor.auditing import renew
+    from layerprune.auditor.verify import verify
 
     with locked(out):
         renew(out, progress, base=base)
@@ -208,8 +208,8 @@ def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> Non
 
 
 def _healed(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) -> HealLog | None:
-    from layerprune.audit.exported import Exported
-    from layerprune.heal import HealRequest, clear, heal
+    from layerprune.auditor.exported import Exported
+    from layerprune.healing.step import HealRequest, clear, heal
 
     out = folder / HEALED
     if recipe.heal is None:
@@ -231,7 +231,7 @@ def _healed(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) 
 
 
 def _audited(recipe: Recipe, receipt: Receipt, log: HealLog | None, folder: Path, progress: Progress) -> Audit:
-    from layerprune.audit import audit
+    from layerprune.auditor import audit
 
     out = folder / (CHECKPOINT if log is None else HEALED)
     path = out / "layerprune" / Audit.filename

@@ -11,7 +11,7 @@ import audit_tiny
 import families
 
 from layerprune.checkpoint import Checkpoint
-from layerprune.export import export
+from layerprune.exporter import export
 from layerprune.healing.names import names_on_disk, stored_as
 from layerprune.removal import Removal
 

@@ -18,11 +18,11 @@ import torch, transformers, lm_eval.tasks, matplotlib.figure, peft
 torch.set_num_threads(1)
 from layerprune.cli.app import app
 from layerprune.healing import HEALERS
-import layerprune.audit, layerprune.export, layerprune.heal.step, layerprune.planning, layerprune.recipes
+import layerprune.auditor, layerprune.exporter, layerprune.healing.step, layerprune.planning, layerprune.recipes
 sys.path.insert(0, sys.argv[1])
 import heal_tiny
 HEALERS.builtin["scaling"] = "heal_tiny:Scaling"
-layerprune.heal.step._Stopwatch.timed = lambda self, changed: changed  # heal.json holds the seconds, else all alike
+layerprune.healing.step._Stopwatch.timed = lambda self, changed: changed  # heal.json holds the seconds, else all alike
 
 def trapped(calls):
     from pathlib import Path

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import audit_samples as samples
 
-from layerprune.audit.agreement import SAMPLES, followed
-from layerprune.audit.compare import adjusted, compare_task, overall
-from layerprune.audit.layerwise import chosen, layerwise
-from layerprune.audit.verdict import verdict
+from layerprune.auditor.agreement import SAMPLES, followed
+from layerprune.auditor.compare import adjusted, compare_task, overall
+from layerprune.auditor.layerwise import chosen, layerwise
+from layerprune.auditor.verdict import verdict
 from layerprune.documents import (
     PRUNED,
     UNHEALED,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from layerprune.audit import audit
+from layerprune.auditor import audit
 from layerprune.documents import PRUNED, Audit, TaskData
 from layerprune.errors import DocumentError, TaskError, UsageError
 
@@ -204,7 +204,7 @@ def test_a_card_that_cannot_be_read_is_refused_before_anything_is_measured(out, 
     def measured(*arguments):
         raise AssertionError("measured all the same")
 
-    monkeypatch.setattr("layerprune.audit.auditing.measure", measured)
+    monkeypatch.setattr("layerprune.auditor.auditing.measure", measured)
     (out / "README.md").write_text("---\na: [1\n---\n")
     with pytest.raises(DocumentError, match=r"README\.md: the metadata between the --- lines is not YAML"):
         run(out, tasks)
@@ -215,7 +215,7 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_asked(out, tasks
     def asked(*arguments, **options):
         raise AssertionError("asked all the same")
 
-    monkeypatch.setattr("layerprune.audit.measuring.examine", asked)
+    monkeypatch.setattr("layerprune.auditor.measuring.examine", asked)
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(UsageError, match="at least 254 are needed"):
         run(out, tasks, text=tmp_path / "short.txt")
@@ -249,7 +249,7 @@ def test_a_compared_plan_for_another_model_is_refused(out, tasks):
 
 
 def test_text_speed_and_writing_reach_the_document_and_the_card(out, tasks, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerprune.audit.measuring.PROMPTS", ("Say something.", "Say more."))
+    monkeypatch.setattr("layerprune.auditor.measuring.PROMPTS", ("Say something.", "Say more."))
     text = tmp_path / "held-out.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     result = run(out, tasks, limit=8, generation=True, text=text, speed=True)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from layerprune.audit.continuing import Text, write
-from layerprune.audit.running_text import read_text, text_loss, windows_of
-from layerprune.audit.speed import cache_bytes_per_token, time_both
-from layerprune.audit.writing import faults, health, repeated_share, surprise
+from layerprune.auditor.continuing import Text, write
+from layerprune.auditor.running_text import read_text, text_loss, windows_of
+from layerprune.auditor.speed import cache_bytes_per_token, time_both
+from layerprune.auditor.writing import faults, health, repeated_share, surprise
 from layerprune.errors import UsageError
 from layerprune.generation import can_be_batched
 from layerprune.subject import Subject

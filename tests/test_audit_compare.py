@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from layerprune.audit.compare import adjusted, compare_task, overall
-from layerprune.audit.verdict import verdict
+from layerprune.auditor.compare import adjusted, compare_task, overall
+from layerprune.auditor.verdict import verdict
 from layerprune.documents import PRUNED, Audit, Continuation, Generation, Outcomes, TaskData
 from layerprune.errors import DocumentError
 

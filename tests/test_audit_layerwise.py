@@ -10,12 +10,12 @@ import torch
 from test_audit_compare import task
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from layerprune.audit import audit
-from layerprune.audit.layerwise import ITEMS, chosen, layerwise, parts_of, recorded_ranking
-from layerprune.audit.verify import verify
+from layerprune.auditor import audit
+from layerprune.auditor.layerwise import ITEMS, chosen, layerwise, parts_of, recorded_ranking
+from layerprune.auditor.verify import verify
 from layerprune.documents import PRUNED, Audit, Candidate, Round, Scores
 from layerprune.errors import DocumentError
-from layerprune.export import export
+from layerprune.exporter import export
 from layerprune.stats import counted_interval
 
 GOOD, HALF = "1" * 40, "1" * 20 + "0" * 20

@@ -9,11 +9,11 @@ import audit_tiny as tiny
 import pytest
 import yaml
 
-from layerprune.audit import audit
-from layerprune.audit.compare import adjusted, compare_models, overall
-from layerprune.audit.rerun import _on_the_edge, repeat
-from layerprune.audit.verdict import verdict
-from layerprune.audit.verify import verify
+from layerprune.auditor import audit
+from layerprune.auditor.compare import adjusted, compare_models, overall
+from layerprune.auditor.rerun import _on_the_edge, repeat
+from layerprune.auditor.verdict import verdict
+from layerprune.auditor.verify import verify
 from layerprune.documents import PRUNED, Audit, Compared, Continuation, FileEntry, Generation, Outcomes, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.report.card import read_card, write_card

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from layerprune import generation
-from layerprune.audit import audit
-from layerprune.audit.measuring import PROMPTS
-from layerprune.audit.verify import verify
+from layerprune.auditor import audit
+from layerprune.auditor.measuring import PROMPTS
+from layerprune.auditor.verify import verify
 from layerprune.cli.audited import audited
 from layerprune.documents import PRUNED, Audit, Plan
 from layerprune.stats import bootstrap_interval
@@ -64,8 +64,8 @@ def made(tmp_path_factory):
     (folder / "tasks" / "writing.yaml").write_text(WRITING.format(folder=folder, new=NEW))
     tiny.exported(base, folder / "smaller")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layerprune.audit.measuring.PROMPTS", FEW)
-        patch.setattr("layerprune.audit.continuing.NEW_TOKENS", NEW)
+        patch.setattr("layerprune.auditor.measuring.PROMPTS", FEW)
+        patch.setattr("layerprune.auditor.continuing.NEW_TOKENS", NEW)
         written = counted(patch)
         plan = Plan.load(folder / "smaller" / "layerprune" / "plan.json")
         other = plan.model_copy(update={"removal": (1, 4)})
@@ -192,7 +192,7 @@ def test_one_written_task_alone_is_still_looked_at(made, tmp_path):
 
 
 def test_a_single_answer_has_no_interval(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerprune.audit.measuring.PROMPTS", FEW[:1])
+    monkeypatch.setattr("layerprune.auditor.measuring.PROMPTS", FEW[:1])
     out = tiny.exported(made / "base", tmp_path / "smaller")
     found = audit(out, ["writing"], limit=1, include_path=[made / "tasks"], layerwise=False)
     assert {one.models[PRUNED].agreed_interval for one in found.own_answers} == {None}

@@ -107,7 +107,7 @@ def test_the_defaults_that_help_speaks_of_are_the_defaults():
 
 
 def test_the_defaults_that_help_of_audit_speaks_of_are_the_defaults():
-    from layerprune.audit import audit
+    from layerprune.auditor import audit
 
     actual = {name: parameter.default for name, parameter in inspect.signature(audit).parameters.items()}
     told = told_defaults("audit")

@@ -8,7 +8,7 @@ import hub_standin
 import pytest
 from cli_tiny import done, last_line, layerprune, refused
 
-from layerprune.audit.verify import verify
+from layerprune.auditor.verify import verify
 from layerprune.documents import Audit
 
 
@@ -86,7 +86,7 @@ def test_items_asked_again_agree(home):
 
 
 def test_an_item_that_does_not_repeat_is_a_problem(home, monkeypatch):
-    from layerprune.audit import rerun
+    from layerprune.auditor import rerun
 
     found = rerun.Repeated(1, 1, 0.4, ("toy: item 0123 does not repeat for the pruned model",))
     monkeypatch.setattr(rerun, "repeat", lambda *args, **kwargs: found)

@@ -17,16 +17,16 @@ from safetensors.torch import save_file
 from torch import ones
 
 from layerprune.anatomy import Sources
-from layerprune.audit.verify import verify
+from layerprune.auditor.verify import verify
 from layerprune.checkpoint import locate
 from layerprune.checkpoint.companions import companions, is_companion, is_licence
 from layerprune.checkpoint.entries import entry_of
 from layerprune.documents import HealLog, Plan, Receipt
 from layerprune.errors import CheckpointError
-from layerprune.export import export
-from layerprune.export.configs import prune_generation
-from layerprune.heal import HealRequest, heal
+from layerprune.exporter import export
+from layerprune.exporter.configs import prune_generation
 from layerprune.healing import HEALERS
+from layerprune.healing.step import HealRequest, heal
 from layerprune.hub import push
 from layerprune.progress import Silent
 from layerprune.removal import Removal
@@ -307,8 +307,8 @@ def test_a_pipeline_with_one_part_amiss(base: Path, tmp_path: Path, change: str)
 
 def test_a_changed_module_is_found(base: Path) -> None:
     """Its weights are not the checkpoint's own, whose fingerprint is compared."""
-    from layerprune.audit.exported import Exported
-    from layerprune.audit.models import check_folder
+    from layerprune.auditor.exported import Exported
+    from layerprune.auditor.models import check_folder
     from layerprune.errors import DocumentError
 
     _, _, out = exported(embedder(base), 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from layerprune.audit.running_text import read_text
+from layerprune.auditor.running_text import read_text
 from layerprune.corpus import IGNORED, Document, build_corpus, find_overlap, pack, read_documents
 from layerprune.corpus.chat import chat_passage
 from layerprune.corpus.windows import Passage

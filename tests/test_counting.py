@@ -15,8 +15,8 @@ from layerprune.anatomy import build_on_meta, read_anatomy
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Plan
 from layerprune.errors import DocumentError
-from layerprune.export import export, weigh
-from layerprune.export.configs import rebuilt
+from layerprune.exporter import export, weigh
+from layerprune.exporter.configs import rebuilt
 from layerprune.inspection import inspect_model
 from layerprune.removal import Removal
 from layerprune.subject import Subject

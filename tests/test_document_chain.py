@@ -12,14 +12,14 @@ import heal_tiny
 import pytest
 from cli_tiny import done, last_line, refused
 
-from layerprune.audit import audit
-from layerprune.audit.rerun import repeat
-from layerprune.audit.verify import verify
+from layerprune.auditor import audit
+from layerprune.auditor.rerun import repeat
+from layerprune.auditor.verify import verify
 from layerprune.documents import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
 from layerprune.errors import CheckpointError, DocumentError
-from layerprune.export import export
-from layerprune.heal import HealRequest, heal
+from layerprune.exporter import export
 from layerprune.healing import HEALERS
+from layerprune.healing.step import HealRequest, heal
 from layerprune.hub.published import Edition
 from layerprune.removal import Removal
 
@@ -255,7 +255,7 @@ def test_an_audit_is_written_down_last(home, tmp_path, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"layerprune.audit.auditing.{step}", killed)
+        patch.setattr(f"layerprune.auditor.auditing.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             audit(folder, ["toy"], include_path=[home / "tasks"], generation=False, layerwise=False)
     assert not (folder / "layerprune" / "audit.json").exists()

@@ -14,8 +14,8 @@ import torch
 from families import make_plan, save_tiny
 
 from layerprune.anatomy import load_config, read_anatomy
-from layerprune.export import export
-from layerprune.export.proof import load
+from layerprune.exporter import export
+from layerprune.exporter.proof import load
 from layerprune.removal import Removal
 
 pytestmark = pytest.mark.engines

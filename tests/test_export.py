@@ -15,11 +15,11 @@ from families import make_plan, save_tiny
 from safetensors.torch import load_file
 
 from layerprune.anatomy import special
-from layerprune.audit.verify import verify
+from layerprune.auditor.verify import verify
 from layerprune.checkpoint import Checkpoint, writer
 from layerprune.documents import Plan, Receipt
 from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError, UsageError
-from layerprune.export import export, exporting, proof, rehearse, removal_plan
+from layerprune.exporter import export, exporting, proof, rehearse, removal_plan
 from layerprune.progress import Silent
 from layerprune.removal import Removal
 

@@ -16,8 +16,8 @@ from families import make_plan, save_tiny
 
 from layerprune.documents import Plan, Receipt
 from layerprune.errors import ExportError, RefusedError
-from layerprune.export import export
-from layerprune.export.apart import apart
+from layerprune.exporter import export
+from layerprune.exporter.apart import apart
 from layerprune.removal import Removal
 
 LARGEST = 300  # MB; the bar for what copies
@@ -61,7 +61,7 @@ def test_a_process_that_is_killed_is_an_error() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_it_does_not_outlive_the_one_who_asked(tmp_path: Path, how: signal.Signals) -> None:
     mark = tmp_path / "mark"
-    code = "import apart_functions; from layerprune.export.apart import apart; import signal, sys; "
+    code = "import apart_functions; from layerprune.exporter.apart import apart; import signal, sys; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job of a shell ignores it
     code += "apart(apart_functions.dawdle, mark=sys.argv[1])"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
@@ -93,7 +93,7 @@ import json, sys
 from pathlib import Path
 from layerprune.documents import Plan
 from layerprune.errors import RefusedError
-from layerprune.export import export
+from layerprune.exporter import export
 export(Plan.load(Path(sys.argv[1])), Path(sys.argv[2]))
 status = Path("/proc/self/status").read_text()
 peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from layerprune.anatomy import load_config, read_anatomy
 from layerprune.bypass import bypassed
-from layerprune.export import export
+from layerprune.exporter import export
 from layerprune.removal import Removal
 
 REMOVALS = {"one": (2,), "several": (1, 3, 4), "first": (0,), "last": (5,)}

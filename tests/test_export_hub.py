@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.documents import Plan
 from layerprune.errors import CheckpointError, DocumentError, ModelError, RefusedError
-from layerprune.export import export
+from layerprune.exporter import export
 from layerprune.inspection import inspect_model
 from layerprune.removal import Removal
 
@@ -171,7 +171,7 @@ def test_passing_faults_are_tried_again(hub: hub_standin.Hub, base: Path, tmp_pa
 def test_weights_that_are_needed_and_missing_do_not_pass(base: Path, tmp_path: Path) -> None:
     """The proof forgives a base that lacks removed layers, and no other."""
     from layerprune.anatomy import load_config, read_anatomy
-    from layerprune.export.proof import _removed
+    from layerprune.exporter.proof import _removed
 
     anatomy = read_anatomy(load_config(str(base)))
     names = [name for name, _ in tiny_model("llama").named_parameters()]

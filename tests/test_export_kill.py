@@ -29,7 +29,7 @@ if sys.argv[2] == "here":
     import torch, transformers
     torch.set_num_threads(1)
 from layerprune.documents import Plan
-from layerprune.export import export
+from layerprune.exporter import export
 plan = Plan.load(Path(sys.argv[1]))
 print("ready", flush=True)
 for line in sys.stdin:

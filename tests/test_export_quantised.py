@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from layerprune.anatomy import Sources
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import ExportError, RefusedError
-from layerprune.export import export, quantisation, rehearse, twin
-from layerprune.export.blueprint import blueprint
-from layerprune.export.extras import layer_renumberer
+from layerprune.exporter import export, quantisation, rehearse, twin
+from layerprune.exporter.blueprint import blueprint
+from layerprune.exporter.extras import layer_renumberer
 from layerprune.removal import Removal
 
 DROP = Removal.of(1, 4)

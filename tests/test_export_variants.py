@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import DroppedHeads, Plan, Scores
 from layerprune.errors import RefusedError
-from layerprune.export import export
-from layerprune.export.weights import DiskStack, find_disk_stack
+from layerprune.exporter import export
+from layerprune.exporter.weights import DiskStack, find_disk_stack
 from layerprune.planning import replan
 from layerprune.removal import Removal
 

@@ -10,12 +10,12 @@ import torch
 from cli_tiny import done, refused
 from safetensors.torch import load_file, save_file
 
-from layerprune.audit.verify import verify
+from layerprune.auditor.verify import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Audit, HealLog, HeldOut, Receipt
 from layerprune.errors import CheckpointError, DocumentError, ExportError, ModelError, UsageError
-from layerprune.heal import HealRequest, heal
 from layerprune.healing import HEALERS
+from layerprune.healing.step import HealRequest, heal
 from layerprune.lock import locked
 from layerprune.registry import Registry
 
@@ -156,7 +156,7 @@ def test_the_share_won_back_is_of_what_was_lost():
 def test_shards_keep_their_names_and_tensors(home, tmp_path):
     import families
 
-    from layerprune.export import export
+    from layerprune.exporter import export
     from layerprune.removal import Removal
 
     export(families.make_plan(home / "base", Removal.of(1)), tmp_path / "sharded", max_shard_size=20_000)
@@ -173,7 +173,7 @@ def test_bfloat16_stays_bfloat16(home, tmp_path):
     import families
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from layerprune.export import export
+    from layerprune.exporter import export
     from layerprune.removal import Removal
 
     base = tmp_path / "half"
@@ -286,7 +286,7 @@ def test_tied_weights_that_are_stored_twice_are_healed_twice(tmp_path):
     import families
     from transformers import AutoModelForCausalLM
 
-    from layerprune.export import export
+    from layerprune.exporter import export
     from layerprune.removal import Removal
 
     base, embedding = audit_tiny.base_model(tmp_path / "base"), "model.embed_tokens.weight"

@@ -10,10 +10,10 @@ import torch
 from layerprune.corpus import Document, build_corpus
 from layerprune.engine.journal import Journal
 from layerprune.errors import UsageError
-from layerprune.export import export
-from layerprune.heal import HealRequest, heal
+from layerprune.exporter import export
 from layerprune.healing import trained
 from layerprune.healing.answers import Author
+from layerprune.healing.step import HealRequest, heal
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 

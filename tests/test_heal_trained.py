@@ -13,17 +13,17 @@ from families import FAMILIES
 from metric_tiny import subject_of
 from safetensors.torch import load_file
 
-from layerprune.audit.verify import verify
+from layerprune.auditor.verify import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.corpus import build_corpus
 from layerprune.errors import LayerpruneError, UsageError
-from layerprune.heal import HealRequest, heal
 from layerprune.healing.distill import Distill
 from layerprune.healing.goals import NextToken
 from layerprune.healing.head import Head
 from layerprune.healing.lora import Lora
 from layerprune.healing.partial import Seams
 from layerprune.healing.places import Cut, cuts, final_norm, head_weights, in_mlp, projections, seams
+from layerprune.healing.step import HealRequest, heal
 from layerprune.healing.teacher import Distilled, Mix
 from layerprune.healing.training import Text, Training, make_trainable, train
 from layerprune.removal import Removal

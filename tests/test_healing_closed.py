@@ -15,7 +15,7 @@ from layerprune.bypass import bypassed
 from layerprune.corpus import Corpus, Windows
 from layerprune.documents import HealLog
 from layerprune.errors import RefusedError, UsageError
-from layerprune.export import export
+from layerprune.exporter import export
 from layerprune.healing import HEALERS
 from layerprune.healing.base import Case
 from layerprune.healing.least_squares import Sums, best, solve
@@ -372,8 +372,8 @@ def test_a_stream_read_without_a_norm_is_refused(home, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", ["rescale", "linear", "linear:fit=map"])
 def test_the_step_publishes_what_the_method_yields(home, tmp_path, method):
-    from layerprune.audit.verify import verify
-    from layerprune.heal import HealRequest, heal
+    from layerprune.auditor.verify import verify
+    from layerprune.healing.step import HealRequest, heal
 
     text = heal_tiny.prose(tmp_path / "prose.txt")
     log = heal(HealRequest(cut(home, 2, 4), method, str(text), window=32), tmp_path / "healed")

@@ -9,8 +9,8 @@ import heal_tiny
 import hub_standin
 import pytest
 
-from layerprune.audit import audit
-from layerprune.audit.verify import verify
+from layerprune.auditor import audit
+from layerprune.auditor.verify import verify
 from layerprune.documents import Audit, FileEntry, HealLog, Plan, Receipt
 from layerprune.errors import UsageError
 from layerprune.hub import PushError, push
@@ -155,8 +155,8 @@ def test_a_named_base_has_the_very_files_that_the_hub_has(hub, made, base, tmp_p
 
 
 def test_the_log_of_a_healing_is_published_in_the_same_chain(hub, tmp_path, monkeypatch):
-    from layerprune.heal import HealRequest, heal
     from layerprune.healing import HEALERS
+    from layerprune.healing.step import HealRequest, heal
 
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
     pruned = heal_tiny.pruned(tmp_path, 2)

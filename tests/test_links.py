@@ -14,12 +14,12 @@ import heal_tiny
 import pytest
 from cli_tiny import layerprune, refused
 
-from layerprune.audit.verify import verify
+from layerprune.auditor.verify import verify
 from layerprune.documents import Receipt
 from layerprune.errors import CheckpointError, ExportError, LayerpruneError
-from layerprune.export import export
-from layerprune.heal import HealRequest, heal
+from layerprune.exporter import export
 from layerprune.healing import HEALERS
+from layerprune.healing.step import HealRequest, heal
 from layerprune.hub import push
 from layerprune.progress import Silent
 from layerprune.removal import Removal

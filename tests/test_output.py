@@ -58,8 +58,8 @@ def commands(home, out):
 
 
 SLOW = (
-    "layerprune.subject.Subject.load", "layerprune.export.exporting.locate", "layerprune.audit.models.locate",
-    "layerprune.study.studying.locate", "layerprune.heal.step.build_corpus", "layerprune.planning.desk.locate",
+    "layerprune.subject.Subject.load", "layerprune.exporter.exporting.locate", "layerprune.auditor.models.locate",
+    "layerprune.analysis.studying.locate", "layerprune.healing.step.build_corpus", "layerprune.planning.desk.locate",
 )  # fmt: skip
 
 

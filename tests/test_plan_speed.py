@@ -7,7 +7,7 @@ from cli_tiny import done, last_line
 
 from layerprune.anatomy.tiny import save_tiny
 from layerprune.documents import Measured, Plan, Speed
-from layerprune.export.sharing import sharing_weights
+from layerprune.exporter.sharing import sharing_weights
 from layerprune.planning import speeding
 from layerprune.planning.speeding import speedup
 from layerprune.removal import Removal

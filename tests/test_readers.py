@@ -14,8 +14,8 @@ from layerprune.anatomy.reread import reread
 from layerprune.anatomy.stack import text_config
 from layerprune.documents import Receipt
 from layerprune.errors import RefusedError
-from layerprune.export import export
-from layerprune.export.blueprint import blueprint
+from layerprune.exporter import export
+from layerprune.exporter.blueprint import blueprint
 from layerprune.planning.limits import Rules
 from layerprune.removal import Removal
 

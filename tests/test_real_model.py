@@ -59,7 +59,7 @@ def decisions_by_lm_eval(folder: Path) -> dict[str, dict[str, str]]:
 def test_ablation_equals_lm_eval_on_the_physically_pruned_model(model, tmp_path):
     """At least 99.5 % of the decisions, and every accuracy within one item, for each of five layers."""
     from layerprune.engine import Engine, examine
-    from layerprune.export import export
+    from layerprune.exporter import export
     from layerprune.subject import Subject
     from layerprune.tasks import load_questions
 

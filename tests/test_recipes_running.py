@@ -13,7 +13,7 @@ from cli_tiny import done, layerprune, refused
 
 from layerprune.documents import Audit, Plan, Recipe
 
-STEPS = ("layerprune.planning.plan_model", "layerprune.export.export", "layerprune.audit.audit")
+STEPS = ("layerprune.planning.plan_model", "layerprune.exporter.export", "layerprune.auditor.audit")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_step_that_has_left_nothing_yet_can_be_put_right(home, tmp_path, monke
     refused("run", recipe, "-o", folder)
     recipe.write_text(f"{text}heal:\n  method: scaling:factor=0.5\n  corpus: builtin\n  window: 32\n")
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
-    forbid(monkeypatch, "layerprune.planning.plan_model", "layerprune.export.export")
+    forbid(monkeypatch, "layerprune.planning.plan_model", "layerprune.exporter.export")
     done("run", recipe, "-o", folder)
     assert Recipe.load(folder / "recipe.json").heal.window == 32
     said = refused("run", recipe, "--set", "heal.window=16", "-o", folder)  # now it has left something
@@ -232,7 +232,7 @@ def test_a_recipe_heals_and_audits_what_was_healed(home, tmp_path, monkeypatch):
     assert set(log.corpus.overlap) == {"toy"}
     assert "scaling:factor=0.5: 1 tensors changed" in said
     assert not (tmp_path / "run" / "checkpoint" / "layerprune" / "audit.json").exists()
-    forbid(monkeypatch, *STEPS, "layerprune.heal.heal")
+    forbid(monkeypatch, *STEPS, "layerprune.healing.step.heal")
     done("run", recipe, "-o", tmp_path / "run")
     recipe.write_text(f"{text}heal:\n  method: scalign\n")
     assert "heal.method: unknown healing method 'scalign'. Did you mean" in refused("run", recipe, "-o", tmp_path / "x")

@@ -10,7 +10,7 @@ import audit_tiny as tiny
 import pytest
 import report_samples
 
-from layerprune.audit import audit
+from layerprune.auditor import audit
 from layerprune.documents import PRUNED, Audit, Plan
 from layerprune.errors import DocumentError
 from layerprune.report import layers, plots, words

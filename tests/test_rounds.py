@@ -12,13 +12,13 @@ import yaml
 from families import make_plan
 from safetensors.torch import load_file, save_file
 
-from layerprune.audit import audit
-from layerprune.audit.exported import Exported
-from layerprune.audit.verify import verify
+from layerprune.auditor import audit
+from layerprune.auditor.exported import Exported
+from layerprune.auditor.verify import verify
 from layerprune.documents import Audit, Plan, Receipt, TaskData
 from layerprune.errors import DocumentError
-from layerprune.export import export
-from layerprune.heal import HealRequest, heal
+from layerprune.exporter import export
+from layerprune.healing.step import HealRequest, heal
 from layerprune.hub import push
 from layerprune.removal import Removal
 from layerprune.report.card import write_card

@@ -10,7 +10,10 @@ import cli_tiny
 import numpy as np
 import pytest
 
-import layerprune.study.studying as studying
+import layerprune.analysis.studying as studying
+from layerprune.analysis import StudyRequest, prose, write_study
+from layerprune.analysis.bench import Bench
+from layerprune.analysis.findings import Findings
 from layerprune.documents import Study
 from layerprune.documents.study import ALL_TASKS, MEAN, TEXT
 from layerprune.engine import Engine, examine
@@ -19,9 +22,6 @@ from layerprune.planners import Constraints
 from layerprune.planning import ScoreRequest
 from layerprune.removal import Removal
 from layerprune.stats import above_chance, paired_interval, rank_agreement
-from layerprune.study import StudyRequest, prose, write_study
-from layerprune.study.bench import Bench
-from layerprune.study.findings import Findings
 from layerprune.subject import Subject
 from layerprune.tasks import load_questions
 

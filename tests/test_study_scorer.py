@@ -6,6 +6,8 @@ import audit_tiny
 import numpy as np
 import pytest
 
+from layerprune.analysis.answers import answers_of, difference, mean_accuracy
+from layerprune.analysis.scorer import Scorer
 from layerprune.documents import Outcomes
 from layerprune.engine import Engine, Examiner
 from layerprune.metrics import METRICS, cosine
@@ -16,8 +18,6 @@ from layerprune.planning import judging
 from layerprune.planning.judging import text_key
 from layerprune.removal import Removal
 from layerprune.specs import build
-from layerprune.study.answers import answers_of, difference, mean_accuracy
-from layerprune.study.scorer import Scorer
 from layerprune.subject import Subject
 from layerprune.tasks import load_questions
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from layerprune.analysis.agreement import Reference, agreed, confused, shared
+from layerprune.analysis.losses import accuracy_losses, probability_losses
+from layerprune.analysis.spread import ACCURACY_DROP, item_noise, spreads
 from layerprune.documents import Outcomes, TaskData
 from layerprune.stats import correlations, mean_losses, rank_agreement, relevance
-from layerprune.study.agreement import Reference, agreed, confused, shared
-from layerprune.study.losses import accuracy_losses, probability_losses
-from layerprune.study.spread import ACCURACY_DROP, item_noise, spreads
 
 UNITS = 12
 

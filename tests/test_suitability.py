@@ -15,7 +15,7 @@ from layerprune.anatomy import Anatomy, check_weights, load_config, read_anatomy
 from layerprune.anatomy.causality import sees_ahead
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import LayerpruneError, ModelError, RefusedError
-from layerprune.export import export
+from layerprune.exporter import export
 from layerprune.inspection import inspect_model
 from layerprune.removal import Removal
 from layerprune.subject import Subject

@@ -23,8 +23,8 @@ from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
 from layerprune.documents import Limits, MetricRef, ModelRef, Plan, Search
 from layerprune.errors import LayerpruneError, RefusedError, UsageError, did_you_mean, one_line
-from layerprune.export.exporting import export
-from layerprune.export.proof import load
+from layerprune.exporter.exporting import export
+from layerprune.exporter.proof import load
 from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 

@@ -133,13 +133,13 @@ def _choose(model: Path, data: Path | None, out: Path, amounts: Amounts, steps: 
 
 
 def _export(plan: Plan, smaller: Path, progress: Progress) -> Receipt:
-    from layerprune.export import export
+    from layerprune.exporter import export
 
     return export(plan, smaller, progress=progress)
 
 
 def _audit(cosine: Plan, smaller: Path, data: Path | None, amounts: Amounts, progress: Progress) -> Audit:
-    from layerprune.audit import audit
+    from layerprune.auditor import audit
 
     # The sentence at the end stands for the generation check. Single layers would be asked on all these items once more
     # each, which the six minutes do not hold.

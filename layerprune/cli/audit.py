@@ -46,7 +46,7 @@ def audit(
     console: Console, folder: Path, compare: tuple[tuple[str, Path], ...], scores: tuple[Path, ...], **options: Any
 ) -> None:
     """Compare the exported model in FOLDER with its base on items that no earlier step has seen."""
-    from layerprune.audit import audit as examine
+    from layerprune.auditor import audit as examine
     from layerprune.cli.audited import audited
     from layerprune.documents import read_plan, read_scores
 

@@ -48,8 +48,8 @@ def export(
     """
     from layerprune.checkpoint import try_new_folder
     from layerprune.errors import UsageError
-    from layerprune.export import export as write
-    from layerprune.export import removal_plan
+    from layerprune.exporter import export as write
+    from layerprune.exporter import removal_plan
 
     if remove is None:
         if revision is not None:

@@ -58,8 +58,8 @@ def heal(console: Console, checkpoint: Path, output: Path, **options: Any) -> No
     Methods that train run in several processes, too: accelerate launch -m layerprune heal ...
     """
     from layerprune.cli.healed import healed
-    from layerprune.heal import HealRequest
-    from layerprune.heal import heal as carry_out
+    from layerprune.healing.step import HealRequest
+    from layerprune.healing.step import heal as carry_out
 
     log = carry_out(HealRequest(checkpoint, **opt.given(options)), output, progress=console.progress)
     if log is None:

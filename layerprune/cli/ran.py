@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from layerprune.analysis import verdict_of
 from layerprune.cli import tables
 from layerprune.cli.audited import audited
 from layerprune.cli.healed import healed
 from layerprune.documents import Recipe, StudyRecipe
 from layerprune.progress import Progress
 from layerprune.recipes import run_recipe, run_study
-from layerprune.study import verdict_of
 
 
 def ran(recipe: Recipe | StudyRecipe, output: Path, progress: Progress) -> tuple[list[Any], list[str]]:

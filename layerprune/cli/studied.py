@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from layerprune.analysis import WORK, StudyRequest, check_room, study, verdict_of, write_study
 from layerprune.cli import options as opt
 from layerprune.planning import ScoreRequest
 from layerprune.progress import Progress
-from layerprune.study import WORK, StudyRequest, check_room, study, verdict_of, write_study
 
 
 def studied(model: str, output: Path, progress: Progress, options: Mapping[str, Any]) -> tuple[str, list[Path]]:

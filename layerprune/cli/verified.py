@@ -11,8 +11,8 @@ from layerprune.progress import Progress
 from layerprune.sizes import in_words
 
 if TYPE_CHECKING:
-    from layerprune.audit.rerun import Repeated
-    from layerprune.audit.verify import Verification
+    from layerprune.auditor.rerun import Repeated
+    from layerprune.auditor.verify import Verification
 
 
 def check(folder: Path, rerun: int | None, options: Mapping[str, Any]) -> None:
@@ -35,8 +35,8 @@ def ask_again(
     **sources: Any,
 ) -> Repeated:
     """Repeat random items of the audit; ``sources`` are where tasks and their data are."""
-    from layerprune.audit.models import Loading
-    from layerprune.audit.rerun import repeat
+    from layerprune.auditor.models import Loading
+    from layerprune.auditor.rerun import repeat
 
     loading = Loading(device=device, trust_remote_code=trust_remote_code)
     return repeat(folder, count, base=base, loading=loading, progress=progress, **sources)

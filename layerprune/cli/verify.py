@@ -35,7 +35,7 @@ def verify(
     console: Console, folder: Path, base: str | None, rerun: int | None, digests: bool, **options: Any
 ) -> None:
     """Check that FOLDER is what export and audit left: every hash and figure; exit code 1 when something is wrong."""
-    from layerprune.audit.verify import verify as look
+    from layerprune.auditor.verify import verify as look
     from layerprune.cli import verified
 
     verified.check(folder, rerun, opt.given(options))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune.audit.exported import short
+from layerprune.auditor.exported import short
 from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Receipt
 from layerprune.errors import UsageError

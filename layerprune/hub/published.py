@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune.audit.exported import Exported
+from layerprune.auditor.exported import Exported
 from layerprune.documents import Audit, Document, Earlier, FileEntry, HealLog, Plan, Published, Receipt
 from layerprune.errors import UsageError
 from layerprune.hub.naming import UNCHANGED, Name, holds_paths, is_local, withheld

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from layerprune.audit.exported import Exported
-from layerprune.audit.verify import verify
+from layerprune.auditor.exported import Exported
+from layerprune.auditor.verify import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.checkpoint.companions import companions, left_out
 from layerprune.documents import HealLog, Receipt

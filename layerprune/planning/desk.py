@@ -13,8 +13,8 @@ from layerprune.engine import JOURNAL, Engine, Examiner
 from layerprune.engine.answering import own_answers
 from layerprune.engine.journal import Journal
 from layerprune.errors import TaskError, UsageError
-from layerprune.export import rehearse, weigh
-from layerprune.export.weights import Weight
+from layerprune.exporter import rehearse, weigh
+from layerprune.exporter.weights import Weight
 from layerprune.judgement import asked_objective, check_tasks, signal_of, unit_of
 from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import Ablation, examine_base

@@ -11,7 +11,7 @@ import numpy as np
 from layerprune.documents import Front, FrontPoint, Objective, Plan, Prediction, Scores
 from layerprune.documents.front import FOLDER, PLOT, TABLE, PointName, plan_name
 from layerprune.errors import UsageError
-from layerprune.export.weights import Weight
+from layerprune.exporter.weights import Weight
 from layerprune.judgement import combined_losses, rounded
 from layerprune.lock import locked
 from layerprune.metrics import METRICS

@@ -9,7 +9,7 @@ from layerprune import documents
 from layerprune.anatomy import Anatomy, load_config, read_anatomy
 from layerprune.documents import Plan, Scores
 from layerprune.errors import ModelError, RefusedError, UsageError
-from layerprune.export import rehearse
+from layerprune.exporter import rehearse
 from layerprune.output import writing
 from layerprune.planners import (
     SEARCHES,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from layerprune.audit.speed import REPEATS, time_both
+from layerprune.auditor.speed import REPEATS, time_both
 from layerprune.documents import Speed, Target
 from layerprune.errors import RefusedError, UsageError
-from layerprune.export.sharing import sharing_weights
+from layerprune.exporter.sharing import sharing_weights
 from layerprune.planners.blocks import allowed_runs
 from layerprune.planning.desk import Desk
 from layerprune.planning.goals import HELD_BACK, Look, Reached, counts_up_to

@@ -7,7 +7,7 @@ from typing import Literal
 
 from layerprune.documents import Target
 from layerprune.errors import RefusedError, UsageError
-from layerprune.export.weights import Weight
+from layerprune.exporter.weights import Weight
 from layerprune.planning.desk import Desk
 from layerprune.planning.goals import HELD_BACK, Look, Reached
 from layerprune.planning.slices import Shares

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM
 from layerprune.engine import Engine, examine
 from layerprune.engine.exam import as_requests
 from layerprune.engine.trees import tree_size
-from layerprune.export import export
+from layerprune.exporter import export
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks import load_questions

@@ -94,7 +94,7 @@ def peak_mb() -> float:
 def write_only(plan_file: Path, out: Path) -> None:
     """Plan and write as export does, without the proof; print seconds, and the peaks of memory in MB."""
     from layerprune.checkpoint import new_folder
-    from layerprune.export import exporting
+    from layerprune.exporter import exporting
 
     plan = Plan.load(plan_file)
     start = time.perf_counter()

@@ -22,11 +22,11 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from layerprune.audit import continuing
-from layerprune.audit.continuing import Text, write
-from layerprune.audit.prompts import PROMPTS
-from layerprune.audit.running_text import read_text, windows_of
-from layerprune.audit.writing import faults, repeated_share, surprise
+from layerprune.auditor import continuing
+from layerprune.auditor.continuing import Text, write
+from layerprune.auditor.prompts import PROMPTS
+from layerprune.auditor.running_text import read_text, windows_of
+from layerprune.auditor.writing import faults, repeated_share, surprise
 from layerprune.subject import Subject
 
 ORDERS = {

@@ -36,7 +36,7 @@ from layerprune.cli.console import PlainProgress
 from layerprune.cli.quiet import quiet_libraries
 from layerprune.documents import Outcomes
 from layerprune.engine import Engine, Examiner
-from layerprune.export import export
+from layerprune.exporter import export
 from layerprune.metrics.ablation import Ablation
 from layerprune.metrics.base import Data
 from layerprune.planners import Constraints, Found, Greedy

@@ -31,16 +31,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layerprune.audit.exported import seen_items
+from layerprune.auditor.exported import seen_items
 from layerprune.cli.console import PlainProgress
 from layerprune.cli.quiet import quiet_libraries
 from layerprune.corpus import Document, Passage, Windows, pack, read_documents
 from layerprune.documents import HealLog, Plan
 from layerprune.documents.base import write_atomically
 from layerprune.engine import Engine, examine
-from layerprune.export import export
-from layerprune.heal import HealRequest, heal
+from layerprune.exporter import export
 from layerprune.healing.losses import mean_nats
+from layerprune.healing.step import HealRequest, heal
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks import load_questions

@@ -30,6 +30,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from layerprune.analysis.answers import answers_of, difference, mean_accuracy
+from layerprune.analysis.scorer import Scorer
 from layerprune.cli.console import PlainProgress, duration
 from layerprune.cli.quiet import quiet_libraries
 from layerprune.documents import Candidate
@@ -40,8 +42,6 @@ from layerprune.removal import Removal
 from layerprune.report.words import accuracy, points, points_interval
 from layerprune.specs import build
 from layerprune.stats import above_chance
-from layerprune.study.answers import answers_of, difference, mean_accuracy
-from layerprune.study.scorer import Scorer
 from layerprune.subject import Subject
 from layerprune.tasks import Questions, load_questions
 

@@ -1,5 +1,0 @@
-"""What an exported checkpoint lost beside its base, on items no earlier step has seen."""
-
-from layerprune.audit.auditing import audit
-
-__all__ = ["audit"]

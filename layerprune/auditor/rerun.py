@@ -1,0 +1,176 @@
+"""Repeating a random part of an audit: the strongest check a stranger can make of somebody else's figures."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from layerprune.auditor.exported import Exported
+from layerprune.auditor.models import Loading, base_source
+from layerprune.auditor.refound import Load, Refound, refind
+from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Outcomes
+from layerprune.engine import Engine, examine
+from layerprune.errors import UsageError
+from layerprune.progress import SILENT, Progress
+from layerprune.removal import Removal
+from layerprune.stats import above_chance
+from layerprune.tasks import Questions, TaskQuestions, load_questions
+from layerprune.tasks.encoding import Encoder
+from layerprune.tasks.judging import choices_of
+
+# Another batch shape or machine moves a probability by rounding, and may turn an item that stands on the edge.
+# Measured in bfloat16 on the same machine: below 0.02. A forged outcome has to be that close to the truth to pass.
+PROBABILITY_TOLERANCE = 0.05
+# A decision may turn only on an item that stands on the edge: where the gold answer and the best wrong one are so close
+# that rounding decides. As much rounding as the probability is allowed: 0.05 at even odds are 0.05 / (0.5 * 0.5) nats.
+# In float32 far less is lost: the same margins on the same machine differ by less than 1e-4 nats.
+MARGIN_TOLERANCE = {"float32": 0.002, "float64": 0.002}
+MARGIN_TOLERANCE_HALF = PROBABILITY_TOLERANCE / 0.25
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What came out when random audit items were asked again."""
+
+    items: int  # of each model
+    same_decisions: int  # of base and pruned together, so at most twice the items
+    largest_change: float | None  # of a gold answer's probability
+    problems: tuple[str, ...]
+    unexplained: int = 0  # items left out that only a compared plan, which is not in the folder, can have seen
+
+
+def repeat(
+    folder: Path,
+    count: int,
+    *,
+    base: str | None = None,
+    include_path: Sequence[str | Path] = (),
+    data_dir: Path | None = None,
+    loading: Loading | None = None,
+    seed: int | None = None,
+    progress: Progress = SILENT,
+) -> Repeated:
+    """Ask both models ``count`` random items of the audit again and compare decisions and gold probabilities.
+
+    Of every task it is also looked whether it has the audited items, and whether any was left out that no earlier step
+    has seen. ``seed`` None draws anew each time, so that nobody can know beforehand which items will be asked.
+    """
+    exported = Exported.read(folder)
+    audit = exported.audit or Audit.load(Path(folder) / "layerprune" / Audit.filename)
+    drawn = _draw(audit, count, seed)
+    loading = replace(loading or Loading(), dtype=audit.dtype)
+    pruned = loading.subject(str(folder))
+    load = _loader(pruned.encoder, include_path, data_dir)
+    explained = exported.seen
+    tasks = {
+        task.data.task: refind(task, drawn[number], explained, audit.limit, load)
+        for number, task in enumerate(audit.tasks)
+    }
+    problems, unexplained = _passed_over(audit, tasks)
+    problems += _chances(audit, tasks)
+    questions = Questions({name: task.asked for name, task in tasks.items() if task.asked.items})
+    if not questions.tasks:
+        return Repeated(0, 0, None, problems, unexplained)
+    found = {PRUNED: _ask(loading.engine(pruned), questions, progress, "asking the pruned model")}
+    del pruned, load  # both hold the model
+    subject = loading.subject(*base_source(exported.receipt, base))
+    found["base"] = _ask(loading.engine(subject), questions, progress, "asking the base model")
+    repeated = _compare(audit, tasks, found)
+    return replace(repeated, problems=(*problems, *repeated.problems), unexplained=unexplained)
+
+
+def _loader(encoder: Encoder, include_path: Sequence[str | Path], data_dir: Path | None) -> Load:
+    def load(task: AuditedTask, exclude: Set[str]) -> TaskQuestions:
+        name = task.data.task
+        return load_questions(
+            [name], encoder, use="evaluation", include_path=include_path, data_dir=data_dir,
+            num_fewshot=task.data.num_fewshot, prompting=task.data.prompting, exclude=exclude,
+        ).tasks[name]  # fmt: skip
+
+    return load
+
+
+def _draw(audit: Audit, count: int, seed: int | None) -> list[Set[int]]:
+    """Return for each task the places of the items to ask."""
+    every = [(number, place) for number, task in enumerate(audit.tasks) for place in range(task.data.items)]
+    if not 1 <= count <= len(every):
+        raise UsageError(f"{count} items cannot be repeated: the audit has {len(every)}")
+    chosen = random.Random(seed).sample(every, count)
+    return [{place for task, place in chosen if task == number} for number in range(len(audit.tasks))]
+
+
+def _passed_over(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[tuple[str, ...], int]:
+    """Return what is wrong with the choice of items, and how many only a compared plan can explain."""
+    problems, unexplained = [], 0
+    others = set(audit.compared) - {UNHEALED}
+    for name, task in tasks.items():
+        if task.missing:
+            problems.append(f"{name}: {len(task.missing)} audited items are not the task's, {task.missing[0]} for one")
+        if task.unexplained and not others:
+            problems.append(f"{name}: {task.unexplained} items were left out that no earlier step has seen")
+        unexplained += task.unexplained if others else 0
+    return tuple(problems), unexplained
+
+
+def _chances(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[str, ...]:
+    """Return the tasks whose chance level, or how far the base is above it, is not what their items give."""
+    problems = []
+    for task in audit.tasks:
+        chances = tasks[task.data.task].chances
+        if chances is None:  # said already
+            continue
+        p_value = above_chance(task.base_outcomes.correct, chances)
+        # another scipy may round a far tail differently; what counts is on which side of 5 % it lies
+        same = math.isclose(p_value, task.p_above_chance, rel_tol=1e-6, abs_tol=1e-12)
+        if not same or not math.isclose(sum(chances) / len(chances), task.data.chance, abs_tol=1e-6):
+            problems.append(f"{task.data.task}: its chance level and the base's p-value do not follow from its items")
+    return tuple(problems)
+
+
+def _ask(engine: Engine, questions: Questions, progress: Progress, label: str) -> dict[str, Outcomes]:
+    intact = Removal(())
+    return examine(engine, questions, [intact], progress, label, margins=True)[intact]
+
+
+def _compare(audit: Audit, tasks: Mapping[str, Refound], found: Mapping[str, Mapping[str, Outcomes]]) -> Repeated:
+    problems: list[str] = []
+    same, changes = 0, []
+    for task in audit.tasks:
+        name = task.data.task
+        questions = tasks[name].asked
+        if not questions.items:
+            continue
+        for label, written in (("base", task.base_outcomes), (PRUNED, task.models[PRUNED].outcomes)):
+            again = found[label][name]
+            for number, index in enumerate(tasks[name].places):
+                agrees = again.correct[number] == written.correct[index]
+                same += agrees
+                change = _change(again, number, written, index)
+                if change is not None:
+                    changes.append(change)
+                moved = change is not None and change > PROBABILITY_TOLERANCE
+                if moved or not (agrees or _on_the_edge(questions, number, again, audit.dtype)):
+                    mark = task.data.fingerprints[index]
+                    problems.append(f"{name}: item {mark} does not repeat for the {label} model")
+    items = sum(len(task.places) for task in tasks.values())
+    return Repeated(items, same, max(changes, default=None), tuple(problems))
+
+
+def _change(again: Outcomes, number: int, written: Outcomes, index: int) -> float | None:
+    if again.gold_probability is None or written.gold_probability is None:
+        return None
+    return abs(again.gold_probability[number] - written.gold_probability[index])
+
+
+def _on_the_edge(task: TaskQuestions, number: int, again: Outcomes, dtype: str) -> bool:
+    """Whether rounding alone may have decided an item; one without a margin is never so excused."""
+    if again.margin is None:
+        return False
+    tolerance = MARGIN_TOLERANCE.get(dtype, MARGIN_TOLERANCE_HALF)
+    if task.metric == "acc_norm":  # its margins are in nats a character
+        judge, item = getattr(task.judge, "task", None), task.items[number]
+        tolerance /= max(1, min(len(answer) for answer in choices_of(judge, item.key[0].doc)))
+    return abs(again.margin[number]) <= tolerance

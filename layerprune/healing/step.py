@@ -1,0 +1,291 @@
+"""The step from a pruned checkpoint to a healed one: validate, read, heal, publish, measure what was written."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from layerprune.anatomy import build_on_meta, load_config, positions
+from layerprune.auditor.exported import Exported
+from layerprune.auditor.models import check_folder, check_weights
+from layerprune.checkpoint import Checkpoint, new_folder, try_new_folder
+from layerprune.checkpoint.companions import companions, left_out
+from layerprune.corpus import WINDOW, Corpus, build_corpus
+from layerprune.documents import HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
+from layerprune.errors import ExportError, ModelError, UsageError, one_line
+from layerprune.exporter import proof
+from layerprune.healing import HEALERS
+from layerprune.healing.base import Case, Changed, Healer
+from layerprune.healing.losses import mean_nats
+from layerprune.healing.processes import leads
+from layerprune.healing.publishing import spooled, write_healed
+from layerprune.lock import locked
+from layerprune.paths import check_plain, refuse_link
+from layerprune.progress import SILENT, Progress
+from layerprune.report.card import write_card
+from layerprune.specs import build, options_of, spec_of
+from layerprune.subject import Subject
+from layerprune.tasks import item_texts
+from layerprune.versions import tool_versions
+
+FOLDER = "layerprune"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class HealRequest:
+    """What ``layerprune heal`` is asked."""
+
+    checkpoint: Path
+    method: str
+    corpus: str | None = None
+    base: str | None = None  # default: where it was exported from, when the method needs it or it is still there
+    tasks: tuple[str, ...] | None = None  # whose items the corpus must not hold; default: the plan's
+    include_path: tuple[Path, ...] = ()
+    data_dir: Path | None = None
+    window: int | None = None  # tokens; None: WINDOW, or as many as the model reads
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    trust_remote_code: bool = False
+
+
+@dataclass
+class _Stopwatch:
+    """Counts the time spent in a method's own code, not in writing what it yields."""
+
+    seconds: float = 0.0
+
+    def timed(self, changed: Iterator[Changed]) -> Iterator[Changed]:
+        while True:
+            start = time.monotonic()
+            try:
+                pair = next(changed)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.monotonic() - start
+            yield pair
+
+
+def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> HealLog | None:
+    """Write the healed checkpoint to the new folder ``out`` and return its log.
+
+    Of several processes under ``accelerate launch`` the first one does; the others help to train and return None.
+
+    The result has exactly the tensors, shapes and dtypes of the unhealed checkpoint. On any failure no folder is left;
+    a method that was cut off may keep what it needs to go on in a hidden folder beside ``out``. Raises
+    ``DocumentError`` for a folder that export did not write or a base that is not its own, ``RefusedError`` where the
+    method cannot heal this model or removal, ``UsageError`` for an unusable corpus or option, or where another healing
+    is at work on ``out``.
+    """
+    entry, healer = build(HEALERS, request.method)
+    out = Path(out).absolute()
+    work = work_folder(out)
+    refuse_link(work)
+    if leads():
+        clear(out)
+    _check_new(out)
+    exported = Exported.read(request.checkpoint)
+    if not leads():
+        deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
+        return None
+    try_new_folder(out, request.checkpoint, request.base or exported.receipt.base.id)
+    with locked(work):
+        _check_new(out)  # whoever held the lock until now may have written it
+        case = _case(request, healer, exported, work, progress)
+        _empty(case.attachments)
+        check_plain(work)  # what a method goes on from and writes over
+        method = HealerRef(
+            name=entry.name,
+            spec=spec_of(entry.name, healer),
+            options=options_of(healer),
+            gradients=healer.gradients,
+            owner=entry.owner,
+        )
+        log = _published(healer, method, case, exported, out)
+        shutil.rmtree(work, ignore_errors=True)
+    return log
+
+
+def work_folder(out: Path) -> Path:
+    """Return where a healing keeps its own files until ``out`` is there."""
+    out = Path(out).absolute()
+    return out.parent / f".{out.name}.healing"
+
+
+def clear(out: Path) -> None:
+    """Remove what is left of the healing that wrote ``out``, where it was killed between that and its own end."""
+    work = work_folder(out)
+    if work.is_dir() and (Path(out) / FOLDER / HealLog.filename).is_file():
+        with locked(work):
+            shutil.rmtree(work)
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise ExportError(f"{out} exists already; choose a new folder or remove it")
+
+
+def _empty(attachments: Path) -> None:
+    """Remove what another method has left there, that was cut off before it was published."""
+    if attachments.exists():
+        shutil.rmtree(attachments)
+
+
+def _published(healer: Healer, method: HealerRef, case: Case, exported: Exported, out: Path) -> HealLog:
+    """Let the method heal, write what it changed to ``out``, and measure what was written."""
+    watch = _Stopwatch()
+    changed = watch.timed(iter(healer.heal(case)))
+    with spooled(Checkpoint.open(exported.folder), case.work / "changed.bin", changed) as spool, new_folder(out) as new:
+        carried = _carried(exported, spool.checkpoint, case.progress)
+        files = write_healed(spool, carried, case.attachments, new, case.progress)
+        result = _result(exported, out.name, new, case.trust_remote_code)
+        log = HealLog(
+            method=method,
+            result=result,
+            changed=tuple(sorted(spool.places)),
+            files=files,
+            seconds=round(watch.seconds, 3),
+            heldout=_heldout(case, new),
+            **_chain(exported),
+            **_account(case),
+        )
+        _add_documents(exported.folder, new, log)
+    return log
+
+
+def _carried(exported: Exported, checkpoint: Checkpoint, progress: Progress) -> list[str]:
+    """Return the files of the unhealed folder that belong to the model, and say which an older export copied beside."""
+    found = companions(exported.folder, exported.receipt.files, checkpoint.names)
+    for note in [*found.notes, *([left_out(found.left)] if found.left else [])]:
+        progress.note(note)
+    return sorted({*exported.receipt.files} - {CARD, *found.left})  # the card is written anew
+
+
+def _case(request: HealRequest, healer: Healer, exported: Exported, work: Path, progress: Progress) -> Case:
+    """See that everything belongs together and is at hand, and read the corpus."""
+    if healer.needs == "text" and request.corpus is None:
+        raise UsageError(f"{request.method} reads text: give a corpus, such as --corpus FILE or --corpus builtin")
+    base = _base(request, healer, exported)
+    check_folder(exported) if base is None else check_weights(exported, request.base)
+    corpus = None
+    if request.corpus is not None:
+        corpus = _corpus(request, exported)
+        overlap = {task: len(found.found) for task, found in corpus.ref.overlap.items() if found.found}
+        if overlap:
+            said = ", ".join(f"{count} items of {task}" for task, count in overlap.items())
+            progress.note(f"the corpus holds {said}: {corpus.ref.dropped_documents} documents left out")
+    return Case(
+        folder=exported.folder,
+        plan=exported.plan,
+        receipt=exported.receipt,
+        work=work,
+        name=exported.result.id,
+        corpus=corpus,
+        base=base,
+        base_revision=None if base is None or request.base else exported.receipt.base.revision,
+        dtype=request.dtype,
+        device=request.device,
+        seed=request.seed,
+        trust_remote_code=request.trust_remote_code,
+        progress=progress,
+    )
+
+
+def _base(request: HealRequest, healer: Healer, exported: Exported) -> str | None:
+    """Return where the base is: as told, or where it was exported from when it is needed or still a folder there."""
+    if request.base is not None:
+        return request.base
+    home = exported.receipt.base.id
+    return home if healer.needs_base or Path(home).is_dir() else None
+
+
+def _corpus(request: HealRequest, exported: Exported) -> Corpus:
+    from transformers import AutoTokenizer
+
+    window, tasks = _window(request, exported), request.tasks
+    if tasks is None:
+        tasks = tuple(dict.fromkeys(data.task for data in exported.plan.data))
+    items = item_texts(tasks, include_path=request.include_path, data_dir=request.data_dir) if tasks else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(exported.folder, trust_remote_code=request.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{exported.folder} has no tokenizer that transformers can read: {one_line(error)}") from error
+    return build_corpus(str(request.corpus), tokenizer, window=window, seed=request.seed, items=items)
+
+
+def _window(request: HealRequest, exported: Exported) -> int:
+    config = load_config(str(exported.folder), trust_remote_code=request.trust_remote_code)
+    most = positions(build_on_meta(config, trust_remote_code=request.trust_remote_code))
+    if request.window is None:
+        return WINDOW if most is None else min(WINDOW, most)
+    if most is not None and request.window > most:
+        what = f"a window of {request.window} tokens is more than the {most} that the model reads"
+        raise UsageError(f"{what}; use --window {most} or less")
+    return request.window
+
+
+def _result(exported: Exported, name: str, folder: Path, trust_remote_code: bool) -> ModelRef:
+    """Return what was written, once transformers has found every weight in it."""
+    new, old = (
+        proof.load(path, trust_remote_code=trust_remote_code, device="meta")[1] for path in (folder, exported.folder)
+    )
+    proof.check_keys(new, old)
+    fingerprint = Checkpoint.open(folder).fingerprint()
+    return exported.result.model_copy(update={"id": name, "revision": None, "fingerprint": fingerprint})
+
+
+def _heldout(case: Case, folder: Path) -> HeldOut | None:
+    """Measure the unhealed checkpoint, the healed one as it was written and, where it is at hand, the base."""
+    if case.corpus is None:
+        return None
+    windows = case.corpus.heldout
+
+    def nats(subject: Subject, which: str) -> float:
+        return mean_nats(subject.model, windows, case.progress, f"held-out loss of the {which} model")
+
+    before, after = nats(case.subject(), "unhealed"), nats(replace(case, folder=folder).subject(), "healed")
+    return HeldOut(before=before, after=after, base=None if case.base is None else nats(case.base_subject(), "base"))
+
+
+def _chain(exported: Exported) -> dict[str, Any]:
+    return {
+        "base": exported.receipt.base,
+        "unhealed": exported.result,
+        "plan_sha256": exported.plan.sha256(),
+        "receipt_sha256": exported.receipt.sha256(),
+        "earlier": exported.heal,
+    }
+
+
+def _account(case: Case) -> dict[str, Any]:
+    record = case.record
+    return {
+        "corpus": case.corpus.ref if case.corpus else None,
+        "tokens": record.tokens,
+        "curve": tuple(record.curve),
+        "found": record.found,
+        "notes": tuple(record.notes),
+        "dtype": record.dtype,
+        "device": record.device,
+        "seed": case.seed,
+        "versions": tool_versions("torch", "transformers", "peft", "accelerate"),
+    }
+
+
+def _add_documents(unhealed: Path, folder: Path, log: HealLog) -> None:
+    """Put plan, receipt and log beside the weights, and renew the card."""
+    inside = folder / FOLDER
+    inside.mkdir(exist_ok=True)
+    for kind in (Plan, Receipt):
+        shutil.copyfile(unhealed / FOLDER / kind.filename, inside / kind.filename)
+    log.save(inside / HealLog.filename)
+    if (unhealed / CARD).is_file():  # licence, language and a person's own words
+        shutil.copyfile(unhealed / CARD, folder / CARD)
+    write_card(folder)

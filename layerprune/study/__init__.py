@@ -1,7 +1,0 @@
-"""The paper's questions (arXiv:2605.14075) asked of one model: which metric knows which layers matter, and how well."""
-
-from layerprune.study.page import check_room, read_study, verdict_of, write_study
-from layerprune.study.request import StudyRequest
-from layerprune.study.studying import WORK, study
-
-__all__ = ["WORK", "StudyRequest", "check_room", "read_study", "study", "verdict_of", "write_study"]
