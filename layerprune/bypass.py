@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerprune.anatomy import find_stack
 from layerprune.errors import UsageError
 from layerprune.removal import Removal
 
@@ -40,6 +41,26 @@ def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) ->
                 del layer.forward  # the class's own shows again
             else:
                 layer.forward = forward
+
+
+@contextmanager
+def applied(model: nn.Module, removal: Removal) -> Iterator[nn.Module]:
+    """Yield ``model``, a causal language model of transformers, with the layers of ``removal`` bypassed and no cache.
+
+    Its decoder stack is found by its config; the cache's setting is put back at the end. Raises ``ModelError`` where no
+    stack is found, ``UsageError`` for a layer that does not exist.
+    """
+    layers = list(model.get_submodule(find_stack(model, model.config)))  # type: ignore[arg-type]
+    configs = [model.config, getattr(model, "generation_config", None)]
+    before = [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
+    try:
+        for config, _ in before:
+            config.use_cache = False
+        with bypassed(model, layers, removal):
+            yield model
+    finally:
+        for config, cached in before:
+            config.use_cache = cached
 
 
 class _Identity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -36,3 +37,31 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+class Bars:
+    """Bars of tqdm: on a terminal and in a notebook. Bars of inner tasks go away when they end."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    @contextmanager
+    def task(self, description: str, total: float | None, unit: str = "") -> Iterator[Advance]:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=total, desc=description, unit=f" {unit}" if unit else "", leave=self._open == 0)
+        self._open += 1
+
+        def advance(amount: float = 1) -> None:
+            bar.update(amount)
+
+        try:
+            yield advance
+        finally:
+            self._open -= 1
+            bar.close()
+
+    def note(self, message: str) -> None:
+        from tqdm.auto import tqdm
+
+        tqdm.write(message, file=sys.stderr)

@@ -9,10 +9,11 @@ the files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from layerprune.config import AuditConfig, Config, HealConfig, PlanConfig, PruneConfig, ScoreConfig, StudyConfig
 from layerprune.documents import (
     Audit,
     HealLog,
@@ -27,20 +28,27 @@ from layerprune.documents import (
 )
 from layerprune.documents.faults import Place
 from layerprune.documents.marked import read_marked
-from layerprune.documents.recipe import GOALS, Check, difference, recipe_error
+from layerprune.documents.recipe import (
+    GOALS,
+    SHARED,
+    Check,
+    PlanStep,
+    ScoreStep,
+    difference,
+    given,
+    recipe_error,
+)
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
 from layerprune.lock import FILENAME as LOCK
 from layerprune.lock import locked
 from layerprune.paths import refuse_link
 from layerprune.planners import SEARCHES, check_drop, parse_protect
 from layerprune.progress import SILENT, Progress
-from layerprune.sizes import parse_size
 from layerprune.specs import build
 
 ANY_DEPTH = 10**6  # a recipe is checked before its model is known; the real depth is checked when it is
 CHECKPOINT = "checkpoint"
 HEALED = "healed"
-RULES = ("keep_period", "no_adjacent", "contiguous")
 
 
 @dataclass(frozen=True)
@@ -67,43 +75,66 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe | StudyRecipe
     return recipe
 
 
-def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> Finished:
-    """Do what is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
+def prune_recipe(config: PruneConfig, options: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that ``prune`` carries out; ``options`` are those that were given, the others keep defaults."""
+    told = {name: getattr(config, name) for name, value in options.items() if value is not None and value != ()}
+    if told.pop("front", False):
+        raise UsageError("a front is many plans, and prune ends in one model; use plan --front and export one of them")
+
+    def keys(step: Any) -> dict[str, Any]:
+        return {name: value for name, value in told.items() if name in step.model_fields}
+
+    from layerprune.planning import goal_of
+
+    heal = None if config.heal is None else {"method": config.heal, "corpus": config.corpus}
+    if heal is None and config.corpus is not None:
+        raise UsageError("--corpus is what --heal reads: give --heal, too, such as --heal linear")
+    audit = {"tasks": config.audit_tasks, "limit": config.audit_limit}
+    shared = {name: told[name] for name in SHARED if name in told}
+    goal_of(config)
+    return Recipe(**shared, score=keys(ScoreStep), plan=keys(PlanStep), heal=heal, audit=audit)
+
+
+def run_recipe(
+    recipe: Recipe, folder: Path, *, result: Path | None = None, progress: Progress = SILENT
+) -> Finished:
+    """Do what is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe.
+
+    ``result``: where the last checkpoint goes, by default into ``folder``.
+    """
     folder = Path(folder)
+    last = "export" if recipe.heal is None else "heal"
+    places = {"plan": folder / Plan.filename, "export": folder / CHECKPOINT, "heal": folder / HEALED}
+    places |= {} if result is None else {last: Path(result)}
     with locked(folder, recipe.model):
-        fresh = _claim(folder, recipe)
+        fresh = _claim(folder, recipe, places)
         try:
             scores, plan = _planned(recipe, folder, progress)
         except LayerpruneError:
             if fresh:
                 _give_up(folder)
             raise
-        receipt = _exported(recipe, plan, folder, progress)
-        log = _healed(recipe, receipt, folder, progress)
-        audit = _audited(recipe, receipt, log, folder, progress)
+        receipt = _exported(recipe, plan, places["export"], progress)
+        log = _healed(recipe, receipt, places["export"], places["heal"], progress)
+        audit = _audited(recipe, receipt, log, places[last], progress)
     return Finished(folder, scores, plan, receipt, log, audit)
 
 
 def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT) -> Study:
     """Do a study that is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe."""
-    from layerprune.analysis import WORK, StudyRequest, check_room, read_study, study, write_study
-    from layerprune.planning import ScoreRequest
+    from layerprune.analysis import WORK, check_room, read_study, study, write_study
 
     folder = Path(folder)
     with locked(folder, recipe.model):
         check_room(folder)
-        fresh = _claim(folder, recipe)
+        fresh = _claim(folder, recipe, {})
         if (folder / Study.filename).exists():
             found = read_study(folder)
             write_study(found, folder)  # its page, tables and plots follow from it
             progress.note("study: done before")
             return found
-        step = _set(recipe.study.model_dump())
-        own = {name: step.pop(name) for name in ("metrics", "audit_limit", "text", "counts", "greedy") if name in step}
-        own |= {"text": Path(own["text"])} if "text" in own else {}
-        score = ScoreRequest(model=recipe.model, **_told(recipe, {"revision": recipe.revision, **step}))
         try:
-            found = study(StudyRequest(score=score, **own), folder / WORK, progress=progress)
+            found = study(_options(recipe, StudyConfig, recipe.study), folder / WORK, progress=progress)
         except LayerpruneError:
             if fresh:
                 _give_up(folder)
@@ -112,7 +143,7 @@ def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT)
     return found
 
 
-def _claim(folder: Path, recipe: Instructions) -> bool:
+def _claim(folder: Path, recipe: Instructions, places: Mapping[str, Path]) -> bool:
     """Write the recipe into a new run folder, or find the same one there; return whether it was written."""
     record = folder / Recipe.filename
     if record.exists():
@@ -120,7 +151,7 @@ def _claim(folder: Path, recipe: Instructions) -> bool:
         if kind != recipe.kind:
             raise UsageError(f"{folder} is a run of another recipe, a {kind!r}; give another folder with -o")
         before = type(recipe).load(record)
-        changed = [line for line in difference(before, recipe) if not _still_open(folder, line)]
+        changed = [line for line in difference(before, recipe) if not _still_open(places, line)]
         if changed:
             raise UsageError(
                 f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o"
@@ -128,18 +159,17 @@ def _claim(folder: Path, recipe: Instructions) -> bool:
         if before != recipe:
             recipe.save(record)
         return False
-    for name in (Scores.filename, Plan.filename, CHECKPOINT, HEALED, Study.filename):
-        if (folder / name).exists():
-            raise UsageError(f"{folder / name} exists and is of no recipe; give another folder with -o")
+    for place in (folder / Scores.filename, *places.values(), folder / Study.filename):
+        if place.exists():
+            raise UsageError(f"{place} exists and is of no recipe; give another folder with -o")
     recipe.save(record)
     return True
 
 
-def _still_open(folder: Path, change: str) -> bool:
+def _still_open(places: Mapping[str, Path], change: str) -> bool:
     """Whether a changed line of the recipe is of a step that has left nothing yet: it can be put right, and goes on."""
     section = change.partition(".")[0].partition(":")[0]
-    left = {"plan": Plan.filename, "export": CHECKPOINT, "heal": HEALED}
-    return section in left and not (folder / left[section]).exists()
+    return section in places and not places[section].exists()
 
 
 def _give_up(folder: Path) -> None:
@@ -149,7 +179,7 @@ def _give_up(folder: Path) -> None:
 
 
 def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, Plan]:
-    from layerprune.planning import GOAL_OPTIONS, PlanRequest, Rules, ScoreRequest, goal_of, plan_model
+    from layerprune.planning import plan_model
     from layerprune.tasks.loading import load_tasks
 
     if (folder / Plan.filename).exists():
@@ -158,34 +188,27 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
         return scores, Plan.load(folder / Plan.filename)
     for tasks in (recipe.audit.tasks, recipe.heal.tasks if recipe.heal else None):  # hours before they are asked for
         if tasks is not None:
-            load_tasks(tasks, recipe.include_path, Path(recipe.data_dir) if recipe.data_dir else None)
-    options = _told(recipe, {"revision": recipe.revision, "protect": recipe.plan.protect, **recipe.score.model_dump()})
-    score = ScoreRequest(model=recipe.model, **options)
-    step = recipe.plan.model_dump(exclude_none=True)
-    goal = goal_of(**{name: step[name] for name in GOAL_OPTIONS if name in step})
-    rules = Rules(**{name: step[name] for name in RULES if name in step})
-    request = PlanRequest(score, goal, recipe.plan.search, rules)
-    return plan_model(request, run_folder=folder, progress=progress)
+            load_tasks(tasks, recipe.include_path or (), recipe.data_dir)
+    config = _options(recipe, PlanConfig, recipe.score, recipe.plan)
+    return plan_model(config, run_folder=folder, progress=progress)
 
 
-def _exported(recipe: Recipe, plan: Plan, folder: Path, progress: Progress) -> Receipt:
+def _exported(recipe: Recipe, plan: Plan, out: Path, progress: Progress) -> Receipt:
     from layerprune.auditor.exported import Exported
     from layerprune.checkpoint import locate
     from layerprune.exporter import export
 
-    out = folder / CHECKPOINT
     refuse_link(out)
     if out.exists():
         receipt = Exported.read(out).receipt
         if receipt.plan_sha256 != plan.sha256():
-            raise DocumentError(f"{out} was not exported from {folder / Plan.filename}; remove it to export again")
+            raise DocumentError(f"{out} was not exported from the run's plan.json; remove it to export again")
         base = receipt.base
         _check_whole(out, lambda: locate(base.id, base.revision, shards=False, weights=False).path, progress)
         progress.note("export: done before")
         return receipt
-    limit = recipe.export.max_shard_size
-    size = None if limit is None else parse_size(limit, "export.max_shard_size")
-    return export(plan, out, max_shard_size=size, trust_remote_code=bool(recipe.trust_remote_code), progress=progress)
+    trusted = given(recipe).get("trust_remote_code", False)
+    return export(plan, out, **given(recipe.export), trust_remote_code=trusted, progress=progress)
 
 
 def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> None:
@@ -207,33 +230,29 @@ def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> Non
         )
 
 
-def _healed(recipe: Recipe, receipt: Receipt, folder: Path, progress: Progress) -> HealLog | None:
+def _healed(recipe: Recipe, receipt: Receipt, unhealed: Path, out: Path, progress: Progress) -> HealLog | None:
     from layerprune.auditor.exported import Exported
-    from layerprune.healing.step import HealRequest, clear, heal
+    from layerprune.healing.step import clear, heal
 
-    out = folder / HEALED
     if recipe.heal is None:
         return None
     refuse_link(out)
     if out.exists():
         log = Exported.read(out).heal
         if log is None or log.receipt_sha256 != receipt.sha256():
-            raise DocumentError(f"{out} was not healed from {folder / CHECKPOINT}; remove it to heal again")
-        _check_whole(out, lambda: folder / CHECKPOINT, progress)
+            raise DocumentError(f"{out} was not healed from {unhealed}; remove it to heal again")
+        _check_whole(out, lambda: unhealed, progress)
         clear(out)
         progress.note("heal: done before")
         return log
     tasks = tuple(dict.fromkeys([*recipe.score.tasks, *(recipe.audit.tasks or ())]))
-    options = _told(recipe, {"tasks": tasks} | _set(recipe.heal.model_dump()))
-    options.pop("batch_size", None)
-    options.pop("memory", None)
-    return heal(HealRequest(folder / CHECKPOINT, **options), out, progress=progress)
+    options = {"tasks": tasks} | _shared(recipe, HealConfig) | given(recipe.heal)
+    return heal(unhealed, out, progress=progress, **options)
 
 
-def _audited(recipe: Recipe, receipt: Receipt, log: HealLog | None, folder: Path, progress: Progress) -> Audit:
+def _audited(recipe: Recipe, receipt: Receipt, log: HealLog | None, out: Path, progress: Progress) -> Audit:
     from layerprune.auditor import audit
 
-    out = folder / (CHECKPOINT if log is None else HEALED)
     path = out / "layerprune" / Audit.filename
     if path.exists():
         found = Audit.load(path)
@@ -241,23 +260,22 @@ def _audited(recipe: Recipe, receipt: Receipt, log: HealLog | None, folder: Path
             raise DocumentError(f"{path} is not of this checkpoint; remove it to audit again")
         progress.note("audit: done before")
         return found
-    own = recipe.audit.model_dump() | {"tasks": recipe.audit.tasks or recipe.score.tasks}
-    own["text"] = None if recipe.audit.text is None else Path(recipe.audit.text)
-    return audit(out, progress=progress, **_told(recipe, own))
+    options = {"tasks": recipe.score.tasks} | _shared(recipe, AuditConfig) | given(recipe.audit)
+    return audit(out, progress=progress, **options)
 
 
-def _told(recipe: Instructions, more: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that the recipe sets; what it leaves out keeps its default, where that is declared."""
-    names = ("batch_size", "dtype", "device", "seed", "trust_remote_code")
-    options = {name: getattr(recipe, name) for name in names} | more
-    options["memory"] = None if recipe.memory is None else parse_size(recipe.memory, "memory")
-    options["include_path"] = tuple(Path(path) for path in recipe.include_path)
-    options["data_dir"] = None if recipe.data_dir is None else Path(recipe.data_dir)
-    return _set(options)
+def _options(recipe: Instructions, config: type[Config], *steps: Any) -> Any:
+    """Return a Config of what the recipe and its steps set; what they leave out keeps its default."""
+    told = _shared(recipe, config)
+    for step in steps:
+        told |= given(step)
+    return config.of(model=recipe.model, **told)
 
 
-def _set(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None and value != ()}
+def _shared(recipe: Instructions, config: type[Config]) -> dict[str, Any]:
+    """Return the options that the recipe sets for all its steps and that ``config`` has."""
+    known = {one.name for one in fields(config)}
+    return {name: value for name, value in given(recipe).items() if name in known & {*SHARED} - {"model"}}
 
 
 def _checks() -> Mapping[Place, Check]:
@@ -268,10 +286,10 @@ def _checks() -> Mapping[Place, Check]:
     from layerprune.planning import goal_of
 
     def goal(name: str) -> Check:
-        return lambda value: goal_of(**{name: str(value)})
+        return lambda value: goal_of(PlanConfig.of(model="", **{name: value}))
 
     def certain(name: str) -> Check:
-        return lambda value: goal_of(**{"max_drop": "1%", name: str(value)})
+        return lambda value: goal_of(PlanConfig.of(model="", **{"max_drop": "1%", name: value}))
 
     def folders(value: Any) -> None:
         for path in value if isinstance(value, list) else [value]:
@@ -283,9 +301,14 @@ def _checks() -> Mapping[Place, Check]:
             raise UsageError(f"the file {value} does not exist")
 
     def objective(value: Any) -> None:
-        given = [value.get(name) for name in ("weights", "floor")] if isinstance(value, dict) else [value]
-        if all(each is None or isinstance(each, dict) for each in given):  # else its form is a fault of its own
-            asked_objective(value.get("objective"), *given)
+        if not isinstance(value, dict):  # a fault of its own, as is a form that no Config takes
+            return
+        names = ("objective", "weights", "floor")
+        try:
+            config = ScoreConfig.of(model="", **{name: value.get(name) for name in names})
+        except UsageError:
+            return
+        asked_objective(*(getattr(config, name) for name in names))
 
     def corpus(value: Any) -> None:
         method = value.get("method") if isinstance(value, dict) else None
@@ -304,7 +327,6 @@ def _checks() -> Mapping[Place, Check]:
         **{("plan", name): goal(name) for name in GOALS},
         **{("plan", name): certain(name) for name in ("confidence", "up_to")},
         ("plan", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
-        ("export", "max_shard_size"): lambda value: parse_size(str(value), "max_shard_size"),
         ("include_path",): folders,
         ("data_dir",): folders,
         ("heal",): corpus,

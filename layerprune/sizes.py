@@ -13,13 +13,17 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 def parse_size(text: str, option: str) -> int:
     """Return the bytes that ``text`` means; ``option`` is named in the error."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:
-        raise UsageError(f"{option} {text!r} is not a size; write 5GB or 500MB")
+        raise UsageError(f"{option} {_short(text)} is not a size; write 5GB or 500MB")
     size = int(float(match[1]) * UNITS[match[2].upper()])
     if size < 1:
         raise UsageError(f"{option} {text!r} is less than one byte")
     return size
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 40 else f"{text[:20]!r}... ({len(text)} characters)"
 
 
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -27,9 +31,9 @@ COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 def parse_count(text: str, option: str) -> int:
     """Return the number of parameters that ``text`` means: ``1.2B``, ``110M``, ``110000000``."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]?)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]?)\s*", text)
     if match is None or match[2].upper() not in COUNTS:
-        raise UsageError(f"{option} {text!r} is not a number of parameters; write 1.2B or 110M")
+        raise UsageError(f"{option} {_short(text)} is not a number of parameters; write 1.2B or 110M")
     return round(float(match[1]) * COUNTS[match[2].upper()])
 
 

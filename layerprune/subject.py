@@ -26,6 +26,7 @@ from layerprune.removal import Removal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ROWS = 4  # of each tensor's beginning and end, to see that a model in memory is still the one on disk
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,6 +97,35 @@ class Subject:
         )
         return cls(loaded, tokenizer, anatomy, ref)
 
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Subject:
+        """Return a model that is loaded already, as it is; it is put into evaluation mode.
+
+        Its files are read where it was loaded from, a folder or the Hub's cache: plans name the weights there. Raises
+        ``UsageError`` for a model that comes from neither, or whose weights are no longer those of its files.
+        """
+        where = str(model.name_or_path)
+        if not where:
+            raise UsageError("this model comes from no folder and no Hub repo; use save_pretrained, give that folder")
+        revision = None if Path(where).is_dir() else getattr(model.config, "_commit_hash", None)
+        folder = locate(where, revision)
+        trusted = runs_own_code(model)
+        config = load_config(str(folder.path), trust_remote_code=trusted)
+        checkpoint = Checkpoint.open(folder.path)
+        anatomy = read_anatomy(config, trust_remote_code=trusted)
+        _check_unchanged(model, checkpoint, where)
+        model.eval()
+        refuse_when_seen_ahead(model, config)
+        ref = ModelRef(
+            id=folder.id,
+            revision=folder.revision,
+            fingerprint=checkpoint.fingerprint(),
+            model_type=config.model_type,
+            layers=anatomy.depth,
+            parameters=anatomy.parameters(),
+        )
+        return cls(model, tokenizer, anatomy, ref)
+
     @cached_property
     def layers(self) -> list[nn.Module]:
         """The decoder layers, in order."""
@@ -132,10 +162,9 @@ class Subject:
     @cached_property
     def _code(self) -> str:
         """A hash of the model's own code (trust_remote_code): every module beside its class; transformers' has none."""
-        kind = type(self.model)
-        if not kind.__module__.startswith("transformers_modules."):
+        if not runs_own_code(self.model):
             return ""
-        files = sorted(Path(inspect.getfile(kind)).parent.glob("*.py"))
+        files = sorted(Path(inspect.getfile(type(self.model))).parent.glob("*.py"))
         return hashlib.sha256(b"\0".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
 
     @cached_property
@@ -179,6 +208,34 @@ class Subject:
         """The model with the removed layers bypassed, in place, while the context is open."""
         with bypassed(self.model, self.layers, removal):
             yield self.model
+
+
+def runs_own_code(model: PreTrainedModel) -> bool:
+    """Whether a loaded model's class came with the model (trust_remote_code) and not with transformers."""
+    return type(model).__module__.startswith("transformers_modules.")
+
+
+def _check_unchanged(model: PreTrainedModel, checkpoint: Checkpoint, where: str) -> None:
+    """Raise ``UsageError`` where rows of a tensor in memory are not those on disk, as the model's dtype has them."""
+    from safetensors import safe_open
+
+    held, compared = model.state_dict(), 0
+    for path in {tensor.file for tensor in checkpoint.tensors.values()}:
+        with safe_open(path, framework="pt") as file:
+            for name in {*file.keys()} & held.keys():
+                own, stored = held[name], file.get_slice(name)
+                if list(own.shape) != stored.get_shape() or not own.is_floating_point() or own.ndim == 0:
+                    continue  # quantised, or put together anew
+                for rows in (slice(0, ROWS), slice(max(0, own.shape[0] - ROWS), None)):
+                    there = stored[rows].to(own.dtype)
+                    if not torch.equal(own[rows].detach().cpu(), there):
+                        raise UsageError(
+                            f"the model in memory is not the one in {where}: {name} differs; save it with "
+                            "save_pretrained and give that folder"
+                        )
+                compared += 1
+    if not compared:
+        raise UsageError(f"no weight of the model in memory stands as it is in {where}; give the folder itself")
 
 
 def fast_bfloat16() -> bool:

@@ -9,7 +9,7 @@ from layerprune.auditor import audit
 from layerprune.auditor.verify import verify
 from layerprune.documents import PRUNED, UNHEALED, Audit, CorpusRef, HealerRef, HealLog, Overlap
 from layerprune.healing import HEALERS
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.report.card import write_card
 from layerprune.report.page import write_report
 
@@ -25,7 +25,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def healed(home, tmp_path, monkeypatch):
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
-    heal(HealRequest(home / "pruned-2-4", method="scaling:factor=0"), tmp_path / "out")
+    heal(home / "pruned-2-4", tmp_path / "out", method="scaling:factor=0")
     return tmp_path / "out"
 
 

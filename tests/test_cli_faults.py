@@ -177,7 +177,7 @@ def test_an_export_folder_that_exists_is_left_alone(home, tmp_path):
 
 def test_a_size_that_is_none(home, out):
     said = refused("export", home / "run" / "plan.json", "--max-shard-size", "5 apples", "-o", out)
-    assert said == "--max-shard-size '5 apples' is not a size; write 5GB or 500MB"
+    assert "Invalid value for '--max-shard-size': '5 apples' is not a size; write 5GB or 500MB" in said
 
 
 def test_a_proposer_that_is_not_there_is_refused_before_the_model_is_loaded(home, out):
@@ -210,7 +210,7 @@ def test_scores_of_a_layer_that_is_not_there(home, tmp_path):
 
 def test_documents_of_half_layers(home, tmp_path):
     """As builds before the first release wrote them."""
-    why = "2.5 is not a whole layer, and half-layers are no longer removed; plan anew"
+    why = "2.5 is not a whole layer"
     scores = json.loads((home / "run" / "scores.json").read_text())
     plan = json.loads((home / "run" / "plan.json").read_text())
     scores["rounds"][0]["candidates"][0]["removal"] = [2.5]
@@ -229,7 +229,7 @@ def test_documents_of_half_layers(home, tmp_path):
 
 def test_a_label_that_compares_two_plans(home, tmp_path):
     one = f"a={home / 'run' / 'plan.json'}"
-    assert "--compare names 'a' twice" in refused("audit", tmp_path, "--compare", one, "--compare", one)
+    assert "compare: 'a' is named twice" in refused("audit", tmp_path, "--compare", one, "--compare", one)
 
 
 def test_a_plan_that_does_not_exist(home, out, tmp_path):

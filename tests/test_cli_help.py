@@ -1,6 +1,6 @@
 """Help pages: quick, complete, with examples that parse, and the same as the reference page."""
 
-import dataclasses
+import ast
 import inspect
 import re
 import shlex
@@ -15,6 +15,33 @@ from click.testing import CliRunner
 
 from layerprune.cli.app import COMMANDS, app
 from layerprune.cli.verb import Verb
+from layerprune.config import (
+    MISSING,
+    AuditConfig,
+    Choice,
+    ExportConfig,
+    Figures,
+    Flag,
+    HealConfig,
+    InspectConfig,
+    Labelled,
+    List,
+    PathTo,
+    PlanConfig,
+    PruneConfig,
+    PushConfig,
+    Rows,
+    ScoreConfig,
+    Size,
+    StudyConfig,
+    Template,
+    Text,
+    VerifyConfig,
+    Whole,
+    declared,
+    default_of,
+)
+from layerprune.hub import push
 from reference import reference
 
 ROOT = Path(__file__).parents[1]
@@ -88,31 +115,67 @@ def told_defaults(name):
     return {key: text.partition("Default: ")[2].rstrip(".") for key, text in texts.items() if "Default: " in text}
 
 
-def in_words(value, none="as each task says"):
-    return none if value is None else "refuse" if value is False else "yes" if value is True else str(value)
-
-
-def test_the_defaults_that_help_speaks_of_are_the_defaults():
+def test_the_default_of_memory_is_told_as_it_is():
     from layerprune.engine.engine import MEMORY
-    from layerprune.planning import ScoreRequest
     from layerprune.sizes import parse_size
 
-    actual = {field.name: in_words(field.default) for field in dataclasses.fields(ScoreRequest)}
-    told = told_defaults("score")
-    assert parse_size(told.pop("memory"), "") == MEMORY
-    assert told.keys() >= {"metric", "limit", "num_fewshot", "batch_size", "dtype", "device", "seed"}
-    assert told == {name: actual[name] for name in told}
-    assert ScoreRequest.racing is None
-    assert told_defaults("plan")["racing"] == "yes, but for --objective worst and --floor"
+    assert parse_size(told_defaults("score")["memory"], "") == MEMORY
 
 
-def test_the_defaults_that_help_of_audit_speaks_of_are_the_defaults():
-    from layerprune.auditor import audit
+CONFIGS = {
+    "inspect": InspectConfig, "score": ScoreConfig, "plan": PlanConfig, "prune": PruneConfig, "export": ExportConfig,
+    "heal": HealConfig, "audit": AuditConfig, "verify": VerifyConfig, "push": PushConfig, "study": StudyConfig,
+}  # fmt: skip
+LOCAL = {"output", "force", "stability", "scores", "digests", "verbose", "quiet"}  # of the command alone
 
-    actual = {name: parameter.default for name, parameter in inspect.signature(audit).parameters.items()}
-    told = told_defaults("audit")
-    for name in ("limit", "batch_size", "dtype", "device", "seed", "trust_remote_code"):
-        assert told[name] == in_words(actual[name], none="all"), name
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_options_of_a_command_are_the_fields_of_its_config(name):
+    own = {param.name for param in command(name).params if isinstance(param, click.Option)}
+    fields = {*declared(CONFIGS[name])}
+    assert fields - own <= {"front"}  # prune ends in one model
+    assert own - fields <= LOCAL
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_no_option_is_accepted_and_not_used(config):
+    """Each field is read somewhere as an attribute or by its name, outside the file that declares it."""
+    sources = [path.read_text() for path in (ROOT / "layerprune").rglob("*.py") if path.name != "config.py"]
+    trees = [ast.parse(source) for source in sources]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    if config is PushConfig:  # its fields are handed on by name, to one function
+        read |= {*inspect.signature(push).parameters}
+    assert {*declared(config)} <= read
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_defaults_are_of_their_kind(config):
+    """What a kind reads of a default is the default: it could have been written by a user."""
+    for name, one in declared(config).items():
+        value = default_of(config, name)
+        if value not in (None, (), MISSING):
+            parts = value if one.many else [value]
+            assert [one.kind.read(part) for part in parts] == [*parts], name
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Whole(1, 10), "9" * 5000), (Whole(1, 10), 10**5000), (Whole(1, 10), True), (Whole(1, 10), 2.5),
+        (Whole(1, 10), "2.5"), (Whole(1, 10), None), (Rows(), 0), (Rows(), "autoo"), (Rows(), 10**400),
+        (Size(), -1), (Size(), 10**400), (Size(), "9" * 400), (Size(), 1.5), (Text(), True), (Text(), ["a"]),
+        (List(Text()), " , "), (List(Text()), 3.5j), (Figures(), {"a": True}), (Figures(), {"a": "1"}),
+        (Figures(), "a"), (Figures(), "a=nan"), (Figures(), "a=1,a=2"), (Figures(), 3), (Flag(), "maybe"), (Flag(), 1),
+        (Choice(("a", "b")), "c"), (Choice(("a", "b")), ["a"]), (PathTo("DIR"), "a\0b"), (PathTo("DIR"), 3),
+        (PathTo("DIR"), __file__), (PathTo("FILE"), "/"), (Template(), 3), (Labelled(), "a"), (Labelled(), 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_a_kind_refuses_what_it_is_not_in_a_short_line(kind, value):
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        kind.read(value)
+    assert len(str(caught.value)) < 160
+    assert "\n" not in str(caught.value)
 
 
 def test_the_defaults_of_goals_are_told_as_they_are():
@@ -136,7 +199,7 @@ def test_every_search_is_named_in_the_help_of_plan():
     from layerprune.planners import SEARCHES
 
     text = next(param.help for param in command("plan").params if param.name == "search")
-    listed = re.sub(r"\[.*?\]", "", text.partition(". Default")[0]).replace(" or ", ", ").split(", ")
+    listed = re.sub(r"\[.*?\]", "", text.partition(". ")[0]).replace(" or ", ", ").split(", ")
     assert set(listed) == set(SEARCHES.entries())
 
 

@@ -26,7 +26,7 @@ from layerprune.errors import CheckpointError
 from layerprune.exporter import export
 from layerprune.exporter.configs import prune_generation
 from layerprune.healing import HEALERS
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.hub import push
 from layerprune.progress import Silent
 from layerprune.removal import Removal
@@ -100,7 +100,7 @@ def test_export_heal_and_push_carry_the_same(base: Path, tmp_path: Path, monkeyp
     (line,) = [line for line in heard.said if line.startswith("left out")]
     assert all(name in line for name in STRANGERS)
     healed = tmp_path / "healed"
-    heal(HealRequest(out, "scaling"), healed)
+    heal(out, healed, method="scaling")
     assert files(healed) == files(out) | {"layerprune/heal.json"}
     for folder in (out, healed):
         assert verify(folder).problems == ()
@@ -169,7 +169,7 @@ def test_what_an_older_export_carried_is_not_healed_along(
 ) -> None:
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
     heard = Heard()
-    heal(HealRequest(older(base, ("secrets.json",)), "scaling"), tmp_path / "healed", progress=heard)
+    heal(older(base, ("secrets.json",)), tmp_path / "healed", method="scaling", progress=heard)
     assert "left out, not known as part of a model: secrets.json" in heard.said
     assert "secrets.json" not in HealLog.load(tmp_path / "healed/layerprune/heal.json").files
     assert verify(tmp_path / "healed").problems == ()

@@ -19,7 +19,7 @@ from layerprune.documents import Audit, HealLog, Plan, Receipt, Scores, read_pla
 from layerprune.errors import CheckpointError, DocumentError
 from layerprune.exporter import export
 from layerprune.healing import HEALERS
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.hub.published import Edition
 from layerprune.removal import Removal
 
@@ -31,7 +31,7 @@ def home(tmp_path_factory):
     heal_tiny.pruned(folder, 2, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
-        heal(HealRequest(folder / "pruned-2-4", "scaling:factor=0.5"), folder / "healed")
+        heal(folder / "pruned-2-4", folder / "healed", method="scaling:factor=0.5")
         (folder / "recipe.yaml").write_text(
             f"model: {folder / 'base'}\ninclude_path: [{folder / 'tasks'}]\nscore:\n  tasks: toy\nplan:\n  drop: 2\n"
             "heal:\n  method: scaling:factor=0.5\naudit:\n  generation: false\n  layerwise: false\n"
@@ -56,7 +56,7 @@ def readers(folder, home, tmp_path):
     """What is done with an exported folder, each by itself."""
     return {
         "audit": lambda: audit(folder, ["toy"], include_path=[home / "tasks"], generation=False),
-        "heal": lambda: heal(HealRequest(folder, "scaling"), tmp_path / "again"),
+        "heal": lambda: heal(folder, tmp_path / "again", method="scaling"),
         "rerun": lambda: repeat(folder, 1, include_path=[home / "tasks"]),
         "publish": lambda: Edition.read(folder),
     }
@@ -127,14 +127,14 @@ def test_an_audit_that_is_of_other_documents_is_refused(home, tmp_path):
     folder = shutil.copytree(home / "run" / "healed", tmp_path / "healed")
     edit(folder / "layerprune" / "audit.json", bytes_after=lambda it: 1)
     with pytest.raises(DocumentError, match="bytes_after is not the receipt's; put it back, or remove it to audit"):
-        heal(HealRequest(folder, "scaling"), tmp_path / "again")
+        heal(folder, tmp_path / "again", method="scaling")
     assert "audit.bytes_after is not the receipt's" in verify(folder).problems
 
 
 def test_a_card_of_ones_own_names_nothing_and_keeps_nobody_out(home, tmp_path):
     folder = shutil.copytree(home / "healed", tmp_path / "healed")
     (folder / "README.md").write_text("# Mine\n")
-    heal(HealRequest(folder, "scaling"), tmp_path / "again")
+    heal(folder, tmp_path / "again", method="scaling")
 
 
 def edited_scores(run):
@@ -265,7 +265,7 @@ def test_an_audit_is_written_down_last(home, tmp_path, monkeypatch, step):
 
 def test_what_a_killed_healing_left_goes_when_its_folder_is_there(home, tmp_path):
     out, work = tmp_path / "healed", tmp_path / ".healed.healing"
-    heal(HealRequest(home / "pruned-2-4", "scaling"), out)
+    heal(home / "pruned-2-4", out, method="scaling")
     work.mkdir()
     (work / "changed.bin").write_bytes(b"x" * 100)
     assert "exists already" in refused("heal", home / "pruned-2-4", "-o", out, "--method", "scaling")

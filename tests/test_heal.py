@@ -15,7 +15,7 @@ from layerprune.checkpoint import Checkpoint
 from layerprune.documents import Audit, HealLog, HeldOut, Receipt
 from layerprune.errors import CheckpointError, DocumentError, ExportError, ModelError, UsageError
 from layerprune.healing import HEALERS
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.lock import locked
 from layerprune.registry import Registry
 
@@ -41,7 +41,7 @@ def tensors(folder):
 
 def test_only_what_was_changed_differs(home, tmp_path):
     source = home / "pruned-2-4"
-    log = heal(HealRequest(source, "scaling:factor=3"), tmp_path / "healed")
+    log = heal(source, tmp_path / "healed", method="scaling:factor=3")
     old, new = tensors(source), tensors(tmp_path / "healed")
     assert {name: (value.dtype, value.shape) for name, value in old.items()} == {
         name: (value.dtype, value.shape) for name, value in new.items()
@@ -57,15 +57,15 @@ def test_only_what_was_changed_differs(home, tmp_path):
 def test_a_window_is_no_longer_than_what_the_model_reads(home, tmp_path):
     """Of a learned table of positions there is no more; the tiny model says 128."""
     text = str(home / "prose.txt")
-    log = heal(HealRequest(home / "pruned-2-4", "scaling:factor=3", text), tmp_path / "healed")
+    log = heal(home / "pruned-2-4", tmp_path / "healed", method="scaling:factor=3", corpus=text)
     assert log.corpus.window == 128
     with pytest.raises(UsageError, match="129 tokens is more than the 128 that the model reads; use --window 128"):
-        heal(HealRequest(home / "pruned-2-4", "scaling:factor=3", text, window=129), tmp_path / "no")
+        heal(home / "pruned-2-4", tmp_path / "no", method="scaling:factor=3", corpus=text, window=129)
     assert not (tmp_path / "no").exists()
 
 
 def test_the_documents_chain_and_verify_passes(home, tmp_path):
-    log = heal(HealRequest(home / "pruned-2-4", "scaling:factor=3"), tmp_path / "healed")
+    log = heal(home / "pruned-2-4", tmp_path / "healed", method="scaling:factor=3")
     assert HealLog.load(tmp_path / "healed" / "layerprune" / "heal.json") == log
     receipt = Receipt.load(tmp_path / "healed" / "layerprune" / "receipt.json")
     assert (log.receipt_sha256, log.plan_sha256) == (receipt.sha256(), receipt.plan_sha256)
@@ -81,8 +81,8 @@ def test_the_documents_chain_and_verify_passes(home, tmp_path):
 
 
 def test_a_healing_goes_on_from_another(home, tmp_path):
-    heal(HealRequest(home / "pruned-2-4", "scaling:factor=2"), tmp_path / "once")
-    log = heal(HealRequest(tmp_path / "once", "scaling:factor=4"), tmp_path / "twice")
+    heal(home / "pruned-2-4", tmp_path / "once", method="scaling:factor=2")
+    log = heal(tmp_path / "once", tmp_path / "twice", method="scaling:factor=4")
     assert torch.equal(tensors(tmp_path / "twice")[DOWN], 8 * tensors(home / "pruned-2-4")[DOWN])
     assert [step.method.options["factor"] for step in log.steps] == [2.0, 4.0]
     assert log.unhealed == log.earlier.result
@@ -91,8 +91,8 @@ def test_a_healing_goes_on_from_another(home, tmp_path):
 
 def test_the_card_says_which_healing_its_figures_are_before(home, tmp_path):
     text = str(home / "prose.txt")
-    heal(HealRequest(home / "pruned-2-4", "scaling:factor=2", text), tmp_path / "once")
-    heal(HealRequest(tmp_path / "once", "scaling:factor=4", text), tmp_path / "twice")
+    heal(home / "pruned-2-4", tmp_path / "once", method="scaling:factor=2", corpus=text)
+    heal(tmp_path / "once", tmp_path / "twice", method="scaling:factor=4", corpus=text)
     assert "nats per token before healing, " in (tmp_path / "once" / "README.md").read_text()
     assert "nats per token before the last healing, " in (tmp_path / "twice" / "README.md").read_text()
 
@@ -115,13 +115,13 @@ def tamper(path, change):
     ],
 )
 def test_verify_finds_a_forged_log(home, tmp_path, change, problem):
-    heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+    heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     tamper(tmp_path / "healed" / "layerprune" / "heal.json", change)
     assert problem in verify(tmp_path / "healed").problems
 
 
 def test_verify_finds_changed_weights(home, tmp_path):
-    heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+    heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     file = tmp_path / "healed" / "model.safetensors"
     weights = load_file(file)
     save_file({**weights, DOWN: weights[DOWN] + 1}, file, metadata={"format": "pt"})
@@ -132,7 +132,7 @@ def test_held_out_loss_is_that_of_the_written_checkpoint(home, tmp_path):
     from transformers import AutoModelForCausalLM
 
     text = str(home / "prose.txt")
-    log = heal(HealRequest(home / "pruned-2-4", "scaling:factor=0.5", text, window=32), tmp_path / "h")
+    log = heal(home / "pruned-2-4", tmp_path / "h", method="scaling:factor=0.5", corpus=text, window=32)
     from layerprune.corpus import build_corpus
     from layerprune.subject import Subject
 
@@ -160,7 +160,7 @@ def test_shards_keep_their_names_and_tensors(home, tmp_path):
     from layerprune.removal import Removal
 
     export(families.make_plan(home / "base", Removal.of(1)), tmp_path / "sharded", max_shard_size=20_000)
-    heal(HealRequest(tmp_path / "sharded", "scaling"), tmp_path / "healed")
+    heal(tmp_path / "sharded", tmp_path / "healed", method="scaling")
     old, new = Checkpoint.open(tmp_path / "sharded"), Checkpoint.open(tmp_path / "healed")
     assert len(old.files) > 2
     assert {name: tensor.file.name for name, tensor in old.tensors.items()} == {
@@ -180,7 +180,7 @@ def test_bfloat16_stays_bfloat16(home, tmp_path):
     AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.bfloat16).save_pretrained(base)
     AutoTokenizer.from_pretrained(home / "base").save_pretrained(base)
     export(families.make_plan(base, Removal.of(3)), tmp_path / "pruned")
-    heal(HealRequest(tmp_path / "pruned", "scaling", dtype="float32"), tmp_path / "healed")
+    heal(tmp_path / "pruned", tmp_path / "healed", method="scaling", dtype="float32")
     new, old = tensors(tmp_path / "healed")[DOWN], tensors(tmp_path / "pruned")[DOWN]
     assert new.dtype == torch.bfloat16
     assert torch.equal(new, 2 * old)
@@ -211,19 +211,19 @@ class Bad:
 def test_a_method_that_breaks_the_contract_leaves_nothing(home, tmp_path, monkeypatch, pairs, error, message):
     monkeypatch.setattr(heal_tiny.Scaling, "heal", Bad(pairs).heal)
     with pytest.raises(error, match=message):
-        heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+        heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     assert not list(tmp_path.iterdir())
 
 
 def test_attachments_are_published_and_verified(home, tmp_path, monkeypatch):
     new = tensors(home / "pruned-2-4")[DOWN] + 1
     monkeypatch.setattr(heal_tiny.Scaling, "heal", Bad([(DOWN, new)], "adapter.json").heal)
-    log = heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+    log = heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     assert "adapter.json" in log.files
     assert verify(tmp_path / "healed").ok
     monkeypatch.setattr(heal_tiny.Scaling, "heal", Bad([(DOWN, new)], "config.json").heal)
     with pytest.raises(ExportError, match=r"'config\.json', a name that the checkpoint uses itself"):
-        heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "other")
+        heal(home / "pruned-2-4", tmp_path / "other", method="scaling")
 
 
 def test_what_another_method_left_is_not_published(home, tmp_path, monkeypatch):
@@ -231,9 +231,9 @@ def test_what_another_method_left_is_not_published(home, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(heal_tiny.Scaling, "heal", Bad([("model.nowhere", torch.ones(2))], "adapter.json").heal)
         with pytest.raises(ModelError):
-            heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+            heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     assert list(tmp_path.glob(".healed.healing/attachments/adapter.json"))
-    log = heal(HealRequest(home / "pruned-2-4", "scaling:factor=3"), tmp_path / "healed")
+    log = heal(home / "pruned-2-4", tmp_path / "healed", method="scaling:factor=3")
     assert "adapter.json" not in log.files
     assert not (tmp_path / "healed" / "adapter.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["healed"]
@@ -258,7 +258,7 @@ def test_two_healings_into_one_folder_do_not_share_its_work(home, tmp_path):
         thread.join()
     assert said.startswith(f"another layerprune is at work in {work}; wait until it is done")
     assert not list(tmp_path.iterdir())
-    heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+    heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     assert [path.name for path in tmp_path.iterdir()] == ["healed"]
 
 
@@ -275,7 +275,7 @@ def test_what_healing_keeps_beside_its_folder_is_behind_no_link(home, tmp_path, 
         mine.write_text("mine")
     (tmp_path / name).symlink_to(other)
     with pytest.raises((UsageError, CheckpointError), match="a symbolic link"):
-        heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+        heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     assert mine.read_text() == "mine"
     assert not (tmp_path / "healed").exists()
 
@@ -296,7 +296,7 @@ def test_tied_weights_that_are_stored_twice_are_healed_twice(tmp_path):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     export(families.make_plan(base, Removal.of(2)), tmp_path / "pruned")
-    log = heal(HealRequest(tmp_path / "pruned", f"scaling:parameter={embedding}"), tmp_path / "healed")
+    log = heal(tmp_path / "pruned", tmp_path / "healed", method=f"scaling:parameter={embedding}")
     assert log.changed == ("lm_head.weight", embedding)
     old, new = tensors(tmp_path / "pruned"), tensors(tmp_path / "healed")
     assert torch.equal(new["lm_head.weight"], 2 * old[embedding])
@@ -326,15 +326,15 @@ def test_faults_are_one_line_and_leave_nothing(home, tmp_path):
 def test_a_method_that_reads_text_is_not_begun_without(home, tmp_path, monkeypatch):
     monkeypatch.setattr(heal_tiny.Scaling, "needs", "text")
     with pytest.raises(UsageError, match="scaling reads text: give a corpus, such as --corpus FILE"):
-        heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+        heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
 
 
 def test_a_log_of_another_checkpoint_is_refused(home, tmp_path):
-    heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+    heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     shutil.copy(heal_tiny.pruned(home, 3) / "layerprune" / "receipt.json", tmp_path / "healed" / "layerprune")
     shutil.copy(heal_tiny.pruned(home, 3) / "layerprune" / "plan.json", tmp_path / "healed" / "layerprune")
     with pytest.raises(DocumentError, match="is not of this checkpoint"):
-        heal(HealRequest(tmp_path / "healed", "scaling"), tmp_path / "again")
+        heal(tmp_path / "healed", tmp_path / "again", method="scaling")
 
 
 def test_healers_are_listed_with_their_options():

@@ -13,7 +13,7 @@ from layerprune.errors import UsageError
 from layerprune.exporter import export
 from layerprune.healing import trained
 from layerprune.healing.answers import Author
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 
@@ -102,7 +102,7 @@ def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeyp
     monkeypatch.setattr(trained, "train", train)
     chats = str(home / "chats.jsonl")
     method = "distill:answers=base,answer_tokens=8,weight=0.5,steps=2,lr=0.001"
-    log = heal(HealRequest(home / "pruned", method, chats, window=32, dtype="float32"), tmp_path / "healed")
+    log = heal(home / "pruned", tmp_path / "healed", method=method, corpus=chats, window=32, dtype="float32")
     corpus = build_corpus(chats, base.tokenizer, window=32)
     words = base.tokenizer.decode(read[0].train.ids.reshape(-1))
     for document in corpus.documents[10:15]:  # windows that hold questions alone are left out, the first may be one

@@ -3,7 +3,6 @@
 import json
 import signal
 from contextlib import nullcontext
-from dataclasses import replace
 
 import audit_tiny
 import heal_tiny
@@ -23,9 +22,10 @@ from layerprune.healing.head import Head
 from layerprune.healing.lora import Lora
 from layerprune.healing.partial import Seams
 from layerprune.healing.places import Cut, cuts, final_norm, head_weights, in_mlp, projections, seams
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.healing.teacher import Distilled, Mix
 from layerprune.healing.training import Text, Training, make_trainable, train
+from layerprune.progress import SILENT
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 
@@ -48,9 +48,9 @@ def home(tmp_path_factory):
     return folder
 
 
-def request_of(home, method, **changed):
+def healed(home, method, out, progress=SILENT, checkpoint=None, **changed):
     given = {"corpus": str(home / "prose.txt"), "window": WINDOW, "dtype": "float32"}
-    return HealRequest(home / "pruned-2-4", method, **{**given, **changed})
+    return heal(checkpoint or home / "pruned-2-4", out, method=method, progress=progress, **{**given, **changed})
 
 
 def tensors(folder):
@@ -80,7 +80,7 @@ def changed(home, folder):
     ],
 )
 def test_what_is_trained_is_what_changes_and_it_helps(home, tmp_path, method, trained):
-    log = heal(request_of(home, method), tmp_path / "healed")
+    log = healed(home, method, tmp_path / "healed")
     every = tensors(home / "pruned-2-4")
     assert changed(home, tmp_path / "healed") == {n for n in every if any(part in n for part in trained)}
     assert log.heldout.after < log.heldout.before
@@ -96,7 +96,7 @@ def test_the_adapter_on_the_unhealed_checkpoint_is_the_merged_model(home, tmp_pa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    heal(request_of(home, "lora:lr=0.003,steps=4,patience=9,rank=4"), tmp_path / "healed")
+    healed(home, "lora:lr=0.003,steps=4,patience=9,rank=4", tmp_path / "healed")
     adapter = tmp_path / "healed" / "adapter"
     ids = torch.arange(3, 40)[None]
     unhealed = AutoModelForCausalLM.from_pretrained(home / "pruned-2-4")
@@ -115,19 +115,18 @@ def named_base(adapter):
 
 
 def test_a_log_says_where_adapters_went_on_the_attention_alone(home, tmp_path, monkeypatch):
-    assert not heal(request_of(home, "lora:steps=1,rank=2"), tmp_path / "all").notes
+    assert not healed(home, "lora:steps=1,rank=2", tmp_path / "all").notes
     every = projections
     monkeypatch.setattr(
         "layerprune.healing.lora.projections", lambda subject: tuple(t for t in every(subject) if "attn" in t)
     )
-    (note,) = heal(request_of(home, "lora:steps=1,rank=2"), tmp_path / "some").notes
+    (note,) = healed(home, "lora:steps=1,rank=2", tmp_path / "some").notes
     assert note.startswith("adapters went on the attention alone: ")
 
 
 def test_an_adapter_on_a_healed_checkpoint_says_so(home, tmp_path):
-    heal(request_of(home, "rescale"), tmp_path / "once")
-    again = replace(request_of(home, "lora:steps=1,rank=2"), checkpoint=tmp_path / "once")
-    heal(again, tmp_path / "twice")
+    healed(home, "rescale", tmp_path / "once")
+    healed(home, "lora:steps=1,rank=2", tmp_path / "twice", checkpoint=tmp_path / "once")
     assert named_base(tmp_path / "twice" / "adapter") == "once"
 
 
@@ -176,11 +175,10 @@ def test_cuts_and_seams():
 
 
 def test_a_kept_teacher_teaches_what_a_present_one_does(home, tmp_path):
-    one = heal(request_of(home, "distill:lr=0.003,steps=4,patience=9"), tmp_path / "asked")
-    other = heal(
-        request_of(home, "distill:lr=0.003,steps=4,patience=9,keep=99999"), tmp_path / "kept"
-    )  # the whole vocabulary
-    few = heal(request_of(home, "distill:lr=0.003,steps=4,patience=9,keep=4"), tmp_path / "few")
+    one = healed(home, "distill:lr=0.003,steps=4,patience=9", tmp_path / "asked")
+    method = "distill:lr=0.003,steps=4,patience=9,keep=99999"  # the whole vocabulary
+    other = healed(home, method, tmp_path / "kept")
+    few = healed(home, "distill:lr=0.003,steps=4,patience=9,keep=4", tmp_path / "few")
     losses = [[point.loss for point in log.curve[1:]] for log in (one, other, few)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[2][0] < losses[0][0]  # what the top tokens do not tell apart is not asked of the student
@@ -223,7 +221,7 @@ def distance(subject, ids, counted):
 
 
 def test_bfloat16_trains_float32_weights(home, tmp_path):
-    log = heal(request_of(home, "distill:lr=0.003,steps=4,patience=9", dtype="bfloat16"), tmp_path / "healed")
+    log = healed(home, "distill:lr=0.003,steps=4,patience=9", tmp_path / "healed", dtype="bfloat16")
     assert log.dtype == "bfloat16"
     assert log.heldout.after < log.heldout.before
     assert changed(home, tmp_path / "healed")
@@ -254,7 +252,7 @@ def test_impossible_options_are_refused(make, message):
 )
 def test_faults_are_told_before_anything_is_written(home, tmp_path, method, changed, message):
     with pytest.raises(UsageError, match=message):
-        heal(request_of(home, method, **changed), tmp_path / "healed")
+        healed(home, method, tmp_path / "healed", **changed)
     assert not (tmp_path / "healed").exists()
 
 
@@ -278,12 +276,12 @@ class Pressing:
 
 def test_a_run_that_was_cut_off_goes_on(home, tmp_path):
     method = "seams:lr=0.01,steps=6"
-    whole = heal(request_of(home, method), tmp_path / "whole")
+    whole = healed(home, method, tmp_path / "whole")
     pressing = Pressing()
     with pytest.raises(KeyboardInterrupt):
-        heal(request_of(home, method), tmp_path / "cut", progress=pressing)
+        healed(home, method, tmp_path / "cut", progress=pressing)
     assert not (tmp_path / "cut").exists()
-    log = heal(request_of(home, method), tmp_path / "cut", progress=pressing)
+    log = healed(home, method, tmp_path / "cut", progress=pressing)
     assert "going on from step 2 of 6" in pressing.said
     assert log.result.fingerprint == whole.result.fingerprint
     assert log.curve == whole.curve
@@ -301,18 +299,19 @@ def test_a_run_that_was_cut_off_goes_on(home, tmp_path):
 def test_a_run_never_goes_on_from_that_of_another_checkpoint_or_method(home, tmp_path, first, removed, second):
     """Fresh adapters and the last layers are the same in both checkpoints; the rest of the model is not."""
     with pytest.raises(KeyboardInterrupt):
-        heal(request_of(home, first), tmp_path / "healed", progress=Pressing())
-    other = replace(request_of(home, second), checkpoint=heal_tiny.pruned(home, *removed))
+        healed(home, first, tmp_path / "healed", progress=Pressing())
+    other = heal_tiny.pruned(home, *removed)
     notes = Pressing()
     notes.steps = 2  # pressed already
-    log = heal(other, tmp_path / "healed", progress=notes)
+    log = healed(home, second, tmp_path / "healed", notes, checkpoint=other)
     assert not [note for note in notes.said if "going on" in note]
-    assert log.result.fingerprint == heal(other, tmp_path / "alone").result.fingerprint
+    alone = healed(home, second, tmp_path / "alone", checkpoint=other)
+    assert log.result.fingerprint == alone.result.fingerprint
 
 
 def test_training_that_runs_away_leaves_its_best_weights(home, tmp_path):
     with pytest.raises(LayerpruneError, match=r"run away .* are kept in .*\.healed\.healing/training/.*/best"):
-        heal(request_of(home, "seams:lr=1e30,steps=6,clip=1e30,warmup=0"), tmp_path / "healed")
+        healed(home, "seams:lr=1e30,steps=6,clip=1e30,warmup=0", tmp_path / "healed")
     assert list(tmp_path.glob(".healed.healing/training/*/best/weights.safetensors"))
     assert not (tmp_path / "healed").exists()
 
@@ -326,7 +325,7 @@ def test_accelerate_launch_on_two_processes_heals_as_one(home, tmp_path):
     from layerprune.documents import HealLog
 
     method = "distill:lr=0.003,steps=4,patience=9,keep=20"
-    alone = heal(request_of(home, method), tmp_path / "one")
+    alone = healed(home, method, tmp_path / "one")
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
     asked = ["--method", method, "--corpus", str(home / "prose.txt"), "--window", str(WINDOW), "--dtype", "float32"]
     done = subprocess.run(

@@ -373,10 +373,10 @@ def test_a_stream_read_without_a_norm_is_refused(home, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["rescale", "linear", "linear:fit=map"])
 def test_the_step_publishes_what_the_method_yields(home, tmp_path, method):
     from layerprune.auditor.verify import verify
-    from layerprune.healing.step import HealRequest, heal
+    from layerprune.healing.step import heal
 
     text = heal_tiny.prose(tmp_path / "prose.txt")
-    log = heal(HealRequest(cut(home, 2, 4), method, str(text), window=32), tmp_path / "healed")
+    log = heal(cut(home, 2, 4), tmp_path / "healed", method=method, corpus=str(text), window=32)
     assert HealLog.load(tmp_path / "healed" / "layerprune" / "heal.json") == log
     assert log.tokens > 0
     assert log.found

@@ -156,12 +156,12 @@ def test_a_named_base_has_the_very_files_that_the_hub_has(hub, made, base, tmp_p
 
 def test_the_log_of_a_healing_is_published_in_the_same_chain(hub, tmp_path, monkeypatch):
     from layerprune.healing import HEALERS
-    from layerprune.healing.step import HealRequest, heal
+    from layerprune.healing.step import heal
 
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
     pruned = heal_tiny.pruned(tmp_path, 2)
-    heal(HealRequest(pruned, method="scaling:factor=2"), tmp_path / "once")
-    heal(HealRequest(tmp_path / "once", method="scaling:factor=0.5"), tmp_path / "twice")
+    heal(pruned, tmp_path / "once", method="scaling:factor=2")
+    heal(tmp_path / "once", tmp_path / "twice", method="scaling:factor=0.5")
     push(tmp_path / "twice", "me/smaller", unnamed_base=True, allow_unaudited=True)
     out = published(hub, tmp_path / "again")
     assert verify(out).problems == ()

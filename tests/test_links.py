@@ -19,7 +19,7 @@ from layerprune.documents import Receipt
 from layerprune.errors import CheckpointError, ExportError, LayerpruneError
 from layerprune.exporter import export
 from layerprune.healing import HEALERS
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.hub import push
 from layerprune.progress import Silent
 from layerprune.removal import Removal
@@ -174,7 +174,7 @@ def test_what_a_healing_method_leaves_is_a_file_of_its_own(
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Attaching")
     monkeypatch.setattr(Attaching, "leave", staticmethod(leave))
     with pytest.raises(ExportError) as error:
-        heal(HealRequest(home / "pruned-2-4", "scaling"), tmp_path / "healed")
+        heal(home / "pruned-2-4", tmp_path / "healed", method="scaling")
     assert said in str(error.value)
     assert not (tmp_path / "healed").exists()
 
@@ -258,7 +258,7 @@ def test_a_folder_from_the_hub_s_cache_is_verified_and_healed(pruned: Path, tmp_
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(os.path.relpath(cache / "blobs" / str(number), target.parent))
     assert verify(snapshot).problems == ()
-    heal(HealRequest(snapshot, "scaling"), tmp_path / "healed")
+    heal(snapshot, tmp_path / "healed", method="scaling")
     assert verify(tmp_path / "healed").problems == ()
     assert not any(path.is_symlink() for path in (tmp_path / "healed").rglob("*"))
     assert push(snapshot, "me/x", dry_run=True, unnamed_base=True).files.keys() == {

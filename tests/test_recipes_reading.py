@@ -74,12 +74,12 @@ def test_every_fault_is_reported_at_once_with_its_line(written):
         "3: score.tasks: this key is needed",
         "4: score.taks: unknown key. Did you mean 'tasks'?",
         "6: score.limit: this key is given twice",
-        "6: score.limit: should be a valid integer; got 'none of it'",
+        "6: score.limit: 'none of it' is not a whole number from 1 to 1000000000",
         "7: plan: nothing says how far to go; give one of drop, target_params, target_bytes, target_speedup, max_drop",
         "9: audit: this key holds further keys; got 'everything'",
-        "10: batch_size: should be 'auto' or should be a valid integer; got 'autoo'",
-        "11: memory: should be a size such as 5GB or 500MB; got 'lots'",
-        "12: include_path.1: should be a valid string; got 3",
+        "10: batch_size: 'autoo' is neither auto nor a number from 1 to 1000000",
+        "11: memory: 'lots' is not a size; write 5GB or 500MB",
+        "12: include_path: 3 is not a path",
     ]
 
 
@@ -92,7 +92,7 @@ def test_every_fault_is_reported_at_once_with_its_line(written):
         ("max_drop: 2", "plan.max_drop: --max-drop '2' is not a share between 0% and 100%; write 2%"),
         ("max_drop: 2%\n  confidence: sure", "plan.confidence: --confidence 'sure' is not a share"),
         ("max_drop: 2%\n  up_to: none", "plan.up_to: --up-to 'none' is neither a count nor a share"),
-        ("max_drop: 2%\n  certify_limit: 0", "plan.certify_limit: should be greater than 0; got 0"),
+        ("max_drop: 2%\n  certify_limit: 0", "plan.certify_limit: 0 is not in the range 1 to 1000000000"),
         ("target_params: many", "plan.target_params: --target-params 'many' is not a number of parameters"),
         ("target_speedup: 0.5", "plan.target_speedup: --target-speedup '0.5' is not a speed-up; write 1.3x"),
         ("target_bytes: 5 apples", "plan.target_bytes: --target-bytes '5 apples' is not a size"),
@@ -170,7 +170,7 @@ def test_the_promised_recipes_are_there():
     assert "mmlu" not in Recipe.load(paper).score.tasks  # 57 tasks, each of which would count like one
 
 
-@pytest.mark.parametrize("given", ["weights: arc_easy=2", "floor: [arc_easy]", "weights: 3"])
+@pytest.mark.parametrize("given", ["weights: arc_easy", "floor: [arc_easy]", "weights: 3"])
 def test_figures_in_another_form_are_a_fault_with_its_line(written, given):
     path = written(GOOD.replace("  limit: 20\n", f"  {given}\n"))
     with pytest.raises(DocumentError, match=rf"recipe.yaml:4: score.{given.partition(':')[0]}"):

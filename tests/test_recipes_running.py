@@ -168,7 +168,7 @@ def test_a_plan_edited_by_hand_is_not_mixed_with_what_came_from_another(home, tm
     plan = Plan.load(folder / "plan.json")
     plan.model_copy(update={"removal": plan.removal[:1], "order": plan.removal[:1]}).save(folder / "plan.json")
     said = cli_tiny.last_line("run", home / "recipe.yaml", "-o", folder)
-    assert f"{folder / 'checkpoint'} was not exported from {folder / 'plan.json'}; remove it to export again" in said
+    assert f"{folder / 'checkpoint'} was not exported from the run's plan.json; remove it to export again" in said
     shutil.rmtree(folder / "checkpoint")
     done("run", home / "recipe.yaml", "-o", folder)
     assert json.loads((folder / "checkpoint" / "config.json").read_text())["num_hidden_layers"] == 5

@@ -18,7 +18,7 @@ from layerprune.auditor.verify import verify
 from layerprune.documents import Audit, Plan, Receipt, TaskData
 from layerprune.errors import DocumentError
 from layerprune.exporter import export
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.hub import push
 from layerprune.removal import Removal
 from layerprune.report.card import write_card
@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audit_tiny.questions(folder / "base", folder / "tasks", "toy", train=8, test=40)
     first = planned(folder / "base", 1, 4, seen=items(folder, folder / "base", 6))
     export(first, folder / "once")
-    heal(HealRequest(folder / "once", "linear", corpus="builtin", tasks=(), device="cpu"), folder / "healed")
+    heal(folder / "once", folder / "healed", method="linear", corpus="builtin", tasks=(), device="cpu")
     audit(folder / "healed", ["toy"], include_path=[folder / "tasks"], device="cpu", generation=False, layerwise=False)
     export(planned(folder / "healed", 2), folder / "twice")
     return folder

@@ -60,6 +60,8 @@ def test_a_module_imports_from_its_row_or_above(path):
         parts = module.split(".")
         if parts[0] != "layerprune" or len(parts) == 1 or parts[1] == "__version__":
             continue
+        if (path.name, module) == ("plan.py", "layerprune.bypass") and room == "documents":
+            continue  # Plan.applied, as docs/ARCHITECTURE.md says
         assert ROW_OF[parts[1]] <= ROW_OF[room], f"{path.name}:{line}: {room} must not import {module}"
 
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import layerprune.analysis.studying as studying
-from layerprune.analysis import StudyRequest, prose, write_study
+from layerprune.analysis import prose, write_study
 from layerprune.analysis.bench import Bench
 from layerprune.analysis.findings import Findings
+from layerprune.config import StudyConfig
 from layerprune.documents import Study
 from layerprune.documents.study import ALL_TASKS, MEAN, TEXT
 from layerprune.engine import Engine, examine
 from layerprune.engine.paths import PlainPath
 from layerprune.planners import Constraints
-from layerprune.planning import ScoreRequest
 from layerprune.removal import Removal
 from layerprune.stats import above_chance, paired_interval, rank_agreement
 from layerprune.subject import Subject
@@ -105,7 +105,7 @@ def test_what_judges_has_not_chosen(finished):
 def test_every_metric_is_there_once_and_the_baselines_that_can_score_at_all(finished):
     study, _, _ = finished
     assert [metric.spec for metric in study.metrics] == [*METRICS, "reverse-order", "random"]
-    request = StudyRequest(ScoreRequest("model"), metrics=("ablation", "random"))
+    request = StudyConfig(model="model", tasks=("toy",), metrics=("ablation", "random"))
     pairs = SimpleNamespace(request=request, constraints=Constraints(6, together=(frozenset({2, 3}),)))
     assert Bench.specs.fget(pairs) == ["ablation", "random"]  # reverse-order scores single layers
 
@@ -267,7 +267,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_measured(home, finis
     assert "exists" in cli_tiny.refused(*words(home, "-o", finished[1]))
     cases = [
         (["--counts", "1,6"], "cannot remove 6 of 6 layers"),
-        (["--counts", "two"], "is not a list of numbers"),
+        (["--counts", "two"], "'two' is not a whole number from 1 to 1000000"),
         (["--greedy", "100%"], "--greedy 100% (6 layers): the model has 6 layers; between 1 and 5"),
         (["--metric", "cosin"], "Did you mean 'cosine'?"),
         (["--text", home / "none.txt"], "is not a file"),

@@ -63,7 +63,7 @@ class Verdict:
     examples=["python tools/zoo.py > docs/ZOO.md", "python tools/zoo.py --types llama,gemma3_text"],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--types", "names", type=opt.Names(), help="Only these model types. Default: all of them; takes minutes.")
+@click.option("--types", "names", type=opt.names, help="Only these model types. Default: all of them; takes minutes.")
 @pass_console
 def main(console: Console, names: tuple[str, ...] | None) -> None:
     """Try export on a tiny random model of each causal-LM type of the installed transformers.

@@ -15,6 +15,7 @@ from demo.model import fetch_model
 from demo.questions import TASKS, fetch_questions
 from demo.steps import Steps
 from layerprune.comparison import Comparison, compare_scores
+from layerprune.config import ScoreConfig
 from layerprune.documents import Audit, Plan, Receipt, Scores
 from layerprune.errors import TaskError, UsageError
 from layerprune.lock import locked
@@ -108,11 +109,13 @@ def run_demo(
 
 def _choose(model: Path, data: Path | None, out: Path, amounts: Amounts, steps: Steps) -> Chosen:
     """Score every layer by both metrics on the same items and plan from each."""
-    from layerprune.planning import ScoreRequest, replan, score_model
+    from layerprune.planning import replan, score_model
 
     def score(metric: str, limit: int, inner: Progress) -> Scores:
-        request = ScoreRequest(model=str(model), metric=SPECS[metric], limit=limit, seed=amounts.seed, **_reading(data))
-        return score_model(request, run_folder=out / metric, progress=inner)
+        config = ScoreConfig.of(
+            model=str(model), metric=SPECS[metric], limit=limit, seed=amounts.seed, **_reading(data)
+        )
+        return score_model(config, run_folder=out / metric, progress=inner)
 
     scores, plans, limit = {}, {}, amounts.select
     with steps.take(ABLATION, tasks=2) as inner:

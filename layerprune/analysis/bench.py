@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from layerprune.analysis.request import BASELINES, StudyRequest
+from layerprune.analysis.asked import BASELINES, scoring_of
 from layerprune.analysis.scorer import Scorer
 from layerprune.auditor.running_text import read_text, windows_of
+from layerprune.config import StudyConfig
 from layerprune.documents import BaseTask, Outcomes
 from layerprune.documents.study import TextSource
 from layerprune.engine import Examiner
@@ -23,7 +24,7 @@ from layerprune.progress import Progress
 from layerprune.removal import Removal
 from layerprune.specs import build
 from layerprune.subject import Subject
-from layerprune.tasks import Item, Questions, Request, TaskQuestions, load_questions
+from layerprune.tasks import Item, Questions, Request, TaskQuestions, load_questions, prompting_of
 from layerprune.tasks.items import Query, fingerprint
 
 SELECTION, AUDIT, TEXT = "selection", "audit", "text"  # folders of what was measured
@@ -34,7 +35,7 @@ TEXT_WINDOWS = 16  # of 512 tokens: about what a few hundred short questions hol
 class Bench:
     """Everything a study works with; what it measures is kept in ``folder``."""
 
-    request: StudyRequest
+    request: StudyConfig
     folder: Path
     progress: Progress
     desk: Desk
@@ -45,10 +46,10 @@ class Bench:
     known: dict[tuple[Removal, str], Outcomes] = field(default_factory=dict)  # audit outcomes by removal and task
 
     @classmethod
-    def open(cls, request: StudyRequest, folder: Path, progress: Progress) -> Bench:
+    def open(cls, request: StudyConfig, folder: Path, progress: Progress) -> Bench:
         """Load model, items and text; raises ``TaskError`` for a task on which the intact model is at chance."""
         content = None if request.text is None else read_text(request.text)
-        desk = Desk.open(request.score, folder / SELECTION, progress)
+        desk = Desk.open(scoring_of(request), folder / SELECTION, progress)
         desk.bring_items(Shares())
         text, data = _text(request, content, desk) if content is not None else (None, None)
         engine = desk.data.examiner.engine  # type: ignore[union-attr]  # ablation answers items
@@ -128,24 +129,23 @@ class OneTask:
         return {removal: {self.task: outcomes[self.task]} for removal, outcomes in found.items()}
 
 
-def _audit_questions(request: StudyRequest, desk: Desk) -> Questions:
-    score = request.score
+def _audit_questions(request: StudyConfig, desk: Desk) -> Questions:
     seen = {mark for data in desk.everything.data() for mark in data.fingerprints} if desk.everything else set()
     return load_questions(
-        score.tasks,
+        request.tasks,
         desk.subject.encoder,
         use="evaluation",
-        include_path=score.include_path,
-        data_dir=score.data_dir,
+        include_path=request.include_path,
+        data_dir=request.data_dir,
         limit=request.audit_limit,
-        num_fewshot=score.num_fewshot,
-        prompting=score.prompting,
-        seed=score.seed,
+        num_fewshot=request.num_fewshot,
+        prompting=prompting_of(request),
+        seed=request.seed,
         exclude=seen,
     )
 
 
-def _text(request: StudyRequest, content: str, desk: Desk) -> tuple[TextSource, Data]:
+def _text(request: StudyConfig, content: str, desk: Desk) -> tuple[TextSource, Data]:
     """Cut the text into windows that metrics read as they read questions with their answers."""
     assert request.text is not None
     windows = [tuple(window) for window in windows_of(content, desk.subject, most=TEXT_WINDOWS)]
@@ -157,5 +157,5 @@ def _text(request: StudyRequest, content: str, desk: Desk) -> tuple[TextSource, 
         windows=len(windows),
         tokens=sum(len(window) - 1 for window in windows),
     )
-    data = Data(questions=Questions({"text": task}), seed=request.score.seed, progress=desk.data.progress)
+    data = Data(questions=Questions({"text": task}), seed=request.seed, progress=desk.data.progress)
     return source, data

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from layerprune.analysis.asked import CALIBRATED_SHARES, SHARES
 from layerprune.analysis.bench import Bench
-from layerprune.analysis.request import CALIBRATED_SHARES, SHARES, StudyRequest
 from layerprune.analysis.scorer import Scorer
+from layerprune.config import StudyConfig
 from layerprune.errors import LayerpruneError, RefusedError
 from layerprune.metrics import METRICS
 from layerprune.planners import Constraints, parse_drop
@@ -37,7 +38,7 @@ class CalibratedChoice:
     text: Removal | None
 
 
-def counts_of(request: StudyRequest, constraints: Constraints) -> list[int]:
+def counts_of(request: StudyConfig, constraints: Constraints) -> list[int]:
     """Return how many units go at each point: those asked for, or the usual shares of the stack as far as it allows.
 
     Where greedy's path is to end is one of them, so that every choice can be compared with it there.
@@ -67,7 +68,7 @@ def _possible(count: int, constraints: Constraints) -> bool:
 
 def metric_choices(bench: Bench, counts: Sequence[int]) -> Iterator[Choice]:
     """Yield each metric's choice by scores of single units (of whole blocks where it scores those), baselines last."""
-    scorer, first = bench.scorer(), bench.request.score.seed
+    scorer, first = bench.scorer(), bench.request.seed
     for spec in bench.specs:
         search = search_of(spec)
         seeds = range(first, first + DRAWS) if spec == "random" else [first]
@@ -80,7 +81,7 @@ def greedy_choice(bench: Bench, counts: Sequence[int]) -> Choice | None:
         return None
     most = parse_drop(bench.request.greedy, bench.constraints.depth, "--greedy")
     wanted = [count for count in counts if count <= most]
-    choice, seeds = Choice("ablation", "greedy"), [bench.request.score.seed]
+    choice, seeds = Choice("ablation", "greedy"), [bench.request.seed]
     return _followed(choice, bench.scorer(), bench.constraints, wanted, seeds)
 
 

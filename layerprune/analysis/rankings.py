@@ -37,7 +37,7 @@ def ranked(bench: Bench) -> list[Ranking]:
 
 def judged(bench: Bench, rankings: Sequence[Ranking]) -> dict[str, Any]:
     """Answer the questions about rankings from the audit outcomes of every unit's removal: fields of a ``Study``."""
-    seed, lost = bench.request.score.seed, losses_of(bench)
+    seed, lost = bench.request.seed, losses_of(bench)
     accuracy = lost["accuracy"]
     mean = Reference.of(accuracy, seed)
     by_task = {task: Reference.of({task: values}, seed, task) for task, values in accuracy.items()}

@@ -10,10 +10,10 @@ from layerprune.analysis.bench import SELECTION, Bench
 from layerprune.analysis.choices import calibrated_choices, calibrated_counts, counts_of, greedy_choice, metric_choices
 from layerprune.analysis.followed import calibrated, contrasts, path_of
 from layerprune.analysis.rankings import judged, ranked
-from layerprune.analysis.request import StudyRequest
 from layerprune.analysis.shown import counterexample_shown
 from layerprune.anatomy import load_config, read_anatomy
 from layerprune.checkpoint import locate
+from layerprune.config import StudyConfig
 from layerprune.documents import MetricRef, Study
 from layerprune.documents.study import Intact
 from layerprune.errors import UsageError
@@ -27,7 +27,7 @@ from layerprune.versions import tool_versions
 WORK = "work"  # of a study's folder: journals of what was measured
 
 
-def study(request: StudyRequest, folder: Path, *, progress: Progress = SILENT) -> Study:
+def study(request: StudyConfig, folder: Path, *, progress: Progress = SILENT) -> Study:
     """Answer the paper's questions for one model; what was measured stays in ``folder``, and a killed study goes on.
 
     Raises ``UsageError`` and ``RegistryError`` for what cannot be asked, before the model is loaded; ``TaskError`` for
@@ -35,7 +35,7 @@ def study(request: StudyRequest, folder: Path, *, progress: Progress = SILENT) -
     """
     metrics = tuple(dict.fromkeys(normalised(METRICS, spec) for spec in request.metrics))
     request = replace(request, metrics=metrics)  # one spelling: what is measured by it is looked up by it
-    with locked(folder, request.score.model), locked(folder / SELECTION):  # each goes again where a study is refused
+    with locked(folder, request.model), locked(folder / SELECTION):  # each goes again where a study is refused
         check(request)
         return _studied(Bench.open(request, folder, progress), progress)
 
@@ -66,20 +66,19 @@ def _studied(bench: Bench, progress: Progress) -> Study:
     )
 
 
-def check(request: StudyRequest) -> None:
+def check(request: StudyConfig) -> None:
     """Raise where a request cannot be carried out, before anything slow starts."""
-    if not request.score.tasks:
+    if not request.tasks:
         raise UsageError("a study measures accuracy: give tasks, such as --tasks arc_easy,hellaswag")
     if "ablation" not in request.metrics:
         raise UsageError("a study compares metrics with ablation: leave it among the metrics")
     if request.text is not None and not request.text.is_file():
         raise UsageError(f"the text {request.text} is not a file; give a .txt or .jsonl file")
-    score = request.score
-    folder = locate(score.model, score.revision).path
-    anatomy = read_anatomy(load_config(folder, trust_remote_code=score.trust_remote_code))
+    folder = locate(request.model, request.revision).path
+    anatomy = read_anatomy(load_config(folder, trust_remote_code=request.trust_remote_code))
     limits = Constraints(
         anatomy.depth,
-        protect=parse_protect(score.protect, anatomy.depth),
+        protect=parse_protect(request.protect, anatomy.depth),
         must_keep=anatomy.must_keep,
         together=anatomy.together,
     )
@@ -113,7 +112,7 @@ def provenance(bench: Bench) -> dict[str, Any]:
         },
         "dtype": str(subject.dtype).removeprefix("torch."),
         "device": subject.device.type,
-        "seed": request.score.seed,
+        "seed": request.seed,
         "versions": tool_versions(),
     }
 

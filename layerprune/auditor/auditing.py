@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from layerprune.auditor.compare import overall
 from layerprune.auditor.exported import Exported, columns
@@ -11,58 +12,32 @@ from layerprune.auditor.layerwise import recorded_ranking
 from layerprune.auditor.measuring import Findings, Job, measure
 from layerprune.auditor.models import Loading
 from layerprune.auditor.verdict import verdict
-from layerprune.documents import PLAIN, Audit, Compared, Plan, Scores, not_looked_for
+from layerprune.config import AuditConfig
+from layerprune.documents import PLAIN, Audit, Compared, Plan, Scores, not_looked_for, read_plan, read_scores
 from layerprune.errors import DocumentError, UsageError
 from layerprune.lock import locked
 from layerprune.output import check_places, published_together, try_folder
 from layerprune.progress import SILENT, Progress
 from layerprune.report.card import card_faults, read_card, unlike_the_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
-from layerprune.tasks import asked_prompting
+from layerprune.tasks import prompting_of
 from layerprune.versions import tool_versions
 
 
-def audit(
-    folder: Path,
-    tasks: Sequence[str] | None = None,
-    *,
-    base: str | None = None,
-    compare: Mapping[str, Plan] | None = None,
-    include_path: Sequence[str | Path] = (),
-    data_dir: Path | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    apply_chat_template: bool | str | None = None,
-    fewshot_as_multiturn: bool | None = None,
-    system_instruction: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    batch_size: int | str = "auto",
-    memory: int | None = None,
-    trust_remote_code: bool = False,
-    text: Path | None = None,
-    generation: bool = True,
-    speed: bool = False,
-    layerwise: bool = True,
-    scores: Sequence[Scores] = (),
-    seed: int = 0,
-    progress: Progress = SILENT,
-) -> Audit:
+def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progress = SILENT, **options: Any) -> Audit:
     """Compare an exported checkpoint with its base and write audit.json, the model card and report.html into it.
 
-    ``tasks``: lm-eval names, by default those of the plan. ``base``: where the base model is now, by default where it
-    was exported from. ``compare``: other plans for the same base by label, run on the same items as removals.
-    ``apply_chat_template``, ``fewshot_as_multiturn`` and ``system_instruction`` are lm-eval's, by default the plan's.
-    ``limit`` is items per task, ``batch_size`` a number of rows or "auto", ``memory`` in bytes. ``text``: a .txt or
-    .jsonl file for perplexity and KL; ``generation``: look at greedy continuations of fixed prompts, and at how far
-    the smaller model goes along, token by token, with what the base wrote to them and to the tasks that have it write;
-    ``speed``: time both models (``text`` and ``speed`` hold both in memory, else they are loaded in turn).
-    ``layerwise``: ask the base without each removed layer alone and along the plan's order, too, on at most 200 items
-    of each task. ``scores``: rankings of the base by other metrics, to be shown beside the plan's own. No item that
-    any of the plans has seen is used. Raises ``DocumentError`` when folder, plans and base do not belong together,
-    ``WriteError`` when the folder cannot be written, before anything is measured, ``UsageError`` when another audit is
-    at work there, ``TaskError`` and ``ModelError``.
+    ``options`` are those of ``AuditConfig``. ``compare``: other plans for the same base by label, run on the same items
+    as removals; ``scores``: rankings of the base by other metrics, to be shown beside the plan's own; both as paths or
+    documents. ``limit`` is items per task, ``memory`` bytes. No item that any of the plans has seen is used. Raises
+    ``DocumentError`` when folder, plans and base do not belong together, ``WriteError`` when the folder cannot be
+    written, before anything is measured, ``UsageError`` when another audit is at work there, ``TaskError`` and
+    ``ModelError``.
     """
+    config = AuditConfig.of(tasks=tasks, **options)
+    compared = (config.compare or {}).items()
+    others = {label: plan if isinstance(plan, Plan) else read_plan(plan) for label, plan in compared}
+    rankings = [scores if isinstance(scores, Scores) else read_scores(scores) for scores in config.scores]
     exported = Exported.read(folder)
     read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
     inside = exported.folder / "layerprune"
@@ -71,27 +46,28 @@ def audit(
         try_folder(inside)
         job = Job(
             exported=exported,
-            base=base,
-            tasks=_tasks(tasks, exported.plan),
-            compare=columns(compare or {}, exported),
-            include_path=include_path,
-            data_dir=data_dir,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            prompting=asked_prompting(
-                apply_chat_template, fewshot_as_multiturn, system_instruction, num_fewshot,
-                default=exported.plan.data[0].prompting if exported.plan.data else PLAIN,
-            ),
-            turns=fewshot_as_multiturn,
+            base=config.base,
+            tasks=_tasks(config.tasks, exported.plan),
+            compare=columns(others, exported),
+            include_path=config.include_path,
+            data_dir=config.data_dir,
+            limit=config.limit,
+            num_fewshot=config.num_fewshot,
+            prompting=prompting_of(config, exported.plan.data[0].prompting if exported.plan.data else PLAIN),
+            turns=config.fewshot_as_multiturn,
             loading=Loading(
-                dtype, device, batch_size if isinstance(batch_size, int) else None, memory, trust_remote_code
+                config.dtype,
+                config.device,
+                config.batch_size if isinstance(config.batch_size, int) else None,
+                config.memory,
+                config.trust_remote_code,
             ),
-            text=text,
-            generation=generation,
-            speed=speed,
-            layerwise=layerwise,
-            rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in scores),
-            seed=seed,
+            text=config.text,
+            generation=config.generation,
+            speed=config.speed,
+            layerwise=config.layerwise,
+            rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in rankings),
+            seed=config.seed,
         )
         result = _document(job, measure(job, progress))
         with published_together(exported.folder) as new:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerprune.auditor.agreement import again
 from layerprune.auditor.compare import SIGNIFICANT, adjusted, compare_models, overall
@@ -35,6 +36,9 @@ from layerprune.progress import SILENT, Progress
 from layerprune.report.card import CARD, OURS, card_faults
 from layerprune.report.page import REPORT, render_report
 
+if TYPE_CHECKING:
+    from layerprune.auditor.rerun import Repeated
+
 FOLDER = "layerprune"
 # What the Hub puts into every repo, and the lock of an audit that is at work, or was killed.
 NOT_LOOKED_AT = (".gitattributes", LOCK)
@@ -49,10 +53,11 @@ class Verification:
     bytes: int
     audited: bool
     digests: dict[str, str]  # sha256 of each document: compare them with those the publisher gives
+    repeated: Repeated | None = None  # what came of items of the audit that were asked again
 
     @property
     def ok(self) -> bool:
-        return not self.problems
+        return not self.problems and not (self.repeated and self.repeated.problems)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from layerprune.cli.faults import Fault, in_one_line
 from layerprune.errors import did_you_mean
 
 COMMANDS = {  # name: (what it does, as `layerprune --help` says it; where it is), in the order of the work
+    "prune": ("Plan, export and audit in one line; heals in between if asked.", "layerprune.cli.prune:prune"),
     "inspect": ("Show a model's decoder stack and what can be removed from it.", "layerprune.cli.inspect:inspect"),
     "score": ("Measure what each layer's removal costs.", "layerprune.cli.plan:score"),
     "plan": ("Choose the layers to remove; no weight is touched.", "layerprune.cli.plan:plan"),

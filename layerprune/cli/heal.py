@@ -10,33 +10,7 @@ import click
 from layerprune.cli import options as opt
 from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
-
-healing = opt.together(
-    click.option("--method", metavar="SPEC", required=True, help="How to heal, see `layerprune healers`."),
-    click.option(
-        "--corpus",
-        metavar="TEXT",
-        help="A text, jsonl or parquet file or folder, a Hub dataset (owner/name:split), or builtin: a small text of "
-        "this package.",
-    ),
-    click.option("--base", metavar="MODEL", help="Where the base model is now. Default: where export found it."),
-    click.option(
-        "--tasks",
-        type=opt.Names(),
-        help="Tasks whose items must not stand in the corpus. Default: those the plan was made with.",
-    ),
-    opt.sources,
-    click.option(
-        "--window",
-        type=click.IntRange(min=2),
-        metavar="N",
-        help="Tokens of a window. Default: 512, or what the model reads.",
-    ),
-    click.option("--dtype", metavar="NAME", help="float32, bfloat16, float16 or auto. Default: auto."),
-    click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or auto. Default: auto."),
-    click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of everything that is drawn. Default: 0."),
-    opt.trust_remote_code,
-)
+from layerprune.config import HealConfig
 
 
 @click.command(
@@ -50,18 +24,17 @@ healing = opt.together(
 )
 @click.argument("checkpoint", type=opt.FOLDER)
 @opt.output("Folder to make; it must not exist yet.")
-@healing
+@opt.options(HealConfig)
 @pass_console
 def heal(console: Console, checkpoint: Path, output: Path, **options: Any) -> None:
     """Win back what removal took from the exported model in CHECKPOINT; the result has the same tensors and shapes.
 
     Methods that train run in several processes, too: accelerate launch -m layerprune heal ...
     """
+    from layerprune import api
     from layerprune.cli.healed import healed
-    from layerprune.healing.step import HealRequest
-    from layerprune.healing.step import heal as carry_out
 
-    log = carry_out(HealRequest(checkpoint, **opt.given(options)), output, progress=console.progress)
+    log = api.heal(checkpoint, output, progress=console.progress, **opt.given(options))
     if log is None:
         return  # one of several processes, and not the one that speaks
     for part in healed(log):

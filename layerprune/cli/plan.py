@@ -10,11 +10,10 @@ import click
 from layerprune.cli import options as opt
 from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
+from layerprune.config import PlanConfig, ScoreConfig
 from layerprune.errors import UsageError
 from layerprune.lock import locked
-from layerprune.output import check_places
 
-SEARCHES = "one-shot, greedy[:lazy=true], blocks or exchange[:by=cosine+angular]"
 CONTINUE = "run the same command again: what was finished is kept"
 
 
@@ -28,22 +27,20 @@ CONTINUE = "run the same command again: what was finished is kept"
     ],
 )
 @click.argument("model")
-@opt.scoring
+@opt.options(ScoreConfig)
 @click.option("--stability", is_flag=True, help="Say how far other items would repeat the ranking.")
 @opt.output("Folder that gets scores.json.")
 @click.option("--force", is_flag=True, help="Replace a scores.json that is there, and remove what was planned from it.")
 @pass_console
 def score(console: Console, model: str, output: Path, force: bool, stability: bool, **options: Any) -> None:
     """Measure what each layer's removal costs MODEL (a folder or a Hub id), and write scores.json."""
+    from layerprune import api
     from layerprune.cli import tables
-    from layerprune.planning import ScoreRequest, lay, score_model
 
     with locked(output, model):
         refuse_to_replace(output / "scores.json", force)
-        check_places(output, files=("scores.json",))
-        request = ScoreRequest(model=model, **opt.given(options))
-        scores = score_model(request, run_folder=output, progress=console.progress, stability=stability)
-        lay(scores, output, console.progress)
+        told = opt.given(options)
+        scores = api.score(model, out=output, stability=stability, progress=console.progress, **told)
     console.print(tables.ranking(scores))
     if stability:
         console.print(tables.stability(scores))
@@ -64,45 +61,36 @@ def score(console: Console, model: str, output: Path, force: bool, stability: bo
     ],
 )
 @click.argument("model", required=False)
-@opt.goal
-@click.option(
-    "--search",
-    metavar="SPEC",
-    help=f"{SEARCHES}. Default: the metric's own, greedy for ablation. Others come as plug-ins.",
-)
-@click.option(
-    "--racing/--no-racing",
-    default=None,
-    help="Stop layers early that are clearly not next. "
-    "Default: yes, but for --objective worst and --floor.",
-)
-@opt.rules
+@opt.options(PlanConfig)
 @click.option("--scores", type=opt.FILE, metavar="FILE", help="Plan from this scores.json instead of a model.")
-@opt.scoring
 @opt.output("Folder that gets scores.json and plan.json.")
 @click.option("--force", is_flag=True, help="Replace documents that are already there.")
 @pass_console
-def plan(console: Console, output: Path, force: bool, **options: Any) -> None:
+def plan(
+    console: Console, model: str | None, scores: Path | None, output: Path, force: bool, **options: Any
+) -> None:
     """Choose which layers of MODEL (a folder or a Hub id) to remove; write scores.json and plan.json.
 
     One of --drop, --target-params, --target-bytes, --target-speedup, --max-drop and --front says how far to go.
     """
-    from layerprune.cli import planned as ways
+    from layerprune import api
     from layerprune.cli import tables
     from layerprune.cli.reached import front, reached
+    from layerprune.documents import Front
 
-    if options["front"]:
-        with locked(output, options["model"]):
-            refuse_to_replace(output / "front" / "front.json", force)
-            found = ways.front_anew(output=output, force=force, progress=console.progress, **options)
-        for part in front(found, output):
+    told = opt.given(options)
+    with locked(output, model):
+        refuse_to_replace(output / ("front/front.json" if told.get("front") else "plan.json"), force)
+        there = output / "scores.json"
+        if there.exists() and not force and not (scores is not None and scores.exists() and there.samefile(scores)):
+            way = "plan from it with --scores, " if scores is None else ""
+            raise UsageError(f"{there} exists; {way}give another folder with -o, or --force to replace it")
+        found, made = api.planned(model, scores=scores, out=output, progress=console.progress, **told)
+    if isinstance(made, Front):
+        for part in front(made, output):
             console.print(part)
         return
-    make = ways.plan_anew if options["scores"] is None else ways.plan_from_scores
-    with locked(output, options["model"]):
-        refuse_to_replace(output / "plan.json", force)
-        scores, planned = make(output=output, force=force, progress=console.progress, **options)
-    for part in (*tables.planned(scores, planned), *reached(planned)):
+    for part in (*tables.planned(found, made), *reached(made)):
         console.print(part)
     console.print(f"written: {output / 'scores.json'}, {output / 'plan.json'}")
     console.print(f"next: layerprune export {output / 'plan.json'} -o smaller/")

@@ -11,14 +11,18 @@ from layerprune.cli.audited import audited
 from layerprune.cli.healed import healed
 from layerprune.documents import Recipe, StudyRecipe
 from layerprune.progress import Progress
-from layerprune.recipes import run_recipe, run_study
+from layerprune.recipes import Finished, run_recipe, run_study
 
 
 def ran(recipe: Recipe | StudyRecipe, output: Path, progress: Progress) -> tuple[list[Any], list[str]]:
     """Run a recipe of either kind; return what to print, and the names of what was written."""
     if isinstance(recipe, StudyRecipe):
         return [verdict_of(run_study(recipe, output, progress=progress))], ["study.html", "study.json"]
-    finished = run_recipe(recipe, output, progress=progress)
-    work = healed(finished.heal) if finished.heal else []
-    parts = [*tables.planned(finished.scores, finished.plan), *work, *audited(finished.audit)]
-    return parts, ["scores.json", "plan.json", "checkpoint", *(["healed"] if finished.heal else [])]
+    done = run_recipe(recipe, output, progress=progress)
+    return finished(done), ["scores.json", "plan.json", "checkpoint", *(["healed"] if done.heal else [])]
+
+
+def finished(done: Finished) -> list[Any]:
+    """Return what to print of a run that is done."""
+    work = healed(done.heal) if done.heal else []
+    return [*tables.planned(done.scores, done.plan), *work, *audited(done.audit)]

@@ -10,6 +10,7 @@ import click
 from layerprune.cli import options as opt
 from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
+from layerprune.config import VerifyConfig
 
 WRONG = 1  # exit code when the folder is not what it says it is; 2 is kept for commands that could not be carried out
 
@@ -24,26 +25,17 @@ WRONG = 1  # exit code when the folder is not what it says it is; 2 is kept for 
     ],
 )
 @click.argument("folder", type=opt.FOLDER)
-@click.option("--base", metavar="MODEL", help="Compare this base model's weights with the receipt, too.")
-@click.option("--rerun", type=opt.POSITIVE, metavar="N", help="Ask both models N random items of the audit again.")
+@opt.options(VerifyConfig)
 @click.option("--digests", is_flag=True, help="Print the sha256 of each document, to compare with the publisher's.")
-@opt.sources
-@click.option("--device", metavar="NAME", help="Where --rerun computes: cpu, cuda, cuda:1 or auto. Default: auto.")
-@opt.trust_remote_code
 @pass_console
-def verify(
-    console: Console, folder: Path, base: str | None, rerun: int | None, digests: bool, **options: Any
-) -> None:
+def verify(console: Console, folder: Path, digests: bool, **options: Any) -> None:
     """Check that FOLDER is what export and audit left: every hash and figure; exit code 1 when something is wrong."""
-    from layerprune.auditor.verify import verify as look
-    from layerprune.cli import verified
+    from layerprune import api
+    from layerprune.cli.verified import verified
 
-    verified.check(folder, rerun, opt.given(options))
-    found = look(folder, base=base, progress=console.progress)
-    repeated = None
-    if rerun is not None and found.ok:
-        repeated = verified.ask_again(folder, rerun, base, console.progress, **opt.given(options))
-    for line in verified.verified(folder, found, repeated, rerun, digests):
+    told = opt.given(options)
+    found = api.verify(folder, progress=console.progress, **told)
+    for line in verified(folder, found, "rerun" in told, digests):
         console.print(line)
-    if not found.ok or (repeated and repeated.problems):
+    if not found.ok:
         click.get_current_context().exit(WRONG)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -201,6 +201,23 @@ class Audit(Document):
     limit: int | None
     seed: int = Field(ge=0)
     versions: dict[str, str]
+
+    @property
+    def headline(self) -> str:
+        return self.verdict
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a row for each task and model: accuracies, their paired difference with its 95 % interval, flips."""
+        return [
+            {
+                "task": task.data.task, "model": label, "items": task.data.items, "base": task.base_accuracy,
+                "accuracy": own.accuracy, "difference": own.difference, "low": own.interval[0],
+                "high": own.interval[1], "right to wrong": own.flips.right_to_wrong,
+                "wrong to right": own.flips.wrong_to_right,
+            }
+            for task in self.tasks
+            for label, own in task.models.items()
+        ]  # fmt: skip
 
     @model_validator(mode="after")
     def _speaks_of_the_same_models_throughout(self) -> Self:

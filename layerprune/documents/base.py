@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from html import escape
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from layerprune.errors import DocumentError
 from layerprune.output import writing
 from layerprune.paths import shown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+SHOWN = 60  # rows of a document's table in a notebook
 
 
 class Part(BaseModel):
@@ -25,6 +32,37 @@ class Document(Part):
     """A file that one step leaves and the next one takes. ``kind`` and ``format`` stand in every file."""
 
     filename: ClassVar[str]
+
+    @property
+    def headline(self) -> str:
+        """One line that says what the document is about."""
+        raise NotImplementedError
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what the document measured as rows for a table; empty where it is no table."""
+        return []
+
+    def to_pandas(self) -> DataFrame:
+        """Return ``records()`` as a ``pandas.DataFrame``."""
+        import pandas
+
+        return pandas.DataFrame(self.records())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.headline}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """Return the headline and the first rows for a notebook."""
+        rows = self.records()
+        shown = [{name: _cell(value) for name, value in row.items()} for row in rows[:SHOWN]]
+        names = dict.fromkeys(name for row in shown for name in row)
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = "".join("<tr>" + "".join(f"<td>{row.get(name, '')}</td>" for name in names) + "</tr>" for row in shown)
+        more = f"<p>and {len(rows) - SHOWN} more rows: to_pandas()</p>" if len(rows) > SHOWN else ""
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}" if rows else ""
+        return f"<p><b>{type(self).__name__}</b>: {escape(self.headline)}</p>{table}"
 
     def canonical_json(self) -> str:
         """Return the one spelling of this document that is hashed: sorted keys, no spaces, UTF-8, no NaN."""
@@ -75,6 +113,14 @@ class Document(Part):
             where = [".".join(shown(str(part)) for part in first["loc"])] if first["loc"] else []
             said = first["msg"].removeprefix("Value error, ")
             raise DocumentError(": ".join([source, *where, said])) from error
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list):
+        return ", ".join(_cell(part) for part in value)
+    return "" if value is None else escape(str(value))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ FileName = Annotated[str, AfterValidator(lambda name: _file_name(name))]  # of a
 
 def _layer(value: object) -> object:
     if isinstance(value, float) and not value.is_integer():
-        raise ValueError(f"{value} is not a whole layer, and half-layers are no longer removed; plan anew")
+        raise ValueError(f"{value} is not a whole layer")
     return value
 
 

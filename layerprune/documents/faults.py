@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 Place = tuple[int | str, ...]  # the way to a value in a file: ("score", "tasks", 0)
-SELF_EXPLAINING = ("extra_forbidden", "missing", "combination")  # findings whose value adds nothing to the message
+# Findings whose value adds nothing to the message.
+SELF_EXPLAINING = ("extra_forbidden", "missing", "combination", "option")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -58,6 +58,22 @@ class Front(Document):
     scores_sha256: str
     seed: int
     versions: dict[str, str]
+
+    @property
+    def headline(self) -> str:
+        named = ", ".join(f"{name} {plan}" for name, plan in self.named.items())
+        return f"{len(self.points)} plans for {self.model.id}, {self.search.name} by {self.metric.words}; {named}"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a row for each step of the path: accuracy on held-back items, its difference, bytes, parameters."""
+        return [
+            {
+                "removed": len(one.removal), "layers": one.removal, "accuracy": one.accuracy,
+                "difference": one.accuracy_difference, "low": one.interval[0], "high": one.interval[1],
+                "parameters": one.parameters, "bytes": one.bytes, "plan": one.plan,
+            }
+            for one in self.points
+        ]  # fmt: skip
 
     @model_validator(mode="after")
     def _names_points_of_its_own(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -98,6 +98,17 @@ class HealLog(Document):
     device: str
     seed: int
     versions: dict[str, str]
+
+    @property
+    def headline(self) -> str:
+        said = f"{self.method.spec}: {len(self.changed)} tensors changed in {self.seconds:.1f} s"
+        if self.heldout is not None:
+            said += f"; held-out loss {self.heldout.before:.3f} to {self.heldout.after:.3f} nats per token"
+        return said
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a row for each point of the curve that training left."""
+        return [point.model_dump() for point in self.curve]
 
     @property
     def steps(self) -> tuple[HealLog, ...]:

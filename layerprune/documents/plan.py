@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from layerprune.documents.audit import Speed
 from layerprune.documents.base import Document, Part
-from layerprune.documents.common import Interval, MetricRef, ModelRef, Ranked, TaskData, Units
+from layerprune.documents.common import Interval, MetricRef, ModelRef, Ranked, TaskData, Units, as_removal
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Search(Part):
@@ -117,6 +121,36 @@ class Plan(Document):
     warnings: tuple[str, ...] = ()
     seed: int
     versions: dict[str, str]
+
+    @property
+    def headline(self) -> str:
+        how = "named by hand" if self.search is None or self.metric is None else (
+            f"{self.search.name} by {self.metric.words}"
+        )
+        said = f"remove {', '.join(map(str, self.removal))} of {self.model.layers} layers of {self.model.id}, {how}"
+        if self.predicted is not None:
+            low, high = (100 * end for end in self.predicted.interval)
+            change = f"{100 * self.predicted.accuracy_difference:+.1f} ({low:+.1f} to {high:+.1f}) points"
+            said += f"; {change} on {self.predicted.source}"
+        return said
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a row for each layer of the ranking, first to go first; ``place`` among those that go, from 1."""
+        place = {layer: number for number, layer in enumerate(self.order, 1)}
+        return [
+            {"layer": one.unit, "score": one.score, "place": place.get(one.unit)} for one in self.ranking
+        ]
+
+    def applied(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Return a context in which a loaded ``model`` runs without the layers of the plan; no weight is changed.
+
+        Generate with ``use_cache=False`` or leave it to the context, which switches the cache off: that of a bypassed
+        layer stays empty. Raises ``UsageError`` for a model with fewer layers than the plan names.
+        """
+        from layerprune.bypass import applied
+
+        context: AbstractContextManager[nn.Module] = applied(model, as_removal(self.removal))
+        return context
 
     @model_validator(mode="after")
     def _has_scores_or_none(self) -> Self:

@@ -87,6 +87,17 @@ class Receipt(Document):
     versions: dict[str, str]
 
     @property
+    def headline(self) -> str:
+        return (
+            f"{self.base.id} without layers {', '.join(map(str, self.removal))}: {self.base.layers} to "
+            f"{self.result.layers} layers, {self.bytes_before:,} to {self.bytes_after:,} bytes"
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a row for each file that was written."""
+        return [{"file": name, "bytes": one.bytes, "sha256": one.sha256} for name, one in self.files.items()]
+
+    @property
     def rounds(self) -> tuple[Earlier, ...]:
         """The earlier rounds of pruning, first to last; empty where the base was not pruned before."""
         return () if self.earlier is None else (*self.earlier.receipt.rounds, self.earlier)

@@ -2,92 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
+from layerprune.config import (
+    AuditConfig,
+    Config,
+    ExportConfig,
+    Figures,
+    HealConfig,
+    Kind,
+    Labelled,
+    List,
+    MachineOptions,
+    ModelOptions,
+    PlanConfig,
+    ScoreConfig,
+    SourceOptions,
+    StudyConfig,
+    declared,
+)
 from layerprune.documents.base import Document, Part
 from layerprune.documents.faults import Fault, Place, faults_of
 from layerprune.documents.marked import Marked, read_marked
 from layerprune.errors import DocumentError, LayerpruneError, UsageError
-from layerprune.sizes import parse_size
-
-
-def _as_text(value: Any) -> Any:
-    """Let people write ``drop: 6``, ``target_speedup: 1.3`` and ``protect: [0, 1, -1]`` as YAML has it."""
-    if isinstance(value, list) and all(isinstance(entry, int) for entry in value):
-        return ",".join(map(str, value))
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _as_list(value: Any) -> Any:
-    """Let people write tasks as on the command line: ``arc_easy,hellaswag``."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-def _size(text: str) -> str:
-    try:
-        parse_size(text, "memory")
-    except UsageError as error:
-        raise PydanticCustomError("size", "should be a size such as 5GB or 500MB") from error
-    return text
-
 
 Check = Callable[[Any], object]  # raises LayerpruneError
-Text = Annotated[str, BeforeValidator(_as_text)]
-Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_list)]
-
 
 GOALS = ("drop", "target_params", "target_bytes", "target_speedup", "max_drop")
+SHARED = tuple(one.name for one in fields(ModelOptions) + fields(MachineOptions) + fields(SourceOptions))
 
 
-class ScoreStep(Part):
-    """What the layers are judged by. An option left out has the command line's default, here and below."""
+def _checked_by(kind: Kind) -> Any:
+    """Return the type of a key: what ``kind`` reads, as a document writes it."""
 
-    metric: str | None = None
-    tasks: Names
-    limit: PositiveInt | None = Field(default=None, description="items of each task")
-    num_fewshot: NonNegativeInt | None = None
-    apply_chat_template: bool | str | None = Field(default=None, description="or the name of a template")
-    fewshot_as_multiturn: bool | None = None
-    system_instruction: str | None = None
-    objective: Literal["mean", "worst", "weighted"] | None = Field(default=None, description="over the tasks")
-    weights: dict[str, float] | None = Field(default=None, description="of tasks in a weighted mean; others count 1")
-    floor: dict[str, float] | None = Field(
-        default=None, description="share of the intact accuracy above chance that a task must keep"
-    )
-    racing: bool | None = Field(default=None, description="stop candidates early that are clearly not next to go")
+    def read(value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return kind.read(value)
+        except ValueError as error:
+            raise PydanticCustomError("option", "{said}", {"said": str(error)}) from error
+
+    return Annotated[Any, BeforeValidator(read)]
 
 
-class PlanStep(Part):
-    """How many layers go, said in one of five ways, and how they are looked for."""
+def _keys_of(config: type[Config], needed: Collection[str] = (), only: Collection[str] | None = None) -> dict[str, Any]:
+    """Return pydantic's fields for the options of ``config``: ``only`` some, or those that are not a whole recipe's.
 
-    drop: Text | None = Field(default=None, description="a count, 6, or a share, 25%")
-    target_params: Text | None = Field(default=None, description="so many parameters are left: 1.2B")
-    target_bytes: Text | None = Field(default=None, description="so much the weights take: 2GB")
-    target_speedup: Text | None = Field(default=None, description="so many times as fast on this machine: 1.3x")
-    max_drop: Text | None = Field(default=None, description="as much as certainly loses less accuracy: 2%")
-    confidence: Text | None = Field(default=None, description="how sure max_drop has to be: 95%")
-    certify_limit: PositiveInt | None = Field(default=None, description="items of each task that certify max_drop")
-    up_to: Text | None = Field(default=None, description="where max_drop ends at the latest: 50%")
-    protect: Text | None = Field(default=None, description="layers never to remove: 0-3,-1")
-    search: str | None = None
-    keep_period: bool | None = Field(default=None, description="what repeats from layer to layer goes on repeating")
-    no_adjacent: bool | None = Field(default=None, description="no two neighbouring layers")
-    contiguous: bool | None = Field(default=None, description="only one run of neighbouring layers")
+    A key left out is None, and the option keeps its default.
+    """
+    found: dict[str, Any] = {}
+    for name, one in declared(config).items():
+        if not one.in_recipes or (name in SHARED if only is None else name not in only):
+            continue
+        # what may be given several times is a list, or a mapping by name
+        kind = List(one.kind) if one.many and not isinstance(one.kind, Figures | Labelled) else one.kind
+        found[name] = (_checked_by(kind), Field(default=... if name in needed else None, description=one.help))
+    return found
 
 
+def _step(name: str, says: str, config: type[Config], base: type[Part] = Part, **more: Any) -> type[Any]:
+    return create_model(name, __base__=base, __module__=__name__, __doc__=says, **_keys_of(config, **more))
+
+
+ScoreStep = _step(
+    "ScoreStep",
+    "What the layers are judged by.",
+    ScoreConfig,
+    needed=("tasks",),
+    only=declared(ScoreConfig).keys() - {*SHARED, "protect"},
+)
+
+
+class _OneGoal(Part):
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
         given = [name for name in GOALS if getattr(self, name) is not None]
@@ -95,57 +88,42 @@ class PlanStep(Part):
             said = f"{' and '.join(given)} are given" if given else "nothing says how far to go"
             raise PydanticCustomError("combination", f"{said}; give one of {', '.join(GOALS)}")
         stray = [name for name in ("confidence", "certify_limit", "up_to") if getattr(self, name) is not None]
-        if stray and self.max_drop is None:
+        if stray and self.max_drop is None:  # type: ignore[attr-defined]
             raise PydanticCustomError("combination", f"{stray[0]} belongs to max_drop, and {given[0]} is given")
-        if self.no_adjacent and self.contiguous:
+        if self.no_adjacent and self.contiguous:  # type: ignore[attr-defined]
             raise PydanticCustomError("combination", "no_adjacent and contiguous exclude each other; keep one of them")
         return self
 
 
-class ExportStep(Part):
-    """How the checkpoint is written."""
-
-    max_shard_size: Text | None = Field(default=None, description="5GB")
-
-
-class HealStep(Part):
-    """How what removal took is won back; without this step the checkpoint stays as exported."""
-
-    method: str = Field(min_length=1)
-    corpus: str | None = Field(default=None, description="file, folder, Hub dataset, or builtin")
-    tasks: Names | None = Field(default=None, description="not to stand in the corpus; default: all of this recipe")
-    window: Annotated[int, Field(ge=2)] | None = Field(default=None, description="tokens")
-
-
-class AuditStep(Part):
-    """What the smaller model is examined on; items that had a say in the plan are left out."""
-
-    tasks: Names | None = Field(default=None, description="default: the tasks that scored")
-    limit: PositiveInt | None = None
-    num_fewshot: NonNegativeInt | None = None
-    apply_chat_template: bool | str | None = Field(default=None, description="default of these three: as scored")
-    fewshot_as_multiturn: bool | None = None
-    system_instruction: str | None = None
-    text: str | None = Field(default=None, description="a .txt or .jsonl file for perplexity and KL")
-    generation: bool | None = Field(default=None, description="whether to look at greedy continuations of prompts")
-    speed: bool | None = Field(default=None, description="whether to time both models")
-    layerwise: bool | None = Field(default=None, description="whether to ask without each removed layer alone")
+PlanStep = _step(
+    "PlanStep",
+    "How many layers go, said in one of five ways, and how they are looked for; no front: a recipe ends in one model.",
+    PlanConfig,
+    base=_OneGoal,
+    only={*(declared(PlanConfig).keys() - declared(ScoreConfig).keys()), "protect"},
+)
+ExportStep = _step("ExportStep", "How the checkpoint is written.", ExportConfig)
+HealStep = _step(
+    "HealStep",
+    "How what removal took is won back; without this step the checkpoint stays as exported.",
+    HealConfig,
+    needed=("method",),
+)
+AuditStep = _step(
+    "AuditStep",
+    "What the smaller model is examined on; items that had a say in the plan are left out.",
+    AuditConfig,
+)
+StudyStep = _step("StudyStep", "What the paper's questions are asked on.", StudyConfig, needed=("tasks",))
 
 
-class Instructions(Document):
-    """What every recipe says: which model, where the tasks come from, on what machine. Paths as on the command line."""
-
+class _Reading(Document):
     filename: ClassVar[str] = "recipe.json"
     model: str = Field(min_length=1, description="local folder or Hub id")
-    revision: str | None = None
-    include_path: tuple[str, ...] = Field(default=(), description="folders of task YAMLs")
-    data_dir: str | None = Field(default=None, description="mirror of Hub dataset ids")
-    batch_size: Literal["auto"] | PositiveInt | None = None
-    memory: Annotated[str, AfterValidator(_size)] | None = Field(default=None, description="as in 4GB; see --memory")
-    dtype: str | None = None
-    device: str | None = None
-    seed: NonNegativeInt | None = None
-    trust_remote_code: bool | None = None
+
+    @property
+    def headline(self) -> str:
+        return f"{self.kind} for {self.model}"  # type: ignore[attr-defined]
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -168,12 +146,22 @@ class Instructions(Document):
         faults = [*marked.faults]
         for change in changes:
             faults += _apply(marked, change)
-        for place, check in (checks or {}).items():
-            faults += _checked(marked, place, check)
+        values = [fault for place, check in (checks or {}).items() for fault in _checked(marked, place, check)]
         try:
-            return cls.model_validate(marked.data), faults
+            return cls.model_validate(marked.data), [*faults, *values]
         except ValidationError as error:
-            return None, [*faults, *faults_of(error, cls, marked)]
+            forms = faults_of(error, cls, marked)
+            told = {fault.key for fault in forms}  # what has not the right form is told once
+            return None, [*faults, *(fault for fault in values if fault.key not in told), *forms]
+
+
+# What every recipe says: which model, where the tasks come from, on what machine. Paths as on the command line.
+Instructions: type[Any] = create_model(
+    "Instructions",
+    __base__=_Reading,
+    __module__=__name__,
+    **_keys_of(ScoreConfig, only=SHARED),
+)
 
 
 class Recipe(Instructions):
@@ -181,30 +169,11 @@ class Recipe(Instructions):
 
     kind: Literal["recipe"] = "recipe"
     format: Literal[1] = 1
-    score: ScoreStep
-    plan: PlanStep
-    export: ExportStep = ExportStep()
-    heal: HealStep | None = None
-    audit: AuditStep = AuditStep()
-
-
-class StudyStep(Part):
-    """What the paper's questions are asked on."""
-
-    tasks: Names
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        default=None, description="specs, ablation among them"
-    )
-    limit: PositiveInt | None = Field(default=None, description="items of each task that metrics and searches see")
-    audit_limit: PositiveInt | None = Field(default=None, description="other items, that accuracy is measured on")
-    num_fewshot: NonNegativeInt | None = None
-    apply_chat_template: bool | str | None = Field(default=None, description="or the name of a template")
-    fewshot_as_multiturn: bool | None = None
-    system_instruction: str | None = None
-    text: str | None = Field(default=None, description="a .txt or .jsonl file that metrics read, too")
-    counts: tuple[PositiveInt, ...] = Field(default=(), description="layers removed where accuracy is measured")
-    greedy: Text | None = Field(default=None, description="how far to follow greedy ablation: 6, or 25%")
-    protect: Text | None = Field(default=None, description="layers never to remove: 0-3,-1")
+    score: ScoreStep  # type: ignore[valid-type]
+    plan: PlanStep  # type: ignore[valid-type]
+    export: ExportStep = ExportStep()  # type: ignore[valid-type]
+    heal: HealStep | None = None  # type: ignore[valid-type]
+    audit: AuditStep = AuditStep()  # type: ignore[valid-type]
 
 
 class StudyRecipe(Instructions):
@@ -212,7 +181,13 @@ class StudyRecipe(Instructions):
 
     kind: Literal["study-recipe"] = "study-recipe"
     format: Literal[1] = 1
-    study: StudyStep
+    study: StudyStep  # type: ignore[valid-type]
+
+
+def given(part: Part, *without: str) -> dict[str, Any]:
+    """Return the options that a recipe or a step of it sets; what it leaves out keeps its default."""
+    names = [name for name in type(part).model_fields if name not in without]
+    return {name: value for name in names if (value := getattr(part, name)) is not None}
 
 
 def recipe_error(path: Path, faults: list[Fault]) -> DocumentError:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from layerprune.documents.base import Document, Part
 from layerprune.documents.common import Interval, MetricRef, ModelRef, Outcomes, TaskData, Units
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class TaskScore(Part):
@@ -86,6 +89,50 @@ class Scores(Document):
     )
     seed: int
     versions: dict[str, str]
+
+    @property
+    def headline(self) -> str:
+        rounds = f" in {len(self.rounds)} rounds" if len(self.rounds) > 1 else ""
+        first = min(self.rounds[0].candidates, key=lambda one: one.score)
+        return (
+            f"{self.model.id}, {self.model.layers} layers, by {self.metric.words}{rounds}; "
+            f"least harm: {', '.join(map(str, first.removal))} ({first.score:.4g})"
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a row for each candidate of each round, least harm first.
+
+        ``score`` and its interval in the metric's unit, higher is more harm; then each task's relevance and accuracy.
+        """
+        rows = []
+        for number, entry in enumerate(self.rounds, 1):
+            for one in sorted(entry.candidates, key=lambda each: (each.score, each.tie_break)):
+                low, high = one.interval or (None, None)
+                row: dict[str, Any] = {"round": number, "removed": entry.removed, "layers": one.removal}
+                row |= {"score": one.score, "low": low, "high": high}
+                for name, task in one.tasks.items():
+                    row |= {f"{name} relevance": task.relevance, f"{name} accuracy": task.accuracy}
+                rows.append(row)
+        return rows
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw each layer's score of the first round, with its 95 % interval, on matplotlib's ``ax`` or a new one."""
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots(figsize=(8, 3))[1]
+        found = sorted(self.rounds[0].candidates, key=lambda one: one.removal)
+        scores, places = [one.score for one in found], range(len(found))
+        ax.bar(places, scores, color="#4c78a8")
+        whiskers = [(place, *one.interval) for place, one in enumerate(found) if one.interval is not None]
+        if whiskers:
+            at, low, high = zip(*whiskers, strict=True)
+            ax.vlines(at, low, high, color="black", linewidth=1)
+        ax.set_xticks(places, [", ".join(map(str, one.removal)) for one in found], fontsize=7)
+        ax.set_xlabel("layer")
+        ax.set_ylabel(self.metric.unit)
+        ax.set_title(f"{self.metric.words}: harm of removing one layer")
+        return ax
 
     @model_validator(mode="after")
     def _every_round_holds_a_candidate(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -191,3 +191,16 @@ class Study(Document):
     device: str
     seed: int
     versions: dict[str, str]
+
+    @property
+    def headline(self) -> str:
+        tasks = ", ".join(data.task for data in self.selection)
+        return f"{len(self.metrics)} metrics on {self.model.id}, {self.model.layers} layers, tasks {tasks}"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a row for each ranking: the metric, what it read, and the score of each layer (higher: more harm)."""
+        names = [", ".join(map(str, unit)) for unit in self.units]
+        return [
+            {"metric": one.metric, "calibration": one.calibration, **dict(zip(names, one.scores, strict=True))}
+            for one in self.rankings
+        ]

@@ -15,6 +15,7 @@ from layerprune.auditor.exported import Exported
 from layerprune.auditor.models import check_folder, check_weights
 from layerprune.checkpoint import Checkpoint, new_folder, try_new_folder
 from layerprune.checkpoint.companions import companions, left_out
+from layerprune.config import HealConfig
 from layerprune.corpus import WINDOW, Corpus, build_corpus
 from layerprune.documents import HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
 from layerprune.errors import ExportError, ModelError, UsageError, one_line
@@ -37,24 +38,6 @@ FOLDER = "layerprune"
 CARD = "README.md"
 
 
-@dataclass(frozen=True)
-class HealRequest:
-    """What ``layerprune heal`` is asked."""
-
-    checkpoint: Path
-    method: str
-    corpus: str | None = None
-    base: str | None = None  # default: where it was exported from, when the method needs it or it is still there
-    tasks: tuple[str, ...] | None = None  # whose items the corpus must not hold; default: the plan's
-    include_path: tuple[Path, ...] = ()
-    data_dir: Path | None = None
-    window: int | None = None  # tokens; None: WINDOW, or as many as the model reads
-    dtype: str = "auto"
-    device: str = "auto"
-    seed: int = 0
-    trust_remote_code: bool = False
-
-
 @dataclass
 class _Stopwatch:
     """Counts the time spent in a method's own code, not in writing what it yields."""
@@ -73,8 +56,8 @@ class _Stopwatch:
             yield pair
 
 
-def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> HealLog | None:
-    """Write the healed checkpoint to the new folder ``out`` and return its log.
+def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options: Any) -> HealLog | None:
+    """Write the healed ``checkpoint`` to the new folder ``out`` and return its log; ``options`` are ``HealConfig``'s.
 
     Of several processes under ``accelerate launch`` the first one does; the others help to train and return None.
 
@@ -84,6 +67,7 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
     method cannot heal this model or removal, ``UsageError`` for an unusable corpus or option, or where another healing
     is at work on ``out``.
     """
+    request = HealConfig.of(**options)
     entry, healer = build(HEALERS, request.method)
     out = Path(out).absolute()
     work = work_folder(out)
@@ -91,24 +75,24 @@ def heal(request: HealRequest, out: Path, *, progress: Progress = SILENT) -> Hea
     if leads():
         clear(out)
     _check_new(out)
-    exported = Exported.read(request.checkpoint)
+    exported = Exported.read(checkpoint)
     if not leads():
         deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
         return None
-    try_new_folder(out, request.checkpoint, request.base or exported.receipt.base.id)
+    try_new_folder(out, checkpoint, request.base or exported.receipt.base.id)
     with locked(work):
         _check_new(out)  # whoever held the lock until now may have written it
         case = _case(request, healer, exported, work, progress)
         _empty(case.attachments)
         check_plain(work)  # what a method goes on from and writes over
-        method = HealerRef(
+        ref = HealerRef(
             name=entry.name,
             spec=spec_of(entry.name, healer),
             options=options_of(healer),
             gradients=healer.gradients,
             owner=entry.owner,
         )
-        log = _published(healer, method, case, exported, out)
+        log = _published(healer, ref, case, exported, out)
         shutil.rmtree(work, ignore_errors=True)
     return log
 
@@ -168,7 +152,7 @@ def _carried(exported: Exported, checkpoint: Checkpoint, progress: Progress) -> 
     return sorted({*exported.receipt.files} - {CARD, *found.left})  # the card is written anew
 
 
-def _case(request: HealRequest, healer: Healer, exported: Exported, work: Path, progress: Progress) -> Case:
+def _case(request: HealConfig, healer: Healer, exported: Exported, work: Path, progress: Progress) -> Case:
     """See that everything belongs together and is at hand, and read the corpus."""
     if healer.needs == "text" and request.corpus is None:
         raise UsageError(f"{request.method} reads text: give a corpus, such as --corpus FILE or --corpus builtin")
@@ -198,7 +182,7 @@ def _case(request: HealRequest, healer: Healer, exported: Exported, work: Path, 
     )
 
 
-def _base(request: HealRequest, healer: Healer, exported: Exported) -> str | None:
+def _base(request: HealConfig, healer: Healer, exported: Exported) -> str | None:
     """Return where the base is: as told, or where it was exported from when it is needed or still a folder there."""
     if request.base is not None:
         return request.base
@@ -206,7 +190,7 @@ def _base(request: HealRequest, healer: Healer, exported: Exported) -> str | Non
     return home if healer.needs_base or Path(home).is_dir() else None
 
 
-def _corpus(request: HealRequest, exported: Exported) -> Corpus:
+def _corpus(request: HealConfig, exported: Exported) -> Corpus:
     from transformers import AutoTokenizer
 
     window, tasks = _window(request, exported), request.tasks
@@ -220,7 +204,7 @@ def _corpus(request: HealRequest, exported: Exported) -> Corpus:
     return build_corpus(str(request.corpus), tokenizer, window=window, seed=request.seed, items=items)
 
 
-def _window(request: HealRequest, exported: Exported) -> int:
+def _window(request: HealConfig, exported: Exported) -> int:
     config = load_config(str(exported.folder), trust_remote_code=request.trust_remote_code)
     most = positions(build_on_meta(config, trust_remote_code=request.trust_remote_code))
     if request.window is None:

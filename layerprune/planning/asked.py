@@ -1,18 +1,16 @@
-"""What planning is asked, and the goal that the options of a command line or a recipe amount to."""
+"""The goal that the options of ``plan`` amount to."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from layerprune.config import CERTIFY_LIMIT, PlanConfig
 from layerprune.errors import UsageError
 from layerprune.planners import check_drop
-from layerprune.planning.certifying import CERTIFY_LIMIT, MaxDrop
+from layerprune.planning.certifying import MaxDrop
 from layerprune.planning.farthest import Farthest
 from layerprune.planning.goals import Drop, Goal
-from layerprune.planning.limits import FREE, Rules
-from layerprune.planning.request import ScoreRequest
 from layerprune.planning.speeding import Faster
 from layerprune.planning.targets import Smaller
 from layerprune.sizes import parse_count, parse_size
@@ -20,36 +18,16 @@ from layerprune.sizes import parse_count, parse_size
 CONFIDENCE = "95%"
 
 
-@dataclass(frozen=True)
-class PlanRequest:
-    """What ``layerprune plan`` is asked."""
-
-    score: ScoreRequest
-    goal: Goal
-    search: str | None = None
-    rules: Rules = FREE
-
-
-def goal_of(
-    *,
-    drop: str | None = None,
-    target_params: str | None = None,
-    target_bytes: str | None = None,
-    target_speedup: str | None = None,
-    max_drop: str | None = None,
-    confidence: str | None = None,
-    certify_limit: int | None = None,
-    up_to: str | None = None,
-    front: bool = False,
-) -> Goal:
+def goal_of(config: PlanConfig) -> Goal:
     """Return the one goal among the options; none, several, or one that makes no sense is a ``UsageError``."""
+    confidence, certify_limit, up_to = config.confidence, config.certify_limit, config.up_to
     makers: dict[str, tuple[str | None, Callable[[str], Goal]]] = {
-        "--drop": (drop, _drop),
-        "--target-params": (target_params, _params),
-        "--target-bytes": (target_bytes, _bytes),
-        "--target-speedup": (target_speedup, _speedup),
-        "--max-drop": (max_drop, lambda text: _max_drop(text, confidence or CONFIDENCE, certify_limit, up_to)),
-        "--front": ("yes" if front else None, lambda _: _front(up_to)),
+        "--drop": (config.drop, _drop),
+        "--target-params": (config.target_params, _params),
+        "--target-bytes": (config.target_bytes, _bytes),
+        "--target-speedup": (config.target_speedup, _speedup),
+        "--max-drop": (config.max_drop, lambda text: _max_drop(text, confidence or CONFIDENCE, certify_limit, up_to)),
+        "--front": ("yes" if config.front else None, lambda _: _front(up_to)),
     }
     given = {option: text for option, (text, _) in makers.items() if text is not None}
     if len(given) != 1:
@@ -112,6 +90,3 @@ def _share(text: str, option: str, example: str) -> float:
     if not 0 < share < 1:
         raise UsageError(f"{option} {text!r} is not a share between 0% and 100%; write {example}")
     return round(share, 12)  # 2% is 0.02, and not what dividing leaves
-
-
-GOAL_OPTIONS = tuple(goal_of.__kwdefaults__ or ())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from layerprune import stats
+from layerprune.config import CERTIFY_LIMIT
 from layerprune.documents import OWN_ANSWER, Certificate, CertifiedStep, Outcomes
 from layerprune.errors import RefusedError, UsageError
 from layerprune.metrics.ablation import INTACT
@@ -16,10 +17,6 @@ from layerprune.planning.slices import Shares
 from layerprune.removal import Removal
 from layerprune.tasks import Questions
 from layerprune.tasks.answers import is_written
-
-# Items of each task that certify when --certify-limit does not say otherwise. Flips of 5 % of the answers each way and
-# no loss at all take about 700 items in all to rule out a loss of two points.
-CERTIFY_LIMIT = 2000
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from layerprune.checkpoint import contained, locate
+from layerprune.config import PlanConfig, ScoreConfig
 from layerprune.documents import BaseTask, Candidate, EngineReport, MetricRef, Round, Scores
 from layerprune.engine import JOURNAL, Engine, Examiner
 from layerprune.engine.answering import own_answers
@@ -22,14 +23,13 @@ from layerprune.metrics.base import Data, Metric
 from layerprune.planners import Constraints, Judge, parse_protect
 from layerprune.planning.judging import Remembered, text_key
 from layerprune.planning.limits import FREE, Rules, check_objective
-from layerprune.planning.request import ScoreRequest
 from layerprune.planning.slices import Shares, Slices
 from layerprune.progress import SILENT, Progress
 from layerprune.registry import Entry
 from layerprune.removal import Removal
 from layerprune.specs import build, options_of, spec_of
 from layerprune.subject import Subject
-from layerprune.tasks import Questions, check_turns, load_questions
+from layerprune.tasks import Questions, check_turns, load_questions, prompting_of
 from layerprune.tasks.answers import is_written
 from layerprune.versions import tool_versions
 
@@ -38,7 +38,7 @@ from layerprune.versions import tool_versions
 class Desk:
     """Everything a scoring run has on its desk: first model, metric and constraints, then the items."""
 
-    request: ScoreRequest
+    request: ScoreConfig
     entry: Entry
     metric: Metric
     subject: Subject
@@ -53,24 +53,33 @@ class Desk:
     said: set[Removal] = field(default_factory=set)  # removals named as not finite
 
     @classmethod
-    def open(cls, request: ScoreRequest, folder: Path | None, progress: Progress, rules: Rules = FREE) -> Desk:
-        """Validate the request and load the model."""
+    def open(
+        cls,
+        request: ScoreConfig,
+        folder: Path | None,
+        progress: Progress,
+        rules: Rules = FREE,
+        subject: Subject | None = None,
+    ) -> Desk:
+        """Validate the request and load the model, where ``subject`` is not loaded already."""
         entry, metric = build(METRICS, request.metric)
-        if request.prompting.apply_chat_template:
+        if prompting_of(request).apply_chat_template:
             progress.note("prompts go through the tokenizer's chat template")
         if metric.needs != "nothing" and not request.tasks:
             raise UsageError(f"the metric {entry.name!r} needs {metric.needs}: give tasks, such as --tasks arc_easy")
         objective = asked_objective(request.objective, request.weights, request.floor)
-        check_objective(objective, request.racing, entry.name, metric)
-        progress.note(f"loading {request.model}")
-        subject = Subject.load(
-            request.model,
-            revision=request.revision,
-            dtype=request.dtype,
-            device=request.device,
-            trust_remote_code=request.trust_remote_code,
-            reads_text=bool(request.tasks),  # a metric that needs items or text was refused without them
-        )
+        racing = request.racing if isinstance(request, PlanConfig) else None
+        check_objective(objective, racing, entry.name, metric)
+        if subject is None:
+            progress.note(f"loading {request.model}")
+            subject = Subject.load(
+                request.model,
+                revision=request.revision,
+                dtype=request.dtype,
+                device=request.device,
+                trust_remote_code=request.trust_remote_code,
+                reads_text=bool(request.tasks),  # a metric that needs items or text was refused without them
+            )
         if subject.tokenizer is None:
             progress.note(f"{request.model} has no tokenizer: the metric {entry.name!r} needs none")
         anatomy = subject.anatomy
@@ -208,7 +217,7 @@ class Desk:
         return locate(self.request.model, self.subject.ref.revision).path  # the very snapshot that was scored
 
 
-def _questions(request: ScoreRequest, subject: Subject, more: int, *, ungraded: bool) -> Questions:
+def _questions(request: ScoreConfig, subject: Subject, more: int, *, ungraded: bool) -> Questions:
     return load_questions(
         request.tasks,
         subject.encoder,
@@ -217,7 +226,7 @@ def _questions(request: ScoreRequest, subject: Subject, more: int, *, ungraded: 
         data_dir=request.data_dir,
         limit=request.limit + more,
         num_fewshot=request.num_fewshot,
-        prompting=request.prompting,
+        prompting=prompting_of(request),
         seed=request.seed,
         ungraded=ungraded,
     )

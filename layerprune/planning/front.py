@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from layerprune.config import PlanConfig
 from layerprune.documents import Front, FrontPoint, Objective, Plan, Prediction, Scores
 from layerprune.documents.front import FOLDER, PLOT, TABLE, PointName, plan_name
 from layerprune.errors import UsageError
@@ -18,7 +19,6 @@ from layerprune.metrics import METRICS
 from layerprune.output import check_places
 from layerprune.paths import refuse_link
 from layerprune.planners import SEARCHES, Constraints, Found, next_to_go
-from layerprune.planning.asked import PlanRequest
 from layerprune.planning.laying import laid
 from layerprune.planning.prediction import counted_by_accuracy, prepare
 from layerprune.planning.searching import Searcher
@@ -26,30 +26,34 @@ from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
 from layerprune.report.front import write_csv, write_plot
 from layerprune.specs import build
+from layerprune.subject import Subject
 
 
-def front_model(request: PlanRequest, *, run_folder: Path, progress: Progress = SILENT) -> tuple[Scores, Front]:
+def front_model(
+    request: PlanConfig, *, run_folder: Path, progress: Progress = SILENT, subject: Subject | None = None
+) -> tuple[Scores, Front]:
     """Search once, judge every step of the path on the held-back items, and write a plan for each.
 
     Into ``run_folder``: scores.json, and in ``front/`` the plans, front.json, front.csv and front.png. Raises
-    ``UsageError`` for a search whose smaller removals do not lie within its larger ones.
+    ``UsageError`` for a search whose smaller removals do not lie within its larger ones. ``subject``: the model, where
+    it is loaded already.
     """
-    _, metric = build(METRICS, request.score.metric)
+    _, metric = build(METRICS, request.metric)
     entry, search = build(SEARCHES, request.search or metric.search)
     if not getattr(search, "nested", False):
         raise UsageError(f"--front follows one path, and the search {entry.name!r} lays none: use greedy or one-shot")
     if (next_to_go(search, 2) or 0) > 1:
         # a race says which layers go, not in what order, and the order is the path
-        if request.score.racing:
+        if request.racing:
             said = f"--racing does not tell the order of {entry.name}'s layers, which --front follows; leave it out"
             raise UsageError(said)
-        request = replace(request, score=replace(request.score, racing=False))
+        request = replace(request, racing=False)
     refuse_link(run_folder / FOLDER)
-    with locked(run_folder, request.score.model):
+    with locked(run_folder, request.model):
         files = (Scores.filename, *(f"{FOLDER}/{name}" for name in (Front.filename, TABLE, PLOT)))
         check_places(run_folder, files=files, folders=(FOLDER,))
-        searcher = Searcher.open(request, run_folder, progress)
-        reached = request.goal.pursue(searcher.desk, searcher)
+        searcher = Searcher.open(request, run_folder, progress, subject)
+        reached = searcher.goal.pursue(searcher.desk, searcher)
         path = path_of(reached.found, searcher.desk.constraints)
         prepare(searcher.desk, [found.removal for found in path])
         scores = searcher.desk.scores(reached.rounds)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerprune.anatomy import Anatomy
+from layerprune.config import PlanConfig
 from layerprune.documents import MEAN, Limits, Objective
 from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive
@@ -25,6 +26,11 @@ class Rules:
     def __post_init__(self) -> None:
         if self.no_adjacent and self.contiguous:
             raise UsageError("no_adjacent and contiguous exclude each other; ask for one of them")
+
+    @classmethod
+    def of(cls, config: PlanConfig) -> Rules:
+        """Return the rules among the options of ``plan``."""
+        return cls(config.keep_period, config.no_adjacent, config.contiguous)
 
     @property
     def shape(self) -> Shape:

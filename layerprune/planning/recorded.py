@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from layerprune import documents
 from layerprune.anatomy import Anatomy, load_config, read_anatomy
-from layerprune.documents import Plan, Scores
+from layerprune.config import PlanConfig
+from layerprune.documents import Plan, Scores, read_scores
 from layerprune.errors import ModelError, RefusedError, UsageError
 from layerprune.exporter import rehearse
+from layerprune.judgement import asked_objective, rejudged
+from layerprune.lock import locked
 from layerprune.output import writing
 from layerprune.planners import (
     SEARCHES,
@@ -23,10 +27,16 @@ from layerprune.planners import (
     shortfall,
     table_judge,
 )
+from layerprune.planning.laying import laid
 from layerprune.planning.limits import FREE, Rules
 from layerprune.planning.written import written
+from layerprune.progress import SILENT, Progress
 from layerprune.specs import build, options_of
 
+# What can still be said when the scores are there.
+FOR_SCORES = (
+    "drop", "protect", "search", "keep_period", "no_adjacent", "contiguous", "objective", "weights", "floor",
+)  # fmt: skip
 UNREHEARSED = "planned without the model: whether export and other readers take the result was not looked at"
 
 
@@ -55,6 +65,41 @@ def replan(
     warnings = (*anatomy.misread(found.removal), *anatomy.heads()) if anatomy is not None else (UNREHEARSED,)
     how = documents.Search(name=entry.name, options=options_of(chosen))
     return written(scores, found, how, limits, drop, None, warnings)
+
+
+def plan_from_scores(
+    scores: str | Path | Scores, run_folder: Path, *, progress: Progress = SILENT, **options: Any
+) -> tuple[Scores, Plan]:
+    """Plan from recorded scores; writes the plan and, beside it, the scores, judged again under another objective.
+
+    ``options``: those of ``PlanConfig`` that can be met without the model (``FOR_SCORES``).
+    """
+    unused = [name for name, value in options.items() if name not in FOR_SCORES and value not in (None, (), False)]
+    if unused:
+        raise UsageError(f"--scores plans without a model: --{unused[0].replace('_', '-')} cannot be given with it")
+    config = PlanConfig.of(model="", **options)
+    if config.drop is None:
+        raise UsageError("nothing says how far to go; with --scores, give --drop")
+    read = again = scores if isinstance(scores, Scores) else read_scores(Path(scores))
+    if config.objective or config.weights or config.floor:
+        name, weights, floors = config.objective, config.weights, config.floor
+        if name is None:  # what is not said stays as it was recorded
+            recorded = read.metric.objective
+            name = None if weights else recorded.name
+            weights, floors = weights or recorded.weights, recorded.floors if floors is None else floors
+        again = rejudged(read, asked_objective(name, weights, floors))
+    planned = replan(again, config.drop, config.protect, search=config.search, rules=Rules.of(config))
+    copy = run_folder / Scores.filename
+    with locked(run_folder):
+        theirs = copy.exists() and not isinstance(scores, Scores) and copy.samefile(scores)
+        if theirs and again != read:
+            raise UsageError(f"another objective makes other scores than {scores}; give another folder with -o")
+        if theirs:
+            planned.save(run_folder / Plan.filename)
+        else:
+            with laid(again, run_folder, progress, before=Plan) as new:
+                planned.save(new / Plan.filename)
+    return again, planned
 
 
 def _require_floors(scores: Scores, found: Found) -> None:

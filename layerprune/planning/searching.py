@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layerprune import documents
+from layerprune.config import PlanConfig
 from layerprune.documents import Candidate, Plan, Scores
 from layerprune.errors import RefusedError, UsageError
 from layerprune.judgement import additive, unit_of
@@ -25,10 +26,11 @@ from layerprune.planners import (
     require_finite,
     shortfall,
 )
-from layerprune.planning.asked import PlanRequest
+from layerprune.planning.asked import goal_of
 from layerprune.planning.desk import Desk
-from layerprune.planning.goals import Reached
+from layerprune.planning.goals import Goal, Reached
 from layerprune.planning.laying import laid
+from layerprune.planning.limits import Rules
 from layerprune.planning.prediction import predict
 from layerprune.planning.written import put_out, written
 from layerprune.progress import SILENT, Progress
@@ -36,14 +38,20 @@ from layerprune.registry import Entry
 from layerprune.removal import Removal
 from layerprune.specs import build, options_of, spec_of
 from layerprune.stats import displayed
+from layerprune.subject import Subject
 
 
-def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = SILENT) -> tuple[Scores, Plan]:
-    """Search for the removal that harms least; writes scores.json and plan.json into ``run_folder``."""
-    with locked(run_folder, request.score.model):
+def plan_model(
+    request: PlanConfig, *, run_folder: Path, progress: Progress = SILENT, subject: Subject | None = None
+) -> tuple[Scores, Plan]:
+    """Search for the removal that harms least; writes scores.json and plan.json into ``run_folder``.
+
+    ``subject``: the model, where it is loaded already.
+    """
+    with locked(run_folder, request.model):
         check_places(run_folder, files=(Scores.filename, Plan.filename))
-        searcher = Searcher.open(request, run_folder, progress)
-        reached = request.goal.pursue(searcher.desk, searcher)
+        searcher = Searcher.open(request, run_folder, progress, subject)
+        reached = searcher.goal.pursue(searcher.desk, searcher)
         scores = searcher.desk.scores(reached.rounds)
         plan = searcher.plan(reached, scores)
         with laid(scores, run_folder, progress, before=Plan) as new:
@@ -55,7 +63,9 @@ def plan_model(request: PlanRequest, *, run_folder: Path, progress: Progress = S
 class Searcher:
     """A search at a desk, ready to look for removals of any size; what it has judged it need not judge again."""
 
-    request: PlanRequest
+    request: PlanConfig
+    goal: Goal
+    rules: Rules
     desk: Desk
     entry: Entry
     search: Any
@@ -64,22 +74,25 @@ class Searcher:
     shown: set[str] = field(default_factory=set)
 
     @classmethod
-    def open(cls, request: PlanRequest, run_folder: Path, progress: Progress) -> Searcher:
+    def open(
+        cls, request: PlanConfig, run_folder: Path, progress: Progress, subject: Subject | None = None
+    ) -> Searcher:
         """Validate everything, load model and items."""
-        _, metric = build(METRICS, request.score.metric)
+        goal, rules = goal_of(request), Rules.of(request)
+        _, metric = build(METRICS, request.metric)
         entry, search = build(SEARCHES, request.search or metric.search)
-        if request.score.racing and (next_to_go(search, 2) is None or metric.needs != "items"):
+        if request.racing and (next_to_go(search, 2) is None or metric.needs != "items"):
             what = f"the search {spec_of(entry.name, search)!r} compares more than the next to go"
-            what = what if metric.needs == "items" else f"the metric {request.score.metric!r} answers no items"
+            what = what if metric.needs == "items" else f"the metric {request.metric!r} answers no items"
             raise UsageError(f"--racing: {what}; leave it out, or use ablation with one-shot or greedy")
         for other in asks(search):
             if build(METRICS, other)[1].needs == "items" != metric.needs:
                 asked = f"the search {spec_of(entry.name, search)!r} asks the metric {other!r}"
-                raise UsageError(f"{asked}, which answers items, and {request.score.metric!r} answers none")
-        desk = Desk.open(request.score, run_folder, progress, request.rules)
-        request.goal.require(desk)
-        desk.bring_items(request.goal.shares)
-        return cls(request, desk, entry, search)
+                raise UsageError(f"{asked}, which answers items, and {request.metric!r} answers none")
+        desk = Desk.open(request, run_folder, progress, rules, subject)
+        goal.require(desk)
+        desk.bring_items(goal.shares)
+        return cls(request, goal, rules, desk, entry, search)
 
     def __call__(self, drop: int) -> Found:
         """Return the removal of ``drop`` units; raises ``RefusedError`` where the constraints allow none."""
@@ -89,15 +102,15 @@ class Searcher:
 
         def watch(removal: Removal, best: Candidate) -> None:
             unit = unit_of(desk.metric)
-            score = displayed(best.score, unit, self.request.score.metric)
+            score = displayed(best.score, unit, self.request.metric)
             said = f"{len(removal)} chosen: {removal}, {unit} {score:.4f}"
             if said not in self.shown:
                 self.shown.add(said)
                 desk.progress.note(said)
 
-        found = look(judge, desk.constraints, drop, seed=self.request.score.seed, watch=watch)
+        found = look(judge, desk.constraints, drop, seed=self.request.seed, watch=watch)
         if self._races and put_out(found):  # rules passed over winners of the race: all have to be ranked
-            found = look(desk.judge(), desk.constraints, drop, seed=self.request.score.seed, watch=watch)
+            found = look(desk.judge(), desk.constraints, drop, seed=self.request.seed, watch=watch)
         if misfit := desk.constraints.misfit(found.removal, drop):
             raise RefusedError(f"the search {self.entry.name!r} found {found.removal}, which may not go: {misfit}")
         require_finite(found)
@@ -119,12 +132,12 @@ class Searcher:
         and of the worst task.
         """
         alike = len({len(move) for move in self.desk.constraints.moves}) == 1
-        return alike and additive(self.desk.data.objective) and self.request.score.racing is not False
+        return alike and additive(self.desk.data.objective) and self.request.racing is not False
 
     def _chosen_by(self, metric: str, constraints: Constraints, drop: int) -> Found:
         """Return what another metric removes by the cheapest search it has."""
         _, search = build(SEARCHES, cheapest_search(metric))
-        found: Found = search(self._judge_by(metric), constraints, drop, seed=self.request.score.seed)
+        found: Found = search(self._judge_by(metric), constraints, drop, seed=self.request.seed)
         return found
 
     def _judge_by(self, metric: str) -> Judge:
@@ -146,13 +159,13 @@ class Searcher:
         desk, removal = self.desk, reached.found.removal
         desk.rehearse(removal)
         how = documents.Search(name=self.entry.name, options=options_of(self.search))
-        limits = self.request.rules.limits(desk.constraints.protect, desk.subject.anatomy)
+        limits = self.rules.limits(desk.constraints.protect, desk.subject.anatomy)
         plan = written(
             scores,
             reached.found,
             how,
             limits,
-            self.request.goal.requested,
+            self.goal.requested,
             predict(desk, removal),
             (*desk.subject.anatomy.misread(removal), *desk.heads(removal)),
         )

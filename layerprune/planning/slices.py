@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import reduce
 
+from layerprune.config import ScoreConfig
 from layerprune.errors import UsageError
-from layerprune.planning.request import ScoreRequest
 from layerprune.stats import draw_mixture
 from layerprune.tasks import Questions
 
@@ -29,7 +29,7 @@ class Slices:
     certification: Questions | None = None
 
     @classmethod
-    def of(cls, questions: Questions, shares: Shares, request: ScoreRequest) -> Slices:
+    def of(cls, questions: Questions, shares: Shares, request: ScoreConfig) -> Slices:
         """Divide ``questions`` task by task, by item fingerprint; ``UsageError`` where a slice would have none."""
         rest, certification = questions, None
         if shares.certify:

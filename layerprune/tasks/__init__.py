@@ -13,7 +13,7 @@ from layerprune.tasks.encoding import Encoder, encode
 from layerprune.tasks.items import Item, Questions, Request, TaskQuestions, Verdict, fingerprint, hash_share
 from layerprune.tasks.judging import LmEvalJudge, answerable, chance_of, content_of, definition_of
 from layerprune.tasks.loading import load_tasks, templates_compiled_once
-from layerprune.tasks.prompting import Prompts, asked_prompting, check_turns
+from layerprune.tasks.prompting import Prompts, asked_prompting, check_turns, prompting_of
 
 __all__ = [
     "Item",
@@ -25,6 +25,7 @@ __all__ = [
     "check_turns",
     "item_texts",
     "load_questions",
+    "prompting_of",
 ]
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that prompts agree with its published numbers

@@ -7,10 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from layerprune.config import PromptOptions
 from layerprune.documents import PLAIN, Prompting
 from layerprune.errors import UsageError, did_you_mean
 from layerprune.tasks.encoding import Encoder
 from layerprune.tasks.items import Questions
+
+
+def prompting_of(config: PromptOptions, default: Prompting = PLAIN) -> Prompting:
+    """Return the prompting that a command's options describe; see ``asked_prompting``."""
+    return asked_prompting(
+        config.apply_chat_template,
+        config.fewshot_as_multiturn,
+        config.system_instruction,
+        config.num_fewshot,
+        default=default,
+    )
 
 
 def asked_prompting(

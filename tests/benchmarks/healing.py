@@ -40,7 +40,7 @@ from layerprune.documents.base import write_atomically
 from layerprune.engine import Engine, examine
 from layerprune.exporter import export
 from layerprune.healing.losses import mean_nats
-from layerprune.healing.step import HealRequest, heal
+from layerprune.healing.step import heal
 from layerprune.removal import Removal
 from layerprune.subject import Subject
 from layerprune.tasks import load_questions
@@ -163,7 +163,7 @@ def healed(bench: Bench, pruned: Path, method: str, row: dict[str, Any]) -> Path
         before, folder = folder, pruned.with_name(f"{pruned.name}--healed-{number}")
         if folder.exists():
             shutil.rmtree(folder)
-        log = heal(request(bench.options, before, each), folder, progress=bench.progress)
+        log = heal(before, folder, method=each, progress=bench.progress, **asked(bench.options))
         assert log is not None, "the benchmark runs in one process"
         logs.append(log)
         if before is not pruned:
@@ -172,11 +172,11 @@ def healed(bench: Bench, pruned: Path, method: str, row: dict[str, Any]) -> Path
     return folder
 
 
-def request(options: argparse.Namespace, pruned: Path, method: str) -> HealRequest:
-    return HealRequest(
-        pruned, method, options.corpus, base=options.model, tasks=tuple(options.tasks.split(",")),
-        include_path=(options.eval / "tasks",), dtype=options.dtype,
-    )  # fmt: skip
+def asked(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "corpus": options.corpus, "base": options.model, "tasks": options.tasks,
+        "include_path": options.eval / "tasks", "dtype": options.dtype,
+    }  # fmt: skip
 
 
 def account(logs: list[HealLog]) -> dict[str, Any]:

@@ -1,0 +1,364 @@
+"""The verbs as functions of Python. The command line calls the same ones, so both take the same options.
+
+Wherever a model is asked for, a local folder, a Hub id or a pair ``(model, tokenizer)`` that is loaded already will do.
+Documents (``Scores``, ``Plan``, ...) are taken as they are or as paths. A run folder ``out`` gets the documents, in the
+place of those that are there, and keeps what was measured: the same call again goes on from it. A checkpoint's folder
+must not exist yet. Faults raise ``LayerpruneError``, whose message is one line.
+"""
+
+from __future__ import annotations
+
+import inspect as signatures
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from layerprune.config import (
+    MISSING,
+    AuditConfig,
+    Config,
+    ExportConfig,
+    HealConfig,
+    InspectConfig,
+    PlanConfig,
+    PruneConfig,
+    PushConfig,
+    ScoreConfig,
+    StudyConfig,
+    VerifyConfig,
+    declared,
+    default_of,
+)
+from layerprune.errors import UsageError
+from layerprune.progress import SILENT, Bars, Progress
+
+if TYPE_CHECKING:
+    from layerprune.auditor.verify import Verification
+    from layerprune.documents import Audit, Front, HealLog, Plan, Receipt, Scores, Study
+    from layerprune.hub import Pushed
+    from layerprune.inspection import Inspection
+    from layerprune.recipes import Finished
+    from layerprune.subject import Subject
+
+    Pair = tuple[Any, Any]  # a PreTrainedModel and its tokenizer
+    PathLike = str | Path
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+LOADING = ("dtype", "device", "revision", "trust_remote_code")  # what a pair has settled already
+
+
+def _takes(config: type[Config]) -> Callable[[Function], Function]:
+    """Return a decorator that gives a function the options of ``config``, in its signature and in its docstring."""
+
+    def decorate(function: Function) -> Function:
+        own = signatures.signature(function)
+        kept = [one for one in own.parameters.values() if one.kind is not signatures.Parameter.VAR_KEYWORD]
+        options = {name: one for name, one in declared(config).items() if name not in own.parameters}
+        made = [
+            signatures.Parameter(
+                name,
+                signatures.Parameter.KEYWORD_ONLY,
+                default=signatures.Parameter.empty if default_of(config, name) is MISSING else default_of(config, name),
+                annotation=config.__dataclass_fields__[name].type,
+            )
+            for name in options
+        ]
+        function.__signature__ = own.replace(parameters=[*kept, *made])  # type: ignore[attr-defined]
+        lines = [
+            textwrap.fill(f"{name}: {one.help}", 112, initial_indent="    ", subsequent_indent=" " * 8)
+            for name, one in options.items()
+        ]
+        function.__doc__ = f"{signatures.getdoc(function)}\n\nOptions:\n" + "\n".join(lines)
+        return function
+
+    return decorate
+
+
+@_takes(InspectConfig)
+def inspect(model: str | Path, **options: Any) -> Inspection:
+    """Look at the decoder stack of ``model`` and at what can be removed from it; no weights are loaded."""
+    from layerprune.inspection import inspect_model
+
+    config = InspectConfig.of(model=str(model), **options)
+    return inspect_model(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
+@_takes(ScoreConfig)
+def score(
+    model: PathLike | Pair,
+    *,
+    out: PathLike | None = None,
+    stability: bool = False,
+    progress: Progress | bool | None = None,
+    **options: Any,
+) -> Scores:
+    """Measure what the removal of each layer costs.
+
+    ``out``: a run folder that gets scores.json. ``stability``: refuse a metric whose ranking cannot be repeated on
+    other items. ``progress``: True shows bars, False nothing; by default bars where somebody watches.
+    """
+    from layerprune.lock import locked
+    from layerprune.output import check_places
+    from layerprune.planning import lay, score_model
+
+    shown = _progress(progress)
+    with _opened(model, options) as (told, subject):
+        config = ScoreConfig.of(**told)
+        with locked(None if out is None else Path(out), config.model):
+            if out is not None:
+                check_places(Path(out), files=("scores.json",))
+            folder = None if out is None else Path(out)
+            scores = score_model(config, run_folder=folder, progress=shown, stability=stability, subject=subject)
+            if folder is not None:
+                lay(scores, folder, shown)
+    return scores
+
+
+@_takes(PlanConfig)
+def plan(
+    model: PathLike | Pair | None = None,
+    *,
+    scores: PathLike | Scores | None = None,
+    out: PathLike | None = None,
+    progress: Progress | bool | None = None,
+    **options: Any,
+) -> Plan | Front:
+    """Choose the layers to remove; no weight is touched.
+
+    From a ``model``, or from earlier ``scores`` without one. Exactly one of ``drop``, ``target_params``,
+    ``target_bytes``, ``target_speedup``, ``max_drop`` and ``front`` says how far to go; ``front`` returns a ``Front``,
+    whose plans lie in ``out``. ``out``: a run folder that gets scores.json and plan.json.
+    """
+    return planned(model, scores=scores, out=out, progress=progress, **options)[1]
+
+
+def planned(
+    model: PathLike | Pair | None = None,
+    *,
+    scores: PathLike | Scores | None = None,
+    out: PathLike | None = None,
+    progress: Progress | bool | None = None,
+    **options: Any,
+) -> tuple[Scores, Plan | Front]:
+    """Return the scores that a plan was made from, too; see ``plan``."""
+    from layerprune.planning import front_model, plan_from_scores, plan_model
+
+    shown = _progress(progress)
+    if options.get("front") and scores is not None:
+        raise UsageError("--scores plans without a model, and a front asks it how far to go: leave --scores out")
+    if options.get("front") and out is None:
+        raise UsageError("a front is a folder of plans: say where it goes with out")
+    with ExitStack() as stack:
+        folder = Path(out) if out is not None else Path(stack.enter_context(TemporaryDirectory(prefix="layerprune-")))
+        if scores is not None:
+            if model is not None:
+                raise UsageError("--scores plans without a model: a MODEL cannot be given with it")
+            return plan_from_scores(scores, folder, progress=shown, **options)
+        if model is None:
+            raise UsageError("name the MODEL to plan for, or give --scores to plan from an earlier scores.json")
+        told, subject = stack.enter_context(_opened(model, options))
+        config = PlanConfig.of(**told)
+        if config.front:
+            return front_model(config, run_folder=folder, progress=shown, subject=subject)
+        return plan_model(config, run_folder=folder, progress=shown, subject=subject)
+
+
+@_takes(ExportConfig)
+def export(
+    plan: PathLike | Plan | Pair, out: PathLike, *, progress: Progress | bool | None = None, **options: Any
+) -> Receipt:
+    """Write the smaller model that ``plan`` describes to the new folder ``out``, and check it against its base.
+
+    ``plan`` is a plan, the path of one or the folder that holds it; with ``remove`` it is a model, which loses exactly
+    these layers: nothing is measured, and no plan is needed.
+    """
+    from layerprune.checkpoint import try_new_folder
+    from layerprune.exporter import export as write
+    from layerprune.exporter import removal_plan
+
+    shown, target = _progress(progress), Path(out)
+    config = ExportConfig.of(**options)
+    if config.remove is None:
+        if config.revision is not None:
+            raise UsageError("--revision is for a MODEL with --remove; a plan names its own")
+        read = _plan_at(plan)
+    else:
+        if config.base is not None:
+            raise UsageError("--base is for a PLAN; with --remove the first argument is the model")
+        model, revision = _named(plan)
+        try_new_folder(target, model)
+        read = removal_plan(
+            model,
+            config.remove,
+            revision=config.revision or revision,
+            trust_remote_code=config.trust_remote_code,
+            progress=shown,
+        )
+    return write(
+        read,
+        target,
+        base=config.base,
+        max_shard_size=config.max_shard_size,
+        trust_remote_code=config.trust_remote_code,
+        progress=shown,
+    )
+
+
+@_takes(HealConfig)
+def heal(
+    checkpoint: PathLike, out: PathLike, *, progress: Progress | bool | None = None, **options: Any
+) -> HealLog | None:
+    """Win back what removal took from an exported ``checkpoint``; the new folder ``out`` gets the same shapes.
+
+    Of several processes under ``accelerate launch`` the first returns the log, the others None.
+    """
+    from layerprune.healing.step import heal as carry_out
+
+    return carry_out(Path(checkpoint), Path(out), progress=_progress(progress), **options)
+
+
+@_takes(AuditConfig)
+def audit(folder: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Audit:
+    """Compare the exported model in ``folder`` with its base on items that no earlier step has seen.
+
+    Writes audit.json, the model card and report.html into ``folder``.
+    """
+    from layerprune.auditor.auditing import audit as examine
+
+    return examine(Path(folder), progress=_progress(progress), **options)
+
+
+@_takes(VerifyConfig)
+def verify(folder: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Verification:
+    """Check that ``folder`` is what export, heal and audit left: every hash and every figure. Problems are returned."""
+    from layerprune.auditor.models import Loading
+    from layerprune.auditor.rerun import repeat
+    from layerprune.auditor.verify import verify as look
+
+    shown, place, config = _progress(progress), Path(folder), VerifyConfig.of(**options)
+    if not place.is_dir():
+        raise UsageError(f"{folder} does not exist; give the folder that layerprune export wrote")
+    alone = [name for name in options if name not in ("base", "rerun") and options[name] is not None]
+    if config.rerun is None and alone:
+        raise UsageError(f"--{alone[0].replace('_', '-')} says how items are asked again: give --rerun N, too")
+    found = look(place, base=config.base, progress=shown)
+    if config.rerun is None or not found.ok:
+        return found
+    repeated = repeat(
+        place,
+        config.rerun,
+        base=config.base,
+        include_path=config.include_path,
+        data_dir=config.data_dir,
+        loading=Loading(device=config.device, trust_remote_code=config.trust_remote_code),
+        progress=shown,
+    )
+    return replace(found, repeated=repeated)
+
+
+@_takes(PushConfig)
+def push(folder: PathLike, repo: str, *, progress: Progress | bool | None = None, **options: Any) -> Pushed:
+    """Verify ``folder`` and send weights, card, audit and report to ``repo`` (owner/name) on the Hub."""
+    from layerprune.hub import push as send
+
+    place, config = Path(folder), PushConfig.of(**options)
+    if not place.is_dir():
+        raise UsageError(f"{folder} does not exist; give the folder that layerprune export wrote")
+    asked = {name: getattr(config, name) for name in declared(PushConfig)}
+    return send(place, repo, progress=_progress(progress), **asked)
+
+
+@_takes(StudyConfig)
+def study(model: PathLike, out: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Study:
+    """Ask the paper's questions (arXiv:2605.14075) of ``model``: which metric knows which of its layers matter.
+
+    ``out`` gets study.html, study.json, tables (CSV) and plots (SVG).
+    """
+    from layerprune.analysis import WORK, check_room, write_study
+    from layerprune.analysis import study as measure
+    from layerprune.lock import locked
+
+    folder, config = Path(out), StudyConfig.of(model=str(model), **options)
+    with locked(folder, config.model):
+        check_room(folder)
+        found = measure(config, folder / WORK, progress=_progress(progress))
+        write_study(found, folder)
+    return found
+
+
+@_takes(PruneConfig)
+def prune(model: PathLike, out: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Finished:
+    """Plan, export, heal where ``heal`` says how, and audit: the smaller model in the new folder ``out``.
+
+    The documents on the way lie in a run folder beside it, ``OUT.run``, with recipe.json, the same as a recipe. A call
+    that was cut off goes on when it is made again.
+    """
+    from layerprune.recipes import prune_recipe, run_recipe
+
+    target = Path(out)
+    recipe = prune_recipe(PruneConfig.of(model=str(model), **options), {"model": str(model), **options})
+    return run_recipe(recipe, target.with_name(f"{target.name}.run"), result=target, progress=_progress(progress))
+
+
+def _progress(asked: Progress | bool | None) -> Progress:
+    if asked is None:
+        asked = sys.stderr.isatty() or "ipykernel" in sys.modules
+    if isinstance(asked, bool):
+        return Bars() if asked else SILENT
+    return asked
+
+
+@contextmanager
+def _opened(model: PathLike | Pair, options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Subject | None]]:
+    """Yield the options with the model's name among them and, of a pair, the loaded model; it gets its mode back."""
+    if isinstance(model, str | Path):
+        yield {**options, "model": str(model)}, None
+        return
+    from layerprune.subject import Subject, runs_own_code
+
+    for name in LOADING:
+        if options.get(name):
+            raise UsageError(f"{name} says how a model is loaded, and this one is loaded already; leave it out")
+    loaded, tokenizer = _pair(model)
+    name, revision = _named(model)
+    training, trusted = loaded.training, runs_own_code(loaded)
+    told = {**options, "model": name, "revision": revision, "trust_remote_code": trusted}
+    try:
+        yield told, Subject.of(loaded, tokenizer)
+    finally:
+        loaded.train(training)
+
+
+def _pair(model: Any) -> Pair:
+    if not isinstance(model, tuple | list) or len(model) != 2 or not hasattr(model[0], "config"):
+        raise UsageError(f"{type(model).__name__} is no model; give a folder, a Hub id or a pair (model, tokenizer)")
+    return model[0], model[1]
+
+
+def _named(model: Any) -> tuple[str, str | None]:
+    """Return where a model is, and its commit on the Hub."""
+    if isinstance(model, str | Path):
+        return str(model), None
+    loaded, _ = _pair(model)
+    where = str(loaded.name_or_path)
+    return where, None if Path(where).is_dir() else getattr(loaded.config, "_commit_hash", None)
+
+
+def _plan_at(plan: Any) -> Plan:
+    """Return a plan; raises ``UsageError`` for what looks like a model, which needs ``remove``."""
+    from layerprune.documents import Plan, read_plan
+
+    if isinstance(plan, Plan):
+        return plan
+    if not isinstance(plan, str | Path):
+        raise UsageError("a model loses the layers that are named: give remove, such as remove='21-24', or a plan")
+    path = Path(plan)
+    file = path / Plan.filename if path.is_dir() else path
+    if not file.exists() and (path / "config.json").exists():
+        raise UsageError(f"{path} is a model and not a plan; name the layers to remove (--remove 21-24), or plan first")
+    return read_plan(file)
