@@ -351,6 +351,7 @@ def _named(model: Any) -> tuple[str, str | None]:
 
 def _plan_at(plan: Any) -> Plan:
     """Return a plan; raises ``UsageError`` for what looks like a model, which needs ``remove``."""
+    from layerprune.checkpoint.locator import learn
     from layerprune.documents import Plan, read_plan
 
     if isinstance(plan, Plan):
@@ -361,4 +362,6 @@ def _plan_at(plan: Any) -> Plan:
     file = path / Plan.filename if path.is_dir() else path
     if not file.exists() and (path / "config.json").exists():
         raise UsageError(f"{path} is a model and not a plan; name the layers to remove (--remove 21-24), or plan first")
+    for place in (file.parent, file.parent.parent):  # beside a front's plans, and above its folder
+        learn(place)
     return read_plan(file)

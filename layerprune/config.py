@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -139,6 +140,23 @@ class Size(Kind):
             return parse_size(value, "")
         except UsageError as error:
             raise ValueError(str(error).strip()) from error
+
+
+@dataclass(frozen=True)
+class Duration(Kind):
+    """Seconds, as people write them: ``90s``, ``20m``, ``1h30m``; a bare number is seconds."""
+
+    metavar: str = "TIME"
+
+    def read(self, value: Any) -> float:
+        match = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s?)?", str(value)[:40].strip())
+        parts = [int(part or 0) for part in match.groups()] if match else []
+        if isinstance(value, float) and 0 < value < 10**9:
+            return value
+        if isinstance(value, bool) or not any(parts):
+            raise ValueError(f"{_short(value)} is not a time; write 20m, 1h30m or 90s")
+        hours, minutes, seconds = parts
+        return 3600.0 * hours + 60.0 * minutes + seconds
 
 
 @dataclass(frozen=True)
@@ -417,6 +435,11 @@ class ScoreConfig(PromptOptions, ModelOptions, MachineOptions):
     metric: str = option(Text("SPEC"), "What judges a layer, see `layerprune metrics`.", "ablation")
     tasks: tuple[str, ...] = option(List(Text()), "lm-eval tasks that supply the items; of a group, each task.", ())
     limit: int = option(Whole(1, MOST_ITEMS), "Use at most so many items of each task.", DEFAULT_LIMIT)
+    budget: float | None = option(
+        Duration(),
+        "Use as many items of each task as fit into this time, 20m or 1h30m, by the speed on the first of them; "
+        "--limit is the most where it is given and not 1000.",
+    )
     objective: str | None = option(
         Choice(("mean", "worst", "weighted")),
         "What counts of several tasks: the mean, the worst of them, or a weighted mean (see --weights).",
@@ -559,8 +582,9 @@ class PushConfig(Config):
     private: bool = option(Flag(), "Make a repo that does not exist yet private.", False)
     revision: str | None = option(Text("BRANCH"), "Branch to push to, made where it is missing.", default="main")
     create_pr: bool = option(Flag(), "Open a pull request instead of committing.", False)
-    base_model: str | None = option(Text("ID"), "Hub id of a base that was a local folder; its files must be equal.")
-    unnamed_base: bool = option(Flag(), "Publish the bare name of a base that was a local folder.", False)
+    base_model: str | None = option(
+        Text("ID"), "Hub id of a base that was a local folder, for the card; its files must be equal."
+    )
     dry_run: bool = option(Flag(), "Verify, and list what would go; nothing is sent.", False)
     allow_unaudited: bool = option(Flag(), "Push a folder whose losses nobody has measured.", False)
 
@@ -580,6 +604,9 @@ class StudyConfig(PromptOptions, ModelOptions, MachineOptions):
     )
     limit: int = option(Whole(1, MOST_ITEMS), "Items of each task that metrics and searches see.", DEFAULT_LIMIT)
     audit_limit: int = option(Whole(1, MOST_ITEMS), "Other items that accuracy is measured on.", AUDIT_LIMIT)
+    budget: float | None = option(
+        Duration(), "Use as many items of each task as fit into this time, as many to choose as to judge: 2h."
+    )
     text: Path | None = option(PathTo("FILE"), "A .txt or .jsonl text for metrics to read, too.")
     counts: tuple[int, ...] = option(
         List(Whole(1, 10**6), "N,N"), "Layers removed where accuracy is measured.", (), default="ten up to 75 %"

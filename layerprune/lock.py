@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 FILENAME = ".lock"
 # What commands go on from in a run folder; a link would be read, or a journal written, elsewhere.
-READ = ("recipe.json", "scores.json", "plan.json", "study.json", "front/front.json", "journal.jsonl", "answers.jsonl")
+READ = (
+    "recipe.json", "scores.json", "plan.json", "study.json", "front/front.json", "locator.json", "journal.jsonl",
+    "answers.jsonl", "budget.json",
+)  # fmt: skip
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none, such as some mounts of NFS
 
 _held = threading.local()  # .folders: those that this thread holds

@@ -114,7 +114,7 @@ def run_recipe(
             if fresh:
                 _give_up(folder)
             raise
-        receipt = _exported(recipe, plan, places["export"], progress)
+        receipt = _exported(recipe, plan, folder, places["export"], progress)
         log = _healed(recipe, receipt, places["export"], places["heal"], progress)
         audit = _audited(recipe, receipt, log, places[last], progress)
     return Finished(folder, scores, plan, receipt, log, audit)
@@ -193,18 +193,20 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
     return plan_model(config, run_folder=folder, progress=progress)
 
 
-def _exported(recipe: Recipe, plan: Plan, out: Path, progress: Progress) -> Receipt:
+def _exported(recipe: Recipe, plan: Plan, folder: Path, out: Path, progress: Progress) -> Receipt:
     from layerprune.auditor.exported import Exported
     from layerprune.checkpoint import locate
+    from layerprune.checkpoint.locator import learn, source_of
     from layerprune.exporter import export
 
     refuse_link(out)
+    learn(folder)
     if out.exists():
         receipt = Exported.read(out).receipt
         if receipt.plan_sha256 != plan.sha256():
             raise DocumentError(f"{out} was not exported from the run's plan.json; remove it to export again")
         base = receipt.base
-        _check_whole(out, lambda: locate(base.id, base.revision, shards=False, weights=False).path, progress)
+        _check_whole(out, lambda: locate(*source_of(base), shards=False, weights=False).path, progress)
         progress.note("export: done before")
         return receipt
     trusted = given(recipe).get("trust_remote_code", False)

@@ -19,6 +19,7 @@ from layerprune.anatomy import Anatomy, check_weights, find_stack, load_config, 
 from layerprune.anatomy.causality import refuse_when_seen_ahead
 from layerprune.bypass import bypassed
 from layerprune.checkpoint import Checkpoint, locate
+from layerprune.checkpoint.locator import reference
 from layerprune.documents import ModelRef
 from layerprune.errors import ModelError, UsageError, one_line
 from layerprune.removal import Removal
@@ -87,10 +88,9 @@ class Subject:
             raise ModelError(f"{model} lacks {len(info['missing_keys'])} of its weights, {first} for one")
         loaded.eval()
         refuse_when_seen_ahead(loaded, config)
-        ref = ModelRef(
-            id=folder.id,
-            revision=folder.revision,
-            fingerprint=checkpoint.fingerprint(),
+        ref = reference(
+            folder,
+            checkpoint,
             model_type=config.model_type,
             layers=anatomy.depth,
             parameters=anatomy.parameters(),
@@ -116,10 +116,9 @@ class Subject:
         _check_unchanged(model, checkpoint, where)
         model.eval()
         refuse_when_seen_ahead(model, config)
-        ref = ModelRef(
-            id=folder.id,
-            revision=folder.revision,
-            fingerprint=checkpoint.fingerprint(),
+        ref = reference(
+            folder,
+            checkpoint,
             model_type=config.model_type,
             layers=anatomy.depth,
             parameters=anatomy.parameters(),

@@ -11,7 +11,7 @@ import audit_samples as samples
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from layerprune.checkpoint import Checkpoint
+from layerprune.checkpoint import Checkpoint, locate, locator
 from layerprune.documents import FileEntry, ModelRef, TaskData
 
 DEPTH = 6
@@ -121,10 +121,9 @@ def pruned_by_hand(base: Path, out: Path, layer: int) -> Path:
 
 def reference(folder: Path) -> ModelRef:
     checkpoint = Checkpoint.open(folder)
-    return ModelRef(
-        id=str(folder),
-        revision=None,
-        fingerprint=checkpoint.fingerprint(),
+    return locator.reference(
+        locate(str(folder)),
+        checkpoint,
         model_type="llama",
         layers=json.loads((folder / "config.json").read_text())["num_hidden_layers"],
         parameters=checkpoint.parameters,

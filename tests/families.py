@@ -6,8 +6,9 @@ from pathlib import Path
 
 from layerprune.anatomy import load_config, read_anatomy
 from layerprune.anatomy.tiny import save_tiny, tiny_config, tiny_model, types
-from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Limits, MetricRef, ModelRef, Plan, Search
+from layerprune.checkpoint import Checkpoint, locate
+from layerprune.checkpoint.locator import reference
+from layerprune.documents import Limits, MetricRef, Plan, Search
 from layerprune.removal import Removal
 
 __all__ = ["FAMILIES", "make_plan", "save_tiny", "tiny_config", "tiny_model", "types"]
@@ -22,10 +23,9 @@ FAMILIES = (
 def make_plan(folder: Path, removal: Removal) -> Plan:
     """Return a plan to remove ``removal`` from the model in ``folder``, as if a metric had chosen it."""
     checkpoint, anatomy = Checkpoint.open(folder), read_anatomy(load_config(str(folder)))
-    model = ModelRef(
-        id=str(folder),
-        revision=None,
-        fingerprint=checkpoint.fingerprint(),
+    model = reference(
+        locate(str(folder)),
+        checkpoint,
         model_type=anatomy.model_type,
         layers=anatomy.depth,
         parameters=anatomy.parameters(),

@@ -79,7 +79,7 @@ def test_the_main_job_from_python(home, toy, tmp_path, pair):
     assert audit.verdict in repr(audit)
     found = lp.verify(healed, base=str(home / "base"))
     assert found.ok, found.problems
-    sent = lp.push(healed, "me/tiny", dry_run=True, unnamed_base=True)
+    sent = lp.push(healed, "me/tiny", dry_run=True)
     assert "model.safetensors" in sent.files
 
 

@@ -145,7 +145,8 @@ def test_the_same_audit_twice_is_the_same_document(out, tasks):
 
 def test_a_base_that_moved_is_found_with_base(base, tasks, out, tmp_path):
     moved = shutil.copytree(base, tmp_path / "moved")
-    assert run(out, tasks, base=str(moved)).base.id == str(base)
+    assert run(out, tasks, base=str(moved)).base.id == "base"
+    assert json.loads((out / "layerprune" / "locator.json").read_text()).popitem()[1] == str(moved)
 
 
 def tamper_weights(out):

@@ -207,7 +207,7 @@ def test_no_pickle_is_read(tmp_path: Path) -> None:
 
 def test_locate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = locate(str(save(tmp_path / "m")))
-    assert folder.path == Path(folder.id) == tmp_path / "m"
+    assert (folder.path, folder.id) == (tmp_path / "m", "m")
     assert folder.revision is None
     with pytest.raises(ModelError, match="a revision"):
         locate(str(tmp_path / "m"), "main")

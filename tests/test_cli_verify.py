@@ -104,7 +104,7 @@ def test_bad_input_is_one_line(home, tmp_path):
 
 
 def test_a_dry_run_lists_what_would_go_and_sends_nothing(home, hub):
-    said = done("push", home / "smaller", "me/smaller", "--dry-run", "--unnamed-base").stdout
+    said = done("push", home / "smaller", "me/smaller", "--dry-run").stdout
     assert "model.safetensors" in said
     assert "layerprune/audit.json" in said
     assert "deleted from the repo, where it has others: *.safetensors, " in said
@@ -113,7 +113,7 @@ def test_a_dry_run_lists_what_would_go_and_sends_nothing(home, hub):
 
 
 def test_what_is_pushed_arrives(home, hub):
-    said = done("push", home / "smaller", "me/smaller", "--private", "--unnamed-base").stdout
+    said = done("push", home / "smaller", "me/smaller", "--private").stdout
     assert f"pushed to me/smaller: {hub.url}" in said
     stored = hub.repos["me/smaller"]["files"]
     assert json.loads(stored["config.json"])["num_hidden_layers"] == 5
@@ -123,7 +123,7 @@ def test_what_is_pushed_arrives(home, hub):
 def test_the_unaudited_go_only_when_told(home, hub):
     assert "--allow-unaudited" in last_line("push", home / "bare", "me/bare")
     assert hub.repos == {}
-    done("push", home / "bare", "me/bare", "--allow-unaudited", "--unnamed-base")
+    done("push", home / "bare", "me/bare", "--allow-unaudited")
     assert "model.safetensors" in hub.repos["me/bare"]["files"]
 
 

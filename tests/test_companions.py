@@ -21,8 +21,8 @@ from layerprune.auditor.verify import verify
 from layerprune.checkpoint import locate
 from layerprune.checkpoint.companions import companions, is_companion, is_licence
 from layerprune.checkpoint.entries import entry_of
-from layerprune.documents import HealLog, Plan, Receipt
-from layerprune.errors import CheckpointError
+from layerprune.documents import HealLog, Receipt
+from layerprune.errors import CheckpointError, UsageError
 from layerprune.exporter import export
 from layerprune.exporter.configs import prune_generation
 from layerprune.healing import HEALERS
@@ -102,10 +102,11 @@ def test_export_heal_and_push_carry_the_same(base: Path, tmp_path: Path, monkeyp
     healed = tmp_path / "healed"
     heal(out, healed, method="scaling")
     assert files(healed) == files(out) | {"layerprune/heal.json"}
+    kept = {"layerprune/locator.json"}  # of this machine alone
     for folder in (out, healed):
         assert verify(folder).problems == ()
-        sent = push(folder, "me/x", dry_run=True, unnamed_base=True, allow_unaudited=True).files
-        assert {*sent} == files(folder)
+        sent = push(folder, "me/x", dry_run=True, allow_unaudited=True).files
+        assert {*sent} == files(folder) - kept
 
 
 def older(base: Path, names: tuple[str, ...]) -> Path:
@@ -137,31 +138,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-unt
     server.server_close()
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_what_an_older_export_carried_is_not_pushed(
-    hub: hub_standin.Hub, base: Path, tmp_path: Path, local: bool
-) -> None:
-    """The public edition names it as dropped, so it verifies."""
-    out, heard = older(base, ("secrets.json", "token.txt", "params.json")), Heard()
-    if not local:
-        plan, receipt = (kind.load(out / "layerprune" / kind.filename) for kind in (Plan, Receipt))
-        plan = plan.model_copy(update={"model": plan.model.model_copy(update={"id": "org/base"})})
-        plan.save(out / "layerprune" / plan.filename)
-        named = {"base": plan.model, "plan_sha256": plan.sha256()}
-        receipt.model_copy(update=named).save(out / "layerprune" / receipt.filename)
-        write_card(out)
-    before = Receipt.load(out / "layerprune" / "receipt.json")
-    push(out, "me/x", unnamed_base=local, allow_unaudited=True, progress=heard, wait=lambda _: None)
-    assert heard.said == ["left out, not known as part of a model: params.json, secrets.json, token.txt"]
-    for name, content in hub.repos["me/x"]["files"].items():
-        (tmp_path / "again" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "again" / name).write_bytes(content)
-        assert b"hf_mine" not in content
-    assert verify(tmp_path / "again").problems == ()
-    receipt = Receipt.load(tmp_path / "again" / "layerprune" / "receipt.json")
-    assert receipt.dropped_files[-3:] == ("params.json", "secrets.json", "token.txt")
-    assert receipt.published is not None
-    assert receipt.published.receipt_sha256 == before.sha256()
+def test_files_that_have_no_part_in_a_model_stop_a_push(hub: hub_standin.Hub, base: Path) -> None:
+    out = older(base, ("secrets.json", "token.txt", "params.json"))
+    why = "left out, not known as part of a model: params.json, secrets.json, token.txt: they have no part in a model"
+    with pytest.raises(UsageError, match=f"{why}; export again, nothing was sent"):
+        push(out, "me/x", allow_unaudited=True, wait=lambda _: None)
+    assert not hub.seen
 
 
 def test_what_an_older_export_carried_is_not_healed_along(
@@ -343,8 +325,8 @@ def test_an_index_is_no_pattern(hub: hub_standin.Hub, tmp_path: Path) -> None:
 
 def test_what_is_pushed_goes_by_its_name(hub: hub_standin.Hub, base: Path) -> None:
     out = older(base, ("LICENSE-[a].md",))
-    push(out, "me/x", unnamed_base=True, allow_unaudited=True, wait=lambda _: None)
-    assert {*hub.repos["me/x"]["files"]} == files(out)
+    push(out, "me/x", allow_unaudited=True, wait=lambda _: None)
+    assert {*hub.repos["me/x"]["files"]} == files(out) - {"layerprune/locator.json"}
 
 
 EXITS = [  # depth 6; removed, then fields before and after

@@ -13,7 +13,7 @@ from demo_fakes import Heard
 from demo import sequence
 from demo.__main__ import demo
 from demo.display import shown
-from demo.sequence import ABLATION, COSINE, Amounts, Chosen, Finished, Spoken, run_demo
+from demo.sequence import ABLATION, COSINE, Amounts, Chosen, Finished, Ranked, Spoken, run_demo
 from layerprune.documents import PRUNED, Audit, Plan, Receipt, Scores
 from layerprune.errors import TaskError, UsageError
 
@@ -31,7 +31,7 @@ def ran(home):
     heard = Heard()
     with pytest.MonkeyPatch.context() as patch:
         stand_in(patch, home)
-        results = list(run_demo(home / "out", amounts=Amounts(select=20, audit=40), progress=heard))
+        results = list(run_demo(home / "out", amounts=Amounts(cosine=20, audit=40), progress=heard))
     return {type(result): result for result in results}, [type(result) for result in results], heard
 
 
@@ -42,7 +42,7 @@ def stand_in(patch, home):
 
 
 def test_results_come_in_the_order_of_the_work(ran):
-    assert ran[1] == [Chosen, Receipt, Audit, Spoken, Finished]
+    assert ran[1] == [Ranked, Chosen, Receipt, Audit, Spoken, Finished]
 
 
 def test_both_metrics_judge_the_same_items_and_each_plans_to_remove_four(ran, home):
@@ -53,7 +53,9 @@ def test_both_metrics_judge_the_same_items_and_each_plans_to_remove_four(ran, ho
         assert (scores, plan) == (chosen.scores[metric], chosen.plans[metric])
         assert (plan.metric.name, plan.search.name, len(plan.removal)) == (metric, "one-shot", 4)
         assert [candidate.removal for candidate in scores.rounds[0].candidates] == [(layer,) for layer in range(6)]
-    assert chosen.scores[COSINE].data == chosen.scores[ABLATION].data
+    assert chosen.scores[COSINE].data == chosen.scores[ABLATION].data  # all 20 items fit into ablation's budget
+    assert (home / "out" / ABLATION / "budget.json").exists()
+    assert ran[0][Ranked].scores == chosen.scores[COSINE]
 
 
 def test_the_ablation_plan_is_exported_and_audited_beside_cosines_on_unseen_items(ran, home):
@@ -97,15 +99,19 @@ def test_what_is_printed_names_what_a_reader_needs(ran):
         assert str(path) in said
 
 
-def test_items_on_which_the_intact_model_looks_like_guessing_are_doubled_once_and_it_says_so(home, monkeypatch):
+def test_a_task_on_which_the_intact_model_looks_like_guessing_is_left_out_and_it_says_so(home, monkeypatch):
     stand_in(monkeypatch, home)
+    both = {"tasks": ("toy", "odd"), "include_path": (home / "tasks",)}
+    monkeypatch.setattr(sequence, "_reading", lambda data: both)
     heard = Heard()
-    results = run_demo(home / "doubled", amounts=Amounts(select=1, audit=10), progress=heard)
-    with pytest.raises(TaskError, match="at chance"):  # two items tell no more than one
+    _, chosen, *_ = run_demo(home / "fewer", amounts=Amounts(cosine=20, audit=10), progress=heard)
+    assert [note for note in heard.notes if "at chance" in note and note.endswith("going on with toy")]
+    assert [data.task for data in chosen.scores[ABLATION].data] == ["toy"]
+    monkeypatch.setattr(sequence, "_reading", lambda data: both | {"tasks": ("odd",)})
+    results = run_demo(home / "none", amounts=Amounts(cosine=20, audit=10), progress=heard)
+    next(results)
+    with pytest.raises(TaskError, match="at chance"):
         next(results)
-    assert [note for note in heard.notes if "asking 2 items of each task instead" in note and "at chance" in note]
-    chosen = next(run_demo(home / "enough", amounts=Amounts(select=2, audit=10), progress=heard))
-    assert {data.items for scores in chosen.scores.values() for data in scores.data} == {4}
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_fetched(tmp_path, monkeypatch):
@@ -130,7 +136,7 @@ def test_it_is_run_by_its_folder_from_anywhere_and_answers_faults_in_one_line(tm
 
 def test_the_command_runs_it_in_a_new_folder_each_time(home, monkeypatch, tmp_path):
     stand_in(monkeypatch, home)
-    monkeypatch.setattr(sequence, "Amounts", lambda: Amounts(select=20, audit=20))
+    monkeypatch.setattr(sequence, "Amounts", lambda: Amounts(cosine=20, audit=20))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "layerprune-demo").mkdir()
     ran = CliRunner().invoke(demo, ["-q"])

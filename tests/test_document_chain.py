@@ -13,6 +13,7 @@ import pytest
 from cli_tiny import done, last_line, refused
 
 from layerprune.auditor import audit
+from layerprune.auditor.exported import Exported
 from layerprune.auditor.rerun import repeat
 from layerprune.auditor.verify import verify
 from layerprune.documents import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
@@ -20,7 +21,6 @@ from layerprune.errors import CheckpointError, DocumentError
 from layerprune.exporter import export
 from layerprune.healing import HEALERS
 from layerprune.healing.step import heal
-from layerprune.hub.published import Edition
 from layerprune.removal import Removal
 
 
@@ -58,7 +58,7 @@ def readers(folder, home, tmp_path):
         "audit": lambda: audit(folder, ["toy"], include_path=[home / "tasks"], generation=False),
         "heal": lambda: heal(folder, tmp_path / "again", method="scaling"),
         "rerun": lambda: repeat(folder, 1, include_path=[home / "tasks"]),
-        "publish": lambda: Edition.read(folder),
+        "push": lambda: Exported.read(folder),
     }
 
 

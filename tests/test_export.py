@@ -67,9 +67,10 @@ def test_folder_is_complete(base: Path, tmp_path: Path) -> None:
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert written == {
         *carried, "config.json", "generation_config.json", "model.safetensors", "README.md", "layerprune/plan.json",
-        "layerprune/receipt.json",
+        "layerprune/receipt.json", "layerprune/locator.json",
     }  # fmt: skip
-    assert receipt.files.keys() == written - {"README.md", "layerprune/plan.json", "layerprune/receipt.json"}
+    ours = {"README.md", "layerprune/plan.json", "layerprune/receipt.json", "layerprune/locator.json"}
+    assert receipt.files.keys() == written - ours
 
 
 def test_receipt_tells_what_happened(base: Path, tmp_path: Path) -> None:
@@ -147,8 +148,9 @@ def test_truncated_weights(base: Path, tmp_path: Path) -> None:
 
 def test_link_out_of_the_folder(base: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
+    plan = make_plan(base, DROP)
     (base / "tokenizer.json").symlink_to(tmp_path / "secret")
-    assert "a symbolic link out of the folder" in fails(make_plan(base, DROP), tmp_path / "out", CheckpointError)
+    assert "a symbolic link out of the folder" in fails(plan, tmp_path / "out", CheckpointError)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -271,14 +273,10 @@ def test_no_pickle_is_read(base: Path, tmp_path: Path) -> None:
     receipt = export(make_plan(base, DROP), tmp_path / "out")
     assert receipt.dropped_files == tuple(sorted(names))
     (base / "model.safetensors").unlink()
-    fails(make_plan_of(receipt), tmp_path / "none", CheckpointError)
+    fails(Plan.load(tmp_path / "out" / "layerprune" / "plan.json"), tmp_path / "none", CheckpointError)
     assert not mark.exists()
     pickle.loads((base / "model.pt").read_bytes())
     assert mark.exists(), "the bomb is none, so this shows nothing"
-
-
-def make_plan_of(receipt: Receipt) -> Plan:
-    return Plan.load(Path(receipt.base.id).parent / "out" / "layerprune" / "plan.json")
 
 
 def test_shard_that_disappears(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ from pathlib import Path
 from layerprune.documents import Plan
 from layerprune.errors import RefusedError
 from layerprune.exporter import export
-export(Plan.load(Path(sys.argv[1])), Path(sys.argv[2]))
+export(Plan.load(Path(sys.argv[1])), Path(sys.argv[2]), base=sys.argv[3])
 status = Path("/proc/self/status").read_text()
 peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 print(json.dumps({"torch": "torch" in sys.modules, "peak": peak}))
@@ -106,7 +106,7 @@ def test_the_process_that_copies_needs_no_torch(tmp_path: Path) -> None:
     base = save_tiny("llama", tmp_path / "base")
     plan = make_plan(base, Removal.of(1, 4)).save(tmp_path / "plan.json")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", EXPORT, str(plan), str(tmp_path / "out")]
+    command = [sys.executable, "-c", EXPORT, str(plan), str(tmp_path / "out"), str(base)]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     told = json.loads(done.stdout)
     assert told["torch"] is False

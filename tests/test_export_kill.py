@@ -35,7 +35,7 @@ print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        export(plan, Path(line.strip()))
+        export(plan, Path(line.strip()), base=sys.argv[3])
         os._exit(0)
     print(child, flush=True)
     os.waitpid(child, 0)
@@ -54,8 +54,9 @@ def plan_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(plan_file: Path, place: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(plan_file), place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", SERVER, plan_file, place, plan_file.parent / "base"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

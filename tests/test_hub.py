@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import audit_tiny as tiny
@@ -11,10 +12,10 @@ import pytest
 
 from layerprune.auditor import audit
 from layerprune.auditor.verify import verify
-from layerprune.documents import Audit, FileEntry, HealLog, Plan, Receipt
+from layerprune.documents import FileEntry, HealLog, Receipt
 from layerprune.errors import UsageError
 from layerprune.hub import PushError, push
-from layerprune.hub.published import check_no_path
+from layerprune.hub.naming import check_no_path
 from layerprune.report.card import read_card, write_card
 
 
@@ -57,14 +58,26 @@ def hub(monkeypatch):
     server.server_close()
 
 
+class Told:
+    """A progress that keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def task(self, description, total, unit=""):
+        return nullcontext(lambda amount=1: None)
+
+    def note(self, message):
+        self.notes.append(message)
+
+
 def pushed(folder, **options):
     waits = []
-    return push(folder, "me/smaller", wait=waits.append, **(options or {"unnamed_base": True})), waits
+    return push(folder, "me/smaller", wait=waits.append, **options), waits
 
 
 def refused(folder, **options):
     waits = []
-    options = options or {"unnamed_base": True}
     with pytest.raises(PushError) as raised:
         push(folder, "me/smaller", wait=waits.append, **options)
     return str(raised.value), waits
@@ -96,11 +109,7 @@ def test_what_an_earlier_push_left_is_replaced_and_other_files_stay(hub, made, t
     assert verify(published(hub, tmp_path)).problems == ()
 
 
-def test_the_bases_path_is_not_published_unasked(hub, made):
-    with pytest.raises(UsageError, match="made from the local folder base, and its documents hold that folder's path"):
-        push(made, "me/smaller")
-    with pytest.raises(UsageError, match="give one of them"):
-        push(made, "me/smaller", base_model="org/base", unnamed_base=True)
+def test_a_hub_id_that_cannot_be_one_is_refused_before_anything_is_asked(hub, made, tmp_path):
     with pytest.raises(UsageError, match="'/models/base' is not a Hub id"):
         push(made, "me/smaller", base_model="/models/base")
     assert hub.seen == []
@@ -114,44 +123,52 @@ def published(hub, folder):
     return folder
 
 
-def as_made(folder, base):
-    """Put the old name back into published documents: what a doubter who has the path would do."""
-    inside = folder / "layerprune"
-    plan, receipt, audit = (kind.load(inside / kind.filename) for kind in (Plan, Receipt, Audit))
-    old = {"id": str(base), "revision": None}
-    plan = plan.model_copy(update={"model": plan.model.model_copy(update=old)})
-    there = receipt.base.model_copy(update=old)
-    receipt = receipt.model_copy(update={"base": there, "plan_sha256": plan.sha256(), "published": None})
-    chained = {"base": there, "plan_sha256": plan.sha256(), "receipt_sha256": receipt.sha256()}
-    return plan, receipt, audit.model_copy(update=chained)
-
-
-def test_an_unnamed_base_leaves_only_its_folders_name_and_the_old_hashes(hub, made, base, tmp_path):
+def test_documents_arrive_as_they_are_and_no_file_holds_a_path(hub, made, tmp_path):
     before = {path.name: path.read_bytes() for path in (made / "layerprune").iterdir()}
-    pushed(made, unnamed_base=True)
-    assert not any(str(made.parent).encode() in content for content in hub.repos["me/smaller"]["files"].values())
+    assert str(made.parent / "base").encode() in before["locator.json"]
+    said = Told()
+    push(made, "me/smaller", progress=said)
+    assert "the card names no base_model: give --base-model org/name if the base is on the Hub" in said.notes
+    files = hub.repos["me/smaller"]["files"]
+    assert "layerprune/locator.json" not in files
+    assert not any(str(made.parent).encode() in content for content in files.values())
     out = published(hub, tmp_path)
-    receipt = Receipt.load(out / "layerprune" / "receipt.json")
-    assert (receipt.base.id, receipt.published.checked) == ("./base", "not compared: published without a Hub id")
+    assert Receipt.load(out / "layerprune" / "receipt.json").base.id == "base"
     assert verify(out).problems == ()
+    assert verify(out).digests == verify(made).digests
     assert "base_model" not in read_card(out / "README.md")[0]
-    hashes = [document.sha256() for document in as_made(out, base)]
-    assert hashes == [receipt.published.plan_sha256, receipt.published.receipt_sha256, receipt.published.audit_sha256]
-    assert hashes == [verify(made).digests[name] for name in ("plan", "receipt", "audit")]
-    assert before == {path.name: path.read_bytes() for path in (made / "layerprune").iterdir()}  # here nothing changed
+    assert before == {path.name: path.read_bytes() for path in (made / "layerprune").iterdir()}
+
+
+def test_a_published_folder_is_audited_with_its_base_named(hub, made, base, tmp_path, monkeypatch):
+    from layerprune.checkpoint import locator
+    from layerprune.errors import ModelError
+
+    push(made, "me/smaller")
+    out = published(hub, tmp_path)
+    monkeypatch.setattr(locator, "_known", {})  # as on another machine
+    with pytest.raises(ModelError, match="base was a local folder, and nothing here says where it lies; give --base"):
+        audit(out, ["toy"], include_path=[made.parent / "tasks"], generation=False)
+    audit(out, ["toy"], base=str(base), include_path=[made.parent / "tasks"], generation=False)
+    assert verify(out, base=str(base)).problems == ()
 
 
 def test_a_named_base_has_the_very_files_that_the_hub_has(hub, made, base, tmp_path):
     weights = (base / "model.safetensors").read_bytes()
     hub.blobs[hashlib.sha256(weights).hexdigest()] = weights
     hub.repos["org/base"] = {"files": {"model.safetensors": weights, "config.json": b"{}"}, "private": False}
-    pushed(made, base_model="org/base")
-    out = published(hub, tmp_path)
-    receipt = Receipt.load(out / "layerprune" / "receipt.json")
-    assert (receipt.base.id, receipt.base.revision) == ("org/base", hub_standin.COMMIT)
-    assert receipt.published.checked == "sha256 of 1 weight file equal on the Hub"
-    assert read_card(out / "README.md")[0]["base_model"] == "org/base"
-    assert verify(out).problems == ()
+    copy, said = shutil.copytree(made, tmp_path / "copy"), Told()
+    push(copy, "me/smaller", base_model="org/base", dry_run=True)
+    assert "base_model" not in read_card(copy / "README.md")[0]
+    push(copy, "me/smaller", base_model="org/base", progress=said)
+    assert said.notes == ["base_model: org/base (sha256 of 1 weight file equal on the Hub)"]
+    out = published(hub, tmp_path / "again")
+    metadata = read_card(out / "README.md")[0]
+    assert (metadata["base_model"], metadata["base_model_relation"]) == ("org/base", "finetune")
+    assert verify(out).problems == verify(copy).problems == ()
+    assert verify(out).digests == verify(made).digests
+    push(copy, "me/smaller")  # the card keeps what it was told
+    assert read_card(published(hub, tmp_path / "third") / "README.md")[0]["base_model"] == "org/base"
 
 
 def test_the_log_of_a_healing_is_published_in_the_same_chain(hub, tmp_path, monkeypatch):
@@ -162,13 +179,12 @@ def test_the_log_of_a_healing_is_published_in_the_same_chain(hub, tmp_path, monk
     pruned = heal_tiny.pruned(tmp_path, 2)
     heal(pruned, tmp_path / "once", method="scaling:factor=2")
     heal(tmp_path / "once", tmp_path / "twice", method="scaling:factor=0.5")
-    push(tmp_path / "twice", "me/smaller", unnamed_base=True, allow_unaudited=True)
+    push(tmp_path / "twice", "me/smaller", allow_unaudited=True)
     out = published(hub, tmp_path / "again")
     assert verify(out).problems == ()
     log = HealLog.load(out / "layerprune" / "heal.json")
-    assert [step.base.id for step in log.steps] == ["./base", "./base"]
-    receipt = Receipt.load(out / "layerprune" / "receipt.json")
-    assert receipt.published.heal_sha256 == verify(tmp_path / "twice").digests["heal"]
+    assert [step.base.id for step in log.steps] == ["base", "base"]
+    assert verify(out).digests == verify(tmp_path / "twice").digests
     assert not any(str(tmp_path).encode() in content for content in hub.repos["me/smaller"]["files"].values())
 
 
@@ -200,13 +216,13 @@ def test_a_folder_that_holds_another_model_by_now_names_no_base(hub, made, base,
 
 def test_a_base_that_is_gone_is_named_without_proof_and_says_so(hub, made, base, tmp_path):
     hub.repos["org/base"] = {"files": {}, "private": False}
+    copy, said = shutil.copytree(made, tmp_path / "copy"), Told()
     moved = base.rename(base.parent / "moved")
     try:
-        pushed(made, base_model="org/base")
+        push(copy, "me/smaller", base_model="org/base", progress=said)
     finally:
         moved.rename(base)
-    receipt = Receipt.load(published(hub, tmp_path) / "layerprune" / "receipt.json")
-    assert receipt.published.checked == "not compared: the base's folder was not here any more"
+    assert said.notes == ["base_model: org/base (not compared, the base's folder is not known here)"]
 
 
 def test_a_path_in_any_other_file_stops_the_push(hub, made, tmp_path):
@@ -214,7 +230,7 @@ def test_a_path_in_any_other_file_stops_the_push(hub, made, tmp_path):
     card = copy / "README.md"
     card.write_text(card.read_text() + f"\nMade from {made.parent / 'base'}\n")
     with pytest.raises(UsageError, match=r"README\.md holds the path of the local folder base"):
-        push(copy, "me/smaller", unnamed_base=True)
+        push(copy, "me/smaller")
     assert hub.seen == []
 
 
@@ -247,7 +263,7 @@ def test_metadata_that_the_hub_would_refuse_is_refused_here(hub, made, tmp_path)
     card = copy / "README.md"
     card.write_text(card.read_text().replace("---\n", "---\neval_results: all of them\n", 1))
     with pytest.raises(UsageError, match=r"README\.md has metadata that the Hub does not take"):
-        push(copy, "me/smaller", unnamed_base=True, allow_unaudited=True)
+        push(copy, "me/smaller", allow_unaudited=True)
     assert hub.seen == []
 
 
@@ -303,11 +319,11 @@ def test_a_wrong_token_is_named_and_not_shown(hub, made, monkeypatch, capsys):
 
 def test_a_name_that_is_no_repo_is_refused(hub, made):
     with pytest.raises(PushError, match="is not a repo name"):
-        push(made, "a/b/c", unnamed_base=True, wait=lambda _: None)
+        push(made, "a/b/c", wait=lambda _: None)
 
 
 def test_a_pull_request_and_a_private_repo(hub, made):
-    found, _ = pushed(made, create_pr=True, private=True, unnamed_base=True)
+    found, _ = pushed(made, create_pr=True, private=True)
     assert found.url.endswith("/discussions/1")
     assert hub.repos["me/smaller"]["private"]
 
@@ -335,7 +351,7 @@ def test_an_upload_that_fails_inside_the_client_is_told_like_any_other(hub, made
 @pytest.mark.parametrize("fault", ["cut", 504])
 def test_a_pull_request_whose_answer_is_lost_is_not_opened_again(hub, made, fault):
     hub.faults = [("/commit/", fault)]
-    said, waits = refused(made, create_pr=True, unnamed_base=True)
+    said, waits = refused(made, create_pr=True)
     assert "so the pull request may be open: look at the pull requests of me/smaller" in said
     assert waits == []
     assert sum("/commit/" in path for _, path in hub.seen) == 1
@@ -344,7 +360,7 @@ def test_a_pull_request_whose_answer_is_lost_is_not_opened_again(hub, made, faul
 def test_a_pull_request_is_asked_for_again_when_it_cannot_have_been_opened(hub, made):
     hub.repos["me/smaller"] = {"files": {"old.safetensors": b"old", "notes.txt": b"mine"}, "private": False}
     hub.faults = [("/api/repos/create", 503), ("/preupload/", "cut"), ("/commit/", 429)]
-    found, waits = pushed(made, create_pr=True, unnamed_base=True)
+    found, waits = pushed(made, create_pr=True)
     assert hub.faults == []
     assert len(waits) >= 2
     assert found.url.endswith("/discussions/1")
@@ -352,7 +368,7 @@ def test_a_pull_request_is_asked_for_again_when_it_cannot_have_been_opened(hub, 
 
 
 def test_a_dry_run_sends_nothing(hub, made):
-    found, _ = pushed(made, dry_run=True, unnamed_base=True)
+    found, _ = pushed(made, dry_run=True)
     assert found.url is None
     assert "model.safetensors" in found.files
     assert hub.seen == []
@@ -366,4 +382,4 @@ def test_unaudited_or_changed_folders_are_refused_before_anything_is_sent(made, 
     copy = unaudited(made, tmp_path)
     with pytest.raises(UsageError, match="has not been audited"):
         push(copy, "me/smaller", dry_run=True)
-    assert push(copy, "me/smaller", dry_run=True, allow_unaudited=True, unnamed_base=True).url is None
+    assert push(copy, "me/smaller", dry_run=True, allow_unaudited=True).url is None

@@ -92,7 +92,7 @@ STEPS: dict[str, Callable[[Path, Path], object]] = {
         "audit", folder, "--tasks", "toy", "--include-path", home / "tasks", "--base", home / "base"
     ),
     "heal": lambda folder, home: refused("heal", folder, "--method", "scaling", "-o", folder.parent / "healed"),
-    "push": lambda folder, home: cli_tiny.last_line("push", folder, "me/x", "--unnamed-base", "--dry-run"),
+    "push": lambda folder, home: cli_tiny.last_line("push", folder, "me/x", "--dry-run"),
 }
 
 
@@ -261,7 +261,7 @@ def test_a_folder_from_the_hub_s_cache_is_verified_and_healed(pruned: Path, tmp_
     heal(snapshot, tmp_path / "healed", method="scaling")
     assert verify(tmp_path / "healed").problems == ()
     assert not any(path.is_symlink() for path in (tmp_path / "healed").rglob("*"))
-    assert push(snapshot, "me/x", dry_run=True, unnamed_base=True).files.keys() == {
+    assert push(snapshot, "me/x", dry_run=True).files.keys() == {
         *Receipt.load(pruned / "layerprune/receipt.json").files,
         *("README.md", "report.html", "layerprune/plan.json", "layerprune/receipt.json", "layerprune/audit.json"),
     }

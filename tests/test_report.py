@@ -222,10 +222,10 @@ def healing_log():
     )  # fmt: skip
 
 
-def test_a_local_bases_path_stands_in_no_command(sample):
+def test_a_local_base_is_a_folder_in_commands(sample):
     plan, audit = documents(sample)
-    local = plan.model_copy(update={"model": plan.model.model_copy(update={"id": "/home/me/base", "revision": None})})
-    assert not any("/home" in line for line in commands(local, audit, None))
+    local = plan.model_copy(update={"model": plan.model.model_copy(update={"id": "base", "revision": None})})
+    assert commands(local, audit, None)[0].startswith("layerprune plan base/ ")
 
 
 def test_without_an_audit_there_is_no_report(tmp_path):

@@ -140,9 +140,9 @@ def test_inspect_loading_and_export_refuse_with_the_same_sentence(make, tmp_path
         Subject.load(str(folder), device="cpu")
     assert str(loading.value) == said
     plan = make_plan(save_tiny("llama", tmp_path / "fine"), Removal.of(2))
-    model = plan.model.model_copy(update={"id": str(folder), "parameters": Checkpoint.open(folder).parameters})
+    model = plan.model.model_copy(update={"parameters": Checkpoint.open(folder).parameters})
     with pytest.raises(LayerpruneError) as exporting:
-        export(plan.model_copy(update={"model": model}), tmp_path / "out")
+        export(plan.model_copy(update={"model": model}), tmp_path / "out", base=str(folder))
     assert str(exporting.value) == said
     assert not (tmp_path / "out").exists()
 

@@ -17,11 +17,12 @@ import click
 from layerprune.anatomy import Anatomy, load_config, read_anatomy
 from layerprune.anatomy.causality import check_causal
 from layerprune.anatomy.tiny import save_tiny, tiny_config, types
-from layerprune.checkpoint import Checkpoint
+from layerprune.checkpoint import Checkpoint, locate
+from layerprune.checkpoint.locator import reference
 from layerprune.cli import options as opt
 from layerprune.cli.console import Console
 from layerprune.cli.verb import Verb, pass_console
-from layerprune.documents import Limits, MetricRef, ModelRef, Plan, Search
+from layerprune.documents import Limits, MetricRef, Plan, Search
 from layerprune.errors import LayerpruneError, RefusedError, UsageError, did_you_mean, one_line
 from layerprune.exporter.exporting import export
 from layerprune.exporter.proof import load
@@ -188,10 +189,10 @@ def _generated(model: nn.Module, tokens: torch.Tensor, *, cache: bool) -> torch.
 def tiny_plan(base: Path, anatomy: Anatomy, removal: Removal) -> Plan:
     """Return a plan that nobody chose, to try an export."""
     checkpoint = Checkpoint.open(base)
-    model = ModelRef(
-        id=str(base), revision=None, fingerprint=checkpoint.fingerprint(), model_type=anatomy.model_type,
-        layers=anatomy.depth, parameters=anatomy.parameters(),
-    )  # fmt: skip
+    found, parameters = locate(str(base)), anatomy.parameters()
+    model = reference(
+        found, checkpoint, model_type=anatomy.model_type, layers=anatomy.depth, parameters=parameters
+    )
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
         model=model, metric=metric, search=Search(name="none"), limits=Limits(), requested=str(len(removal)),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import singledispatch
 from typing import Any
 
-from demo.sequence import ABLATION, COSINE, Chosen, Finished, Spoken
+from demo.sequence import ABLATION, COSINE, Chosen, Finished, Ranked, Spoken
 from layerprune.cli import tables
 from layerprune.cli.compared import layers
 from layerprune.cli.console import duration
@@ -18,6 +18,12 @@ from layerprune.sizes import in_words
 def shown(result: object) -> Iterator[Any]:
     """Yield what to print of one result, in order."""
     raise TypeError(f"nobody knows how to show a {type(result).__name__}")
+
+
+@shown.register
+def _(result: Ranked) -> Iterator[Any]:
+    yield tables.ranking(result.scores)
+    yield "(by cosine, which asks the model nothing; what each layer is really worth is being measured)"
 
 
 @shown.register

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from layerprune.analysis.asked import BASELINES, scoring_of
+from layerprune.analysis.asked import BASELINES, CALIBRATED_SHARES, DRAWS, SHARES, scoring_of
 from layerprune.analysis.scorer import Scorer
 from layerprune.auditor.running_text import read_text, windows_of
 from layerprune.config import StudyConfig
@@ -17,7 +17,7 @@ from layerprune.engine import Examiner
 from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import INTACT, examine_base
 from layerprune.metrics.base import Data
-from layerprune.planners import Constraints
+from layerprune.planners import Constraints, parse_drop
 from layerprune.planning.desk import Desk
 from layerprune.planning.slices import Shares
 from layerprune.progress import Progress
@@ -50,7 +50,10 @@ class Bench:
         """Load model, items and text; raises ``TaskError`` for a task on which the intact model is at chance."""
         content = None if request.text is None else read_text(request.text)
         desk = Desk.open(scoring_of(request), folder / SELECTION, progress)
-        desk.bring_items(Shares())
+        asked = None if request.budget is None else evaluations(request, len(desk.constraints.moves))
+        desk.bring_items(Shares(), asked)
+        if request.budget is not None:  # as many to judge as to choose
+            request = replace(request, limit=desk.request.limit, audit_limit=desk.request.limit)
         text, data = _text(request, content, desk) if content is not None else (None, None)
         engine = desk.data.examiner.engine  # type: ignore[union-attr]  # ablation answers items
         questions = _audit_questions(request, desk)
@@ -115,6 +118,15 @@ class Bench:
     def outcomes(self, removal: Removal, task: str) -> Outcomes:
         """Return the audit outcomes of a removal that was answered."""
         return self.known[removal, task]
+
+
+def evaluations(request: StudyConfig, moves: int) -> int:
+    """Return about how many removals each item is answered under, those that choose and those that judge together."""
+    paths = len(request.metrics) + 1 + DRAWS  # of each metric, reverse order, and the draws of random
+    reading = sum(METRICS.get(name.partition(":")[0]).load().scope == "any set" for name in request.metrics)
+    points = len(request.counts) or len(SHARES)
+    greedy = 0 if request.greedy is None else moves * parse_drop(request.greedy, moves, "--greedy")
+    return moves * (1 + reading) + paths * (points + len(CALIBRATED_SHARES)) + greedy
 
 
 @dataclass(frozen=True)

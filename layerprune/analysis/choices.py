@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from layerprune.analysis.asked import CALIBRATED_SHARES, SHARES
+from layerprune.analysis.asked import CALIBRATED_SHARES, DRAWS, SHARES
 from layerprune.analysis.bench import Bench
 from layerprune.analysis.scorer import Scorer
 from layerprune.config import StudyConfig
@@ -14,8 +14,6 @@ from layerprune.metrics import METRICS
 from layerprune.planners import Constraints, parse_drop
 from layerprune.removal import Removal
 from layerprune.specs import build
-
-DRAWS = 3  # of the random baseline: one draw says little
 
 
 @dataclass

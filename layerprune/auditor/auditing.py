@@ -12,6 +12,7 @@ from layerprune.auditor.layerwise import recorded_ranking
 from layerprune.auditor.measuring import Findings, Job, measure
 from layerprune.auditor.models import Loading
 from layerprune.auditor.verdict import verdict
+from layerprune.checkpoint.locator import record
 from layerprune.config import AuditConfig
 from layerprune.documents import PLAIN, Audit, Compared, Plan, Scores, not_looked_for, read_plan, read_scores
 from layerprune.errors import DocumentError, UsageError
@@ -74,6 +75,7 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
             write_card(exported.folder, audit=result, into=new)
             write_report(exported.folder, result, into=new)
             result.save(new / inside.name / Audit.filename)  # last: an audit that is there is whole
+        record(inside, result.base)
     return result
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerprune.checkpoint.locator import learn
 from layerprune.documents import PRUNED, UNHEALED, Audit, HealLog, ModelRef, Plan, Receipt
 from layerprune.documents.chain import audit_faults, chain_faults
 from layerprune.errors import DocumentError, TaskError, UsageError
@@ -52,6 +53,7 @@ class Exported:
                 f"{folder} is not an exported checkpoint: it {what}; make one with layerprune export PLAN -o FOLDER"
             )
         check_plain(folder)
+        learn(inside)
         plan, receipt = Plan.load(inside / Plan.filename), Receipt.load(inside / Receipt.filename)
         if receipt.plan_sha256 != plan.sha256():
             raise DocumentError(

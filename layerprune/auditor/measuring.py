@@ -13,11 +13,12 @@ from layerprune.auditor.continuing import Text, write
 from layerprune.auditor.exported import Exported, check_unseen, seen_items
 from layerprune.auditor.flips import flipped_items
 from layerprune.auditor.layerwise import ask_layers, cosine_ranking, layerwise, layerwise_questions, parts_of
-from layerprune.auditor.models import Loading, base_source, check_same_tokens, check_weights
+from layerprune.auditor.models import Loading, check_same_tokens, check_weights
 from layerprune.auditor.prompts import PROMPTS
 from layerprune.auditor.running_text import read_text, text_loss, windows_of
 from layerprune.auditor.speed import cache_bytes_per_token, time_both
 from layerprune.auditor.writing import health
+from layerprune.checkpoint.locator import source_of
 from layerprune.documents import (
     PRUNED,
     UNHEALED,
@@ -105,7 +106,7 @@ def measure(job: Job, progress: Progress) -> Findings:
     questions = _questions(job, subject.encoder, progress)
     pruned = _alone(job, subject, questions, progress)
     del subject
-    model, revision = base_source(exported.receipt, job.base)
+    model, revision = source_of(exported.receipt.base, job.base)
     progress.note(f"loading the base model {model}")
     base = job.loading.subject(model, revision)
     check_same_tokens(questions, base.encoder)

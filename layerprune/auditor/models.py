@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from layerprune.auditor.exported import Exported, short
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.documents import Receipt
+from layerprune.checkpoint.locator import source_of
 from layerprune.engine import Engine
 from layerprune.errors import DocumentError
 from layerprune.subject import Subject
@@ -38,17 +38,12 @@ class Loading:
         return Engine(subject, rows=self.rows, memory=self.memory)
 
 
-def base_source(receipt: Receipt, where: str | None) -> tuple[str, str | None]:
-    """Return the base as (model, revision): ``where``, or the place it was exported from."""
-    return (where, None) if where else (receipt.base.id, receipt.base.revision)
-
-
 def check_weights(exported: Exported, where: str | None) -> None:
     """Raise ``DocumentError`` unless base and exported folder hold the weights the documents name; loads neither.
 
     ``where`` the base is; None: where it was exported from.
     """
-    model, revision = base_source(exported.receipt, where)
+    model, revision = source_of(exported.receipt.base, where)
     check_folder(exported)
     found = Checkpoint.open(locate(model, revision).path).fingerprint()
     if found != exported.receipt.base.fingerprint:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerprune.auditor.exported import Exported
-from layerprune.auditor.models import Loading, base_source
+from layerprune.auditor.models import Loading
 from layerprune.auditor.refound import Load, Refound, refind
+from layerprune.checkpoint.locator import source_of
 from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Outcomes
 from layerprune.engine import Engine, examine
 from layerprune.errors import UsageError
@@ -76,7 +77,7 @@ def repeat(
         return Repeated(0, 0, None, problems, unexplained)
     found = {PRUNED: _ask(loading.engine(pruned), questions, progress, "asking the pruned model")}
     del pruned, load  # both hold the model
-    subject = loading.subject(*base_source(exported.receipt, base))
+    subject = loading.subject(*source_of(exported.receipt.base, base))
     found["base"] = _ask(loading.engine(subject), questions, progress, "asking the base model")
     repeated = _compare(audit, tasks, found)
     return replace(repeated, problems=(*problems, *repeated.problems), unexplained=unexplained)

@@ -15,6 +15,7 @@ from layerprune.auditor.layerwise import layerwise
 from layerprune.auditor.verdict import verdict
 from layerprune.auditor.writing import counts
 from layerprune.checkpoint import Checkpoint, locate
+from layerprune.checkpoint.locator import FILENAME as LOCATOR
 from layerprune.documents import (
     PRUNED,
     UNHEALED,
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from layerprune.auditor.rerun import Repeated
 
 FOLDER = "layerprune"
-# What the Hub puts into every repo, and the lock of an audit that is at work, or was killed.
-NOT_LOOKED_AT = (".gitattributes", LOCK)
+# What the Hub puts into every repo, the lock of an audit that is at work, or was killed, and where the base lies.
+NOT_LOOKED_AT = (".gitattributes", LOCK, f"{FOLDER}/{LOCATOR}")
 
 
 @dataclass(frozen=True)

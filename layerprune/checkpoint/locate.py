@@ -41,7 +41,7 @@ class Folder:
     """A model's folder on this disk and the name it is known by."""
 
     path: Path
-    id: str  # Hub id, or the absolute path
+    id: str  # Hub id, or the folder's name
     revision: str | None  # Hub commit; None for a local folder
 
     def open(self) -> Checkpoint:
@@ -62,7 +62,7 @@ def locate(model: str, revision: str | None = None, *, shards: bool = True, weig
         if revision is not None:
             raise ModelError(f"{model} is a local folder; a revision ({revision!r}) is for Hub ids only")
         _check_files(path.resolve())
-        return Folder(path.resolve(), str(path.resolve()), None)
+        return Folder(path.resolve(), path.resolve().name, None)
     if path.exists():
         raise ModelError(f"{model} is a file; expected a folder with config.json and safetensors, or a Hub id")
     if _reads_as_path(model):

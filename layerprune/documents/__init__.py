@@ -49,7 +49,7 @@ from layerprune.documents.plan import (
     Search,
     Target,
 )
-from layerprune.documents.receipt import Change, DroppedHeads, LogitsProof, Published, Receipt
+from layerprune.documents.receipt import Change, DroppedHeads, LogitsProof, Receipt
 from layerprune.documents.recipe import Instructions, Recipe, StudyRecipe
 from layerprune.documents.run_folder import read_plan, read_scores
 from layerprune.documents.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
@@ -107,7 +107,6 @@ __all__ = [
     "PredictedTask",
     "Prediction",
     "Prompting",
-    "Published",
     "Ranked",
     "Ranking",
     "Receipt",

@@ -49,7 +49,7 @@ Files = Annotated[dict[FileName, FileEntry], AfterValidator(_apart)]
 class ModelRef(Part):
     """One exact model: where it was read from and a fingerprint of its weights."""
 
-    id: str = Field(description="Hub id, or absolute local folder")
+    id: str = Field(description="Hub id, or the name of a local folder; where that lies is no part of it")
     revision: str | None = Field(default=None, description="Hub commit hash; None for a local folder")
     fingerprint: str = Field(description="see checkpoint.Checkpoint.fingerprint")
     model_type: str

@@ -47,16 +47,6 @@ class DroppedHeads(Part):
         )
 
 
-class Published(Part):
-    """The public edition of a folder whose base was known by a local path: only the base's name differs."""
-
-    plan_sha256: str = Field(description="of the plan as it was made, with the path; so below")
-    receipt_sha256: str
-    heal_sha256: str | None
-    audit_sha256: str | None
-    checked: str = Field(description="how the public name was held against the base's weights")
-
-
 class Receipt(Document):
     """Export's account of itself."""
 
@@ -83,7 +73,6 @@ class Receipt(Document):
         default=None, description="multi-token-prediction heads of the base, which read the intact stack"
     )
     earlier: Earlier | None = Field(default=None, description="the pruning that the base came from, if it was one")
-    published: Published | None = Field(default=None, description="in the public edition alone: what it was before")
     versions: dict[str, str]
 
     @property

@@ -25,6 +25,7 @@ from layerprune.checkpoint import (
 from layerprune.checkpoint.companions import left_out
 from layerprune.checkpoint.entries import entry_of, following
 from layerprune.checkpoint.folder import write_file
+from layerprune.checkpoint.locator import record, reference, source_of
 from layerprune.checkpoint.opened import INDEX
 from layerprune.checkpoint.writer import Shard
 from layerprune.documents import Earlier, FileEntry, Limits, ModelRef, Plan, Receipt, as_removal
@@ -82,8 +83,9 @@ def export(
     exactly, ``CheckpointError`` for a damaged base and ``ExportError`` when writing fails.
     """
     out = Path(out).absolute()
-    try_new_folder(out, base or plan.model.id)
-    job = _plan_job(plan, base, max_shard_size, trust_remote_code, progress)
+    source = source_of(plan.model, base)
+    try_new_folder(out, source[0])
+    job = _plan_job(plan, source, max_shard_size, trust_remote_code, progress)
     _check_space(job, out)
     _tell(job.extras, progress)
     with new_folder(out) as partial:
@@ -118,9 +120,8 @@ def removal_plan(
         raise UsageError(f"--remove {layers!r}: all {drawn.depth} layers would go, and at least one stays")
     units = tuple(sorted(named))
     return Plan(
-        model=ModelRef(
-            id=folder.id, revision=folder.revision, fingerprint=checkpoint.fingerprint(), model_type=drawn.model_type,
-            layers=drawn.depth, parameters=drawn.parameters[0],
+        model=reference(
+            folder, checkpoint, model_type=drawn.model_type, layers=drawn.depth, parameters=drawn.parameters[0]
         ),
         metric=None, search=None, limits=Limits(), requested=f"--remove {layers}", removal=units, order=units,
         ranking=(), scores_sha256=None, data=(), seed=0, versions=tool_versions("torch", "transformers", "safetensors"),
@@ -128,9 +129,9 @@ def removal_plan(
 
 
 def _plan_job(
-    plan: Plan, base: str | None, max_shard_size: int | None, trust_remote_code: bool, progress: Progress
+    plan: Plan, base: tuple[str, str | None], max_shard_size: int | None, trust_remote_code: bool, progress: Progress
 ) -> Job:
-    folder = locate(base or plan.model.id, None if base else plan.model.revision, shards=False)
+    folder = locate(*base, shards=False)
     checkpoint = folder.open()
     removal = as_removal(plan.removal)
     with progress.task("checking that the removal can be written down", None):
@@ -146,7 +147,10 @@ def _plan_job(
             fetch(folder, needed)
         checkpoint = folder.open()
         weights = _plan_weights(checkpoint, drawn, sources)
-    _check_planned(plan, folder, f"weights {plan.model.fingerprint}", f"weights {checkpoint.fingerprint()}")
+    found = reference(
+        folder, checkpoint, model_type=drawn.model_type, layers=drawn.depth, parameters=drawn.parameters[0]
+    )
+    _check_planned(plan, folder, f"weights {plan.model.fingerprint}", f"weights {found.fingerprint}")
     fetch_documents(folder)
     earlier = _earlier(folder.path, plan.model)
     if earlier is not None and earlier.changed:
@@ -260,6 +264,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
     )  # fmt: skip
     job.plan.save(folder / FOLDER / Plan.filename)
     receipt.save(folder / FOLDER / Receipt.filename)
+    record(folder / FOLDER, job.plan.model)
     write_card(folder, _readable_card(job.base.path, progress))
     return receipt
 

@@ -15,6 +15,7 @@ from layerprune.auditor.exported import Exported
 from layerprune.auditor.models import check_folder, check_weights
 from layerprune.checkpoint import Checkpoint, new_folder, try_new_folder
 from layerprune.checkpoint.companions import companions, left_out
+from layerprune.checkpoint.locator import lies_at, record, source_of
 from layerprune.config import HealConfig
 from layerprune.corpus import WINDOW, Corpus, build_corpus
 from layerprune.documents import HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
@@ -79,7 +80,7 @@ def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options:
     if not leads():
         deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
         return None
-    try_new_folder(out, checkpoint, request.base or exported.receipt.base.id)
+    try_new_folder(out, checkpoint, _base(request, healer, exported))
     with locked(work):
         _check_new(out)  # whoever held the lock until now may have written it
         case = _case(request, healer, exported, work, progress)
@@ -186,8 +187,11 @@ def _base(request: HealConfig, healer: Healer, exported: Exported) -> str | None
     """Return where the base is: as told, or where it was exported from when it is needed or still a folder there."""
     if request.base is not None:
         return request.base
-    home = exported.receipt.base.id
-    return home if healer.needs_base or Path(home).is_dir() else None
+    base = exported.receipt.base
+    if healer.needs_base:
+        return source_of(base)[0]
+    home = lies_at(base)
+    return None if home is None else str(home)
 
 
 def _corpus(request: HealConfig, exported: Exported) -> Corpus:
@@ -270,6 +274,7 @@ def _add_documents(unhealed: Path, folder: Path, log: HealLog) -> None:
     for kind in (Plan, Receipt):
         shutil.copyfile(unhealed / FOLDER / kind.filename, inside / kind.filename)
     log.save(inside / HealLog.filename)
+    record(inside, log.base)
     if (unhealed / CARD).is_file():  # licence, language and a person's own words
         shutil.copyfile(unhealed / CARD, folder / CARD)
     write_card(folder)

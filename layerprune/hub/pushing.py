@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from layerprune.auditor.exported import Exported
 from layerprune.auditor.verify import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.checkpoint.companions import companions, left_out
+from layerprune.checkpoint.locator import lies_at
 from layerprune.documents import HealLog, Receipt
 from layerprune.errors import LayerpruneError, UsageError, one_line
-from layerprune.hub.naming import UNCHANGED, Name, check_choice, check_folder, holds_paths, is_local, named, withheld
-from layerprune.hub.published import check_no_path, publish
+from layerprune.hub.naming import check_name, check_no_path, compare
 from layerprune.progress import SILENT, Progress
-from layerprune.report.card import OURS
+from layerprune.report.card import CARD, OURS, nearest_on_hub, read_card, write_card
 from layerprune.report.page import REPORT
 
 ATTEMPTS = 4
@@ -70,7 +69,6 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     base_model: str | None = None,
-    unnamed_base: bool = False,
     dry_run: bool = False,
     allow_unaudited: bool = False,
     progress: Progress = SILENT,
@@ -79,9 +77,9 @@ def push(
     """Create or update the Hub repo ``repo`` with a folder's weights, card, audit and report.
 
     The folder is verified before anything is sent; one that is not as export and audit left it, or has no audit
-    (unless ``allow_unaudited``), raises ``UsageError``. A base that was a local folder goes by its Hub id
-    ``base_model``, whose files must be the folder's, or by its folder's name alone (``unnamed_base``); its path is
-    never published. Weights and documents that are in the repo and not in the folder (``REPLACED``) are deleted in the
+    (unless ``allow_unaudited``), raises ``UsageError``. Of a base that was a local folder the documents hold the name
+    alone; ``base_model``, whose files must be the folder's, is the Hub id that the card gets for it, here, too. Weights
+    and documents that are in the repo and not in the folder (``REPLACED``) are deleted in the
     same commit; a dry run, which asks the Hub nothing, cannot list them. The token is found by huggingface_hub, and
     shown nowhere. ``create_pr`` opens a pull request instead of committing. A connection that breaks is taken up again:
     files that have arrived are not sent twice. What the Hub refuses raises ``PushError``.
@@ -90,64 +88,43 @@ def push(
     if create_pr and revision is not None:
         raise UsageError(f"a pull request is always made to main; leave --revision {revision} or --create-pr out")
     receipt = _check(folder, allow_unaudited, progress)
-    check_choice(receipt, base_model, unnamed_base)
-    names, left = _sorted_out(folder, receipt, progress)
+    if base_model is not None:
+        check_name(receipt.base, base_model)
+    names = _names(folder, receipt, progress)
+    for one in (receipt, *(earlier.receipt for earlier in receipt.rounds)):
+        if (place := lies_at(one.base)) is not None:
+            check_no_path(folder, names, str(place))
+    _check_card(folder)
+    if not dry_run and base_model is not None:
+        from huggingface_hub import HfApi
+
+        api = HfApi(library_name="layerprune")
+        known = _patiently(lambda: compare(receipt.base, base_model, api, progress), base_model, progress, wait)
+        progress.note(f"base_model: {base_model} ({known})")
+        write_card(folder, base_model=base_model)
+    elif base_model is None and nearest_on_hub(receipt) is None and "base_model" not in read_card(folder / CARD)[0]:
+        progress.note("the card names no base_model: give --base-model org/name if the base is on the Hub")
     files = {name: (folder / name).stat().st_size for name in names}
 
-    def sent(place: Path) -> str:
-        return _patiently(lambda: _send(place, to, list(files)), repo, progress, wait, opens=create_pr)
+    def sent() -> str:
+        return _send(folder, to, list(files))
 
-    if not holds_paths(receipt) and not left:
-        _check_card(folder)
-        url = None if dry_run else sent(folder)
-        return Pushed(repo, files, url)
-    if is_local(receipt):
-        name = _public_name(receipt, base_model, dry_run, repo, progress, wait)
-    else:
-        name = Name(receipt.base.id, receipt.base.revision, UNCHANGED)
-    with tempfile.TemporaryDirectory(prefix="layerprune-push-") as place:
-        out = Path(place)
-        publish(folder, out, name, list(files), left)
-        for local in filter(is_local, (receipt, *(one.receipt for one in receipt.rounds))):
-            check_no_path(out, list(files), local.base.id)
-        _check_card(out)
-        files = {file: (out / file).stat().st_size for file in files}
-        url = None if dry_run else sent(out)
+    url = None if dry_run else _patiently(sent, repo, progress, wait, opens=create_pr)
     return Pushed(repo, files, url)
 
 
-def _sorted_out(folder: Path, receipt: Receipt, progress: Progress) -> tuple[list[str], tuple[str, ...]]:
-    """Return the files to publish, and those of the folder that have no part in a model, which are named in a line.
-
-    Published are weights, config, what belongs to them, what a healing method left, and layerprune's own documents.
-    """
+def _names(folder: Path, receipt: Receipt, progress: Progress) -> list[str]:
+    """Return the files to publish: weights, config, what belongs to them, what a method left, our documents."""
     log = folder / "layerprune" / HealLog.filename
     written = HealLog.load(log).files if log.exists() else receipt.files
     attached = {*written} - {*receipt.files}
     found = companions(folder, {*written} - attached, Checkpoint.open(folder).names)
-    for note in [*found.notes, *([left_out(found.left)] if found.left else [])]:
+    for note in found.notes:
         progress.note(note)
+    if found.left:
+        raise UsageError(f"{left_out(found.left)}: they have no part in a model; export again, nothing was sent")
     ours = [name for name in (*OURS, REPORT) if (folder / name).exists()]
-    return sorted({*written, *ours} - {*found.left}), found.left
-
-
-def _public_name(
-    receipt: Receipt,
-    base_model: str | None,
-    dry_run: bool,
-    repo: str,
-    progress: Progress,
-    wait: Callable[[float], None],
-) -> Name:
-    from huggingface_hub import HfApi
-
-    if base_model is None:
-        return withheld(receipt)
-    check_folder(receipt)
-    if dry_run:
-        return Name(base_model, None, "not compared: a dry run asks the Hub nothing")
-    api = HfApi(library_name="layerprune")
-    return _patiently(lambda: named(receipt, base_model, api, progress), base_model, progress, wait)
+    return sorted({*written, *ours})
 
 
 def _check(folder: Path, allow_unaudited: bool, progress: Progress) -> Receipt:

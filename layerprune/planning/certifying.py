@@ -38,6 +38,9 @@ class MaxDrop:
             raise UsageError(f"{self.requested} needs items that certify: give tasks, such as --tasks arc_easy")
         counts_up_to(desk, self.up_to, self.requested)
 
+    def most(self, desk: Desk) -> int:
+        return counts_up_to(desk, self.up_to, self.requested)[-1]
+
     def pursue(self, desk: Desk, look: Look) -> Reached:
         examiner = desk.certification
         assert examiner is not None  # shares asks for it

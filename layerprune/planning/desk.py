@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from layerprune.checkpoint import contained, locate
-from layerprune.config import PlanConfig, ScoreConfig
+from layerprune.config import DEFAULT_LIMIT, MOST_ITEMS, PlanConfig, ScoreConfig
 from layerprune.documents import BaseTask, Candidate, EngineReport, MetricRef, Round, Scores
 from layerprune.engine import JOURNAL, Engine, Examiner
 from layerprune.engine.answering import own_answers
@@ -21,6 +22,7 @@ from layerprune.metrics import METRICS
 from layerprune.metrics.ablation import Ablation, examine_base
 from layerprune.metrics.base import Data, Metric
 from layerprune.planners import Constraints, Judge, parse_protect
+from layerprune.planning.budget import Fitting
 from layerprune.planning.judging import Remembered, text_key
 from layerprune.planning.limits import FREE, Rules, check_objective
 from layerprune.planning.slices import Shares, Slices
@@ -51,6 +53,7 @@ class Desk:
     certification: Examiner | None = None
     base: dict[str, BaseTask] = field(default_factory=dict)
     said: set[Removal] = field(default_factory=set)  # removals named as not finite
+    began: float = field(default_factory=time.monotonic)
 
     @classmethod
     def open(
@@ -62,7 +65,10 @@ class Desk:
         subject: Subject | None = None,
     ) -> Desk:
         """Validate the request and load the model, where ``subject`` is not loaded already."""
+        began = time.monotonic()
         entry, metric = build(METRICS, request.metric)
+        if request.budget is not None and metric.needs != "items":
+            raise UsageError(f"--budget: the metric {entry.name!r} answers no items; use --limit, or ablation")
         if prompting_of(request).apply_chat_template:
             progress.note("prompts go through the tokenizer's chat template")
         if metric.needs != "nothing" and not request.tasks:
@@ -93,16 +99,22 @@ class Desk:
         )
         rows = request.batch_size if isinstance(request.batch_size, int) else None
         data = Data(objective=objective, seed=request.seed, progress=progress, rows=rows, memory=request.memory)
-        return cls(request, entry, metric, subject, constraints, data, progress, folder)
+        return cls(request, entry, metric, subject, constraints, data, progress, folder, began=began)
 
-    def bring_items(self, shares: Shares) -> None:
-        """Load the items, divide them, and see that the intact model is above chance on every task."""
+    def bring_items(self, shares: Shares, evaluations: int | None = None) -> None:
+        """Load the items, divide them, and see that the intact model is above chance on every task.
+
+        ``evaluations``: how many removals each item will be answered under, for a budget; by default each move alone.
+        """
         if not self.request.tasks:
             return
+        budget = None if self.request.budget is None else self._budget(shares, evaluations)
         answers = isinstance(self.metric, Ablation) and self.metric.signal == "answers"
         only_right = isinstance(self.metric, Ablation) and self.metric.only == "right"
         ungraded = answers and not only_right
         questions = _questions(self.request, self.subject, shares.certify, ungraded=ungraded)
+        if budget is not None:
+            budget.say(questions)
         for remark in questions.remarks():
             self.progress.note(remark)
         check_turns(self.request.fewshot_as_multiturn, questions)
@@ -137,6 +149,33 @@ class Desk:
         self.base = base if judged else {}
         remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
         self.progress.note(f"evaluation path: {examiners[0].path} ({remarks})")
+
+    def _budget(self, shares: Shares, evaluations: int | None) -> Fitting:
+        """Set the request's limit to the most items that fit into the budget."""
+        request, moves = self.request, [Removal.of(*move) for move in self.constraints.moves]
+        assert request.budget is not None
+        if shares.certify:
+            raise UsageError("--budget: how many items certify --max-drop has to be fixed beforehand; leave it out")
+        asked = {
+            "model": self.subject.marks, "metric": spec_of(self.entry.name, self.metric), "tasks": [*request.tasks],
+            "budget": request.budget, "seed": request.seed, "limit": request.limit,
+            "prompting": prompting_of(request).model_dump(mode="json"), "num_fewshot": request.num_fewshot,
+            "evaluations": evaluations or len(moves), "rows": self.data.rows, "memory": self.data.memory,
+        }  # fmt: skip
+        fitting = Fitting(
+            request.budget, self.began, evaluations or len(moves), asked, self.folder, self.progress
+        )
+        answers = isinstance(self.metric, Ablation) and self.metric.signal == "answers"
+        ungraded = isinstance(self.metric, Ablation) and answers and self.metric.only != "right"
+
+        def load(items: int) -> Questions:
+            return _questions(replace(request, limit=items), self.subject, 0, ungraded=ungraded)
+
+        engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
+        most = fitting.items(load, engine, moves, answers=answers)
+        cap = MOST_ITEMS if request.limit == DEFAULT_LIMIT else request.limit
+        self.request = replace(request, limit=min(most, cap))
+        return fitting
 
     def judge(self, keep: int | None = None) -> Judge:
         """Return the metric as a judge that answers each question once, in this run and the ones it goes on from.

@@ -32,5 +32,8 @@ class Farthest:
         counts_up_to(desk, self.up_to, self.requested)
 
     def pursue(self, desk: Desk, look: Look) -> Reached:
-        found = look(counts_up_to(desk, self.up_to, self.requested)[-1])
+        found = look(self.most(desk))
         return Reached(found, found.rounds)
+
+    def most(self, desk: Desk) -> int:
+        return counts_up_to(desk, self.up_to, self.requested)[-1]

@@ -48,6 +48,10 @@ class Goal(Protocol):
         """Raise ``UsageError`` when the model cannot get there, before anything slow; the items are not there yet."""
         ...
 
+    def most(self, desk: Desk) -> int:
+        """Return the most layers that may have to go, for what the search costs at most."""
+        ...
+
     def pursue(self, desk: Desk, look: Look) -> Reached:
         """Search until it is reached."""
         ...
@@ -72,11 +76,11 @@ class Drop:
     shares: Shares = field(default=Shares(HELD_BACK), init=False)
 
     def require(self, desk: Desk) -> None:
-        desk.constraints.require(self._count(desk))
+        desk.constraints.require(self.most(desk))
 
     def pursue(self, desk: Desk, look: Look) -> Reached:
-        found = look(self._count(desk))
+        found = look(self.most(desk))
         return Reached(found, found.rounds)
 
-    def _count(self, desk: Desk) -> int:
+    def most(self, desk: Desk) -> int:
         return parse_drop(self.requested, desk.constraints.depth)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from layerprune.checkpoint.locator import record
 from layerprune.documents import Front, Plan, Scores
 from layerprune.documents.front import FOLDER, PLOT, TABLE
 from layerprune.errors import DocumentError
@@ -33,6 +34,7 @@ def laid(
         yield new
         for path in stale:  # a full disk would have shown by now
             path.unlink(missing_ok=True)
+    record(run_folder, scores.model)
     if stale:
         more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
         progress.note(f"removed: {stale[0]}{more}, planned from the scores that stood there before")

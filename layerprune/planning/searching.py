@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from layerprune.planners import (
     shortfall,
 )
 from layerprune.planning.asked import goal_of
+from layerprune.planning.budget import evaluations
 from layerprune.planning.desk import Desk
 from layerprune.planning.goals import Goal, Reached
 from layerprune.planning.laying import laid
@@ -91,7 +92,9 @@ class Searcher:
                 raise UsageError(f"{asked}, which answers items, and {request.metric!r} answers none")
         desk = Desk.open(request, run_folder, progress, rules, subject)
         goal.require(desk)
-        desk.bring_items(goal.shares)
+        asked = None if request.budget is None else evaluations(search, desk.constraints, goal.most(desk))
+        desk.bring_items(goal.shares, asked)
+        request = replace(request, limit=desk.request.limit)
         return cls(request, goal, rules, desk, entry, search)
 
     def __call__(self, drop: int) -> Found:

@@ -31,17 +31,27 @@ FILTERS = (
     "points", "points_interval", "percent", "percent_change", "percent_interval", "accuracy", "p_value", "size",
     "number", "units",
 )  # fmt: skip
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # not ./name, as a folder may be called in public
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# The Hub knows adapter, merge, quantized and finetune. Whether healed or not, finetune is the honest one of the four:
+# it is what the Hub calls any full model made from one base. Merge would claim several models, quantized a lower
+# precision.
+RELATION = "finetune"
 
 
 def write_card(
-    folder: Path, base: Path | None = None, *, audit: Audit | None = None, into: Path | None = None
+    folder: Path,
+    base: Path | None = None,
+    *,
+    audit: Audit | None = None,
+    into: Path | None = None,
+    base_model: str | None = None,
 ) -> Path:
     """Write or renew ``folder/README.md`` and return its path; the file is replaced whole or not at all.
 
     ``base`` is the base model's folder: its card's licence and language are taken over. Without it, what the folder's
     present card says of them is kept, as are metadata keys this tool does not set and any text outside its marks.
-    ``audit``: one that is about to be saved, in place of the folder's; ``into``: another folder for the new card.
+    ``audit``: one that is about to be saved, in place of the folder's; ``into``: another folder for the new card;
+    ``base_model``: the Hub id of a base that the documents know as a local folder.
     Raises ``DocumentError`` when the plan or receipt is missing, and for a card that ``read_card`` cannot read;
     ``CheckpointError`` where the card or a document is a link.
     """
@@ -51,6 +61,7 @@ def write_card(
     present, body = read_card(path)
     inherited = read_card(base / CARD)[0] if base is not None else {}
     kept = {**present, **{key: inherited[key] for key in INHERITED if key in inherited}}
+    kept |= {} if base_model is None else {"base_model": base_model, "base_model_relation": RELATION}
     metadata, text = render_card(folder, kept, audit)
     before, after = _around_marks(body)
     path = (into or folder) / path.name
@@ -78,7 +89,9 @@ def card_faults(folder: Path) -> Iterator[str]:
     """Yield what in the card is not what the documents say: metadata that this tool sets, and its generated part."""
     kept, body = read_card(folder / CARD)
     metadata, text = render_card(folder, kept)
-    for key in ("base_model", "base_model_relation", "pipeline_tag", "library_name", "model-index"):
+    # a base that was a local folder has the Hub id that a person gave it
+    bases = ("base_model", "base_model_relation") if "base_model" in metadata else ()
+    for key in (*bases, "pipeline_tag", "library_name", "model-index"):
         if kept.get(key) != metadata.get(key):  # without an audit there is no model-index
             yield f"the metadata's {key} is not what the documents say"
     start, stop = body.find(BEGIN), body.find(END)
@@ -107,10 +120,7 @@ def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str
     parent = nearest_on_hub(receipt)
     if parent is not None:
         metadata["base_model"] = parent
-        # The Hub knows adapter, merge, quantized and finetune. Whether healed or not, finetune is the honest
-        # one of the four: it is what the Hub calls any full model made from one base. Merge would claim several
-        # models, quantized a lower precision.
-        metadata["base_model_relation"] = "finetune"
+        metadata["base_model_relation"] = RELATION
     metadata |= {
         "pipeline_tag": "text-generation",
         "library_name": "transformers",
@@ -131,8 +141,8 @@ def title(receipt: Receipt) -> str:
 
 def nearest_on_hub(receipt: Receipt) -> str | None:
     """Return the Hub id of the base, or of the nearest model before it that has one: as the Hub's model tree goes."""
-    before = [one.receipt.base.id for one in reversed(receipt.rounds)]
-    return next((name for name in (receipt.base.id, *before) if base_on_hub(name)), None)
+    bases = [receipt.base, *(one.receipt.base for one in reversed(receipt.rounds))]
+    return next((base.id for base in bases if base.revision is not None), None)
 
 
 def layers_left(receipt: Receipt) -> str:
@@ -167,13 +177,8 @@ def _auto_map(path: Path) -> Any:
     return content.get("auto_map") if isinstance(content, dict) else {}
 
 
-def base_on_hub(model_id: str) -> bool:
-    """Return whether the id can be a Hub id; a local folder is named in no metadata."""
-    return HUB_ID.fullmatch(model_id) is not None
-
-
 def base_name(model_id: str) -> str:
-    """Return the last part of a Hub id or folder: a card does not publish where someone keeps their files."""
+    """Return the last part of a Hub id, or a folder's name."""
     return Path(model_id).name or model_id
 
 

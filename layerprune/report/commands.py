@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from layerprune.documents import UNHEALED, Audit, Earlier, HealLog, Limits, MetricRef, Plan, Search, TaskData
+from layerprune.documents import UNHEALED, Audit, Earlier, HealLog, Limits, MetricRef, ModelRef, Plan, Search, TaskData
 from layerprune.documents.front import plan_name
 
 CORPUS = "FILE"  # the audit knows a text by its name and hash, not by its place
@@ -16,7 +16,7 @@ def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Ear
 
     ``rounds``: of earlier prunings, whose commands make the base.
     """
-    bases = [*(one.plan.model.id for one in rounds[1:]), plan.model.id]
+    bases = [*(one.plan.model for one in rounds[1:]), plan.model]
     healed = [_heal(step, plan, number, len(log.steps)) for number, step in enumerate(log.steps)] if log else []
     return [
         *(line for one, base in zip(rounds, bases, strict=False) for line in _round(one, base)),
@@ -27,17 +27,17 @@ def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Ear
     ]
 
 
-def _round(one: Earlier, made: str) -> list[str]:
+def _round(one: Earlier, made: ModelRef) -> list[str]:
     """Return what made the base of the next round, which its plan calls ``made``."""
     steps = one.heal.steps if one.heal else ()
-    last = _base(made) if made.startswith(("/", ".")) else "base/"
+    last = _base(made) if made.revision is None else "base/"
     healed = [_heal(step, one.plan, number, len(steps), last) for number, step in enumerate(steps)]
     return [*_smaller(one.plan, "smaller/" if steps else last), *healed]
 
 
 def _smaller(plan: Plan, out: str) -> list[str]:
     """What plans and exports; layers named by hand were never planned."""
-    model = [_base(plan.model.id), *_option("--revision", plan.model.revision)]
+    model = [_base(plan.model), *_option("--revision", plan.model.revision)]
     if plan.metric is None or plan.search is None:
         return [_line("export", *model, *shlex.split(plan.requested), "-o", out)]
     return [_plan(plan, plan.metric, plan.search, model), _line("export", _made(plan), "-o", out)]
@@ -130,9 +130,9 @@ def _shown(data: Sequence[TaskData]) -> list[object]:
     return [*words, *_option("--system-instruction", prompting.system_instruction)]
 
 
-def _base(model_id: str) -> str:
-    """A local path is nobody else's: the command names the folder alone."""
-    return model_id.rstrip("/").rpartition("/")[2] + "/" if model_id.startswith(("/", ".")) else model_id
+def _base(model: ModelRef) -> str:
+    """A local folder is named alone: where it lies is nobody else's."""
+    return f"{model.id}/" if model.revision is None else model.id
 
 
 def _option(name: str, value: object) -> list[object]:

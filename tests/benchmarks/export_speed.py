@@ -23,9 +23,10 @@ import time
 from pathlib import Path
 
 from layerprune.anatomy import load_config, read_anatomy
-from layerprune.checkpoint import Checkpoint
+from layerprune.checkpoint import Checkpoint, locate
+from layerprune.checkpoint.locator import reference
 from layerprune.checkpoint.writer import header_bytes, plan_shards
-from layerprune.documents import Limits, MetricRef, ModelRef, Plan, Search
+from layerprune.documents import Limits, MetricRef, Plan, Search
 from layerprune.removal import Removal
 
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 32, 4096, 11008, 32000  # Llama 2 7B: 13.5 GB in bf16
@@ -76,8 +77,8 @@ class _Part:
 def make_plan(folder: Path, removal: Removal) -> Plan:
     """Return a plan that nobody chose."""
     checkpoint, anatomy = Checkpoint.open(folder), read_anatomy(load_config(str(folder)))
-    model = ModelRef(id=str(folder), revision=None, fingerprint=checkpoint.fingerprint(), model_type="llama",
-                     layers=anatomy.depth, parameters=checkpoint.parameters)  # fmt: skip
+    found, parameters = locate(str(folder)), checkpoint.parameters
+    model = reference(found, checkpoint, model_type="llama", layers=anatomy.depth, parameters=parameters)
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
         model=model, metric=metric, search=Search(name="none"), limits=Limits(), requested="", ranking=(), data=(),
