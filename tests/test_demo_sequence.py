@@ -15,7 +15,7 @@ from demo.__main__ import demo
 from demo.display import shown
 from demo.sequence import ABLATION, COSINE, Amounts, Chosen, Finished, Ranked, Spoken, run_demo
 from layerprune.documents import PRUNED, Audit, Plan, Receipt, Scores
-from layerprune.errors import TaskError, UsageError
+from layerprune.errors import UsageError
 
 FOLDER = Path(sequence.__file__).parent
 
@@ -38,7 +38,7 @@ def ran(home):
 def stand_in(patch, home):
     patch.setattr(sequence, "fetch_model", lambda cache, progress, probe: home / "base")
     patch.setattr(sequence, "fetch_questions", lambda cache, progress, probe: None)
-    patch.setattr(sequence, "_reading", lambda data: {"tasks": ("toy",), "include_path": (home / "tasks",)})
+    patch.setattr(sequence, "_reading", lambda data, tasks=(): {"tasks": ("toy",), "include_path": (home / "tasks",)})
 
 
 def test_results_come_in_the_order_of_the_work(ran):
@@ -97,21 +97,6 @@ def test_what_is_printed_names_what_a_reader_needs(ran):
     assert f"cosine, on the same items: accuracy {100 * audit.overall[COSINE].difference:+.1f} points" in said
     for path in ran[0][Finished].paths:
         assert str(path) in said
-
-
-def test_a_task_on_which_the_intact_model_looks_like_guessing_is_left_out_and_it_says_so(home, monkeypatch):
-    stand_in(monkeypatch, home)
-    both = {"tasks": ("toy", "odd"), "include_path": (home / "tasks",)}
-    monkeypatch.setattr(sequence, "_reading", lambda data: both)
-    heard = Heard()
-    _, chosen, *_ = run_demo(home / "fewer", amounts=Amounts(cosine=20, audit=10), progress=heard)
-    assert [note for note in heard.notes if "at chance" in note and note.endswith("going on with toy")]
-    assert [data.task for data in chosen.scores[ABLATION].data] == ["toy"]
-    monkeypatch.setattr(sequence, "_reading", lambda data: both | {"tasks": ("odd",)})
-    results = run_demo(home / "none", amounts=Amounts(cosine=20, audit=10), progress=heard)
-    next(results)
-    with pytest.raises(TaskError, match="at chance"):
-        next(results)
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_fetched(tmp_path, monkeypatch):

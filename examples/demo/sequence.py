@@ -16,7 +16,7 @@ from demo.questions import fetch_questions
 from demo.steps import Steps
 from layerprune.comparison import Comparison, compare_scores
 from layerprune.documents import Audit, Plan, Receipt, Scores
-from layerprune.errors import TaskError, UsageError
+from layerprune.errors import UsageError
 from layerprune.lock import locked
 from layerprune.progress import SILENT, Progress
 
@@ -25,7 +25,9 @@ COSINE, ABLATION = "cosine", "ablation"
 # On a hundred items a task accuracy, a step an item, leaves most layers tied. Four layers chosen by it were worse than
 # cosine's on 1,500 unseen items; four chosen by the gold answer's probability were better (see the note on the engine).
 SPECS = {COSINE: "cosine", ABLATION: "ablation:signal=probability"}
-TASKS = ("arc_easy", "piqa")  # the shorter two of the three that are fetched: more items in the same time
+# The shortest of the tasks that are fetched chooses: the most items in the same time, and the intact model is clearly
+# above chance on few of them. Another judges beside it, which no plan has seen.
+CHOOSING, JUDGING = ("arc_easy",), ("arc_easy", "piqa")
 PROMPT = "The most important thing to know about the Moon is that"
 NEW_TOKENS = 40
 
@@ -35,7 +37,7 @@ class Amounts:
     """How much is asked. The defaults keep the whole demonstration within five minutes on any two CPU cores."""
 
     budget: str = "2m"  # of ablation, whose items are as many as fit; measured: docs/notes/2026-11-29-demo.md
-    cosine: int = 60  # items of each task that cosine reads: one pass over each, so its ranking is there at once
+    cosine: int = 100  # items that cosine reads: one pass over each, so its ranking is there at once
     audit: int = 150  # items of each task that judge at most, and no more than four times those that chose
     seed: int = 10  # which items choose
 
@@ -103,7 +105,7 @@ def run_demo(
             cosine = _score(COSINE, model, out, inner, limit=amounts.cosine, seed=amounts.seed, **_reading(data))
         yield Ranked(cosine)
         with steps.take(ABLATION, tasks=3) as inner:
-            ablation = _ablation(model, data, out, amounts, inner)
+            ablation = _score(ABLATION, model, out, inner, budget=amounts.budget, seed=amounts.seed, **_reading(data))
         chosen = _choose({COSINE: cosine, ABLATION: ablation}, out)
         yield chosen
         smaller = out / "smaller"
@@ -123,19 +125,6 @@ def _score(metric: str, model: Path, out: Path, progress: Progress, **options: A
     from layerprune import api
 
     return api.score(model, metric=SPECS[metric], out=out / metric, progress=progress, **options)
-
-
-def _ablation(model: Path, data: Path | None, out: Path, amounts: Amounts, progress: Progress) -> Scores:
-    """Score by ablation; a task on which so few items do not tell the intact model from guessing is left out."""
-    options = {"budget": amounts.budget, "seed": amounts.seed} | _reading(data)
-    try:
-        return _score(ABLATION, model, out, progress, **options)
-    except TaskError as error:
-        others = tuple(name for name in options["tasks"] if repr(name) not in str(error))
-        if not 0 < len(others) < len(options["tasks"]):
-            raise
-        progress.note(f"{error}; going on with {', '.join(others)}")
-        return _score(ABLATION, model, out, progress, **options | {"tasks": others})
 
 
 def _choose(scores: dict[str, Scores], out: Path) -> Chosen:
@@ -162,17 +151,17 @@ def _audit(cosine: Plan, smaller: Path, data: Path | None, items: int, progress:
     # each, which the five minutes do not hold.
     return audit(
         smaller, compare={COSINE: cosine}, limit=items, generation=False, layerwise=False, progress=progress,
-        **_reading(data),
+        **_reading(data, JUDGING),
     )  # fmt: skip
 
 
-def _reading(data: Path | None) -> dict[str, Any]:
+def _reading(data: Path | None, tasks: tuple[str, ...] = CHOOSING) -> dict[str, Any]:
     """Return which tasks, from where: lm-eval's own definitions, without indexing thousands of others for seconds."""
     import lm_eval.tasks
 
     shipped = Path(lm_eval.tasks.__file__).parent
     folders = tuple(shipped / name for name in ("arc", "piqa"))
-    return {"tasks": TASKS, "include_path": folders, "data_dir": data}
+    return {"tasks": tasks, "include_path": folders, "data_dir": data}
 
 
 def _speak(model: Path, smaller: Path, progress: Progress) -> Spoken:

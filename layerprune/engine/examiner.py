@@ -87,8 +87,7 @@ class Examiner:
 
     def measure(self, block: int, removals: Sequence[Removal], advance: Advance | None = None) -> None:
         """Measure removals on one block, remember it and write it down; ``advance`` hears of items x removals."""
-        if not self.engine.longest:
-            self._choose_path()
+        self.prepare()
         questions = self.blocks[block]
         items = [item for task in questions.tasks.values() for item in task.items]
         before = replace(self.engine.account)
@@ -127,8 +126,10 @@ class Examiner:
             self.account.computed += entry["computed"]
             self.account.naive += entry["naive"]
 
-    def _choose_path(self) -> None:
-        """Test on all items before the first block: the path must suit the longest of them."""
+    def prepare(self) -> None:
+        """Test the paths, if that was not done yet, on all items: the path must suit the longest of them."""
+        if self.engine.longest:
+            return
         requests, groups = as_requests([item for task in self.questions.tasks.values() for item in task.items])
         if requests:
             self.engine.choose_path(requests, groups)
