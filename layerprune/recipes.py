@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from layerprune.documents.recipe import (
     given,
     recipe_error,
 )
-from layerprune.errors import DocumentError, LayerpruneError, UsageError
+from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_you_mean
 from layerprune.lock import FILENAME as LOCK
 from layerprune.lock import locked
 from layerprune.paths import refuse_link
@@ -49,6 +50,7 @@ from layerprune.specs import build
 ANY_DEPTH = 10**6  # a recipe is checked before its model is known; the real depth is checked when it is
 CHECKPOINT = "checkpoint"
 HEALED = "healed"
+PLACE = "share/layerprune/recipes"  # of the shipped recipes, below where pip puts data
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,34 @@ class Finished:
     receipt: Receipt
     heal: HealLog | None
     audit: Audit
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe: a path, or the name of one that is shipped, such as ``quickstart``.
+
+    Raises ``UsageError`` for a name that is neither.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return path  # what is not there is told by who reads it
+    shipped = _shipped()
+    if name not in shipped:
+        raise UsageError(
+            f"no file {name}, and no recipe of that name is shipped.{did_you_mean(name, shipped)} "
+            f"Known: {', '.join(sorted(shipped))}"
+        )
+    return shipped[name]
+
+
+def _shipped() -> dict[str, Path]:
+    """Return the recipes that came with the package, by name: beside it in a checkout, else where pip put them."""
+    beside = Path(__file__).parents[1]
+    if (beside / "pyproject.toml").exists():
+        return {path.stem: path for path in (beside / "recipes").glob("*.yaml")}
+    listed = [one for one in metadata.files("layerprune") or () if one.match(f"{PLACE}/*.yaml")]
+    # as pip recorded them, and below the package's own folder, where pip install --target puts them
+    found = [*(Path(str(one.locate())) for one in listed), *(beside / PLACE).glob("*.yaml")]
+    return {path.stem: path for path in found if path.is_file()}
 
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe | StudyRecipe:

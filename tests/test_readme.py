@@ -23,6 +23,13 @@ def commands() -> list[list[str]]:
     return [shlex.split(line[2:]) for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
+def manager_of(home):
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(home / "tasks"), include_defaults=False)
+    return lambda names, include_path: manager
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     """Run every command in order in one folder; the model's name is a folder there, the tasks' names are tiny tasks."""
@@ -32,10 +39,7 @@ def said(tmp_path_factory):
         base = audit_tiny.base_model(home / MODEL)
         for name in TASKS:
             audit_tiny.questions(base, home / "tasks", name)
-        from lm_eval.tasks import TaskManager
-
-        manager = TaskManager(include_path=str(home / "tasks"), include_defaults=False)
-        patch.setattr(loading, "_manager", lambda names, include_path: manager)
+        patch.setattr(loading, "_manager", manager_of(home))
         shutil.copytree(ROOT / "recipes", home / "recipes")
         patch.chdir(home)
         return home, [cli_tiny.done(*words[1:]).stdout for words in commands()]
@@ -61,6 +65,21 @@ def test_they_leave_what_the_text_promises(said):
     assert audit.overall[PRUNED].items == 120
     assert audit.verdict in (home / "smaller" / "README.md").read_text()
     assert (home / "quickstart" / "plan.json").is_file()
+
+
+def test_the_python_lines_run(said, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    home, _ = said
+    monkeypatch.chdir(home.parent)
+    (home.parent / "tasks").symlink_to(home / "tasks")
+    monkeypatch.setattr(loading, "_manager", manager_of(home))
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    names = {"MODEL": str(home / MODEL), "model": AutoModelForCausalLM.from_pretrained(home / MODEL)}
+    names["tokenizer"] = AutoTokenizer.from_pretrained(home / MODEL)
+    exec(block, names)
+    assert len(names["plan"].removal) == 2
+    assert (home.parent / "healed" / "layerprune" / "audit.json").is_file()
 
 
 def test_every_file_and_make_target_it_names_is_there():

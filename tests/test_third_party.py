@@ -1,6 +1,5 @@
 """A metric and a search that another distribution ships: installed with pip, scored with, searched with, recorded."""
 
-import os
 import subprocess
 import sys
 
@@ -80,9 +79,9 @@ def installed(tmp_path_factory):
 
 
 def run(home, *words):
-    environment = {**os.environ, "PYTHONPATH": str(home / "site")}
-    command = [sys.executable, "-m", "layerprune", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(home / "site")
+        return cli_tiny.layerprune(*words)
 
 
 def test_metric_and_search_are_under_twenty_lines():
@@ -92,7 +91,7 @@ def test_metric_and_search_are_under_twenty_lines():
 
 def test_it_is_listed_with_its_owner_and_options(installed):
     listed = run(installed, "metrics")
-    assert listed.returncode == 0, listed.stderr
+    assert listed.exit_code == 0, listed.stderr
     assert "prune-parity 0.3" in next(line for line in listed.stdout.splitlines() if line.strip().startswith("parity"))
     one = run(installed, "metrics", "parity").stdout
     assert "Odd layers are worth more." in one
@@ -102,7 +101,7 @@ def test_it_is_listed_with_its_owner_and_options(installed):
 def test_it_plans_and_its_owner_is_recorded(installed):
     out = installed / "run"
     done = run(installed, "plan", installed / "base", "--metric", "parity:bonus=0.5", "--drop", 2, "-o", out)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     scores, plan = Scores.load(out / "scores.json"), Plan.load(out / "plan.json")
     assert plan.removal == (0, 2)
     assert scores.metric.owner == "prune-parity 0.3"
@@ -114,7 +113,7 @@ def test_it_plans_and_its_owner_is_recorded(installed):
 def test_its_search_plans_with_any_metric_and_is_recorded(installed):
     words = ["plan", installed / "base", "--metric", "parity", "--drop", 2]
     done = run(installed, *words, "--search", "every-other:start=1", "-o", installed / "combs")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     scores, plan = Scores.load(installed / "combs" / "scores.json"), Plan.load(installed / "combs" / "plan.json")
     assert [one.removal for one in scores.rounds[0].candidates] == [(1, 3), (2, 4)]
     assert plan.removal == (2, 4)
@@ -132,7 +131,7 @@ def test_its_search_plans_with_any_metric_and_is_recorded(installed):
 def test_what_its_search_finds_against_the_rules_is_refused(installed, tmp_path, search, rules, why):
     words = ["plan", installed / "base", "--metric", "parity", "--drop", 2, "--search", search, *rules]
     done = run(installed, *words, "-o", tmp_path / "run")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert f"layerprune: the search 'every-other' found {why}" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run" / "plan.json").exists()
 

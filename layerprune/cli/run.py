@@ -15,20 +15,23 @@ from layerprune.cli.verb import Verb, pass_console
     cls=Verb,
     after_interrupt="run the same command again: finished steps are kept",
     examples=[
-        "layerprune run recipes/quickstart.yaml -o quickstart/",
+        "layerprune run quickstart -o quickstart/",
         "layerprune run recipes/quickstart.yaml --set model=/models/mine --set plan.drop=25% -o mine/",
     ],
 )
-@click.argument("recipe", type=opt.FILE)
+@click.argument("recipe")
 @opt.output("Run folder: a new one, or one that this recipe has begun.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one key; may be repeated.")
 @pass_console
-def run(console: Console, recipe: Path, output: Path, changes: tuple[str, ...]) -> None:
-    """Do what RECIPE (a YAML file) says: score, plan, export, heal and audit, or a study; run again, it goes on."""
-    from layerprune.cli.ran import ran
-    from layerprune.recipes import read_recipe
+def run(console: Console, recipe: str, output: Path, changes: tuple[str, ...]) -> None:
+    """Do what RECIPE says: score, plan, export, heal and audit, or a study; run again, it goes on.
 
-    parts, names = ran(read_recipe(recipe, changes), output, console.progress)
+    RECIPE is a YAML file, or the name of one that is shipped: quickstart, cosine-baseline, paper-ablation, study.
+    """
+    from layerprune.cli.ran import ran
+    from layerprune.recipes import find_recipe, read_recipe
+
+    parts, names = ran(read_recipe(find_recipe(recipe), changes), output, console.progress)
     for part in parts:
         console.print(part)
     console.print(f"written: {', '.join(str(output / name) for name in names)}")
