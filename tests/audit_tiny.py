@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from functools import cache
 from pathlib import Path
 
 import audit_samples as samples
@@ -78,25 +79,43 @@ def questions(
     base: Path, folder: Path, name: str = "toy", test: int = 60, train: int = 20, known: float = 0.85
 ) -> Path:
     """Write a task whose gold answer is the base model's own favourite in a share ``known`` of the items."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), PreTrainedTokenizerFast.from_pretrained(base)
+    weights = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
     rng = random.Random(name)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train), ("test", test)):
+        asked = [(f"{split} {name} {number}:", tuple(rng.sample(WORDS, 4)), rng.random()) for number in range(count)]
         lines = []
-        for number in range(count):
-            question, choices = f"{split} {name} {number}:", rng.sample(WORDS, 4)
-            scores = []
-            for choice in choices:
-                prompt = tokenizer(question, return_tensors="pt").input_ids
-                answer = tokenizer(" " + choice, return_tensors="pt").input_ids
-                logs = model(torch.cat([prompt, answer], 1)).logits[0, prompt.shape[1] - 1 : -1].log_softmax(-1)
-                scores.append(float(logs.gather(1, answer[0][:, None]).sum()))
-            best = scores.index(max(scores))
-            gold = best if rng.random() < known else (best + 1) % 4
+        for question, choices, luck in asked:
+            best = _favourite(weights, str(base), question, choices)
+            gold = best if luck < known else (best + 1) % 4
             lines.append(json.dumps({"question": question, "choices": choices, "gold": gold}))
         (folder / f"{name}-{split}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / f"{name}.yaml").write_text(TASK.format(name=name, folder=folder))
     return folder
+
+
+_favourites: dict[tuple[str, str, tuple[str, ...]], int] = {}  # of the same weights, in all the tests of a process
+
+
+@torch.no_grad()
+def _favourite(weights: str, base: str, question: str, choices: tuple[str, ...]) -> int:
+    """Return which choice the model finds likeliest, asked plainly, one after another."""
+    known = (weights, question, choices)
+    if known not in _favourites:
+        model, tokenizer = _loaded(weights, base)
+        scores = []
+        for choice in choices:
+            prompt = tokenizer(question, return_tensors="pt").input_ids
+            answer = tokenizer(" " + choice, return_tensors="pt").input_ids
+            logs = model(torch.cat([prompt, answer], 1)).logits[0, prompt.shape[1] - 1 : -1].log_softmax(-1)
+            scores.append(float(logs.gather(1, answer[0][:, None]).sum()))
+        _favourites[known] = scores.index(max(scores))
+    return _favourites[known]
+
+
+@cache
+def _loaded(weights: str, base: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    return AutoModelForCausalLM.from_pretrained(base), PreTrainedTokenizerFast.from_pretrained(base)
 
 
 def pruned_by_hand(base: Path, out: Path, layer: int) -> Path:
