@@ -6,13 +6,17 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow engines bench lint clean
+.PHONY: demo test coverage slow engines bench lint clean
 
 demo: $(STAMP)
 	$(RUN) examples/demo
 
 # Two workers of one thread each: on two cores nearly twice as fast as one with two.
 test: lint
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+# The same tests under a tracer, which takes a third longer.
+coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 slow: $(STAMP)

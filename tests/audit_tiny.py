@@ -79,7 +79,7 @@ def questions(
     base: Path, folder: Path, name: str = "toy", test: int = 60, train: int = 20, known: float = 0.85
 ) -> Path:
     """Write a task whose gold answer is the base model's own favourite in a share ``known`` of the items."""
-    weights = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+    weights = hashlib.sha256((Path(base) / "model.safetensors").read_bytes()).hexdigest()
     rng = random.Random(name)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train), ("test", test)):
