@@ -353,10 +353,17 @@ TRUST = "Run the Python files of the model."
 BASE = "Where the base model is now."
 FOUND = "where export found it"  # the default of BASE
 
+
+def _settle_limits(config: Any, *names: str) -> None:
+    """Set the limits that were not given: to what a budget holds, if there is one."""
+    for name in names:
+        if getattr(config, name) is None:
+            object.__setattr__(config, name, DEFAULT_LIMIT if config.budget is None else MOST_ITEMS)
+
+
 # Items of each task that select when --limit does not say otherwise. One accuracy on 1,000 items has a standard error
 # of 1.5 points; with a few hundred a search fits its items and not the model (measured on SmolLM2-135M).
 DEFAULT_LIMIT = 1000
-AUDIT_LIMIT = 1000  # of a study, for the same reason
 # Items of each task that certify --max-drop. Flips of 5 % of the answers each way and no loss at all take about 700
 # items in all to rule out a loss of two points.
 CERTIFY_LIMIT = 2000
@@ -434,11 +441,14 @@ class ScoreConfig(PromptOptions, ModelOptions, MachineOptions):
 
     metric: str = option(Text("SPEC"), "What judges a layer, see `layerprune metrics`.", "ablation")
     tasks: tuple[str, ...] = option(List(Text()), "lm-eval tasks that supply the items; of a group, each task.", ())
-    limit: int = option(Whole(1, MOST_ITEMS), "Use at most so many items of each task.", DEFAULT_LIMIT)
+    limit: int = option(
+        Whole(1, MOST_ITEMS),
+        "Use at most so many items of each task.",
+        default=f"{DEFAULT_LIMIT}, or what --budget holds",
+    )
     budget: float | None = option(
         Duration(),
-        "Use as many items of each task as fit into this time, 20m or 1h30m, by the speed on the first of them; "
-        "--limit is the most where it is given and not 1000.",
+        "Use as many items of each task as fit into this time, 20m or 1h30m, by the speed on the first of them.",
     )
     objective: str | None = option(
         Choice(("mean", "worst", "weighted")),
@@ -454,6 +464,10 @@ class ScoreConfig(PromptOptions, ModelOptions, MachineOptions):
         many=True,
     )
     protect: str | None = option(Layers(), "Layers never to remove: 0-3,-1 (negative: from the end).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _settle_limits(self, "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -602,8 +616,16 @@ class StudyConfig(PromptOptions, ModelOptions, MachineOptions):
         flag="--metric",
         default="eight; see `layerprune metrics`",
     )
-    limit: int = option(Whole(1, MOST_ITEMS), "Items of each task that metrics and searches see.", DEFAULT_LIMIT)
-    audit_limit: int = option(Whole(1, MOST_ITEMS), "Other items that accuracy is measured on.", AUDIT_LIMIT)
+    limit: int = option(
+        Whole(1, MOST_ITEMS),
+        "Items of each task that metrics and searches see.",
+        default=f"{DEFAULT_LIMIT}, or what --budget holds",
+    )
+    audit_limit: int = option(
+        Whole(1, MOST_ITEMS),
+        "Other items that accuracy is measured on.",
+        default=f"{DEFAULT_LIMIT}, or what --budget holds",
+    )
     budget: float | None = option(
         Duration(), "Use as many items of each task as fit into this time, as many to choose as to judge: 2h."
     )
@@ -613,3 +635,7 @@ class StudyConfig(PromptOptions, ModelOptions, MachineOptions):
     )
     greedy: str | None = option(Text("N|N%"), "Also follow greedy ablation so far; as many rounds.")
     protect: str | None = option(Layers(), "Layers never to remove: 0-3,-1 (negative: from the end).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _settle_limits(self, "limit", "audit_limit")

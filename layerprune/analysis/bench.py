@@ -53,7 +53,8 @@ class Bench:
         asked = None if request.budget is None else evaluations(request, len(desk.constraints.moves))
         desk.bring_items(Shares(), asked)
         if request.budget is not None:  # as many to judge as to choose
-            request = replace(request, limit=desk.request.limit, audit_limit=desk.request.limit)
+            most = desk.request.limit
+            request = replace(request, limit=most, audit_limit=min(most, request.audit_limit))
         text, data = _text(request, content, desk) if content is not None else (None, None)
         engine = desk.data.examiner.engine  # type: ignore[union-attr]  # ablation answers items
         questions = _audit_questions(request, desk)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from layerprune.checkpoint import contained, locate
-from layerprune.config import DEFAULT_LIMIT, MOST_ITEMS, PlanConfig, ScoreConfig
+from layerprune.config import PlanConfig, ScoreConfig
 from layerprune.documents import BaseTask, Candidate, EngineReport, MetricRef, Round, Scores
 from layerprune.engine import JOURNAL, Engine, Examiner
 from layerprune.engine.answering import own_answers
@@ -173,8 +173,7 @@ class Desk:
 
         engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
         most = fitting.items(load, engine, moves, answers=answers)
-        cap = MOST_ITEMS if request.limit == DEFAULT_LIMIT else request.limit
-        self.request = replace(request, limit=min(most, cap))
+        self.request = replace(request, limit=min(most, request.limit))
         return fitting
 
     def judge(self, keep: int | None = None) -> Judge:
