@@ -1,6 +1,7 @@
 """The verbs as functions of Python. The command line calls the same ones, so both take the same options.
 
-Wherever a model is asked for, a local folder, a Hub id or a pair ``(model, tokenizer)`` that is loaded already will do.
+Wherever a model is asked for, a local folder, a Hub id or a pair ``(model, tokenizer)`` that is loaded already will do;
+``score`` and ``plan`` run it as it is in memory, the others read the files that it was loaded from.
 Documents (``Scores``, ``Plan``, ...) are taken as they are or as paths. A run folder ``out`` gets the documents, in the
 place of those that are there, and keeps what was measured: the same call again goes on from it. A checkpoint's folder
 must not exist yet. Faults raise ``LayerpruneError``, whose message is one line.
@@ -80,11 +81,11 @@ def _takes(config: type[Config]) -> Callable[[Function], Function]:
 
 
 @_takes(InspectConfig)
-def inspect(model: str | Path, **options: Any) -> Inspection:
+def inspect(model: PathLike | Pair, **options: Any) -> Inspection:
     """Look at the decoder stack of ``model`` and at what can be removed from it; no weights are loaded."""
     from layerprune.inspection import inspect_model
 
-    config = InspectConfig.of(model=str(model), **options)
+    config = InspectConfig.of(**_placed(model, options))
     return inspect_model(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
@@ -274,7 +275,7 @@ def push(folder: PathLike, repo: str, *, progress: Progress | bool | None = None
 
 
 @_takes(StudyConfig)
-def study(model: PathLike, out: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Study:
+def study(model: PathLike | Pair, out: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Study:
     """Ask the paper's questions (arXiv:2605.14075) of ``model``: which metric knows which of its layers matter.
 
     ``out`` gets study.html, study.json, tables (CSV) and plots (SVG).
@@ -283,7 +284,7 @@ def study(model: PathLike, out: PathLike, *, progress: Progress | bool | None = 
     from layerprune.analysis import study as measure
     from layerprune.lock import locked
 
-    folder, config = Path(out), StudyConfig.of(model=str(model), **options)
+    folder, config = Path(out), StudyConfig.of(**_placed(model, options))
     with locked(folder, config.model):
         check_room(folder)
         found = measure(config, folder / WORK, progress=_progress(progress))
@@ -292,7 +293,9 @@ def study(model: PathLike, out: PathLike, *, progress: Progress | bool | None = 
 
 
 @_takes(PruneConfig)
-def prune(model: PathLike, out: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Finished:
+def prune(
+    model: PathLike | Pair, out: PathLike, *, progress: Progress | bool | None = None, **options: Any
+) -> Finished:
     """Plan, export, heal where ``heal`` says how, and audit: the smaller model in the new folder ``out``.
 
     The documents on the way lie in a run folder beside it, ``OUT.run``, with recipe.json, the same as a recipe. A call
@@ -300,8 +303,8 @@ def prune(model: PathLike, out: PathLike, *, progress: Progress | bool | None = 
     """
     from layerprune.recipes import prune_recipe, run_recipe
 
-    target = Path(out)
-    recipe = prune_recipe(PruneConfig.of(model=str(model), **options), {"model": str(model), **options})
+    target, told = Path(out), _placed(model, options)
+    recipe = prune_recipe(PruneConfig.of(**told), told)
     return run_recipe(recipe, target.with_name(f"{target.name}.run"), result=target, progress=_progress(progress))
 
 
@@ -347,6 +350,12 @@ def _named(model: Any) -> tuple[str, str | None]:
     loaded, _ = _pair(model)
     where = str(loaded.name_or_path)
     return where, None if Path(where).is_dir() else getattr(loaded.config, "_commit_hash", None)
+
+
+def _placed(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the place of the model among them: these verbs read its files, of a pair, too."""
+    name, revision = _named(model)
+    return {**options, "model": name} | ({} if revision is None else {"revision": revision})
 
 
 def _plan_at(plan: Any) -> Plan:
