@@ -303,7 +303,7 @@ def prune(
     """
     from layerprune.recipes import prune_recipe, run_recipe
 
-    target, told = Path(out), _placed(model, options)
+    target, told = Path(out).absolute(), _placed(model, options)
     recipe = prune_recipe(PruneConfig.of(**told), told)
     return run_recipe(recipe, target.with_name(f"{target.name}.run"), result=target, progress=_progress(progress))
 

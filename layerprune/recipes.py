@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from layerprune.config import AuditConfig, Config, HealConfig, PlanConfig, PruneConfig, ScoreConfig, StudyConfig
 from layerprune.documents import (
@@ -106,7 +109,12 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe | StudyRecipe
 
 
 def prune_recipe(config: PruneConfig, options: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that ``prune`` carries out; ``options`` are those that were given, the others keep defaults."""
+    """Return the recipe that ``prune`` carries out; ``options`` are those that were given, the others keep defaults.
+
+    Raises ``LayerpruneError`` for what any of the steps would refuse, before the first of them begins.
+    """
+    from layerprune.planning import goal_of
+
     told = {name: getattr(config, name) for name, value in options.items() if value is not None and value != ()}
     if told.pop("front", False):
         raise UsageError("a front is many plans, and prune ends in one model; use plan --front and export one of them")
@@ -114,15 +122,23 @@ def prune_recipe(config: PruneConfig, options: Mapping[str, Any]) -> Recipe:
     def keys(step: Any) -> dict[str, Any]:
         return {name: value for name, value in told.items() if name in step.model_fields}
 
-    from layerprune.planning import goal_of
-
+    if not config.tasks:
+        raise UsageError("prune audits what it makes: give tasks, such as --tasks arc_easy")
     heal = None if config.heal is None else {"method": config.heal, "corpus": config.corpus}
     if heal is None and config.corpus is not None:
         raise UsageError("--corpus is what --heal reads: give --heal, too, such as --heal linear")
     audit = {"tasks": config.audit_tasks, "limit": config.audit_limit}
     shared = {name: told[name] for name in SHARED if name in told}
     goal_of(config)
-    return Recipe(**shared, score=keys(ScoreStep), plan=keys(PlanStep), heal=heal, audit=audit)
+    data = {**shared, "score": keys(ScoreStep), "plan": keys(PlanStep), "heal": heal, "audit": audit}
+    for place, check in _checks().items():
+        value = reduce(lambda inner, key: inner.get(key) if isinstance(inner, dict) else None, place, data)
+        if value is not None:
+            check(value)
+    try:
+        return Recipe(**data)
+    except ValidationError as error:
+        raise UsageError(error.errors()[0]["msg"]) from error
 
 
 def run_recipe(
@@ -324,8 +340,8 @@ def _checks() -> Mapping[Place, Check]:
         return lambda value: goal_of(PlanConfig.of(model="", **{"max_drop": "1%", name: value}))
 
     def folders(value: Any) -> None:
-        for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, str) and not Path(path).is_dir():
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(path, str | Path) and not Path(path).is_dir():
                 raise UsageError(f"the folder {path} does not exist")
 
     def file(value: Any) -> None:

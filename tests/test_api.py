@@ -193,6 +193,12 @@ def test_prune_heals_in_between(home, toy, tmp_path):
         (lambda: lp.prune("m", "out", drop=1, front=True), "a front is many plans, and prune ends in one model"),
         (lambda: lp.prune("m", "out", drop=1, tasks="t", corpus="builtin"), "--corpus is what --heal reads"),
         (lambda: lp.prune("m", "out", tasks="t"), "nothing says how far to go"),
+        (lambda: lp.prune("m", "out", drop=1), "prune audits what it makes: give tasks, such as --tasks arc_easy"),
+        (lambda: lp.prune("m", "out", drop=1, tasks="t", heal="linaer"), "Did you mean 'linear'?"),
+        (lambda: lp.prune("m", "out", drop=1, tasks="t", heal="linear"), "linear reads text: give a corpus"),
+        (lambda: lp.prune("m", "out", drop=1, tasks="t", search="gredy"), "Did you mean 'greedy'?"),
+        (lambda: lp.prune("m", "out", drop=1, tasks="t", no_adjacent=True, contiguous=True), "exclude each other"),
+        (lambda: lp.prune("m", "out", drop=1, tasks="t", data_dir="nowhere"), "the folder nowhere does not exist"),
     ],
 )
 def test_bad_input_raises_one_line(call, message, tmp_path, monkeypatch):
