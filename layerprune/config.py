@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -24,14 +25,14 @@ MOST_ROWS = 10**6  # rows of one batch
 LARGEST_SEED = 2**32 - 1  # what numpy and transformers take
 
 
-class Kind:
+class Kind(ABC):
     """A type of option: ``metavar`` is how help writes its value."""
 
     metavar: str | None = None
 
+    @abstractmethod
     def read(self, value: Any) -> Any:
         """Return the value that the program works with, from text or a Python value; raises ``ValueError``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

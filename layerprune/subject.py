@@ -18,7 +18,7 @@ from torch import nn
 from layerprune.anatomy import Anatomy, check_weights, find_stack, load_config, positions, read_anatomy
 from layerprune.anatomy.causality import refuse_when_seen_ahead
 from layerprune.bypass import bypassed
-from layerprune.checkpoint import Checkpoint, locate
+from layerprune.checkpoint import Checkpoint, Folder, locate
 from layerprune.checkpoint.locator import reference
 from layerprune.documents import ModelRef
 from layerprune.errors import ModelError, UsageError, one_line
@@ -88,14 +88,7 @@ class Subject:
             raise ModelError(f"{model} lacks {len(info['missing_keys'])} of its weights, {first} for one")
         loaded.eval()
         refuse_when_seen_ahead(loaded, config)
-        ref = reference(
-            folder,
-            checkpoint,
-            model_type=config.model_type,
-            layers=anatomy.depth,
-            parameters=anatomy.parameters(),
-        )
-        return cls(loaded, tokenizer, anatomy, ref)
+        return cls(loaded, tokenizer, anatomy, _reference(folder, checkpoint, config, anatomy))
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Subject:
@@ -116,14 +109,7 @@ class Subject:
         _check_unchanged(model, checkpoint, where)
         model.eval()
         refuse_when_seen_ahead(model, config)
-        ref = reference(
-            folder,
-            checkpoint,
-            model_type=config.model_type,
-            layers=anatomy.depth,
-            parameters=anatomy.parameters(),
-        )
-        return cls(model, tokenizer, anatomy, ref)
+        return cls(model, tokenizer, anatomy, _reference(folder, checkpoint, config, anatomy))
 
     @cached_property
     def layers(self) -> list[nn.Module]:
@@ -207,6 +193,11 @@ class Subject:
         """The model with the removed layers bypassed, in place, while the context is open."""
         with bypassed(self.model, self.layers, removal):
             yield self.model
+
+
+def _reference(folder: Folder, checkpoint: Checkpoint, config: Any, anatomy: Anatomy) -> ModelRef:
+    depth, parameters = anatomy.depth, anatomy.parameters()
+    return reference(folder, checkpoint, model_type=config.model_type, layers=depth, parameters=parameters)
 
 
 def runs_own_code(model: PreTrainedModel) -> bool:

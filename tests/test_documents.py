@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from typing import Literal
+from typing import ClassVar, Literal
 
 import audit_samples as samples
 import pytest
@@ -45,6 +45,7 @@ def test_what_is_hashed_is_json_with_sorted_keys_no_spaces_and_every_field():
         format: Literal[1] = 1
         text: str = "ü"
         nothing: float | None = None
+        headline: ClassVar[str] = "small"
 
     spelled = '{"format":1,"kind":"small","nothing":null,"text":"ü"}'
     assert Small().canonical_json() == spelled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import abstractmethod
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -34,9 +35,9 @@ class Document(Part):
     filename: ClassVar[str]
 
     @property
+    @abstractmethod
     def headline(self) -> str:
         """One line that says what the document is about."""
-        raise NotImplementedError
 
     def records(self) -> list[dict[str, Any]]:
         """Return what the document measured as rows for a table; empty where it is no table."""
