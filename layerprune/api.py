@@ -36,15 +36,15 @@ from layerprune.config import (
     default_of,
 )
 from layerprune.errors import UsageError
-from layerprune.progress import SILENT, Bars, Progress
+from layerprune.util import SILENT, Bars, Progress
 
 if TYPE_CHECKING:
-    from layerprune.auditor.verify import Verification
-    from layerprune.documents import Audit, Front, HealLog, Plan, Receipt, Scores, Study
+    from layerprune.artifacts import Audit, Front, HealLog, Plan, Receipt, Scores, Study
+    from layerprune.auditor.verification import Verification
     from layerprune.hub import Pushed
     from layerprune.inspection import Inspection
+    from layerprune.models.model import Subject
     from layerprune.recipes import Finished
-    from layerprune.subject import Subject
 
     Pair = tuple[Any, Any]  # a PreTrainedModel and its tokenizer
     PathLike = str | Path
@@ -103,9 +103,8 @@ def score(
     ``out``: a run folder that gets scores.json. ``stability``: refuse a metric whose ranking cannot be repeated on
     other items. ``progress``: True shows bars, False nothing; by default bars where somebody watches.
     """
-    from layerprune.lock import locked
-    from layerprune.output import check_places
-    from layerprune.planning import lay, score_model
+    from layerprune.files import check_places, locked
+    from layerprune.planner import lay, score_model
 
     shown = _progress(progress)
     with _opened(model, options) as (told, subject):
@@ -147,7 +146,7 @@ def planned(
     **options: Any,
 ) -> tuple[Scores, Plan | Front]:
     """Return the scores that a plan was made from, too; see ``plan``."""
-    from layerprune.planning import front_model, plan_from_scores, plan_model
+    from layerprune.planner import front_model, plan_from_scores, plan_model
 
     shown = _progress(progress)
     if options.get("front") and scores is not None:
@@ -218,7 +217,7 @@ def heal(
 
     Of several processes under ``accelerate launch`` the first returns the log, the others None.
     """
-    from layerprune.healing.step import heal as carry_out
+    from layerprune.healing.healer import heal as carry_out
 
     return carry_out(Path(checkpoint), Path(out), progress=_progress(progress), **options)
 
@@ -229,7 +228,7 @@ def audit(folder: PathLike, *, progress: Progress | bool | None = None, **option
 
     Writes audit.json, the model card and report.html into ``folder``.
     """
-    from layerprune.auditor.auditing import audit as examine
+    from layerprune.auditor.auditor import audit as examine
 
     return examine(Path(folder), progress=_progress(progress), **options)
 
@@ -237,9 +236,9 @@ def audit(folder: PathLike, *, progress: Progress | bool | None = None, **option
 @_takes(VerifyConfig)
 def verify(folder: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Verification:
     """Check that ``folder`` is what export, heal and audit left: every hash and every figure. Problems are returned."""
-    from layerprune.auditor.models import Loading
+    from layerprune.auditor.inputs import Loading
     from layerprune.auditor.rerun import repeat
-    from layerprune.auditor.verify import verify as look
+    from layerprune.auditor.verification import verify as look
 
     shown, place, config = _progress(progress), Path(folder), VerifyConfig.of(**options)
     if not place.is_dir():
@@ -282,7 +281,7 @@ def study(model: PathLike | Pair, out: PathLike, *, progress: Progress | bool | 
     """
     from layerprune.analysis import WORK, check_room, write_study
     from layerprune.analysis import study as measure
-    from layerprune.lock import locked
+    from layerprune.files import locked
 
     folder, config = Path(out), StudyConfig.of(**_placed(model, options))
     with locked(folder, config.model):
@@ -322,7 +321,7 @@ def _opened(model: PathLike | Pair, options: dict[str, Any]) -> Iterator[tuple[d
     if isinstance(model, str | Path):
         yield {**options, "model": str(model)}, None
         return
-    from layerprune.subject import Subject, runs_own_code
+    from layerprune.models.model import Subject, runs_own_code
 
     for name in LOADING:
         if options.get(name):
@@ -360,8 +359,8 @@ def _placed(model: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def _plan_at(plan: Any) -> Plan:
     """Return a plan; raises ``UsageError`` for what looks like a model, which needs ``remove``."""
-    from layerprune.checkpoint.locator import learn
-    from layerprune.documents import Plan, read_plan
+    from layerprune.artifacts import Plan, read_plan
+    from layerprune.checkpoint.location import learn
 
     if isinstance(plan, Plan):
         return plan

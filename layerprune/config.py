@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from layerprune.errors import UsageError, did_you_mean
-from layerprune.sizes import parse_size
+from layerprune.formatting import parse_size
 
 MOST_ITEMS = 10**9  # more than any benchmark has, and what numpy and JSON readers hold without loss
 MOST_EXAMPLES = 1000  # few-shot examples: more than any context holds

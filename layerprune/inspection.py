@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from layerprune.anatomy import Anatomy, build_on_meta, check_weights, load_config, read_anatomy
+from layerprune.architecture import Anatomy, build_on_meta, check_weights, load_config, read_anatomy
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.errors import RefusedError
 from layerprune.removal import Removal

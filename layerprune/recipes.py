@@ -17,8 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from layerprune.config import AuditConfig, Config, HealConfig, PlanConfig, PruneConfig, ScoreConfig, StudyConfig
-from layerprune.documents import (
+from layerprune.artifacts import (
     Audit,
     HealLog,
     Instructions,
@@ -30,25 +29,25 @@ from layerprune.documents import (
     StudyRecipe,
     read_scores,
 )
-from layerprune.documents.faults import Place
-from layerprune.documents.marked import read_marked
-from layerprune.documents.recipe import (
+from layerprune.artifacts.recipe import (
     GOALS,
     SHARED,
     Check,
+    Place,
     PlanStep,
     ScoreStep,
     difference,
     given,
+    read_marked,
     recipe_error,
 )
+from layerprune.config import AuditConfig, Config, HealConfig, PlanConfig, PruneConfig, ScoreConfig, StudyConfig
 from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_you_mean
-from layerprune.lock import FILENAME as LOCK
-from layerprune.lock import locked
-from layerprune.paths import refuse_link
-from layerprune.planners import SEARCHES, check_drop, parse_protect
-from layerprune.progress import SILENT, Progress
-from layerprune.specs import build
+from layerprune.files import FILENAME as LOCK
+from layerprune.files import locked, refuse_link
+from layerprune.registry import build
+from layerprune.search import SEARCHES, check_drop, parse_protect
+from layerprune.util import SILENT, Progress
 
 ANY_DEPTH = 10**6  # a recipe is checked before its model is known; the real depth is checked when it is
 CHECKPOINT = "checkpoint"
@@ -113,7 +112,7 @@ def prune_recipe(config: PruneConfig, options: Mapping[str, Any]) -> Recipe:
 
     Raises ``LayerpruneError`` for what any of the steps would refuse, before the first of them begins.
     """
-    from layerprune.planning import goal_of
+    from layerprune.planner import goal_of
 
     told = {name: getattr(config, name) for name, value in options.items() if value is not None and value != ()}
     if told.pop("front", False):
@@ -141,9 +140,7 @@ def prune_recipe(config: PruneConfig, options: Mapping[str, Any]) -> Recipe:
         raise UsageError(error.errors()[0]["msg"]) from error
 
 
-def run_recipe(
-    recipe: Recipe, folder: Path, *, result: Path | None = None, progress: Progress = SILENT
-) -> Finished:
+def run_recipe(recipe: Recipe, folder: Path, *, result: Path | None = None, progress: Progress = SILENT) -> Finished:
     """Do what is not done yet; raises ``UsageError`` when ``folder`` belongs to another recipe.
 
     ``result``: where the last checkpoint goes, by default into ``folder``.
@@ -199,9 +196,7 @@ def _claim(folder: Path, recipe: Instructions, places: Mapping[str, Path]) -> bo
         before = type(recipe).load(record)
         changed = [line for line in difference(before, recipe) if not _still_open(places, line)]
         if changed:
-            raise UsageError(
-                f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o"
-            )
+            raise UsageError(f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o")
         if before != recipe:
             recipe.save(record)
         return False
@@ -225,8 +220,8 @@ def _give_up(folder: Path) -> None:
 
 
 def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, Plan]:
-    from layerprune.planning import plan_model
-    from layerprune.tasks.loading import load_tasks
+    from layerprune.data.tasks import load_tasks
+    from layerprune.planner import plan_model
 
     if (folder / Plan.filename).exists():
         scores = read_scores(folder / Scores.filename)
@@ -240,9 +235,9 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
 
 
 def _exported(recipe: Recipe, plan: Plan, folder: Path, out: Path, progress: Progress) -> Receipt:
-    from layerprune.auditor.exported import Exported
+    from layerprune.auditor.inputs import Exported
     from layerprune.checkpoint import locate
-    from layerprune.checkpoint.locator import learn, source_of
+    from layerprune.checkpoint.location import learn, source_of
     from layerprune.exporter import export
 
     refuse_link(out)
@@ -265,8 +260,8 @@ def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> Non
     They follow from the documents and, for the licence, from the card in ``base``; a run that was killed may have left
     older ones.
     """
-    from layerprune.auditor.auditing import renew
-    from layerprune.auditor.verify import verify
+    from layerprune.auditor.auditor import renew
+    from layerprune.auditor.verification import verify
 
     with locked(out):
         renew(out, progress, base=base)
@@ -279,8 +274,8 @@ def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> Non
 
 
 def _healed(recipe: Recipe, receipt: Receipt, unhealed: Path, out: Path, progress: Progress) -> HealLog | None:
-    from layerprune.auditor.exported import Exported
-    from layerprune.healing.step import clear, heal
+    from layerprune.auditor.inputs import Exported
+    from layerprune.healing.healer import clear, heal
 
     if recipe.heal is None:
         return None
@@ -327,11 +322,11 @@ def _shared(recipe: Instructions, config: type[Config]) -> dict[str, Any]:
 
 
 def _checks() -> Mapping[Place, Check]:
-    from layerprune.corpus import find_source
+    from layerprune.data.corpus import find_source
     from layerprune.healing import HEALERS
-    from layerprune.judgement import asked_objective
-    from layerprune.metrics import METRICS
-    from layerprune.planning import goal_of
+    from layerprune.planner import goal_of
+    from layerprune.scoring.aggregation import asked_objective
+    from layerprune.scoring.metrics import METRICS
 
     def goal(name: str) -> Check:
         return lambda value: goal_of(PlanConfig.of(model="", **{name: value}))

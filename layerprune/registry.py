@@ -1,15 +1,20 @@
-"""Names to implementations: built-ins as "module:attribute", third parties by entry points, loaded when asked for."""
+"""Named implementations, built-in or by entry point, and the specs that name one, ``cosine:tokens=last``."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 from layerprune import __version__
-from layerprune.errors import RegistryError, did_you_mean
+from layerprune.errors import RegistryError, UsageError, did_you_mean
+
+# Names to implementations: built-ins as "module:attribute", third parties by entry points, loaded when asked for.
 
 
 @dataclass(frozen=True)
@@ -60,3 +65,150 @@ class Registry:
                 f"unknown {self.kind} {name!r}.{did_you_mean(name, entries)} Known: {', '.join(entries)}"
             )
         return entries[name]
+
+
+# Specs: how a registered thing and its options are written on the command line, ``cosine:tokens=last,windows=32``.
+#
+# What is built from a spec is a frozen dataclass; its fields are its options. The same fields give the parser, the help
+# table and the provenance in documents, so an option is declared once.
+
+
+Value = str | int | float | bool | None
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a registered thing, as its dataclass field declares it."""
+
+    name: str
+    type: str  # "int", "'all' | 'last'"
+    default: str
+    help: str  # the field's metadata["help"]
+
+
+def build(registry: Registry, spec: str) -> tuple[Entry, Any]:
+    """Return the entry a spec names and an instance with the spec's options.
+
+    Raises ``RegistryError`` for an unknown name, ``UsageError`` for an option that does not exist or does not parse.
+    """
+    name, colon, rest = spec.strip().partition(":")
+    entry = registry.get(name)
+    cls = _dataclass(entry)
+    hints = typing.get_type_hints(cls)
+    known = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    chosen: dict[str, Value] = {}
+    for part in rest.split(",") if colon else ():
+        key, equals, text = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UsageError(f"{spec!r}: {part!r} is not an option; write {name}:option=value")
+        if key not in known:
+            raise UsageError(f"{spec!r}: {name} has no option {key!r}.{did_you_mean(key, known)}{_list(known)}")
+        if key in chosen:
+            raise UsageError(f"{spec!r}: option {key!r} is given twice")
+        chosen[key] = _parse(text, known[key], f"{spec!r}: option {key!r}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.init and _default(f) is dataclasses.MISSING]
+    if absent := [key for key in missing if key not in chosen]:
+        raise UsageError(f"{spec!r}: {name} needs the option {absent[0]!r}; write {name}:{absent[0]}=value")
+    try:
+        return entry, cls(**chosen)
+    except ValueError as error:  # a dataclass that checks its options in __post_init__
+        raise UsageError(f"{spec!r}: {error}") from error
+
+
+def options_of(instance: Any) -> dict[str, Value]:
+    """Return every option of an instance with its value, for the provenance in documents."""
+    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance) if field.init}
+
+
+def spec_of(name: str, instance: Any) -> str:
+    """Return the shortest spec that builds ``instance``: defaults are left out."""
+    changed = [
+        f"{field.name}={_written(getattr(instance, field.name))}"
+        for field in dataclasses.fields(instance)
+        if field.init and getattr(instance, field.name) != _default(field)
+    ]
+    return name + (":" + ",".join(changed) if changed else "")
+
+
+def normalised(registry: Registry, spec: str) -> str:
+    """Return the one way to write what ``spec`` names; raises as ``build`` does."""
+    entry, instance = build(registry, spec)
+    return spec_of(entry.name, instance)
+
+
+def declared_options(entry: Entry) -> tuple[Option, ...]:
+    """Return what can be set on a registered thing, for help tables."""
+    cls = _dataclass(entry)
+    hints = typing.get_type_hints(cls)
+    return tuple(
+        Option(
+            name=field.name,
+            type=_words(hints[field.name]),
+            default="needed" if _default(field) is dataclasses.MISSING else _written(_default(field)),
+            help=str(field.metadata.get("help", "")),
+        )
+        for field in dataclasses.fields(cls)
+        if field.init
+    )
+
+
+def _dataclass(entry: Entry) -> Any:
+    cls = entry.load()
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise RegistryError(f"{entry.name!r} of {entry.owner} is not a dataclass: {entry.target}; decorate the class")
+    return cls
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _parse(text: str, hint: Any, what: str) -> Value:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        for value in typing.get_args(hint):
+            if text == _written(value):
+                return typing.cast(Value, value)
+        raise UsageError(f"{what} is one of {_words(hint)}; got {text!r}")
+    if origin in (typing.Union, types.UnionType):
+        choices = typing.get_args(hint)
+        if type(None) in choices and text.lower() == "none":
+            return None
+        return _first_that_parses(text, [choice for choice in choices if choice is not type(None)], hint, what)
+    if hint is bool:
+        if text.lower() in TRUE + FALSE:
+            return text.lower() in TRUE
+    elif hint in (int, float, str):
+        try:
+            return typing.cast(Value, hint(text))
+        except ValueError:
+            pass
+    raise UsageError(f"{what} takes {_words(hint)}; got {text!r}")
+
+
+def _first_that_parses(text: str, choices: list[Any], hint: Any, what: str) -> Value:
+    for choice in choices:
+        try:
+            return _parse(text, choice, what)
+        except UsageError:
+            continue  # the next type of the union may take it
+    raise UsageError(f"{what} takes {_words(hint)}; got {text!r}")
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(repr(value) for value in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(_words(choice) for choice in typing.get_args(hint))
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def _list(known: dict[str, Any]) -> str:
+    return f" Options: {', '.join(known)}" if known else " It has none."

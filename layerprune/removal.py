@@ -1,4 +1,4 @@
-"""What is taken out of a model: a set of layers of the decoder stack, in the base model's own 0-based numbering."""
+"""A set of decoder layers to remove, in the base model's own 0-based numbering, and the layers that are left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from itertools import pairwise
 from numbers import Integral
 
 from layerprune.errors import UsageError
+
+# What is taken out of a model: a set of layers of the decoder stack, in the base model's own 0-based numbering.
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,22 @@ class Removal:
 
     def __str__(self) -> str:
         return "{" + ", ".join(str(layer) for layer in self.layers) + "}"
+
+
+# Which base layer each layer of the pruned model comes from.
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Layer j of the result is layer ``layers[j]`` of the base."""
+
+    depth: int  # of the base
+    layers: tuple[int, ...]
+
+    @classmethod
+    def after(cls, removal: Removal, depth: int) -> Sources:
+        """Return what is left; raises ``UsageError`` for a layer that the stack does not have."""
+        return cls(depth, removal.kept(depth))
+
+    def __len__(self) -> int:
+        return len(self.layers)

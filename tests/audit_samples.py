@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from layerprune.documents import MetricRef, ModelRef, Plan, Ranked, Receipt, Search, TaskData
+from layerprune.artifacts import MetricRef, ModelRef, Plan, Ranked, Receipt, SearchRef, TaskData
 
 
 def model_ref(**changes):
@@ -26,7 +26,7 @@ def plan(**changes):
         "metric": MetricRef(
             name="ablation", spec="ablation", options={}, unit="relevance", scope="any", owner="layerprune 0.1.0"
         ),
-        "search": Search(name="greedy"),
+        "search": SearchRef(name="greedy"),
         "limits": {},
         "requested": "2",
         "removal": (3, 11),

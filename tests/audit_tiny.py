@@ -12,8 +12,8 @@ import audit_samples as samples
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from layerprune.checkpoint import Checkpoint, locate, locator
-from layerprune.documents import FileEntry, ModelRef, TaskData
+from layerprune.artifacts import FileEntry, ModelRef, TaskData
+from layerprune.checkpoint import Checkpoint, locate, location
 
 DEPTH = 6
 WORDS = ("red fox", "old oak", "blue sky", "tin can", "wet dog", "big map", "ice cap", "sun hat")
@@ -140,7 +140,7 @@ def pruned_by_hand(base: Path, out: Path, layer: int) -> Path:
 
 def reference(folder: Path) -> ModelRef:
     checkpoint = Checkpoint.open(folder)
-    return locator.reference(
+    return location.reference(
         locate(str(folder)),
         checkpoint,
         model_type="llama",

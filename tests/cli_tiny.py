@@ -7,7 +7,7 @@ from pathlib import Path
 import audit_tiny
 from click.testing import CliRunner, Result
 
-from layerprune.cli.app import app
+from layerprune.cli.command import app
 
 
 def make(folder: Path) -> Path:

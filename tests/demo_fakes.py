@@ -137,5 +137,3 @@ def _permuted(name: str, weight: np.ndarray, config) -> np.ndarray:
             halves = weight.reshape(count, 2, weight.shape[0] // count // 2, weight.shape[1])
             return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
     return weight
-
-

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layerprune.anatomy import load_config, read_anatomy
-from layerprune.anatomy.tiny import save_tiny, tiny_config, tiny_model, types
+from layerprune.architecture import load_config, read_anatomy
+from layerprune.architecture.tiny import save_tiny, tiny_config, tiny_model, types
+from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.checkpoint.locator import reference
-from layerprune.documents import Limits, MetricRef, Plan, Search
+from layerprune.checkpoint.location import reference
 from layerprune.removal import Removal
 
 __all__ = ["FAMILIES", "make_plan", "save_tiny", "tiny_config", "tiny_model", "types"]
@@ -34,7 +34,7 @@ def make_plan(folder: Path, removal: Removal) -> Plan:
     return Plan(
         model=model,
         metric=metric,
-        search=Search(name="one-shot"),
+        search=SearchRef(name="one-shot"),
         limits=Limits(),
         requested=str(len(removal)),
         removal=removal.layers,

@@ -12,7 +12,7 @@ import families
 
 from layerprune.checkpoint import Checkpoint
 from layerprune.exporter import export
-from layerprune.healing.names import names_on_disk, stored_as
+from layerprune.healing.base import names_on_disk, stored_as
 from layerprune.removal import Removal
 
 WORDS = ("river", "stone", "moves", "slowly", "under", "bright", "winter", "light", "and", "carries", "grain")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from families import tiny_model
 
-from layerprune.corpus import Windows
+from layerprune.data.corpus import Windows
 from layerprune.healing.training import Text, Training, make_trainable
 
 VOCABULARY = 96

@@ -16,13 +16,13 @@ SERVER = """
 import json, os, signal, sys
 import torch, transformers, lm_eval.tasks, matplotlib.figure, peft
 torch.set_num_threads(1)
-from layerprune.cli.app import app
+from layerprune.cli.command import app
 from layerprune.healing import HEALERS
-import layerprune.auditor, layerprune.exporter, layerprune.healing.step, layerprune.planning, layerprune.recipes
+import layerprune.auditor, layerprune.exporter, layerprune.healing.healer, layerprune.planner, layerprune.recipes
 sys.path.insert(0, sys.argv[1])
 import heal_tiny
 HEALERS.builtin["scaling"] = "heal_tiny:Scaling"
-layerprune.healing.step._Stopwatch.timed = lambda self, changed: changed  # heal.json holds the seconds, else all alike
+layerprune.healing.healer._Stopwatch.timed = lambda self, changed: changed  # heal.json holds the seconds
 
 def trapped(calls):
     from pathlib import Path

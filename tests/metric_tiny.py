@@ -8,12 +8,11 @@ from contextlib import contextmanager
 import torch
 from families import tiny_config, tiny_model
 
-from layerprune.anatomy import read_anatomy
-from layerprune.documents import ModelRef
-from layerprune.metrics.base import Data
-from layerprune.subject import Subject
-from layerprune.tasks import Item, Questions, Request, TaskQuestions
-from layerprune.tasks.items import Query
+from layerprune.architecture import read_anatomy
+from layerprune.artifacts import ModelRef
+from layerprune.data.items import Item, Query, Questions, Request, TaskQuestions
+from layerprune.models.model import Subject
+from layerprune.scoring.metrics.base import Data
 
 
 def subject_of(kind: str, dtype: torch.dtype = torch.float32) -> Subject:

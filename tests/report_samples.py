@@ -7,11 +7,7 @@ from pathlib import Path
 
 import audit_samples as samples
 
-from layerprune.auditor.agreement import SAMPLES, followed
-from layerprune.auditor.compare import adjusted, compare_task, overall
-from layerprune.auditor.layerwise import chosen, layerwise
-from layerprune.auditor.verdict import verdict
-from layerprune.documents import (
+from layerprune.artifacts import (
     PRUNED,
     UNHEALED,
     Audit,
@@ -27,6 +23,9 @@ from layerprune.documents import (
     TaskData,
     TextLoss,
 )
+from layerprune.auditor.comparison import adjusted, compare_task, overall, verdict
+from layerprune.auditor.generation import SAMPLES, followed
+from layerprune.auditor.layerwise import chosen, layerwise
 
 DEPTH, REMOVAL, ORDER = 30, (3, 11, 19, 25), (19, 3, 25, 11)
 TASKS = {"arc_easy": (0.25, 0.62), "a_task_with_a_very_long_name_indeed": (0.25, 0.55), "winogrande": (0.5, 0.5)}

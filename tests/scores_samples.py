@@ -2,8 +2,8 @@
 
 from audit_samples import model_ref
 
-from layerprune.documents import MEAN, BaseTask, MetricRef, Outcomes, Round, Scores, TaskData
-from layerprune.judgement import Intact, judge
+from layerprune.artifacts import MEAN, BaseTask, MetricRef, Outcomes, Round, Scores, TaskData
+from layerprune.scoring.aggregation import Intact, judge
 
 INTACT = {"toy": "11111111", "more": "00101111"}  # chance .25
 WITHOUT = (  # layer by layer; nothing right of "more" is below chance

@@ -2,8 +2,8 @@
 
 import random
 
-from layerprune.documents import Candidate
-from layerprune.planners import Others, one_shot
+from layerprune.artifacts import Candidate
+from layerprune.search import Others, one_shot
 
 
 class TableJudge:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from families import tiny_config
 
-from layerprune.anatomy import Sources, build_on_meta, find_stack, positions, read_anatomy
-from layerprune.anatomy.fields import edits
-from layerprune.anatomy.tiny import tiny_model
+from layerprune.architecture import Sources, build_on_meta, find_stack, positions, read_anatomy
+from layerprune.architecture.config_fields import edits
+from layerprune.architecture.tiny import tiny_model
 from layerprune.errors import ModelError, RefusedError, UsageError
 from layerprune.removal import Removal
 
@@ -178,7 +178,7 @@ def test_vllm_finds_as_many_windowed_layers_as_layers_where_the_base_has_so(unit
 
 def test_importing_the_room_needs_no_torch() -> None:
     heavy = "{'torch', 'transformers'}"
-    code = f"import sys, layerprune.anatomy, layerprune.checkpoint; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, layerprune.architecture, layerprune.checkpoint; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

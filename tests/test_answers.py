@@ -13,13 +13,15 @@ import pytest
 import torch
 from cli_tiny import done, last_line, layerprune, refused
 
-from layerprune.documents import OWN_ANSWER, Front, Plan, Scores
-from layerprune.engine import Engine, answering, examine
-from layerprune.engine.answering import own_answers
+from layerprune.artifacts import OWN_ANSWER, Front, Plan, Scores
+from layerprune.data.tasks import load_questions
 from layerprune.errors import TaskError
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
+from layerprune.scoring import cached_evaluator
+from layerprune.scoring.cached_evaluator import own_answers
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
 
 INTACT, REMOVALS = Removal(()), [Removal(()), Removal.of(1), Removal.of(2, 4)]
 WRITING = """task: writing
@@ -110,7 +112,7 @@ def test_an_answer_is_what_greedy_decoding_writes_with_the_token_that_ends_it(pl
 
 def test_what_was_written_is_kept_and_not_written_again(place, subject, tmp_path, monkeypatch):
     first = own_answers(Engine(subject), load(place, subject, "writing"), folder=tmp_path)
-    monkeypatch.setattr(answering, "generate", None)
+    monkeypatch.setattr(cached_evaluator, "generate", None)
     again = own_answers(Engine(subject), load(place, subject, "writing"), folder=tmp_path)
     assert again.mark() == first.mark()
     with pytest.raises(TypeError):
@@ -263,7 +265,7 @@ def test_what_needs_an_accuracy_refuses_prompts_alone(place, prompts, tmp_path, 
 def test_a_template_that_lm_eval_misses_is_named(place, prompts, subject):
     text = (place / "tasks" / "prompts.yaml").read_text().replace("task: prompts", "task: untold")
     (place / "tasks" / "untold.yaml").write_text(text.replace('doc_to_target: ""\n', ""))
-    with pytest.raises(TaskError, match='lm-eval asks for doc_to_text and doc_to_target; of prompts alone write'):
+    with pytest.raises(TaskError, match="lm-eval asks for doc_to_text and doc_to_target; of prompts alone write"):
         load(place, subject, "untold")
 
 

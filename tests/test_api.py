@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import layerprune as lp
-from layerprune.bypass import bypassed
+from layerprune.artifacts import Plan, Scores
 from layerprune.config import declared
-from layerprune.documents import Plan, Scores
 from layerprune.errors import LayerpruneError, UsageError
+from layerprune.models.bypass import bypassed
 from layerprune.removal import Removal
 
 TOY = {"tasks": ["toy"], "limit": 12}
@@ -40,7 +40,7 @@ def test_importing_the_package_loads_nothing_heavy_and_knows_its_verbs():
         "import sys, layerprune\n"
         "assert not {'torch', 'transformers', 'lm_eval', 'pydantic', 'numpy'} & set(sys.modules), sys.modules.keys()\n"
         "assert callable(layerprune.plan) and 'torch' not in sys.modules\n"
-        "import layerprune.planning, layerprune.exporter, layerprune.auditor.verify, layerprune.cli.plan\n"
+        "import layerprune.planner, layerprune.exporter, layerprune.auditor.verification, layerprune.cli.plan\n"
         "assert callable(layerprune.plan) and callable(layerprune.export) and callable(layerprune.audit)\n"
         "assert callable(layerprune.verify) and callable(layerprune.inspect) and callable(layerprune.study)\n"
         "from layerprune import heal, prune, push, score"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from layerprune.artifacts import PRUNED, Audit, TaskData
 from layerprune.auditor import audit
-from layerprune.documents import PRUNED, Audit, TaskData
 from layerprune.errors import DocumentError, TaskError, UsageError
 
 
@@ -113,7 +113,7 @@ def test_a_plan_that_has_seen_everything_leaves_nothing_to_audit(base, tasks, tm
 
 def test_a_compared_plan_gets_what_its_own_export_would_get(base, tasks, tmp_path, out):
     other = tiny.exported(base, tmp_path / "other", layer=1)
-    from layerprune.documents import Plan
+    from layerprune.artifacts import Plan
 
     plan = Plan.load(other / "layerprune" / "plan.json")
     result = run(out, tasks, compare={"layer one": plan})
@@ -205,7 +205,7 @@ def test_a_card_that_cannot_be_read_is_refused_before_anything_is_measured(out, 
     def measured(*arguments):
         raise AssertionError("measured all the same")
 
-    monkeypatch.setattr("layerprune.auditor.auditing.measure", measured)
+    monkeypatch.setattr("layerprune.auditor.auditor.measure", measured)
     (out / "README.md").write_text("---\na: [1\n---\n")
     with pytest.raises(DocumentError, match=r"README\.md: the metadata between the --- lines is not YAML"):
         run(out, tasks)
@@ -216,7 +216,7 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_asked(out, tasks
     def asked(*arguments, **options):
         raise AssertionError("asked all the same")
 
-    monkeypatch.setattr("layerprune.auditor.measuring.examine", asked)
+    monkeypatch.setattr("layerprune.auditor.auditor.examine", asked)
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(UsageError, match="at least 254 are needed"):
         run(out, tasks, text=tmp_path / "short.txt")
@@ -250,7 +250,7 @@ def test_a_compared_plan_for_another_model_is_refused(out, tasks):
 
 
 def test_text_speed_and_writing_reach_the_document_and_the_card(out, tasks, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerprune.auditor.measuring.PROMPTS", ("Say something.", "Say more."))
+    monkeypatch.setattr("layerprune.auditor.auditor.PROMPTS", ("Say something.", "Say more."))
     text = tmp_path / "held-out.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     result = run(out, tasks, limit=8, generation=True, text=text, speed=True)

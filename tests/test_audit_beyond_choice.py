@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from layerprune.auditor.continuing import Text, write
-from layerprune.auditor.running_text import read_text, text_loss, windows_of
-from layerprune.auditor.speed import cache_bytes_per_token, time_both
-from layerprune.auditor.writing import faults, health, repeated_share, surprise
+from layerprune.auditor.generation import Text, faults, health, repeated_share, surprise, write
+from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, time_both, windows_of
 from layerprune.errors import UsageError
-from layerprune.generation import can_be_batched
-from layerprune.subject import Subject
+from layerprune.models.generation import can_be_batched
+from layerprune.models.model import Subject
 
 PROSE = "It was a bright cold day in spring, and all the clocks of the small town struck the hour together. " * 40
 

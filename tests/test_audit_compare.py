@@ -3,9 +3,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from layerprune.auditor.compare import adjusted, compare_task, overall
-from layerprune.auditor.verdict import verdict
-from layerprune.documents import PRUNED, Audit, Continuation, Generation, Outcomes, TaskData
+from layerprune.artifacts import PRUNED, Audit, Continuation, Generation, Outcomes, TaskData
+from layerprune.auditor.comparison import adjusted, compare_task, overall, verdict
 from layerprune.errors import DocumentError
 
 

@@ -5,11 +5,11 @@ import audit_tiny
 import heal_tiny
 import pytest
 
+from layerprune.artifacts import PRUNED, UNHEALED, Audit, CorpusRef, HealerRef, HealLog, Overlap
 from layerprune.auditor import audit
-from layerprune.auditor.verify import verify
-from layerprune.documents import PRUNED, UNHEALED, Audit, CorpusRef, HealerRef, HealLog, Overlap
+from layerprune.auditor.verification import verify
 from layerprune.healing import HEALERS
-from layerprune.healing.step import heal
+from layerprune.healing.healer import heal
 from layerprune.report.card import write_card
 from layerprune.report.page import write_report
 

@@ -10,10 +10,10 @@ import torch
 from test_audit_compare import task
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from layerprune.artifacts import PRUNED, Audit, Candidate, Round, Scores
 from layerprune.auditor import audit
 from layerprune.auditor.layerwise import ITEMS, chosen, layerwise, parts_of, recorded_ranking
-from layerprune.auditor.verify import verify
-from layerprune.documents import PRUNED, Audit, Candidate, Round, Scores
+from layerprune.auditor.verification import verify
 from layerprune.errors import DocumentError
 from layerprune.exporter import export
 from layerprune.stats import counted_interval

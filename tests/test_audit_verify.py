@@ -9,17 +9,16 @@ import audit_tiny as tiny
 import pytest
 import yaml
 
+from layerprune.artifacts import PRUNED, Audit, Compared, Continuation, FileEntry, Generation, Outcomes, Plan, Receipt
 from layerprune.auditor import audit
-from layerprune.auditor.compare import adjusted, compare_models, overall
+from layerprune.auditor.comparison import adjusted, compare_models, overall, verdict
 from layerprune.auditor.rerun import _on_the_edge, repeat
-from layerprune.auditor.verdict import verdict
-from layerprune.auditor.verify import verify
-from layerprune.documents import PRUNED, Audit, Compared, Continuation, FileEntry, Generation, Outcomes, Plan, Receipt
+from layerprune.auditor.verification import verify
+from layerprune.data.items import Item, TaskQuestions
 from layerprune.errors import UsageError
 from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
 from layerprune.stats import above_chance
-from layerprune.tasks import Item, TaskQuestions
 
 
 @pytest.fixture(scope="module")

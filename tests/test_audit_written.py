@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from layerprune import generation
+from layerprune.artifacts import PRUNED, Audit, Plan
 from layerprune.auditor import audit
-from layerprune.auditor.measuring import PROMPTS
-from layerprune.auditor.verify import verify
-from layerprune.cli.audited import audited
-from layerprune.documents import PRUNED, Audit, Plan
+from layerprune.auditor.generation import PROMPTS
+from layerprune.auditor.verification import verify
+from layerprune.cli.checkpoint import audited
+from layerprune.models import generation
 from layerprune.stats import bootstrap_interval
 
 NEW = 6
@@ -64,8 +64,8 @@ def made(tmp_path_factory):
     (folder / "tasks" / "writing.yaml").write_text(WRITING.format(folder=folder, new=NEW))
     tiny.exported(base, folder / "smaller")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layerprune.auditor.measuring.PROMPTS", FEW)
-        patch.setattr("layerprune.auditor.continuing.NEW_TOKENS", NEW)
+        patch.setattr("layerprune.auditor.auditor.PROMPTS", FEW)
+        patch.setattr("layerprune.auditor.generation.NEW_TOKENS", NEW)
         written = counted(patch)
         plan = Plan.load(folder / "smaller" / "layerprune" / "plan.json")
         other = plan.model_copy(update={"removal": (1, 4)})
@@ -192,7 +192,7 @@ def test_one_written_task_alone_is_still_looked_at(made, tmp_path):
 
 
 def test_a_single_answer_has_no_interval(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerprune.auditor.measuring.PROMPTS", FEW[:1])
+    monkeypatch.setattr("layerprune.auditor.auditor.PROMPTS", FEW[:1])
     out = tiny.exported(made / "base", tmp_path / "smaller")
     found = audit(out, ["writing"], limit=1, include_path=[made / "tasks"], layerwise=False)
     assert {one.models[PRUNED].agreed_interval for one in found.own_answers} == {None}
@@ -201,8 +201,8 @@ def test_a_single_answer_has_no_interval(made, tmp_path, monkeypatch):
 
 
 def test_what_is_sampled_is_not_kept(made):
-    from layerprune.subject import Subject
-    from layerprune.tasks import load_questions
+    from layerprune.data.tasks import load_questions
+    from layerprune.models.model import Subject
 
     subject = Subject.load(str(made / "base"))
     task = load_questions(["writing"], subject.encoder, use="selection", include_path=[made / "tasks"]).tasks["writing"]

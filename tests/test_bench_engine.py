@@ -6,11 +6,12 @@ import pytest
 
 from demo.model import fetch_model
 from demo.questions import TASKS, fetch_questions
-from layerprune.engine import Engine, Examiner
-from layerprune.engine.paths import PlainPath
+from layerprune.data.tasks import load_questions
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.paths import PlainPath
 
 ITEMS = 4  # of each task: the plain path needs minutes for more
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import cli_tiny
 import pytest
 
-from layerprune.planners import Constraints
-from layerprune.progress import SILENT
+from layerprune.search import Constraints
+from layerprune.util import SILENT
 
 PROGRAM = Path(__file__).parent / "benchmarks" / "selection.py"
 

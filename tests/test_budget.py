@@ -7,16 +7,15 @@ import cli_tiny
 import pytest
 
 import layerprune as lp
+from layerprune.artifacts import Scores
 from layerprune.config import Duration
-from layerprune.documents import Scores
 from layerprune.errors import DocumentError, UsageError
-from layerprune.planners import Constraints, Greedy, OneShot
-from layerprune.planners.blocks import Blocks
-from layerprune.planners.exchange import Exchange
-from layerprune.planning import budget
-from layerprune.planning.budget import FIRST, RESERVE, Fitting, evaluations
-from layerprune.progress import SILENT
+from layerprune.planner import budget
+from layerprune.planner.budget import FIRST, RESERVE, Fitting, evaluations
 from layerprune.removal import Removal
+from layerprune.search import Constraints, Greedy, OneShot
+from layerprune.search.searches import Blocks, Exchange
+from layerprune.util import SILENT
 
 
 @pytest.fixture(scope="module")

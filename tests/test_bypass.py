@@ -9,9 +9,9 @@ import torch
 from families import tiny_model
 from torch import nn
 
-from layerprune.anatomy import find_stack
-from layerprune.bypass import bypassed
+from layerprune.architecture import find_stack
 from layerprune.errors import UsageError
+from layerprune.models.bypass import bypassed
 from layerprune.removal import Removal
 
 TOKENS = torch.arange(3, 35).view(2, 16)

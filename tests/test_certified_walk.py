@@ -8,11 +8,11 @@ mean of the tasks, is the limit or more.
 import numpy as np
 import pytest
 
-from layerprune.documents import Candidate
+from layerprune.artifacts import Candidate
 from layerprune.errors import RefusedError
-from layerprune.planners import Constraints, Found, greedy
-from layerprune.planning.certifying import walk
+from layerprune.planner.goals import walk
 from layerprune.removal import Removal
+from layerprune.search import Constraints, Found, greedy
 from layerprune.stats import draw_mixture
 
 LIMIT, CONFIDENCE = 0.06, 0.95

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from layerprune.checkpoint import entries
-from layerprune.checkpoint.entries import following
+from layerprune.checkpoint import writer
+from layerprune.checkpoint.writer import following
 
 
 def write_slowly(path: Path, pieces: list[bytes]) -> None:
@@ -21,9 +21,9 @@ def write_slowly(path: Path, pieces: list[bytes]) -> None:
 
 
 def test_the_hash_is_that_of_the_finished_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entries, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 100)
     flushed = []
-    monkeypatch.setattr(entries, "flush_to_disk", lambda path: flushed.append(path.name))
+    monkeypatch.setattr(writer, "flush_to_disk", lambda path: flushed.append(path.name))
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "empty"]
     contents = [[bytes([n]) * (70 * n) for n in range(1, 9)], [b"b" * 1000, b"", b"c"], []]
     with following(paths) as followed:
@@ -58,19 +58,19 @@ def test_what_waits_to_be_flushed_is_not_flushed_for_a_writer_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed, going, abandoned = [], threading.Event(), threading.Event()
-    real = entries.Followed.abandon
+    real = writer.Followed.abandon
 
     def slow(path: Path) -> None:
         flushed.append(path.name)
         going.set()
         abandoned.wait(20)
 
-    def abandon(followed: entries.Followed) -> None:
+    def abandon(followed: writer.Followed) -> None:
         real(followed)
         abandoned.set()
 
-    monkeypatch.setattr(entries, "flush_to_disk", slow)
-    monkeypatch.setattr(entries.Followed, "abandon", abandon)
+    monkeypatch.setattr(writer, "flush_to_disk", slow)
+    monkeypatch.setattr(writer.Followed, "abandon", abandon)
     paths = [tmp_path / name for name in "abcd"]
 
     def write() -> None:
@@ -90,7 +90,7 @@ def test_a_flush_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(entries, "flush_to_disk", full)
+    monkeypatch.setattr(writer, "flush_to_disk", full)
     (tmp_path / "a").write_bytes(b"data")
     with following([tmp_path / "a"]) as followed:
         followed.complete(tmp_path / "a")

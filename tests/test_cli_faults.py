@@ -9,7 +9,7 @@ import cli_tiny
 import pytest
 from cli_tiny import done, refused
 
-from layerprune.documents import Plan
+from layerprune.artifacts import Plan
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import cli_tiny
 import pytest
 from cli_tiny import done, last_line, layerprune, refused
 
-from layerprune.documents import Audit, Plan, Receipt, Scores
+from layerprune.artifacts import Audit, Plan, Receipt, Scores
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,7 @@ def test_layers_named_by_hand_are_exported_and_audited_without_a_plan(home, tmp_
 def test_what_is_named_by_hand_has_to_be_a_model_and_a_plan_has_its_layers(home, tmp_path):
     out = tmp_path / "named"
     assert "is a model and not a plan; name the layers to remove" in refused("export", home / "base", "-o", out)
-    assert "--base is for a PLAN" in refused(
-        "export", home / "base", "--remove", 1, "--base", home / "base", "-o", out
-    )
+    assert "--base is for a PLAN" in refused("export", home / "base", "--remove", 1, "--base", home / "base", "-o", out)
     assert "--revision is for a MODEL" in refused("export", home / "base", "--revision", "main", "-o", out)
     assert "--remove '9': layer 9 does not exist" in last_line("export", home / "base", "--remove", 9, "-o", out)
     assert not out.exists()
@@ -89,7 +87,7 @@ def test_planning_again_from_scores_needs_no_model(home, tmp_path, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("layerprune.subject.Subject.load", forbidden)
+    monkeypatch.setattr("layerprune.models.model.Subject.load", forbidden)
     done("plan", "--scores", home / "run" / "scores.json", "--drop", 2, "-o", tmp_path / "same")
     done("plan", "--scores", home / "run" / "scores.json", "--drop", 4, "--protect", "-1", "-o", tmp_path / "more")
     first, same, more = (Plan.load(path / "plan.json") for path in (home / "run", tmp_path / "same", tmp_path / "more"))
@@ -179,7 +177,7 @@ def test_inspect_shows_the_stack(home):
 
 
 def test_metrics_lists_every_metric_with_its_options():
-    from layerprune.metrics import METRICS
+    from layerprune.scoring.metrics import METRICS
 
     said = done("metrics").stdout
     for name, entry in METRICS.entries().items():
@@ -227,7 +225,7 @@ def test_ctrl_c_is_answered_with_how_to_go_on(home, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerprune.planning.plan_model", interrupted)
+    monkeypatch.setattr("layerprune.planner.plan_model", interrupted)
     result = layerprune("plan", home / "base", *tasks(home), "--drop", 1, "-o", tmp_path / "run")
     assert result.exit_code == 130
     assert result.stderr == "layerprune: interrupted; run the same command again: what was finished is kept\n"

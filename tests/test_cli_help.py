@@ -13,8 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from layerprune.cli.app import COMMANDS, app
-from layerprune.cli.verb import Verb
+from layerprune.cli.command import COMMANDS, Verb, app
 from layerprune.config import (
     MISSING,
     AuditConfig,
@@ -116,8 +115,8 @@ def told_defaults(name):
 
 
 def test_the_default_of_memory_is_told_as_it_is():
-    from layerprune.engine.engine import MEMORY
-    from layerprune.sizes import parse_size
+    from layerprune.formatting import parse_size
+    from layerprune.scoring.engine import MEMORY
 
     assert parse_size(told_defaults("score")["memory"], "") == MEMORY
 
@@ -179,9 +178,8 @@ def test_a_kind_refuses_what_it_is_not_in_a_short_line(kind, value):
 
 
 def test_the_defaults_of_goals_are_told_as_they_are():
-    from layerprune.planning.asked import CONFIDENCE
-    from layerprune.planning.certifying import CERTIFY_LIMIT
-    from layerprune.planning.farthest import FAR
+    from layerprune.config import CERTIFY_LIMIT
+    from layerprune.planner.goals import CONFIDENCE, FAR
 
     told = told_defaults("plan")
     assert (told["confidence"], told["certify_limit"]) == (CONFIDENCE, str(CERTIFY_LIMIT))
@@ -190,13 +188,13 @@ def test_the_defaults_of_goals_are_told_as_they_are():
 
 def test_the_size_of_a_shard_is_told_as_it_is():
     from layerprune.checkpoint.writer import DEFAULT_SHARD_BYTES
-    from layerprune.sizes import parse_size
+    from layerprune.formatting import parse_size
 
     assert parse_size(told_defaults("export")["max_shard_size"], "") == DEFAULT_SHARD_BYTES
 
 
 def test_every_search_is_named_in_the_help_of_plan():
-    from layerprune.planners import SEARCHES
+    from layerprune.search import SEARCHES
 
     text = next(param.help for param in command("plan").params if param.name == "search")
     listed = re.sub(r"\[.*?\]", "", text.partition(". ")[0]).replace(" or ", ", ").split(", ")

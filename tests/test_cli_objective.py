@@ -1,6 +1,5 @@
 """Objectives, floors, signals and stability from the command line to the documents, on a tiny model with two tasks."""
 
-
 import audit_tiny
 import cli_tiny
 import pytest
@@ -8,14 +7,15 @@ import scores_samples
 from cli_tiny import done, last_line, refused
 
 from layerprune import recipes
-from layerprune.documents import Objective, Plan, Recipe, Scores
-from layerprune.engine import Engine, Examiner
+from layerprune.artifacts import Objective, Plan, Recipe, Scores
+from layerprune.data.tasks import load_questions
 from layerprune.errors import DocumentError
-from layerprune.progress import SILENT
+from layerprune.models.model import Subject
 from layerprune.recipes import read_recipe
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.engine import Engine
+from layerprune.util import SILENT
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import hub_standin
 import pytest
 from cli_tiny import done, last_line, layerprune, refused
 
-from layerprune.auditor.verify import verify
-from layerprune.documents import Audit
+from layerprune.artifacts import Audit
+from layerprune.auditor.verification import verify
 
 
 @pytest.fixture(scope="module")

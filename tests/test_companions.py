@@ -16,21 +16,21 @@ from families import make_plan, save_tiny
 from safetensors.torch import save_file
 from torch import ones
 
-from layerprune.anatomy import Sources
-from layerprune.auditor.verify import verify
+from layerprune.architecture import Sources
+from layerprune.artifacts import HealLog, Receipt
+from layerprune.auditor.verification import verify
 from layerprune.checkpoint import locate
 from layerprune.checkpoint.companions import companions, is_companion, is_licence
-from layerprune.checkpoint.entries import entry_of
-from layerprune.documents import HealLog, Receipt
+from layerprune.checkpoint.writer import entry_of
 from layerprune.errors import CheckpointError, UsageError
 from layerprune.exporter import export
-from layerprune.exporter.configs import prune_generation
+from layerprune.exporter.contents import prune_generation
 from layerprune.healing import HEALERS
-from layerprune.healing.step import heal
+from layerprune.healing.healer import heal
 from layerprune.hub import push
-from layerprune.progress import Silent
 from layerprune.removal import Removal
 from layerprune.report.card import write_card
+from layerprune.util import Silent
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -289,8 +289,7 @@ def test_a_pipeline_with_one_part_amiss(base: Path, tmp_path: Path, change: str)
 
 def test_a_changed_module_is_found(base: Path) -> None:
     """Its weights are not the checkpoint's own, whose fingerprint is compared."""
-    from layerprune.auditor.exported import Exported
-    from layerprune.auditor.models import check_folder
+    from layerprune.auditor.inputs import Exported, check_folder
     from layerprune.errors import DocumentError
 
     _, _, out = exported(embedder(base), 2)

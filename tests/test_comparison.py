@@ -7,11 +7,10 @@ import scores_samples
 from click.testing import CliRunner
 from test_documents import scores
 
-from layerprune.cli.app import app
-from layerprune.comparison import compare_scores
-from layerprune.documents import Candidate, Objective, Round, Scores
+from layerprune.artifacts import Candidate, Objective, Round, Scores
+from layerprune.cli.command import app
 from layerprune.errors import UsageError
-from layerprune.judgement import rejudged
+from layerprune.scoring.aggregation import compare_scores, rejudged
 
 
 def ranking(values, ties=None, **changes):

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from layerprune.auditor.running_text import read_text
-from layerprune.corpus import IGNORED, Document, build_corpus, find_overlap, pack, read_documents
-from layerprune.corpus.chat import chat_passage
-from layerprune.corpus.windows import Passage
+from layerprune.auditor.performance import read_text
+from layerprune.data.corpus import (
+    IGNORED,
+    Document,
+    Passage,
+    build_corpus,
+    chat_passage,
+    find_overlap,
+    pack,
+    read_documents,
+)
 from layerprune.errors import UsageError
 
 TEMPLATE = (
@@ -222,4 +229,4 @@ def test_the_corpus_of_the_package_is_varied_and_fills_windows(tokenizer):
 def test_the_corpus_of_the_package_comes_with_its_licence():
     from importlib.resources import files
 
-    assert "Apache-2.0" in (files("layerprune") / "corpus" / "prose.LICENSE.txt").read_text()
+    assert "Apache-2.0" in (files("layerprune") / "data" / "prose.LICENSE.txt").read_text()

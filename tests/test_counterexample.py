@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from layerprune.engine import Engine, Examiner
+from layerprune.analysis.counterexample import counterexample, counting, subject_of
 from layerprune.errors import UsageError
-from layerprune.examples import counterexample, counting, subject_of
-from layerprune.metrics.ablation import Ablation
-from layerprune.metrics.base import Data
-from layerprune.metrics.cosine import Cosine
 from layerprune.removal import Removal
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.metrics.ablation import Ablation
+from layerprune.scoring.metrics.base import Data
+from layerprune.scoring.metrics.hidden_states import Cosine
 
 PAGE = Path(__file__).parents[1] / "docs" / "counterexample.md"
 EPSILONS = (4.86e-3, 4e-3, 1e-4, 1e-6, 1e-9, 1e-12)

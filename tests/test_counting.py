@@ -11,15 +11,15 @@ from cli_tiny import done
 from families import FAMILIES, make_plan, save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 
-from layerprune.anatomy import build_on_meta, read_anatomy
+from layerprune.architecture import build_on_meta, read_anatomy
+from layerprune.artifacts import Plan
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Plan
 from layerprune.errors import DocumentError
 from layerprune.exporter import export, weigh
-from layerprune.exporter.configs import rebuilt
+from layerprune.exporter.contents import rebuilt
 from layerprune.inspection import inspect_model
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
 from zoo import refusal, trials
 
 
@@ -91,8 +91,8 @@ def _parameters(config: object) -> int:
 
 
 def test_a_parameter_that_layers_share_counts_while_one_of_them_is_left() -> None:
-    from layerprune.anatomy import Sources
-    from layerprune.anatomy.counting import count
+    from layerprune.architecture import Sources
+    from layerprune.architecture.architecture import count
 
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(4))

@@ -8,7 +8,7 @@ import pytest
 from demo import questions
 from demo.cache import FetchError
 from demo.hub import HubAnswer
-from layerprune.tasks.loading import load_tasks
+from layerprune.data.tasks import load_tasks
 
 STOCK = [str(Path(lm_eval.tasks.__file__).parent / name) for name in ("arc", "hellaswag", "piqa")]
 KEYS = {"arc_easy": "question", "hellaswag": "source_id", "piqa": "goal"}

@@ -14,7 +14,7 @@ from demo import sequence
 from demo.__main__ import demo
 from demo.display import shown
 from demo.sequence import ABLATION, COSINE, Amounts, Chosen, Finished, Ranked, Spoken, run_demo
-from layerprune.documents import PRUNED, Audit, Plan, Receipt, Scores
+from layerprune.artifacts import PRUNED, Audit, Plan, Receipt, Scores
 from layerprune.errors import UsageError
 
 FOLDER = Path(sequence.__file__).parent

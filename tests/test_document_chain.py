@@ -12,15 +12,15 @@ import heal_tiny
 import pytest
 from cli_tiny import done, last_line, refused
 
+from layerprune.artifacts import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
 from layerprune.auditor import audit
-from layerprune.auditor.exported import Exported
+from layerprune.auditor.inputs import Exported
 from layerprune.auditor.rerun import repeat
-from layerprune.auditor.verify import verify
-from layerprune.documents import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
+from layerprune.auditor.verification import verify
 from layerprune.errors import CheckpointError, DocumentError
 from layerprune.exporter import export
 from layerprune.healing import HEALERS
-from layerprune.healing.step import heal
+from layerprune.healing.healer import heal
 from layerprune.removal import Removal
 
 
@@ -88,7 +88,9 @@ def test_an_edited_document_is_refused_by_every_reader(home, tmp_path, monkeypat
     file, changes, said = EDITS[name]
     folder = shutil.copytree(home / "pruned-2-4", tmp_path / "pruned")
     edit(folder / "layerprune" / file, **changes)
-    monkeypatch.setattr("layerprune.subject.Subject.load", lambda *args, **kwargs: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(
+        "layerprune.models.model.Subject.load", lambda *args, **kwargs: pytest.fail("a model is loaded")
+    )
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for reader, read in readers(folder, home, tmp_path).items():
         with pytest.raises(DocumentError) as told:
@@ -255,7 +257,7 @@ def test_an_audit_is_written_down_last(home, tmp_path, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"layerprune.auditor.auditing.{step}", killed)
+        patch.setattr(f"layerprune.auditor.auditor.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             audit(folder, ["toy"], include_path=[home / "tasks"], generation=False, layerwise=False)
     assert not (folder / "layerprune" / "audit.json").exists()

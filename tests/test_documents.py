@@ -9,8 +9,8 @@ import audit_samples as samples
 import pytest
 from pydantic import ValidationError
 
-from layerprune.documents import Candidate, Document, Front, HealLog, Outcomes, Plan, Receipt, Round, Scores, as_removal
-from layerprune.documents.base import pretty, write_atomically
+from layerprune.artifacts import Candidate, Document, Front, HealLog, Outcomes, Plan, Receipt, Round, Scores, as_removal
+from layerprune.artifacts.base import pretty, write_atomically
 from layerprune.errors import DocumentError
 
 

@@ -10,14 +10,13 @@ import torch
 from families import FAMILIES, tiny_config, tiny_model
 from torch import nn
 
-from layerprune.anatomy import read_anatomy
-from layerprune.documents import ModelRef
-from layerprune.engine import Engine
-from layerprune.engine.paths import ChainPath, PlainPath, TreePath
-from layerprune.engine.selftest import Trial
+from layerprune.architecture import read_anatomy
+from layerprune.artifacts import ModelRef
+from layerprune.data.items import Request
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks.items import Request
+from layerprune.scoring.engine import Engine, Trial
+from layerprune.scoring.paths import ChainPath, PlainPath, TreePath
 
 
 def subject_of(kind: str) -> Subject:
@@ -295,7 +294,8 @@ def test_a_mask_of_a_kind_that_a_model_does_not_take_is_no_remark_where_another_
 
 
 def test_what_fails_in_every_kind_of_mask_is_said_once_in_plain_words(monkeypatch):
-    from layerprune.engine import paths, selftest
+    from layerprune.scoring import engine as selftest
+    from layerprune.scoring import paths
 
     class Refusing(paths.TreePath):
         def _inputs(self, rows):

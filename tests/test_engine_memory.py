@@ -11,16 +11,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from layerprune.anatomy import read_anatomy
-from layerprune.documents import ModelRef
-from layerprune.engine import Engine
-from layerprune.engine import engine as module
-from layerprune.engine.traffic import traffic
+from layerprune.architecture import read_anatomy
+from layerprune.artifacts import ModelRef
+from layerprune.data.items import Request
 from layerprune.errors import ModelError, UsageError
+from layerprune.formatting import parse_size, rounded_up
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.sizes import parse_size, rounded_up
-from layerprune.subject import Subject
-from layerprune.tasks.items import Request
+from layerprune.scoring import engine as module
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.walk import traffic
 
 
 class Held(TorchDispatchMode):
@@ -165,7 +165,7 @@ def test_a_size_that_is_advised_is_enough(size):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 def test_a_self_test_that_runs_out_of_memory_is_repeated_in_smaller_pieces(monkeypatch, error):
-    from layerprune.engine.paths import TreePath
+    from layerprune.scoring.paths import TreePath
 
     subject = subject_of("llama")
     requests, groups = questions(12)
@@ -189,7 +189,7 @@ def test_a_self_test_that_runs_out_of_memory_is_repeated_in_smaller_pieces(monke
 
 
 def test_without_room_for_a_single_row_the_run_ends_and_says_so(monkeypatch):
-    from layerprune.engine.paths import PlainPath
+    from layerprune.scoring.paths import PlainPath
 
     def full(self, batch, removals):
         if max(row.length for row in batch) > 16:

@@ -10,17 +10,15 @@ import torch
 from families import tiny_config, tiny_model
 from test_engine import multiple_choice
 
-from layerprune.anatomy import read_anatomy
-from layerprune.documents import ModelRef
-from layerprune.engine import Engine
-from layerprune.engine.paths import BeginningPath, ChainPath, PlainPath, TreePath
-from layerprune.engine.selftest import Trial, _removals
-from layerprune.engine.trees import batches
-from layerprune.engine.twin import renamed, twin_of
+from layerprune.architecture import read_anatomy
+from layerprune.artifacts import ModelRef
+from layerprune.data.items import Request
 from layerprune.errors import ModelError
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks.items import Request
+from layerprune.scoring.engine import Engine, Trial, _removals, renamed, twin_of
+from layerprune.scoring.paths import BeginningPath, ChainPath, PlainPath, TreePath
+from layerprune.scoring.prefix_tree import batches
 
 CONV = {"layer_types": ["conv", "conv", "full_attention"] * 2}
 

@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from layerprune.engine.trees import (
+from layerprune.data.items import Request
+from layerprune.scoring.prefix_tree import (
     BEGINNING_TOKENS,
     PACK_TOKENS,
     ROW_TOKENS,
@@ -19,7 +20,6 @@ from layerprune.engine.trees import (
     trees,
     trees_after_beginnings,
 )
-from layerprune.tasks.items import Request
 
 
 def questions(seed: int, count: int = 12, examples: int = 0) -> tuple[list[Request], list[list[int]]]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from families import make_plan, save_tiny
 
-from layerprune.anatomy import load_config, read_anatomy
+from layerprune.architecture import load_config, read_anatomy
 from layerprune.exporter import export
 from layerprune.exporter.proof import load
 from layerprune.removal import Removal

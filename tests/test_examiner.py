@@ -14,12 +14,15 @@ import audit_tiny
 import numpy as np
 import pytest
 
-from layerprune.engine import Engine, Examiner, examine, examiner
+from layerprune.data.judging import definition_of
+from layerprune.data.tasks import load_questions
 from layerprune.errors import DocumentError
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
-from layerprune.tasks.judging import definition_of
+from layerprune.scoring import cached_evaluator
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
 
 REMOVALS = [Removal(()), Removal.of(1), Removal.of(4), Removal.of(1, 4)]
 
@@ -36,7 +39,7 @@ def asked(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(examiner, "BLOCK_ITEMS", 5)
+    monkeypatch.setattr(cached_evaluator, "BLOCK_ITEMS", 5)
 
 
 def test_blocks_together_are_the_whole(asked):
@@ -272,7 +275,7 @@ def test_other_examples_before_the_same_items_are_measured_anew(asked, tmp_path)
 
 
 def test_a_model_with_another_config_or_other_tools_is_measured_anew(asked, tmp_path, monkeypatch):
-    from layerprune import versions
+    from layerprune import util
 
     subject, questions = asked
 
@@ -284,7 +287,7 @@ def test_a_model_with_another_config_or_other_tools_is_measured_anew(asked, tmp_
         patch.setattr(subject.model.config, "rms_norm_eps", 1e-3)  # the weights are the same
         assert not known()
     with monkeypatch.context() as patch:
-        patch.setattr(versions, "version", lambda name: "0.0")
+        patch.setattr(util, "version", lambda name: "0.0")
         assert not known()
     assert known()
 
@@ -350,10 +353,10 @@ def test_a_task_that_counts_for_nothing_keeps_no_race_open(many):
 def test_a_race_between_equals_is_run_to_its_end(many):
     subject, questions = many
     removals = [Removal(()), Removal.of(1)]
-    examiner = Examiner(Engine(subject), questions)
-    raced = examiner.race(removals, 1, lambda own: {name: np.ones(len(o.correct)) for name, o in own.items()})
+    cached_evaluator = Examiner(Engine(subject), questions)
+    raced = cached_evaluator.race(removals, 1, lambda own: {name: np.ones(len(o.correct)) for name, o in own.items()})
     assert not raced.accepted
-    assert raced.outcomes == examiner.outcomes(removals)
+    assert raced.outcomes == cached_evaluator.outcomes(removals)
 
 
 def test_every_block_holds_the_same_share_of_every_task(asked):
@@ -366,7 +369,7 @@ def test_every_block_holds_the_same_share_of_every_task(asked):
 
 
 def test_a_short_task_does_not_keep_a_race_from_ending(many, monkeypatch, tmp_path):
-    monkeypatch.setattr(examiner, "BLOCK_ITEMS", 15)
+    monkeypatch.setattr(cached_evaluator, "BLOCK_ITEMS", 15)
     subject, _ = many
     for name, test in (("one", 150), ("two", 6)):
         audit_tiny.questions(subject.model.config._name_or_path, tmp_path, name, test=test, train=4)

@@ -14,14 +14,14 @@ import pytest
 from families import make_plan, save_tiny
 from safetensors.torch import load_file
 
-from layerprune.anatomy import special
-from layerprune.auditor.verify import verify
+from layerprune.architecture import config_fields
+from layerprune.artifacts import Plan, Receipt
+from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint, writer
-from layerprune.documents import Plan, Receipt
 from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError, UsageError
-from layerprune.exporter import export, exporting, proof, rehearse, removal_plan
-from layerprune.progress import Silent
+from layerprune.exporter import export, exporter, proof, rehearse, removal_plan
 from layerprune.removal import Removal
+from layerprune.util import Silent
 
 DROP = Removal.of(1, 4)
 
@@ -171,7 +171,7 @@ def test_existing_folder_is_not_touched(base: Path, tmp_path: Path) -> None:
 def test_too_little_space_is_seen_before_writing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type(shutil.disk_usage(tmp_path))(total=10**9, used=10**9, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(exporting, "_write", lambda *args: pytest.fail("nothing must be written"))
+    monkeypatch.setattr(exporter, "_write", lambda *args: pytest.fail("nothing must be written"))
     assert "GB free, and the pruned model takes" in fails(make_plan(base, DROP), tmp_path / "out", ExportError)
 
 
@@ -220,9 +220,7 @@ def test_read_error(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "Input/output error" in fails(plan, tmp_path / "out", ExportError)
 
 
-def test_read_error_while_the_weights_are_sampled(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_error_while_the_weights_are_sampled(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(base, DROP)
 
     class Broken(io.FileIO):
@@ -281,13 +279,13 @@ def test_no_pickle_is_read(base: Path, tmp_path: Path) -> None:
 
 def test_shard_that_disappears(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(base, DROP)
-    check = exporting._check_space
+    check = exporter._check_space
 
-    def unlinked(job: exporting.Job, out: Path) -> None:
+    def unlinked(job: exporter.Job, out: Path) -> None:
         check(job, out)
         (base / "model.safetensors").unlink()
 
-    monkeypatch.setattr(exporting, "_check_space", unlinked)
+    monkeypatch.setattr(exporter, "_check_space", unlinked)
     assert "No such file or directory" in fails(plan, tmp_path / "out", ExportError)
 
 
@@ -295,7 +293,7 @@ def test_interrupt(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def interrupted(*args: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "_finish", interrupted)
+    monkeypatch.setattr(exporter, "_finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(make_plan(base, DROP), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
@@ -303,7 +301,7 @@ def test_interrupt(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_wrong_weights_do_not_pass_the_proof(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kept layers swapped on the way: loads without a complaint, and is another model."""
-    write = exporting.plan_weights
+    write = exporter.plan_weights
 
     def swapped(*args: object, **kwargs: object) -> object:
         plan = write(*args, **kwargs)  # type: ignore[arg-type]
@@ -316,20 +314,20 @@ def test_wrong_weights_do_not_pass_the_proof(base: Path, tmp_path: Path, monkeyp
         )
         return type(plan)(parts, plan.dropped, plan.origin)
 
-    monkeypatch.setattr(exporting, "plan_weights", swapped)
+    monkeypatch.setattr(exporter, "plan_weights", swapped)
     said = fails(make_plan(base, DROP), tmp_path / "out", ExportError)
     assert "is not the base without those layers: a logit differs by" in said
 
 
 def test_missing_tensor_does_not_pass(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers fills a missing tensor at random and says nothing; layerprune does not."""
-    write = exporting.plan_weights
+    write = exporter.plan_weights
 
     def without_one(*args: object, **kwargs: object) -> object:
         plan = write(*args, **kwargs)  # type: ignore[arg-type]
         return type(plan)(plan.parts[:-1], plan.dropped, plan.origin)
 
-    monkeypatch.setattr(exporting, "plan_weights", without_one)
+    monkeypatch.setattr(exporter, "plan_weights", without_one)
     assert "1 missing keys" in fails(make_plan(base, DROP), tmp_path / "out", ExportError)
 
 
@@ -355,7 +353,7 @@ def test_rehearsal_refuses_what_export_would(base: Path) -> None:
 def test_signature_sees_constants_that_follow_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A type that nobody has listed as bound to its place is caught before writing all the same."""
     base = save_tiny("diffllama", tmp_path / "base")
-    monkeypatch.setattr(special, "TAIL_ONLY", {})
+    monkeypatch.setattr(config_fields, "TAIL_ONLY", {})
     rehearse(base, Removal.of(5))
     with pytest.raises(RefusedError, match="lambda_init of self_attn is"):
         rehearse(base, Removal.of(2))
@@ -400,14 +398,13 @@ def test_proof_refuses_nonsense() -> None:
 
     logits = torch.ones(1, 2, 3)
     tokens = torch.zeros(1, 2, dtype=torch.long)
-    assert proof.compare(logits, logits.clone(), "whole models", tokens).max_difference == 0
+    assert proof.compare_logits(logits, logits.clone(), "whole models", tokens).max_difference == 0
     with pytest.raises(ExportError, match=r"a logit differs by 0\.5"):
-        proof.compare(logits, logits + 0.5, "whole models", tokens)
+        proof.compare_logits(logits, logits + 0.5, "whole models", tokens)
     with pytest.raises(ExportError, match="differs by nan"):
-        proof.compare(logits, logits * float("nan"), "whole models", tokens)
+        proof.compare_logits(logits, logits * float("nan"), "whole models", tokens)
     with pytest.raises(ExportError, match="not finite"):
-        proof.compare(logits * float("inf"), logits, "whole models", tokens)
-
+        proof.compare_logits(logits * float("inf"), logits, "whole models", tokens)
 
 
 def test_layers_named_by_hand(base: Path, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import apart_functions
 import pytest
 from families import make_plan, save_tiny
 
-from layerprune.documents import Plan, Receipt
+from layerprune.artifacts import Plan, Receipt
 from layerprune.errors import ExportError, RefusedError
 from layerprune.exporter import export
-from layerprune.exporter.apart import apart
 from layerprune.removal import Removal
+from layerprune.util import apart
 
 LARGEST = 300  # MB; the bar for what copies
 
@@ -61,7 +61,7 @@ def test_a_process_that_is_killed_is_an_error() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_it_does_not_outlive_the_one_who_asked(tmp_path: Path, how: signal.Signals) -> None:
     mark = tmp_path / "mark"
-    code = "import apart_functions; from layerprune.exporter.apart import apart; import signal, sys; "
+    code = "import apart_functions; from layerprune.util import apart; import signal, sys; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job of a shell ignores it
     code += "apart(apart_functions.dawdle, mark=sys.argv[1])"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
@@ -91,7 +91,7 @@ def wait_for(done: object, seconds: float = 20) -> bool:
 EXPORT = """
 import json, sys
 from pathlib import Path
-from layerprune.documents import Plan
+from layerprune.artifacts import Plan
 from layerprune.errors import RefusedError
 from layerprune.exporter import export
 export(Plan.load(Path(sys.argv[1])), Path(sys.argv[2]), base=sys.argv[3])

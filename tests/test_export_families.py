@@ -9,9 +9,9 @@ import torch
 from families import FAMILIES, make_plan, save_tiny
 from transformers import AutoModelForCausalLM
 
-from layerprune.anatomy import load_config, read_anatomy
-from layerprune.bypass import bypassed
+from layerprune.architecture import load_config, read_anatomy
 from layerprune.exporter import export
+from layerprune.models.bypass import bypassed
 from layerprune.removal import Removal
 
 REMOVALS = {"one": (2,), "several": (1, 3, 4), "first": (0,), "last": (5,)}

@@ -11,8 +11,8 @@ import pytest
 from families import make_plan, save_tiny, tiny_model
 from safetensors.torch import load_file, save_file
 
+from layerprune.artifacts import Plan
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.documents import Plan
 from layerprune.errors import CheckpointError, DocumentError, ModelError, RefusedError
 from layerprune.exporter import export
 from layerprune.inspection import inspect_model
@@ -170,7 +170,7 @@ def test_passing_faults_are_tried_again(hub: hub_standin.Hub, base: Path, tmp_pa
 
 def test_weights_that_are_needed_and_missing_do_not_pass(base: Path, tmp_path: Path) -> None:
     """The proof forgives a base that lacks removed layers, and no other."""
-    from layerprune.anatomy import load_config, read_anatomy
+    from layerprune.architecture import load_config, read_anatomy
     from layerprune.exporter.proof import _removed
 
     anatomy = read_anatomy(load_config(str(base)))

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from families import make_plan, save_tiny
 
+from layerprune.artifacts import Plan, Receipt
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Plan, Receipt
 from layerprune.removal import Removal
 
 # Forks for every line. With torch imported once, an export is over in a blink and all of it runs in the process that
@@ -28,7 +28,7 @@ from pathlib import Path
 if sys.argv[2] == "here":
     import torch, transformers
     torch.set_num_threads(1)
-from layerprune.documents import Plan
+from layerprune.artifacts import Plan
 from layerprune.exporter import export
 plan = Plan.load(Path(sys.argv[1]))
 print("ready", flush=True)

@@ -14,12 +14,12 @@ import torch
 from families import make_plan, save_tiny
 from safetensors.torch import load_file, save_file
 
-from layerprune.anatomy import Sources
+from layerprune.architecture import Sources
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import ExportError, RefusedError
-from layerprune.exporter import export, quantisation, rehearse, twin
-from layerprune.exporter.blueprint import blueprint
-from layerprune.exporter.extras import layer_renumberer
+from layerprune.exporter import export, proof, quantisation, rehearse
+from layerprune.exporter.contents import layer_renumberer
+from layerprune.exporter.pruned_config import blueprint
 from layerprune.removal import Removal
 
 DROP = Removal.of(1, 4)
@@ -102,7 +102,7 @@ def test_bytes_and_paths(tmp_path: Path, pack: Any, settings: dict[str, Any], ex
     if pack is fp8:  # transformers dequantises it where there is no GPU
         assert receipt.proof.method == "whole models"
     else:
-        assert receipt.proof.method == twin.METHOD
+        assert receipt.proof.method == proof.METHOD
         assert "whole models were not compared: this machine cannot run the quantised model" in receipt.notes[0]
 
 
@@ -112,7 +112,7 @@ def test_model_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     base = save_tiny("gemma2", tmp_path / "base")
     receipt = export(make_plan(base, DROP), tmp_path / "out")
     assert receipt.proof is not None
-    assert receipt.proof.method == twin.METHOD
+    assert receipt.proof.method == proof.METHOD
     assert receipt.proof.scale > 0.1
     assert "0.0 GB are free" in receipt.notes[0]
     assert receipt.missing_keys == ()
@@ -120,19 +120,19 @@ def test_model_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_twin_sees_a_wrong_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were layer_types cut at the end instead of where layers went, the twin would answer differently."""
-    from layerprune.anatomy import load_config, read_anatomy
+    from layerprune.architecture import load_config, read_anatomy
 
     config = load_config(str(save_tiny("gemma3_text", tmp_path / "base", sliding_window=4)))
     anatomy = read_anatomy(config)
-    assert twin.prove_on_twin(config, anatomy, DROP).max_difference == 0
-    right = twin.rebuilt
+    assert proof.prove_on_twin(config, anatomy, DROP).max_difference == 0
+    right = proof.rebuilt
 
     def wrong(config: Any, content: dict[str, Any]) -> Any:
         return right(config, {**content, "layer_types": config.layer_types[:4]})
 
-    monkeypatch.setattr(twin, "rebuilt", wrong)
+    monkeypatch.setattr(proof, "rebuilt", wrong)
     with pytest.raises(ExportError, match="a logit differs by"):
-        twin.prove_on_twin(config, anatomy, Removal.of(0, 2))
+        proof.prove_on_twin(config, anatomy, Removal.of(0, 2))
 
 
 SOURCES = Sources.after(DROP, 6)

@@ -14,12 +14,12 @@ from cli_tiny import done
 from families import make_plan, save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 
+from layerprune.artifacts import DroppedHeads, Plan, Scores
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import DroppedHeads, Plan, Scores
 from layerprune.errors import RefusedError
 from layerprune.exporter import export
-from layerprune.exporter.weights import DiskStack, find_disk_stack
-from layerprune.planning import replan
+from layerprune.exporter.contents import DiskStack, find_disk_stack
+from layerprune.planner import replan
 from layerprune.removal import Removal
 
 DROP = Removal.of(1, 4)

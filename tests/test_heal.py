@@ -10,13 +10,13 @@ import torch
 from cli_tiny import done, refused
 from safetensors.torch import load_file, save_file
 
-from layerprune.auditor.verify import verify
+from layerprune.artifacts import Audit, HealLog, HeldOut, Receipt
+from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Audit, HealLog, HeldOut, Receipt
 from layerprune.errors import CheckpointError, DocumentError, ExportError, ModelError, UsageError
+from layerprune.files import locked
 from layerprune.healing import HEALERS
-from layerprune.healing.step import heal
-from layerprune.lock import locked
+from layerprune.healing.healer import heal
 from layerprune.registry import Registry
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -133,8 +133,8 @@ def test_held_out_loss_is_that_of_the_written_checkpoint(home, tmp_path):
 
     text = str(home / "prose.txt")
     log = heal(home / "pruned-2-4", tmp_path / "h", method="scaling:factor=0.5", corpus=text, window=32)
-    from layerprune.corpus import build_corpus
-    from layerprune.subject import Subject
+    from layerprune.data.corpus import build_corpus
+    from layerprune.models.model import Subject
 
     windows = build_corpus(text, Subject.load(str(home / "base")).tokenizer, window=32).heldout
     for folder, said in ((home / "base", "base"), (home / "pruned-2-4", "before"), (tmp_path / "h", "after")):

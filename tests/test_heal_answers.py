@@ -7,15 +7,15 @@ import heal_tiny
 import pytest
 import torch
 
-from layerprune.corpus import Document, build_corpus
-from layerprune.engine.journal import Journal
+from layerprune.data.corpus import Document, build_corpus
 from layerprune.errors import UsageError
 from layerprune.exporter import export
-from layerprune.healing import trained
-from layerprune.healing.answers import Author
-from layerprune.healing.step import heal
+from layerprune.healing import finetune
+from layerprune.healing.distill import Author
+from layerprune.healing.healer import heal
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
+from layerprune.scoring.cached_evaluator import Journal
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endfor %}"
@@ -74,7 +74,7 @@ def test_every_answer_is_what_the_base_says_to_its_prompt_alone(base, tmp_path):
 
 
 def test_it_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerprune.healing.answers.BATCH", 1)
+    monkeypatch.setattr("layerprune.healing.distill.BATCH", 1)
     whole = Author(base, 6).rewrite(CHATS, tmp_path / "whole")
     appended, append = [], Journal.append
 
@@ -93,13 +93,13 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
 
 
 def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeypatch):
-    read, real = [], trained.train
+    read, real = [], finetune.train
 
     def train(model, goal, text, *rest):
         read.append(text)
         return real(model, goal, text, *rest)
 
-    monkeypatch.setattr(trained, "train", train)
+    monkeypatch.setattr(finetune, "train", train)
     chats = str(home / "chats.jsonl")
     method = "distill:answers=base,answer_tokens=8,weight=0.5,steps=2,lr=0.001"
     log = heal(home / "pruned", tmp_path / "healed", method=method, corpus=chats, window=32, dtype="float32")

@@ -12,22 +12,19 @@ from families import FAMILIES
 from metric_tiny import subject_of
 from safetensors.torch import load_file
 
-from layerprune.auditor.verify import verify
+from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint
-from layerprune.corpus import build_corpus
+from layerprune.data.corpus import build_corpus
 from layerprune.errors import LayerpruneError, UsageError
-from layerprune.healing.distill import Distill
-from layerprune.healing.goals import NextToken
-from layerprune.healing.head import Head
-from layerprune.healing.lora import Lora
-from layerprune.healing.partial import Seams
-from layerprune.healing.places import Cut, cuts, final_norm, head_weights, in_mlp, projections, seams
-from layerprune.healing.step import heal
-from layerprune.healing.teacher import Distilled, Mix
+from layerprune.healing.base import Cut, cuts, final_norm, head_weights, in_mlp, projections, seams
+from layerprune.healing.distill import Distill, Distilled, Mix
+from layerprune.healing.finetune import Lora, Seams
+from layerprune.healing.healer import heal
+from layerprune.healing.losses import Head, NextToken
 from layerprune.healing.training import Text, Training, make_trainable, train
-from layerprune.progress import SILENT
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
+from layerprune.util import SILENT
 
 WINDOW = 16
 
@@ -118,7 +115,7 @@ def test_a_log_says_where_adapters_went_on_the_attention_alone(home, tmp_path, m
     assert not healed(home, "lora:steps=1,rank=2", tmp_path / "all").notes
     every = projections
     monkeypatch.setattr(
-        "layerprune.healing.lora.projections", lambda subject: tuple(t for t in every(subject) if "attn" in t)
+        "layerprune.healing.finetune.projections", lambda subject: tuple(t for t in every(subject) if "attn" in t)
     )
     (note,) = healed(home, "lora:steps=1,rank=2", tmp_path / "some").notes
     assert note.startswith("adapters went on the attention alone: ")
@@ -145,7 +142,7 @@ def test_places_are_found_in_every_family(kind):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_peft_takes_the_targets_of_every_family(kind):
-    from layerprune.healing.lora import with_adapter
+    from layerprune.healing.finetune import with_adapter
 
     subject = subject_of(kind)
     targets = projections(subject)
@@ -322,7 +319,7 @@ def test_accelerate_launch_on_two_processes_heals_as_one(home, tmp_path):
     import subprocess
     import sys
 
-    from layerprune.documents import HealLog
+    from layerprune.artifacts import HealLog
 
     method = "distill:lr=0.003,steps=4,patience=9,keep=20"
     alone = healed(home, method, tmp_path / "one")

@@ -15,11 +15,8 @@ from heal_training import options_of, plain_training, text_loss, text_of, traine
 
 from layerprune.errors import DocumentError, TrainingError, UsageError
 from layerprune.healing.base import Case
-from layerprune.healing.goals import NextToken
-from layerprune.healing.grading import Top, cross_entropy, divergence, divergence_from_top
-from layerprune.healing.head import Head
-from layerprune.healing.processes import leader_first, own_place
-from layerprune.healing.training import _check_processes, order, train
+from layerprune.healing.losses import Head, NextToken, Top, cross_entropy, divergence, divergence_from_top
+from layerprune.healing.training import _check_processes, leader_first, order, own_place, train
 
 HERE = Path(__file__).parent
 
@@ -71,7 +68,7 @@ def test_frozen_weights_stay_as_they_are(tmp_path, frozen):
 def test_the_head_in_pieces_has_the_loss_and_gradient_of_whole_logits(kind, monkeypatch):
     model, text = trainee(kind), text_of(3)
     head = Head(model)
-    monkeypatch.setattr("layerprune.healing.head.PIECE_BYTES", 7 * 4 * head.vocabulary)  # 7 places a piece
+    monkeypatch.setattr("layerprune.healing.losses.PIECE_BYTES", 7 * 4 * head.vocabulary)  # 7 places a piece
     ids, counted = torch.tensor(text.train.ids), torch.tensor(text.train.counted)[:, 1:]
     head.check(ids)
     labels = ids[:, 1:][counted]
@@ -172,7 +169,7 @@ from pathlib import Path
 import torch
 from accelerate import debug_launcher
 from heal_training import options_of, text_of, trainee, weights_of
-from layerprune.healing.goals import NextToken
+from layerprune.healing.losses import NextToken
 from layerprune.healing.training import train
 
 torch.set_num_threads(1)

@@ -10,22 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from layerprune.anatomy import read_anatomy
-from layerprune.bypass import bypassed
-from layerprune.corpus import Corpus, Windows
-from layerprune.documents import HealLog
+from layerprune.architecture import read_anatomy
+from layerprune.artifacts import HealLog
+from layerprune.data.corpus import Corpus, Windows
 from layerprune.errors import RefusedError, UsageError
 from layerprune.exporter import export
 from layerprune.healing import HEALERS
 from layerprune.healing.base import Case
-from layerprune.healing.least_squares import Sums, best, solve
-from layerprune.healing.linear import Linear
-from layerprune.healing.projections import down_projection, output_projections
-from layerprune.healing.rescale import Rescale, divisors_of
-from layerprune.healing.streams import Stream
+from layerprune.healing.closed_form import Linear, Rescale, Sums, best, divisors_of, solve
+from layerprune.healing.projections import Stream, down_projection, output_projections
+from layerprune.models.bypass import bypassed
+from layerprune.models.model import DTYPES, Subject
+from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.specs import build
-from layerprune.subject import DTYPES, Subject
 
 DOWN, OUT = "model.layers.{}.mlp.down_proj.weight", "model.layers.{}.self_attn.o_proj.weight"
 
@@ -54,7 +51,7 @@ def edited(source, out, change):
 
 def case(base, pruned, removal, work, count=24, dtype="float64", **changes):
     """A case as the step makes it, for a pruned folder that export wrote or a test has edited."""
-    from layerprune.documents import Receipt
+    from layerprune.artifacts import Receipt
 
     plan = families.make_plan(base, removal)
     receipt = Receipt.load(pruned / "layerprune" / "receipt.json").model_copy(update={"removal": removal.layers})
@@ -372,8 +369,8 @@ def test_a_stream_read_without_a_norm_is_refused(home, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", ["rescale", "linear", "linear:fit=map"])
 def test_the_step_publishes_what_the_method_yields(home, tmp_path, method):
-    from layerprune.auditor.verify import verify
-    from layerprune.healing.step import heal
+    from layerprune.auditor.verification import verify
+    from layerprune.healing.healer import heal
 
     text = heal_tiny.prose(tmp_path / "prose.txt")
     log = heal(cut(home, 2, 4), tmp_path / "healed", method=method, corpus=str(text), window=32)
@@ -381,5 +378,3 @@ def test_the_step_publishes_what_the_method_yields(home, tmp_path, method):
     assert log.tokens > 0
     assert log.found
     assert verify(tmp_path / "healed", base=str(home / "plain")).ok
-
-

@@ -10,12 +10,11 @@ import heal_tiny
 import hub_standin
 import pytest
 
+from layerprune.artifacts import FileEntry, HealLog, Receipt
 from layerprune.auditor import audit
-from layerprune.auditor.verify import verify
-from layerprune.documents import FileEntry, HealLog, Receipt
+from layerprune.auditor.verification import verify
 from layerprune.errors import UsageError
-from layerprune.hub import PushError, push
-from layerprune.hub.naming import check_no_path
+from layerprune.hub import PushError, check_no_path, push
 from layerprune.report.card import read_card, write_card
 
 
@@ -141,12 +140,12 @@ def test_documents_arrive_as_they_are_and_no_file_holds_a_path(hub, made, tmp_pa
 
 
 def test_a_published_folder_is_audited_with_its_base_named(hub, made, base, tmp_path, monkeypatch):
-    from layerprune.checkpoint import locator
+    from layerprune.checkpoint import location
     from layerprune.errors import ModelError
 
     push(made, "me/smaller")
     out = published(hub, tmp_path)
-    monkeypatch.setattr(locator, "_known", {})  # as on another machine
+    monkeypatch.setattr(location, "_known", {})  # as on another machine
     with pytest.raises(ModelError, match="base was a local folder, and nothing here says where it lies; give --base"):
         audit(out, ["toy"], include_path=[made.parent / "tasks"], generation=False)
     audit(out, ["toy"], base=str(base), include_path=[made.parent / "tasks"], generation=False)
@@ -173,7 +172,7 @@ def test_a_named_base_has_the_very_files_that_the_hub_has(hub, made, base, tmp_p
 
 def test_the_log_of_a_healing_is_published_in_the_same_chain(hub, tmp_path, monkeypatch):
     from layerprune.healing import HEALERS
-    from layerprune.healing.step import heal
+    from layerprune.healing.healer import heal
 
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
     pruned = heal_tiny.pruned(tmp_path, 2)

@@ -3,7 +3,7 @@
 import pytest
 from cli_tiny import done, refused
 
-from layerprune.anatomy.tiny import tiny_config, tiny_model
+from layerprune.architecture.tiny import tiny_config, tiny_model
 from layerprune.inspection import inspect_model
 
 

@@ -7,23 +7,26 @@ import pytest
 import scores_samples
 from pydantic import ValidationError
 
-from layerprune.documents import MEAN, Objective, Outcomes, TaskData
+from layerprune.artifacts import MEAN, Objective, Outcomes, TaskData
 from layerprune.errors import RefusedError, TaskError, UsageError
-from layerprune.judgement import (
+from layerprune.planner.plan_documents import caveats
+from layerprune.removal import Removal
+from layerprune.scoring.aggregation import (
     Intact,
     asked_objective,
     can_be_split,
+    check_tasks,
+    combined,
+    combined_losses,
     judge,
     rejudged,
     reliability_of,
+    shares,
     values,
 )
-from layerprune.judgement.objective import check_tasks, combined, combined_losses, shares
-from layerprune.metrics.ablation import harm_of
-from layerprune.planners import Constraints, by_harm, greedy, one_shot, require_floors
-from layerprune.planners.base import order_moves
-from layerprune.planning.caveats import caveats
-from layerprune.removal import Removal
+from layerprune.scoring.metrics.ablation import harm_of
+from layerprune.search import Constraints, by_harm, greedy, one_shot, require_floors
+from layerprune.search.base import order_moves
 
 CHANCES = {"a": 0.25, "b": 0.5}
 
@@ -210,9 +213,7 @@ def test_a_race_by_what_is_no_mean_over_items_is_refused(objective):
 def below(units, score, missed=0.0, kept=0.8):
     one = judge(drawn(1)[0], units, drawn(1)[1][0])
     task = one.tasks["a"].model_copy(update={"relevance": 1 - kept})
-    return one.model_copy(
-        update={"score": score, "below_floor": {"a": missed} if missed else {}, "tasks": {"a": task}}
-    )
+    return one.model_copy(update={"score": score, "below_floor": {"a": missed} if missed else {}, "tasks": {"a": task}})
 
 
 def test_a_floor_is_a_share_of_accuracy_above_chance():

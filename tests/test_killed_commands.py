@@ -14,7 +14,7 @@ import heal_tiny
 import pytest
 from kill_server import Server, contents, serving
 
-from layerprune.auditor.verify import verify
+from layerprune.auditor.verification import verify
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 and fork are POSIX")
 

@@ -6,11 +6,13 @@ import audit_tiny
 import pytest
 from cli_tiny import done
 
-from layerprune.documents import Scores
-from layerprune.engine import Engine, examine
+from layerprune.artifacts import Scores
+from layerprune.data.items import Verdict
+from layerprune.data.tasks import load_questions
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import Verdict, load_questions
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
 
 INTACT = Removal(())
 WORDS = list(audit_tiny.WORDS[:4])

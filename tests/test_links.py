@@ -14,17 +14,17 @@ import heal_tiny
 import pytest
 from cli_tiny import layerprune, refused
 
-from layerprune.auditor.verify import verify
-from layerprune.documents import Receipt
+from layerprune.artifacts import Receipt
+from layerprune.auditor.verification import verify
 from layerprune.errors import CheckpointError, ExportError, LayerpruneError
 from layerprune.exporter import export
 from layerprune.healing import HEALERS
-from layerprune.healing.step import heal
+from layerprune.healing.healer import heal
 from layerprune.hub import push
-from layerprune.progress import Silent
 from layerprune.removal import Removal
 from layerprune.report.card import write_card
 from layerprune.report.page import write_report
+from layerprune.util import Silent
 
 SECRET = "the secret of another folder"
 

@@ -9,12 +9,12 @@ import pytest
 from cli_tiny import done, refused
 
 from layerprune.errors import UsageError
-from layerprune.lock import locked
+from layerprune.files import locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from layerprune.lock import locked
+from layerprune.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -7,14 +7,12 @@ import torch
 from families import FAMILIES
 from metric_tiny import between, data_of, subject_of, texts_of
 
+from layerprune.data.items import Questions
 from layerprune.errors import ModelError, UsageError
-from layerprune.metrics import reading
-from layerprune.metrics.angular import Angular, angle
-from layerprune.metrics.base import Data
-from layerprune.metrics.cosine import Cosine
-from layerprune.metrics.relative import Relative
 from layerprune.removal import Removal
-from layerprune.tasks import Questions
+from layerprune.scoring.metrics import base
+from layerprune.scoring.metrics.base import Data
+from layerprune.scoring.metrics.hidden_states import Angular, Cosine, Relative, angle
 
 TEXTS = texts_of()
 
@@ -72,8 +70,8 @@ def test_padding_is_not_counted(metric, monkeypatch):
         sum(w * s for w, s in zip(weights, own, strict=True)) / sum(weights) for own in zip(*alone, strict=True)
     ]
     assert together == pytest.approx(expected, abs=2e-7)  # norms round to float32
-    monkeypatch.setattr(reading, "BATCH_TOKENS", 20)
-    sizes = [batch.ids.shape for batch in reading.read(subject, data_of(TEXTS), "")]
+    monkeypatch.setattr(base, "BATCH_TOKENS", 20)
+    sizes = [batch.ids.shape for batch in base.read(subject, data_of(TEXTS), "")]
     assert sizes == [(1, 17), (2, 9), (2, 5)]
     assert scores(metric, subject, TEXTS) == pytest.approx(together, abs=2e-7)
 

@@ -12,21 +12,28 @@ from families import FAMILIES
 from metric_tiny import data_of, logits, loss, skipped, subject_of, texts_of
 from torch import nn
 
-from layerprune.documents import Scores
-from layerprune.engine import Engine
+from layerprune.artifacts import Scores
 from layerprune.errors import ModelError, UsageError
-from layerprune.metrics import METRICS, output, taylor
-from layerprune.metrics.base import Data
-from layerprune.metrics.losses import INTACT, predicted_tokens, text_losses
-from layerprune.metrics.magnitude import Magnitude
-from layerprune.metrics.output import Output
-from layerprune.metrics.perplexity import Perplexity
-from layerprune.metrics.reading import spread
-from layerprune.metrics.shapley import Shapley, drawn_orders, marginal_rises
-from layerprune.metrics.taylor import Taylor
-from layerprune.planners import SEARCHES
+from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.specs import build
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.metrics import METRICS
+from layerprune.scoring.metrics import loss as output
+from layerprune.scoring.metrics import loss as taylor
+from layerprune.scoring.metrics.base import Data, spread
+from layerprune.scoring.metrics.data_free import Magnitude
+from layerprune.scoring.metrics.loss import (
+    INTACT,
+    Output,
+    Perplexity,
+    Shapley,
+    Taylor,
+    drawn_orders,
+    marginal_rises,
+    predicted_tokens,
+    text_losses,
+)
+from layerprune.search import SEARCHES
 
 TEXTS = texts_of()
 SETS = [(0,), (3,), (1, 4), (5,)]
@@ -55,7 +62,7 @@ def test_batches_and_memory_are_those_asked_for(metric, monkeypatch):
         made.append(settings)
         return Engine(subject, **settings)
 
-    monkeypatch.setattr("layerprune.metrics.losses.Engine", engine)
+    monkeypatch.setattr("layerprune.scoring.metrics.loss.Engine", engine)
     metric.score(subject, [Removal.of(1)], replace(data_of(TEXTS, 0), rows=2, memory=10**7))
     assert made
     assert all(settings == {"rows": 2, "memory": 10**7} for settings in made)
@@ -79,7 +86,7 @@ def test_perplexity_of_a_single_text_has_no_interval():
 
 
 def test_losses_equal_lm_evals_rolling_log_likelihood(tmp_path):
-    from layerprune.subject import Subject
+    from layerprune.models.model import Subject
 
     cli_tiny.audit_tiny.base_model(tmp_path / "base")
     subject = Subject.load(str(tmp_path / "base"), dtype="float32")

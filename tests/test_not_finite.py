@@ -7,20 +7,21 @@ import metric_tiny
 import pytest
 from cli_tiny import done, last_line
 
-from layerprune.documents import Candidate, Plan, Scores
-from layerprune.engine import Engine, Examiner, examine, examiner
+from layerprune.artifacts import Candidate, Plan, Scores
+from layerprune.data.tasks import load_questions
 from layerprune.errors import ModelError, RefusedError
-from layerprune.judgement import failures_last
-from layerprune.metrics.ablation import INTACT, Ablation
-from layerprune.metrics.base import Data
-from layerprune.metrics.output import Output
-from layerprune.metrics.perplexity import Perplexity
-from layerprune.metrics.shapley import Shapley, breaking_players
-from layerprune.planners import Constraints, Greedy, by_harm, greedy, one_shot, require_finite
-from layerprune.progress import SILENT
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
+from layerprune.scoring import cached_evaluator
+from layerprune.scoring.aggregation import failures_last
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
+from layerprune.scoring.metrics.ablation import INTACT, Ablation
+from layerprune.scoring.metrics.base import Data
+from layerprune.scoring.metrics.loss import Output, Perplexity, Shapley, breaking_players
+from layerprune.search import Constraints, Greedy, by_harm, greedy, one_shot, require_finite
+from layerprune.util import SILENT
 
 BROKEN = 2  # the layer without which the model overflows
 MARK = 1000.0
@@ -128,7 +129,7 @@ def test_ablation_of_a_model_that_overflows_by_itself_is_an_error_of_one_line(ho
 
 
 def test_a_race_puts_it_out_at_once(asked, monkeypatch):
-    monkeypatch.setattr(examiner, "BLOCK_ITEMS", 20)
+    monkeypatch.setattr(cached_evaluator, "BLOCK_ITEMS", 20)
     subject, questions = asked
     data = Data(questions, Examiner(Engine(subject), questions), keep=1)
     raced = Ablation().score(subject, SINGLE, data)

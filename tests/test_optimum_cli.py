@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from setuptools import find_namespace_packages
 
-from layerprune.cli.app import COMMANDS
+from layerprune.cli.command import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,14 +15,13 @@ import pytest
 import torch
 from cli_tiny import done, refused
 
+from layerprune.artifacts import Plan, Scores
 from layerprune.checkpoint import new_folder, try_new_folder
-from layerprune.documents import Plan, Scores
-from layerprune.engine.journal import Journal
 from layerprune.errors import CheckpointError, ExportError, LayerpruneError, UsageError, WriteError
-from layerprune.healing.kept import Kept
-from layerprune.healing.state import Standing, States
-from layerprune.lock import locked
-from layerprune.output import READY, check_apart, published_together, settle, try_folder, writing
+from layerprune.files import READY, check_apart, locked, published_together, settle, try_folder, writing
+from layerprune.healing.distill import Kept
+from layerprune.healing.training_state import Standing, States
+from layerprune.scoring.cached_evaluator import Journal
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +57,9 @@ def commands(home, out):
 
 
 SLOW = (
-    "layerprune.subject.Subject.load", "layerprune.exporter.exporting.locate", "layerprune.auditor.models.locate",
-    "layerprune.analysis.studying.locate", "layerprune.healing.step.build_corpus", "layerprune.planning.desk.locate",
+    "layerprune.models.model.Subject.load", "layerprune.exporter.exporter.locate", "layerprune.auditor.inputs.locate",
+    "layerprune.analysis.measurements.locate", "layerprune.healing.healer.build_corpus",
+    "layerprune.planner.session.locate",
 )  # fmt: skip
 
 
@@ -441,5 +441,3 @@ def test_a_written_document_is_never_written_through_a_link(tmp_path):
     audit_samples.plan().save(tmp_path / "plan.json")
     assert (tmp_path / "victim").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "victim"]
-
-

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from layerprune.errors import CheckpointError, UsageError
-from layerprune.paths import check_plain, checked_name, contained, listed, refuse_link, same_file
+from layerprune.files import check_plain, checked_name, contained, listed, refuse_link, same_file
 
 BAD = (
     "", "/", "/etc/passwd", "//server/share", "..", "../x", "a/../b", "a/..", ".", "./a", "a/./b", "a//b", "a/", "a\\b",

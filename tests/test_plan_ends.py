@@ -6,7 +6,7 @@ import audit_tiny
 import pytest
 from cli_tiny import done, last_line
 
-from layerprune.documents import Plan, Receipt
+from layerprune.artifacts import Plan, Receipt
 
 
 @pytest.fixture(scope="module")

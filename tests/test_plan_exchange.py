@@ -4,8 +4,8 @@ import audit_tiny
 import pytest
 from cli_tiny import done, refused
 
-from layerprune.documents import Plan, Scores
-from layerprune.planners import by_harm
+from layerprune.artifacts import Plan, Scores
+from layerprune.search import by_harm
 
 
 @pytest.fixture(scope="module")

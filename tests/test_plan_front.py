@@ -7,14 +7,13 @@ import audit_tiny
 import pytest
 from cli_tiny import done, refused
 
+from layerprune.artifacts import Front, FrontPoint, Objective, Plan, PredictedTask, Receipt, Scores
+from layerprune.artifacts.plan import POINTS, plan_name
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Front, FrontPoint, Objective, Plan, PredictedTask, Receipt, Scores
-from layerprune.documents.front import POINTS, plan_name
 from layerprune.errors import DocumentError
-from layerprune.planners import Constraints
-from layerprune.planners.base import Found
-from layerprune.planning.front import named_points, path_of
-from layerprune.report.front import COLUMNS, write_plot
+from layerprune.planner.front import COLUMNS, named_points, path_of, write_plot
+from layerprune.search import Constraints
+from layerprune.search.base import Found
 
 
 @pytest.fixture(scope="module")

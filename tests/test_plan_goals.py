@@ -4,8 +4,8 @@ import audit_tiny
 import pytest
 from cli_tiny import done, last_line, refused
 
+from layerprune.artifacts import Plan, Receipt, Scores
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Plan, Receipt, Scores
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_size_is_reached_exactly(home, tmp_path):
 
 def test_layers_of_different_sizes_count_as_what_they_weigh(tmp_path, home):
     """A model whose first layers are dense and whose others hold experts: the fewest layers depends on which go."""
-    from layerprune.anatomy.tiny import save_tiny
+    from layerprune.architecture.tiny import save_tiny
 
     save_tiny("deepseek_v3", tmp_path / "moe", num_hidden_layers=6, first_k_dense_replace=3)
     for path in (home / "base").glob("tokenizer*"):
@@ -125,8 +125,8 @@ def test_shapes_reach_the_plan_and_its_limits(home, tmp_path):
 
 
 def test_a_search_that_breaks_a_rule_is_found_out(home, tmp_path, monkeypatch):
-    from layerprune.planners.base import Found
-    from layerprune.planners.stepwise import OneShot
+    from layerprune.search.base import Found
+    from layerprune.search.searches import OneShot
 
     monkeypatch.setattr(OneShot, "__call__", lambda self, judge, constraints, drop, **more: Found((0, 1), (), ()))
     said = last_line(*random(home, tmp_path / "run", "--drop", 2, "--no-adjacent", "--search", "one-shot"))
@@ -191,7 +191,7 @@ def test_a_recipe_says_how_far_to_go_in_the_same_words(home, tmp_path):
 
 def test_what_certifies_has_had_no_say_in_the_search(home, tmp_path, monkeypatch):
     """Whatever the certification items answer, the path is the same: only its length can change."""
-    import layerprune.planning.certifying as certifying
+    import layerprune.planner.goals as certifying
 
     words = ("--max-drop", "95%", "--limit", 30, "--certify-limit", 60)
     done(*plan(home, tmp_path / "a", *words, "--up-to", 3, task="many"))

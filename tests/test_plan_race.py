@@ -6,7 +6,7 @@ import audit_tiny
 import pytest
 from cli_tiny import done, refused
 
-from layerprune.documents import Plan, Scores
+from layerprune.artifacts import Plan, Scores
 
 
 @pytest.fixture(scope="module")

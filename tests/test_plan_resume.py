@@ -4,9 +4,9 @@ import audit_tiny
 import pytest
 from cli_tiny import done, layerprune
 
-from layerprune.engine import Examiner
-from layerprune.metrics.perplexity import Perplexity
-from layerprune.planning.goals import Drop, Reached
+from layerprune.planner.goals import Drop, Reached
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.metrics.loss import Perplexity
 
 SEARCHES = ["greedy", "blocks", "exchange"]
 
@@ -84,6 +84,7 @@ def test_going_further_asks_only_what_is_new(home, tmp_path, monkeypatch):
         alone = dying(patch, Perplexity, "score", 0)
         done(*plan(home, tmp_path / "alone", *words, "--drop", 3))
     with monkeypatch.context() as patch:
+
         def step_by_step(self, desk, look):
             found = [look(count) for count in (1, 2, 3)][-1]
             return Reached(found, found.rounds)

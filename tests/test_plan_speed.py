@@ -5,13 +5,13 @@ import pytest
 import torch
 from cli_tiny import done, last_line
 
-from layerprune.anatomy.tiny import save_tiny
-from layerprune.documents import Measured, Plan, Speed
-from layerprune.exporter.sharing import sharing_weights
-from layerprune.planning import speeding
-from layerprune.planning.speeding import speedup
+from layerprune.architecture.tiny import save_tiny
+from layerprune.artifacts import Measured, Plan, Speed
+from layerprune.exporter.proof import sharing_weights
+from layerprune.models.model import Subject
+from layerprune.planner import goals
+from layerprune.planner.goals import speedup
 from layerprune.removal import Removal
-from layerprune.subject import Subject
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def clock(monkeypatch):
         timed.append((pruned.anatomy.depth, repeats))
         return figures(2 / (1 + kept), kept)
 
-    monkeypatch.setattr(speeding, "time_both", time_both)
+    monkeypatch.setattr(goals, "time_both", time_both)
     return timed
 
 
@@ -95,14 +95,14 @@ def test_the_fewest_layers_are_removed_that_are_fast_enough(home, tmp_path, cloc
     assert made.target.reached >= made.target.wanted
     assert made.target.speed.repeats == 3
     assert f"target: {made.target.reached:.2f} times as fast, wanted {made.target.wanted:g}; measured on cpu" in said
-    assert clock[0] == (1, speeding.STAND_IN_REPEATS)  # what can be reached at all, before anything slow
-    assert clock[-1] == (6 - layers, speeding.REPEATS)
+    assert clock[0] == (1, goals.STAND_IN_REPEATS)  # what can be reached at all, before anything slow
+    assert clock[-1] == (6 - layers, goals.REPEATS)
 
 
 def test_a_stand_in_that_promised_too_much_is_followed_by_a_larger_removal(home, tmp_path, clock, monkeypatch):
-    real = speeding.speedup
-    monkeypatch.setattr(speeding, "speedup", lambda speed: real(speed) * (0.93 if speed.layers_kept == 4 / 6 else 1))
-    monkeypatch.setattr(speeding.Faster, "_beginning", lambda self, desk: 2)
+    real = goals.speedup
+    monkeypatch.setattr(goals, "speedup", lambda speed: real(speed) * (0.93 if speed.layers_kept == 4 / 6 else 1))
+    monkeypatch.setattr(goals.Faster, "_beginning", lambda self, desk: 2)
     done(*random(home, tmp_path / "run", "--target-speedup", "1.15x"))
     assert len(Plan.load(tmp_path / "run" / "plan.json").removal) == 3
 
@@ -121,8 +121,8 @@ def test_a_speed_beyond_reach_is_refused_with_what_is_reached(home, tmp_path, cl
 def test_a_size_that_the_architecture_lets_no_stand_in_reach_is_not_the_end(home, tmp_path):
     """Layers share keys and values: their sets are refused one by one, and what can be reached is still found."""
     from layerprune.errors import RefusedError
-    from layerprune.planners import Constraints
-    from layerprune.planning.speeding import Faster
+    from layerprune.planner.goals import Faster
+    from layerprune.search import Constraints
 
     def check(removal):
         if len(removal) > 3:
@@ -145,5 +145,5 @@ def test_the_clock_is_real(home, tmp_path):
     """With nothing replaced: some speed-up over 1.0001 is measured on a model of which five layers of six may go."""
     done(*random(home, tmp_path / "run", "--target-speedup", "1.0001x"))
     made = Plan.load(tmp_path / "run" / "plan.json")
-    assert made.target.speed.repeats == speeding.REPEATS
+    assert made.target.speed.repeats == goals.REPEATS
     assert made.target.reached > 1

@@ -6,10 +6,10 @@ import random
 import pytest
 from table_judge import TableJudge
 
-from layerprune.documents import Candidate, Round
+from layerprune.artifacts import Candidate, Round
 from layerprune.errors import RefusedError, UsageError
-from layerprune.planners import Constraints, Greedy, greedy, one_shot, parse_drop, parse_protect, table_judge
 from layerprune.removal import Removal
+from layerprune.search import Constraints, Greedy, greedy, one_shot, parse_drop, parse_protect, table_judge
 
 
 def greedy_by_hand(judge, depth, drop, banned=frozenset()):

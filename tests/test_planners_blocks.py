@@ -4,9 +4,9 @@ import pytest
 from table_judge import TableJudge
 
 from layerprune.errors import RefusedError, RegistryError, UsageError
-from layerprune.planners import SEARCHES, Constraints, Greedy
-from layerprune.planners.blocks import Blocks
-from layerprune.specs import build, spec_of
+from layerprune.registry import build, spec_of
+from layerprune.search import SEARCHES, Constraints, Greedy
+from layerprune.search.searches import Blocks
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -55,5 +55,3 @@ def test_searches_are_known_by_name_and_take_options():
         build(SEARCHES, "exchange:most=-1")
     with pytest.raises(RegistryError, match=r"unknown search 'beam'.* Known: blocks, exchange, greedy, one-shot"):
         build(SEARCHES, "beam:width=8")
-
-

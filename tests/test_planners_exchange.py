@@ -5,13 +5,13 @@ import itertools
 import pytest
 from table_judge import TableJudge, others
 
-from layerprune.documents import Candidate
+from layerprune.artifacts import Candidate
 from layerprune.errors import RefusedError, UsageError
-from layerprune.planners import SEARCHES, Constraints, NoAdjacent, Others, one_shot
-from layerprune.planners.base import by_harm
-from layerprune.planners.exchange import Exchange
+from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.specs import build
+from layerprune.search import SEARCHES, Constraints, NoAdjacent, Others, one_shot
+from layerprune.search.base import by_harm
+from layerprune.search.searches import Exchange
 
 DEPTH = 9
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from layerprune.documents import Candidate
-from layerprune.planners import Constraints, Greedy, greedy, table_judge
-from layerprune.racing import Field, Race
+from layerprune.artifacts import Candidate
+from layerprune.scoring.racing import Field, Race
+from layerprune.search import Constraints, Greedy, greedy, table_judge
 
 LAZY = Greedy(lazy=True)
 

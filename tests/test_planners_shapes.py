@@ -6,9 +6,9 @@ import pytest
 from table_judge import TableJudge, others
 
 from layerprune.errors import RefusedError, UsageError
-from layerprune.planners import SEARCHES, Anything, Constraints, Contiguous, NoAdjacent, bound
+from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.specs import build
+from layerprune.search import SEARCHES, Anything, Constraints, Contiguous, NoAdjacent, bound
 
 
 def search(name, seed=0):

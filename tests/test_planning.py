@@ -6,17 +6,17 @@ import cli_tiny
 import pytest
 from cli_tiny import done, last_line
 
-from layerprune.anatomy import read_anatomy
-from layerprune.anatomy.tiny import save_tiny, tiny_config
+from layerprune.architecture import read_anatomy
+from layerprune.architecture.tiny import save_tiny, tiny_config
+from layerprune.artifacts import Candidate, Limits, Plan, Round, Scores
 from layerprune.checkpoint import Checkpoint
-from layerprune.documents import Candidate, Limits, Plan, Round, Scores
 from layerprune.errors import RefusedError
-from layerprune.planners import Constraints, Found
-from layerprune.planners.blocks import allowed_runs
-from layerprune.planning import keeping_period
-from layerprune.planning.speeding import _stand_in
-from layerprune.planning.written import put_out, unordered
+from layerprune.planner import keeping_period
+from layerprune.planner.goals import _stand_in
+from layerprune.planner.plan_documents import put_out, unordered
 from layerprune.removal import Removal
+from layerprune.search import Constraints, Found
+from layerprune.search.searches import allowed_runs
 
 LAST = ("--protect", "0,1,2,3,4")  # of six layers only the last may go
 
@@ -73,7 +73,7 @@ def test_what_export_would_refuse_is_refused_before_a_plan_is_written(home, tmp_
         asked.append((folder, removal.layers, trust_remote_code))
         raise RefusedError("layers of this model do not move")
 
-    monkeypatch.setattr("layerprune.planning.desk.rehearse", refuse)
+    monkeypatch.setattr("layerprune.planner.session.rehearse", refuse)
     said = last_line(*plan(home, tmp_path / "run", "--drop", 1, *LAST, "--trust-remote-code"))
     assert said == "layers of this model do not move"
     assert asked == [(home / "gemma2", (5,), True)]
@@ -81,15 +81,15 @@ def test_what_export_would_refuse_is_refused_before_a_plan_is_written(home, tmp_
 
 
 def test_trust_reaches_the_reading_of_the_anatomy(home, tmp_path, monkeypatch):
-    import layerprune.subject
+    import layerprune.models.model
 
-    trusted, real = [], layerprune.subject.read_anatomy
+    trusted, real = [], layerprune.models.model.read_anatomy
 
     def read(config, *, trust_remote_code=False):
         trusted.append(trust_remote_code)
         return real(config, trust_remote_code=trust_remote_code)
 
-    monkeypatch.setattr("layerprune.subject.read_anatomy", read)
+    monkeypatch.setattr("layerprune.models.model.read_anatomy", read)
     done(*plan(home, tmp_path / "a", "--drop", 1, *LAST, "--trust-remote-code"))
     done(*plan(home, tmp_path / "b", "--drop", 1, *LAST))
     assert trusted == [True, False]

@@ -17,7 +17,7 @@ import torch
 from cli_tiny import done, last_line
 from safetensors.torch import load_file, save_file
 
-from layerprune.documents import Plan, Receipt, Scores
+from layerprune.artifacts import Plan, Receipt, Scores
 
 BLOCK, GROUP = 16, 8
 KEPT = "model.layers.4.self_attn.q_proj"  # stays as it is

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from layerprune.racing import Field, Place, Race
+from layerprune.scoring.racing import Field, Place, Race
 
 CANDIDATES = 30
 

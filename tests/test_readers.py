@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from families import make_plan, save_tiny, tiny_config, types
 
-from layerprune.anatomy import load_config, patterns, read_anatomy, rope
-from layerprune.anatomy.reread import reread
-from layerprune.anatomy.stack import text_config
-from layerprune.documents import Receipt
+from layerprune.architecture import compatibility, layer_patterns, load_config, read_anatomy
+from layerprune.architecture.stack import reread, text_config
+from layerprune.artifacts import Receipt
 from layerprune.errors import RefusedError
 from layerprune.exporter import export
-from layerprune.exporter.blueprint import blueprint
-from layerprune.planning.limits import Rules
+from layerprune.exporter.pruned_config import blueprint
+from layerprune.planner.session import Rules
 from layerprune.removal import Removal
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
@@ -118,7 +117,7 @@ def test_transformers_reads_the_same_with_the_older_names_as_without() -> None:
             config = text_config(tiny_config(model_type))
         except Exception:  # noqa: BLE001  the zoo says why
             continue
-        added = rope.mirrored(config)
+        added = compatibility.mirrored(config)
         if added:
             said += 1
             before, after = reread(type(config), config.to_dict()), reread(type(config), {**config.to_dict(), **added})
@@ -185,7 +184,7 @@ def test_a_pattern_agrees_with_the_list_beside_it_or_goes(
     assert {key: new[key] for key in names & new.keys()} == expected
     read = reread(type(config), new)
     assert read is not None
-    for name, value in patterns.lists_of(new).items():
+    for name, value in layer_patterns.lists_of(new).items():
         assert read[name] == value  # what decides for transformers
 
 

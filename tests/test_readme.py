@@ -9,8 +9,8 @@ import audit_tiny
 import cli_tiny
 import pytest
 
-from layerprune.documents import PRUNED, Audit, Plan
-from layerprune.tasks import loading
+from layerprune.artifacts import PRUNED, Audit, Plan
+from layerprune.data import tasks
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,7 +39,7 @@ def said(tmp_path_factory):
         base = audit_tiny.base_model(home / MODEL)
         for name in TASKS:
             audit_tiny.questions(base, home / "tasks", name)
-        patch.setattr(loading, "_manager", manager_of(home))
+        patch.setattr(tasks, "_manager", manager_of(home))
         shutil.copytree(ROOT / "recipes", home / "recipes")
         patch.chdir(home)
         return home, [cli_tiny.done(*words[1:]).stdout for words in commands()]
@@ -73,7 +73,7 @@ def test_the_python_lines_run(said, monkeypatch):
     home, _ = said
     monkeypatch.chdir(home.parent)
     (home.parent / "tasks").symlink_to(home / "tasks")
-    monkeypatch.setattr(loading, "_manager", manager_of(home))
+    monkeypatch.setattr(tasks, "_manager", manager_of(home))
     (block,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     names = {"MODEL": str(home / MODEL), "model": AutoModelForCausalLM.from_pretrained(home / MODEL)}
     names["tokenizer"] = AutoTokenizer.from_pretrained(home / MODEL)

@@ -58,15 +58,14 @@ def decisions_by_lm_eval(folder: Path) -> dict[str, dict[str, str]]:
 
 def test_ablation_equals_lm_eval_on_the_physically_pruned_model(model, tmp_path):
     """At least 99.5 % of the decisions, and every accuracy within one item, for each of five layers."""
-    from layerprune.engine import Engine, examine
+    from layerprune.data.tasks import load_questions
     from layerprune.exporter import export
-    from layerprune.subject import Subject
-    from layerprune.tasks import load_questions
+    from layerprune.models.model import Subject
+    from layerprune.scoring.engine import Engine
+    from layerprune.scoring.evaluator import examine
 
     subject = Subject.load(str(model), dtype="float32")
-    questions = load_questions(
-        TASKS, subject.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS
-    )
+    questions = load_questions(TASKS, subject.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS)
     engine = Engine(subject)
     own = examine(engine, questions, [Removal.of(layer) for layer in LAYERS])
     assert engine.path.name == "trees"

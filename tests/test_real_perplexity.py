@@ -8,11 +8,10 @@ import os
 import pytest
 from test_real_model import EVAL, model, pytestmark  # noqa: F401  the same model, the same reasons to skip
 
-from layerprune.metrics.base import Data
-from layerprune.metrics.losses import INTACT, predicted_tokens, text_losses
-from layerprune.metrics.perplexity import Perplexity
-from layerprune.progress import SILENT
 from layerprune.removal import Removal
+from layerprune.scoring.metrics.base import Data
+from layerprune.scoring.metrics.loss import INTACT, Perplexity, predicted_tokens, text_losses
+from layerprune.util import SILENT
 
 DOCUMENTS = int(os.environ.get("LAYERPRUNE_WIKITEXT", "2"))  # of wikitext's test split, some thousand tokens each
 
@@ -37,7 +36,7 @@ def by_lm_eval(encoder):
 
 
 def test_perplexity_equals_lm_evals_wikitext(model):  # noqa: F811
-    from layerprune.subject import Subject
+    from layerprune.models.model import Subject
 
     subject = Subject.load(str(model), dtype="float32", device="cpu")
     encoder, removal = subject.encoder, Removal.of(15)

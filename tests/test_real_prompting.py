@@ -24,7 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def subject():
     from demo.model import fetch_model
-    from layerprune.subject import Subject
+    from layerprune.models.model import Subject
 
     folder = Path(os.environ["LAYERPRUNE_MODEL"]) if "LAYERPRUNE_MODEL" in os.environ else fetch_model()
     return Subject.load(str(folder), dtype="float32")
@@ -66,7 +66,7 @@ SETTINGS = {
 @pytest.fixture
 def asked(subject):
     def ask(task, setting):
-        from layerprune.tasks import asked_prompting, load_questions
+        from layerprune.data.tasks import asked_prompting, load_questions
 
         shots, options = SETTINGS[setting]
         prompting = asked_prompting(
@@ -84,9 +84,9 @@ def asked(subject):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_choices_are_asked_and_judged_as_lm_eval_does(subject, asked, setting):
-    from layerprune.engine import Engine
-    from layerprune.engine.exam import answer_items
     from layerprune.removal import Removal
+    from layerprune.scoring.engine import Engine
+    from layerprune.scoring.evaluator import answer_items
 
     task, samples = asked("local_arc_easy", setting)
     assert len(samples) == len(task.items) == ITEMS
@@ -112,7 +112,7 @@ def test_choices_are_asked_and_judged_as_lm_eval_does(subject, asked, setting):
     ],
 )
 def test_texts_are_written_and_judged_as_lm_eval_does(subject, asked, name, setting):
-    from layerprune.generation import generate
+    from layerprune.models.generation import generate
 
     task, samples = asked(name, setting)
     assert len(samples) == len(task.items) == ITEMS

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from layerprune.documents import Recipe, StudyRecipe
-from layerprune.documents.recipe import difference
+from layerprune.artifacts import Recipe, StudyRecipe
+from layerprune.artifacts.recipe import difference
 from layerprune.errors import DocumentError, UsageError
 from layerprune.recipes import read_recipe
 

@@ -11,9 +11,9 @@ import cli_tiny
 import pytest
 from cli_tiny import done, layerprune, refused
 
-from layerprune.documents import Audit, Plan, Recipe
+from layerprune.artifacts import Audit, Plan, Recipe
 
-STEPS = ("layerprune.planning.plan_model", "layerprune.exporter.export", "layerprune.auditor.audit")
+STEPS = ("layerprune.planner.plan_model", "layerprune.exporter.export", "layerprune.auditor.audit")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_step_that_has_left_nothing_yet_can_be_put_right(home, tmp_path, monke
     refused("run", recipe, "-o", folder)
     recipe.write_text(f"{text}heal:\n  method: scaling:factor=0.5\n  corpus: builtin\n  window: 32\n")
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
-    forbid(monkeypatch, "layerprune.planning.plan_model", "layerprune.exporter.export")
+    forbid(monkeypatch, "layerprune.planner.plan_model", "layerprune.exporter.export")
     done("run", recipe, "-o", folder)
     assert Recipe.load(folder / "recipe.json").heal.window == 32
     said = refused("run", recipe, "--set", "heal.window=16", "-o", folder)  # now it has left something
@@ -217,7 +217,7 @@ def test_a_recipe_that_cannot_be_carried_out_says_so_in_one_line(home, tmp_path)
 def test_a_recipe_heals_and_audits_what_was_healed(home, tmp_path, monkeypatch):
     import heal_tiny
 
-    from layerprune.documents import HealLog
+    from layerprune.artifacts import HealLog
     from layerprune.healing import HEALERS
 
     monkeypatch.setitem(HEALERS.builtin, "scaling", "heal_tiny:Scaling")
@@ -232,7 +232,7 @@ def test_a_recipe_heals_and_audits_what_was_healed(home, tmp_path, monkeypatch):
     assert set(log.corpus.overlap) == {"toy"}
     assert "scaling:factor=0.5: 1 tensors changed" in said
     assert not (tmp_path / "run" / "checkpoint" / "layerprune" / "audit.json").exists()
-    forbid(monkeypatch, *STEPS, "layerprune.healing.step.heal")
+    forbid(monkeypatch, *STEPS, "layerprune.healing.healer.heal")
     done("run", recipe, "-o", tmp_path / "run")
     recipe.write_text(f"{text}heal:\n  method: scalign\n")
     assert "heal.method: unknown healing method 'scalign'. Did you mean" in refused("run", recipe, "-o", tmp_path / "x")

@@ -4,7 +4,7 @@ import cli_tiny
 import pytest
 from cli_tiny import done, refused
 
-from layerprune.documents import Study
+from layerprune.artifacts import Study
 
 
 @pytest.fixture(scope="module")

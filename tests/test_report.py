@@ -10,13 +10,14 @@ import audit_tiny as tiny
 import pytest
 import report_samples
 
+from layerprune import formatting
+from layerprune.artifacts import PRUNED, Audit, Plan
 from layerprune.auditor import audit
-from layerprune.documents import PRUNED, Audit, Plan
 from layerprune.errors import DocumentError
-from layerprune.report import layers, plots, words
+from layerprune.report import page as layers
+from layerprune.report import plots
 from layerprune.report.card import write_card
-from layerprune.report.commands import commands
-from layerprune.report.page import write_report
+from layerprune.report.page import commands, write_report
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_the_page_says_what_the_audit_says(out):
     text = write_report(out).read_text(encoding="utf-8")
     task = document.tasks[0]
     assert document.verdict in text
-    assert words.points_interval(task.models[PRUNED].interval) in text
+    assert formatting.points_interval(task.models[PRUNED].interval) in text
     assert document.sha256() in text
     assert task.flipped
     lost = [item for item in task.flipped if not item.fixed]
@@ -104,26 +105,25 @@ def test_both_rankings_are_drawn_and_stand_in_a_table_with_what_is_removed(sampl
     plan, audit = documents(sample)
     shown = layers.rankings(plan, audit)
     assert [ranks.name for ranks in shown] == ["ablation", "cosine"]
-    rows = layers.table(plan, shown)
+    rows = layers.layer_table(plan, shown)
     assert [unit for unit, _, _ in rows] == [str(unit) for unit in range(report_samples.DEPTH)]
     assert {int(unit) for unit, removed, _ in rows if removed} == set(report_samples.REMOVAL)
     three = next(one.score for one in plan.ranking if one.unit == 3)
-    assert rows[3][2][0] == f"{three:.3g}".replace("-", words.MINUS)
+    assert rows[3][2][0] == f"{three:.3g}".replace("-", formatting.MINUS)
     for ranks in shown:
-        assert layers.drawn(ranks, plan).count('class="bar marked"') == len(report_samples.REMOVAL)
+        assert layers.ranking_bars(ranks, plan).count('class="bar marked"') == len(report_samples.REMOVAL)
 
 
 def test_the_path_goes_through_every_step_and_the_others_stand_beside_it(sample):
     _, audit = documents(sample)
-    drawn = layers.path(audit)
+    drawn = layers.path_to_removal(audit)
     for one in audit.layerwise.path:
-        said = (
-            f"{len(one.units)} removed: {words.points(one.difference)} points ({words.points_interval(one.interval)})"
-        )
+        lost = f"{formatting.points(one.difference)} points ({formatting.points_interval(one.interval)})"
+        said = f"{len(one.units)} removed: {lost}"
         assert said in drawn
     assert drawn.count('class="dot beside"') == 1
-    assert f"cosine: {words.points(audit.overall['cosine'].difference)} points" in drawn
-    assert layers.path(audit.model_copy(update={"layerwise": None})) is None
+    assert f"cosine: {formatting.points(audit.overall['cosine'].difference)} points" in drawn
+    assert layers.path_to_removal(audit.model_copy(update={"layerwise": None})) is None
 
 
 def test_the_compensation_check_reaches_page_and_card_in_words(sample):
@@ -137,7 +137,7 @@ def test_the_compensation_check_reaches_page_and_card_in_words(sample):
 def test_the_commands_to_reproduce_are_commands_that_exist(tmp_path, healed):
     import click
 
-    from layerprune.cli.app import app
+    from layerprune.cli.command import app
 
     plan, audit = documents(report_samples.folder(tmp_path, healed=healed))
     log = healing_log() if healed else None
@@ -155,7 +155,7 @@ def test_the_commands_to_reproduce_are_commands_that_exist(tmp_path, healed):
 
 
 def test_the_text_that_healed_is_named_with_its_window_and_what_was_looked_for(sample):
-    from layerprune.documents.heal_log import CorpusRef, Overlap
+    from layerprune.artifacts.heal import CorpusRef, Overlap
 
     plan, audit = documents(sample)
     own = [data.task for data in plan.data]
@@ -171,14 +171,16 @@ def test_the_text_that_healed_is_named_with_its_window_and_what_was_looked_for(s
 
 
 def test_everything_that_had_a_say_in_a_plan_stands_in_its_command(sample):
-    from layerprune.documents import Limits, Objective, Search
+    from layerprune.artifacts import Limits, Objective, SearchRef
 
     objective = Objective(name="weighted", weights={"toy": 2.0}, floors={"toy": 0.9})
     metric = samples.plan().metric.model_copy(update={"objective": objective})
     limits = Limits(protect=(0, 29), keep_period=True, no_adjacent=True)
     plan = samples.plan(
-        metric=metric, limits=limits, requested="--target-params 110M",
-        search=Search(name="greedy", options={"lazy": True}),
+        metric=metric,
+        limits=limits,
+        requested="--target-params 110M",
+        search=SearchRef(name="greedy", options={"lazy": True}),
     )
     said = commands(plan, documents(sample)[1], None)[0]
     for words_given in (
@@ -189,7 +191,7 @@ def test_everything_that_had_a_say_in_a_plan_stands_in_its_command(sample):
 
 
 def test_a_certified_plan_is_asked_for_without_the_items_that_certified(sample):
-    from layerprune.documents import Certificate, CertifiedStep
+    from layerprune.artifacts import Certificate, CertifiedStep
 
     marks = tuple(f"m{number}" for number in range(90))
     data = samples.plan().data[0].model_copy(update={"items": 90, "fingerprints": marks})
@@ -211,7 +213,7 @@ def test_a_plan_of_a_front_is_exported_from_where_the_front_leaves_it(sample):
 
 
 def healing_log():
-    from layerprune.documents import HealerRef, HealLog
+    from layerprune.artifacts import HealerRef, HealLog
 
     method = HealerRef(name="linear", spec="linear:ridge=0.01", options={}, gradients=False, owner="layerprune")
     receipt = samples.receipt()
@@ -263,4 +265,4 @@ def test_plots_put_values_where_they_belong():
     [(999, "999 bytes"), (269_000_000, "269 MB"), (999_400_000, "999 MB"), (999_700_000, "1 GB"), (999_900, "1 MB")],
 )
 def test_a_size_is_said_in_the_unit_that_its_digits_round_to(count, said):
-    assert words.size(count) == said
+    assert formatting.size(count) == said

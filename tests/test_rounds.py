@@ -12,17 +12,17 @@ import yaml
 from families import make_plan
 from safetensors.torch import load_file, save_file
 
+from layerprune.artifacts import Audit, Plan, Receipt, TaskData
 from layerprune.auditor import audit
-from layerprune.auditor.exported import Exported
-from layerprune.auditor.verify import verify
-from layerprune.documents import Audit, Plan, Receipt, TaskData
+from layerprune.auditor.inputs import Exported
+from layerprune.auditor.verification import verify
 from layerprune.errors import DocumentError
 from layerprune.exporter import export
-from layerprune.healing.step import heal
+from layerprune.healing.healer import heal
 from layerprune.hub import push
 from layerprune.removal import Removal
 from layerprune.report.card import write_card
-from layerprune.report.commands import commands
+from layerprune.report.page import commands
 
 
 def planned(folder: Path, *units: float, seen: tuple[TaskData, ...] = ()) -> Plan:
@@ -33,8 +33,8 @@ def items(home: Path, folder: Path, count: int) -> tuple[TaskData, ...]:
     """Return the first test items of the task, as a plan that chose by them would record them."""
     import lm_eval.tasks  # noqa: F401  the questions are lm-eval's
 
-    from layerprune.subject import Subject
-    from layerprune.tasks import load_questions
+    from layerprune.data.tasks import load_questions
+    from layerprune.models.model import Subject
 
     encoder = Subject.load(str(folder), device="cpu").encoder
     found = load_questions(["toy"], encoder, use="evaluation", include_path=[home / "tasks"], limit=count)
@@ -207,4 +207,3 @@ def test_a_push_publishes_no_path_of_any_round(home: Path) -> None:
     receipt = Receipt.load(home / "twice/layerprune/receipt.json")
     assert (receipt.base.id, receipt.first_base.id) == ("healed", "base")
     assert yaml.safe_load((home / "twice/README.md").read_text().split("---")[1]).get("base_model") is None
-

@@ -3,7 +3,7 @@
 import pytest
 
 from layerprune.errors import UsageError
-from layerprune.sizes import in_words, parse_size
+from layerprune.formatting import in_words, parse_size
 
 
 @pytest.mark.parametrize(

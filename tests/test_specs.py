@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from layerprune import specs
+from layerprune import registry
 from layerprune.errors import RegistryError, UsageError
 from layerprune.registry import Registry
 
@@ -44,33 +44,33 @@ def make():
 
 
 def test_an_option_of_each_type_is_parsed():
-    entry, sample = specs.build(REGISTRY, "sample:tokens=last, windows=32,scale=0.5,center=yes,limit=7")
+    entry, sample = registry.build(REGISTRY, "sample:tokens=last, windows=32,scale=0.5,center=yes,limit=7")
     assert sample == Sample("last", 32, 0.5, True, 7)
     assert entry.name == "sample"
-    assert specs.build(REGISTRY, "sample:limit=none")[1] == Sample()
-    assert specs.build(REGISTRY, "needy:path=a=b")[1] == Needy("a=b")
+    assert registry.build(REGISTRY, "sample:limit=none")[1] == Sample()
+    assert registry.build(REGISTRY, "needy:path=a=b")[1] == Needy("a=b")
 
 
 def test_defaults_are_left_out():
-    assert specs.spec_of("sample", Sample()) == "sample"
-    spec = specs.spec_of("sample", Sample(windows=4, center=True))
+    assert registry.spec_of("sample", Sample()) == "sample"
+    spec = registry.spec_of("sample", Sample(windows=4, center=True))
     assert spec == "sample:windows=4,center=true"
-    assert specs.build(REGISTRY, spec)[1] == Sample(windows=4, center=True)
+    assert registry.build(REGISTRY, spec)[1] == Sample(windows=4, center=True)
 
 
 def test_provenance_names_every_option():
-    assert specs.options_of(Sample()) == {
+    assert registry.options_of(Sample()) == {
         "tokens": "all", "windows": 16, "scale": 1.0, "center": False, "limit": None,
     }  # fmt: skip
 
 
 def test_help_is_derived_from_the_fields():
-    options = {option.name: option for option in specs.declared_options(REGISTRY.get("sample"))}
+    options = {option.name: option for option in registry.declared_options(REGISTRY.get("sample"))}
     assert options["tokens"].type == "'all' | 'last'"
     assert options["tokens"].help == "which tokens count"
     assert options["limit"].type == "int | none"
     assert options["center"].default == "false"
-    assert specs.declared_options(REGISTRY.get("needy"))[0].default == "needed"
+    assert registry.declared_options(REGISTRY.get("needy"))[0].default == "needed"
 
 
 @pytest.mark.parametrize(
@@ -90,16 +90,16 @@ def test_help_is_derived_from_the_fields():
 )
 def test_a_faulty_spec_is_refused_in_one_line(spec, message):
     with pytest.raises(UsageError) as raised:
-        specs.build(REGISTRY, spec)
+        registry.build(REGISTRY, spec)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_what_is_not_a_dataclass_is_refused_by_owner():
     with pytest.raises(RegistryError, match=r"of layerprune .* is not a dataclass"):
-        specs.build(REGISTRY, "function")
+        registry.build(REGISTRY, "function")
 
 
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(RegistryError, match=r"unknown sample 'sampel'\. Did you mean 'sample'"):
-        specs.build(REGISTRY, "sampel:windows=2")
+        registry.build(REGISTRY, "sampel:windows=2")

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from layerprune.stats import certify, draw_mixture, items_needed, loss_p_value
-from layerprune.stats.certify import _score
+from layerprune.stats.certificates import _score
 
 
 def outcomes(lost, won, items):

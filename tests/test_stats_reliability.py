@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from layerprune.stats import mean_losses, resampled_losses, split_half
-from layerprune.stats.ranks import correlations
-from layerprune.stats.reliability import TARGET, half_losses
+from layerprune.stats.ranking import TARGET, correlations, half_losses
 
 
 def drawn(rng, items, true, noise=0.5):

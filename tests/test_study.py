@@ -10,20 +10,21 @@ import cli_tiny
 import numpy as np
 import pytest
 
-import layerprune.analysis.studying as studying
-from layerprune.analysis import prose, write_study
+import layerprune.analysis.measurements as studying
+from layerprune.analysis import findings, write_study
 from layerprune.analysis.bench import Bench
 from layerprune.analysis.findings import Findings
+from layerprune.artifacts import Study
+from layerprune.artifacts.study import ALL_TASKS, MEAN, TEXT
 from layerprune.config import StudyConfig
-from layerprune.documents import Study
-from layerprune.documents.study import ALL_TASKS, MEAN, TEXT
-from layerprune.engine import Engine, examine
-from layerprune.engine.paths import PlainPath
-from layerprune.planners import Constraints
+from layerprune.data.tasks import load_questions
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
+from layerprune.scoring.paths import PlainPath
+from layerprune.search import Constraints
 from layerprune.stats import above_chance, paired_interval, rank_agreement
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
 
 METRICS = ("ablation", "cosine", "perplexity", "angular")
 AUDIT = 20
@@ -298,6 +299,6 @@ def test_what_was_not_looked_at_is_said(finished):
     study, _, _ = finished
     ended = study.paths[1].model_copy(update={"points": (), "remark": "layer 3 has to stay"})
     less = Findings(study.model_copy(update={"spread": (), "text": None, "paths": (study.paths[0], ended)}))
-    assert prose.on_spread(less) == ["With a single task there is nothing to compare; give several with --tasks."]
-    assert any("No plain text was given" in one for one in prose.on_calibration(less))
-    assert prose.on_paths(less)[-1] == f"The path of {ended.metric} ends early: layer 3 has to stay"
+    assert findings.on_spread(less) == ["With a single task there is nothing to compare; give several with --tasks."]
+    assert any("No plain text was given" in one for one in findings.on_calibration(less))
+    assert findings.on_paths(less)[-1] == f"The path of {ended.metric} ends early: layer 3 has to stay"

@@ -6,20 +6,21 @@ import audit_tiny
 import numpy as np
 import pytest
 
-from layerprune.analysis.answers import answers_of, difference, mean_accuracy
-from layerprune.analysis.scorer import Scorer
-from layerprune.documents import Outcomes
-from layerprune.engine import Engine, Examiner
-from layerprune.metrics import METRICS, cosine
-from layerprune.metrics.ablation import Ablation
-from layerprune.metrics.base import Data
-from layerprune.planners import Constraints, greedy
-from layerprune.planning import judging
-from layerprune.planning.judging import text_key
+from layerprune.analysis.bench import Scorer
+from layerprune.analysis.measurements import answers_of, difference, mean_accuracy
+from layerprune.artifacts import Outcomes
+from layerprune.data.tasks import load_questions
+from layerprune.models.model import Subject
+from layerprune.planner import session
+from layerprune.planner.session import text_key
+from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.specs import build
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.metrics import METRICS, hidden_states
+from layerprune.scoring.metrics.ablation import Ablation
+from layerprune.scoring.metrics.base import Data
+from layerprune.search import Constraints, greedy
 
 SINGLES = [Removal.of(layer) for layer in range(audit_tiny.DEPTH)]
 
@@ -41,9 +42,9 @@ def scorer(tiny, folder=None, **changes):
 
 def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_path, monkeypatch):
     first = scorer(tiny, tmp_path).judge("cosine")(SINGLES)
-    assert [one.score for one in first] == [one.score for one in cosine.Cosine().score(*tiny_call(tiny))]
+    assert [one.score for one in first] == [one.score for one in hidden_states.Cosine().score(*tiny_call(tiny))]
     read = []
-    monkeypatch.setattr(cosine, "compared_states", lambda *args: read.append(args[2]) or [0.5] * len(args[2]))
+    monkeypatch.setattr(hidden_states, "compared_states", lambda *args: read.append(args[2]) or [0.5] * len(args[2]))
     assert scorer(tiny, tmp_path).judge("cosine")(SINGLES) == first
     assert read == []
     scorer(tiny, tmp_path).judge("cosine:tokens=last")(SINGLES)
@@ -53,7 +54,7 @@ def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_pa
     scorer(tiny, tmp_path, questions=others).judge("cosine")(SINGLES)
     scorer(tiny, tmp_path, memory=10**9).judge("cosine")(SINGLES)
     with monkeypatch.context() as patch:
-        patch.setattr(judging, "source_of", lambda kind: "other code")
+        patch.setattr(session, "source_of", lambda kind: "other code")
         scorer(tiny, tmp_path).judge("cosine")(SINGLES)
     assert read == [[(layer, layer) for layer in range(len(SINGLES))]] * 5  # each of these measured anew
 
@@ -83,11 +84,11 @@ def test_a_search_finds_what_it_finds_without_the_scorer(tiny):
 
 def test_exchange_gets_the_choices_of_other_metrics_and_its_own_ranking(tiny):
     where = Constraints(audit_tiny.DEPTH), 2
-    own, cosine = (scorer(tiny).find(metric, "one-shot", *where).removal for metric in ("ablation", "cosine"))
+    own, hidden_states = (scorer(tiny).find(metric, "one-shot", *where).removal for metric in ("ablation", "cosine"))
     block = scorer(tiny).find("angular", "blocks", *where).removal
     found = scorer(tiny).find("ablation", "exchange:by=cosine+angular,most=0", *where, racing=False)
     assert [one.removal for one in found.rounds[1].candidates] == list(
-        dict.fromkeys(removal.layers for removal in (own, cosine, block))
+        dict.fromkeys(removal.layers for removal in (own, hidden_states, block))
     )
     assert found.cost.score == min(one.score for one in found.rounds[1].candidates)
 

@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from layerprune.analysis.agreement import Reference, agreed, confused, shared
-from layerprune.analysis.losses import accuracy_losses, probability_losses
-from layerprune.analysis.spread import ACCURACY_DROP, item_noise, spreads
-from layerprune.documents import Outcomes, TaskData
+from layerprune.analysis.agreement import (
+    ACCURACY_DROP,
+    Reference,
+    accuracy_losses,
+    agreed,
+    confused,
+    item_noise,
+    probability_losses,
+    shared,
+    spreads,
+)
+from layerprune.artifacts import Outcomes, TaskData
 from layerprune.stats import correlations, mean_losses, rank_agreement, relevance
 
 UNITS = 12

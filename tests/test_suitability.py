@@ -11,14 +11,14 @@ from cli_tiny import done, refused
 from families import make_plan, save_tiny, tiny_config, tiny_model, types
 from safetensors.torch import load_file, save_file
 
-from layerprune.anatomy import Anatomy, check_weights, load_config, read_anatomy
-from layerprune.anatomy.causality import sees_ahead
+from layerprune.architecture import Anatomy, check_weights, load_config, read_anatomy
+from layerprune.architecture.architecture import sees_ahead
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import LayerpruneError, ModelError, RefusedError
 from layerprune.exporter import export
 from layerprune.inspection import inspect_model
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
 
 
 def edited(folder: Path, **changes: object) -> Path:
@@ -213,25 +213,25 @@ def test_a_loaded_model_that_sees_ahead_is_refused_though_no_tiny_one_could_be_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Configs that suit no tiny model are tried on the model itself, and inspect says that this is still to come."""
-    from layerprune.anatomy import causality
+    from layerprune.architecture import architecture
 
     def unsuitable(*args: object) -> None:
         raise ValueError("no tiny one")
 
-    causality._tried.cache_clear()
-    monkeypatch.setattr(causality, "twin_config", unsuitable)
+    architecture._tried.cache_clear()
+    monkeypatch.setattr(architecture, "twin_config", unsuitable)
     folder = with_tokenizer(both_ways(tmp_path / "model"))
     said = done("inspect", folder).stdout
     assert "could not be tried on a tiny model, and is tried when it is loaded (no tiny one)" in said
     with pytest.raises(RefusedError, match="this llama model is not causal"):
         Subject.load(str(folder), device="cpu")
-    causality._tried.cache_clear()
+    architecture._tried.cache_clear()
 
 
 def test_trying_leaves_the_random_numbers_of_others_alone() -> None:
-    from layerprune.anatomy import causality
+    from layerprune.architecture import architecture
 
-    causality._tried.cache_clear()
+    architecture._tried.cache_clear()
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)

@@ -8,13 +8,14 @@ import json
 import audit_tiny
 import pytest
 
-from layerprune.engine import Engine, examine
+from layerprune.data.items import Item, Questions, TaskQuestions, Verdict
+from layerprune.data.tasks import asked_prompting, check_turns, load_questions
 from layerprune.errors import TaskError, UsageError
-from layerprune.generation import batches, generate
+from layerprune.models.generation import batches, generate
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import asked_prompting, check_turns, load_questions
-from layerprune.tasks.items import Item, Questions, TaskQuestions, Verdict
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
 
 INTACT = Removal(())
 OTHER = """task: {name}
@@ -327,7 +328,7 @@ def test_held_back_items_are_a_fixed_share_and_disjoint():
 def test_templates_compiled_once_render_the_same_and_are_forgotten():
     from lm_eval import utils
 
-    from layerprune.tasks.loading import templates_compiled_once
+    from layerprune.data.tasks import templates_compiled_once
 
     docs = [{"x": number} for number in range(3)]
     plain = [utils.apply_template("{{x}} and {{x + 1}}", doc) for doc in docs]

@@ -6,13 +6,13 @@ import sys
 import cli_tiny
 import pytest
 
-from layerprune.documents import Plan, Scores
+from layerprune.artifacts import Plan, Scores
 
 METRIC = '''\
 """Prefers even layers."""
 from dataclasses import dataclass
 from typing import ClassVar
-from layerprune.documents import Candidate
+from layerprune.artifacts import Candidate
 
 @dataclass(frozen=True)
 class Parity:
@@ -31,8 +31,8 @@ class Parity:
 SEARCH = '''\
 """Takes every other layer."""
 from dataclasses import dataclass
-from layerprune.documents import Round
-from layerprune.planners import Found, by_harm
+from layerprune.artifacts import Round
+from layerprune.search import Found, by_harm
 from layerprune.removal import Removal
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "prune-parity"
 version = "0.3"
-[project.entry-points."layerprune.metrics"]
+[project.entry-points."layerprune.scoring.metrics"]
 parity = "prune_parity:Parity"
 [project.entry-points."layerprune.searches"]
 every-other = "prune_combs:EveryOther"

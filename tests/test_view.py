@@ -7,10 +7,10 @@ import torch
 from families import FAMILIES, tiny_model
 from metric_tiny import logits, subject_of
 
-from layerprune.anatomy import read_anatomy
+from layerprune.architecture import read_anatomy
 from layerprune.errors import RefusedError
+from layerprune.models.bypass import pruned_view
 from layerprune.removal import Removal
-from layerprune.view import pruned_view
 
 IDS = (5, 9, 11, 3, 7, 8)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layerprune.cli.app import COMMANDS
+from layerprune.cli.command import COMMANDS
 from layerprune.recipes import find_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def said(home, *words):
 def test_it_is_the_wheel_that_answers_with_every_command_and_its_recipes(installed):
     script = (
         "import layerprune, pathlib\n"
-        "from layerprune.cli.app import app\nfrom layerprune.recipes import find_recipe, read_recipe\n"
+        "from layerprune.cli.command import app\nfrom layerprune.recipes import find_recipe, read_recipe\n"
         "assert 'site' in layerprune.__file__, layerprune.__file__\n"
         "assert pathlib.Path(layerprune.__file__).with_name('py.typed').exists()\n"
         "found = find_recipe('quickstart')\nassert 'share' in found.parts, found\n"

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from families import types
 
 import zoo
-from layerprune.anatomy import read_anatomy
-from layerprune.anatomy.tiny import tiny_config
+from layerprune.architecture import read_anatomy
+from layerprune.architecture.tiny import tiny_config
 from layerprune.errors import RefusedError
 from layerprune.removal import Removal
 from zoo import AS_DECODER, WORDS, Verdict, encodes, judge, main, render

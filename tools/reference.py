@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from layerprune.cli.app import COMMANDS, app
+from layerprune.cli.command import COMMANDS, app
 
 PAGE = Path(__file__).parents[1] / "docs" / "CLI.md"
 HEAD = """# The command line

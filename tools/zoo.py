@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from layerprune.anatomy import Anatomy, load_config, read_anatomy
-from layerprune.anatomy.causality import check_causal
-from layerprune.anatomy.tiny import save_tiny, tiny_config, types
+from layerprune.architecture import Anatomy, load_config, read_anatomy
+from layerprune.architecture.architecture import check_causal
+from layerprune.architecture.tiny import save_tiny, tiny_config, types
+from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.checkpoint.locator import reference
-from layerprune.cli import options as opt
+from layerprune.checkpoint.location import reference
+from layerprune.cli import command as opt
+from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console
-from layerprune.cli.verb import Verb, pass_console
-from layerprune.documents import Limits, MetricRef, Plan, Search
 from layerprune.errors import LayerpruneError, RefusedError, UsageError, did_you_mean, one_line
-from layerprune.exporter.exporting import export
+from layerprune.exporter.exporter import export
 from layerprune.exporter.proof import load
-from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
+from layerprune.util import SILENT, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -190,12 +190,10 @@ def tiny_plan(base: Path, anatomy: Anatomy, removal: Removal) -> Plan:
     """Return a plan that nobody chose, to try an export."""
     checkpoint = Checkpoint.open(base)
     found, parameters = locate(str(base)), anatomy.parameters()
-    model = reference(
-        found, checkpoint, model_type=anatomy.model_type, layers=anatomy.depth, parameters=parameters
-    )
+    model = reference(found, checkpoint, model_type=anatomy.model_type, layers=anatomy.depth, parameters=parameters)
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
-        model=model, metric=metric, search=Search(name="none"), limits=Limits(), requested=str(len(removal)),
+        model=model, metric=metric, search=SearchRef(name="none"), limits=Limits(), requested=str(len(removal)),
         removal=removal.layers, order=removal.layers, ranking=(), scores_sha256="", data=(), seed=0, versions={},
     )  # fmt: skip
 

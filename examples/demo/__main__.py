@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from layerprune.cli import options as opt
+from layerprune.cli import command as opt
+from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console
-from layerprune.cli.verb import Verb, pass_console
 
 if not __package__:  # run as a folder, which stands first in the path then: there gguf.py would hide the package gguf
     sys.path[0] = str(Path(__file__).resolve().parents[1])

@@ -7,11 +7,11 @@ from functools import singledispatch
 from typing import Any
 
 from demo.sequence import ABLATION, COSINE, Chosen, Finished, Ranked, Spoken
+from layerprune.artifacts import PRUNED, Audit, Receipt
 from layerprune.cli import tables
-from layerprune.cli.compared import layers
 from layerprune.cli.console import duration
-from layerprune.documents import PRUNED, Audit, Receipt
-from layerprune.sizes import in_words
+from layerprune.cli.tables import compared_layers
+from layerprune.formatting import in_words
 
 
 @singledispatch
@@ -30,7 +30,7 @@ def _(result: Ranked) -> Iterator[Any]:
 def _(result: Chosen) -> Iterator[Any]:
     scores, agreed = result.scores, result.comparison.agreement
     items = ", ".join(f"{data.items} of {data.task}" for data in scores[ABLATION].data)
-    yield layers(result.comparison, (scores[COSINE].metric.spec, scores[ABLATION].metric.spec))
+    yield compared_layers(result.comparison, (scores[COSINE].metric.spec, scores[ABLATION].metric.spec))
     if agreed.spearman is None:
         yield "rank agreement: none can be told, one of the metrics calls all layers alike"
     else:

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demo.cache import FetchError
-from layerprune.progress import SILENT, Progress
+from layerprune.util import SILENT, Progress
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 STRAY_KEYS = (
-    "_model_name_or_path", "_name_or_path", "is_local", "local_files_only", "quantization_config", "unk_token_id",
+    "_model_name_or_path",
+    "_name_or_path",
+    "is_local",
+    "local_files_only",
+    "quantization_config",
+    "unk_token_id",
 )
 RMS_NORM_EPS = 1e-5  # the GGUF's float32 reads back as 9.999999747378752e-06
 CONTEXT = 8192  # tokens, llama.context_length of the GGUF; the loader gives the tokenizer no limit

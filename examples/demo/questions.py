@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from demo import wheels
 from demo.cache import cache_dir, finished_folder
 from demo.hub import Probe, probe_hub
-from layerprune.progress import SILENT, Progress
+from layerprune.util import SILENT, Progress
 
 if TYPE_CHECKING:
     import pyarrow

@@ -14,11 +14,11 @@ from demo.hub import Probe, probe_hub
 from demo.model import fetch_model
 from demo.questions import fetch_questions
 from demo.steps import Steps
-from layerprune.comparison import Comparison, compare_scores
-from layerprune.documents import Audit, Plan, Receipt, Scores
+from layerprune.analysis.agreement import Comparison, compare_scores
+from layerprune.artifacts import Audit, Plan, Receipt, Scores
 from layerprune.errors import UsageError
-from layerprune.lock import locked
-from layerprune.progress import SILENT, Progress
+from layerprune.files import locked
+from layerprune.util import SILENT, Progress
 
 DROP = "4"
 COSINE, ABLATION = "cosine", "ablation"

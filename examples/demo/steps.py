@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
-from layerprune.progress import Advance, Progress
+from layerprune.util import Advance, Progress
 
 
 class Steps:

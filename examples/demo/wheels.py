@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.cache import FetchError
-from layerprune.progress import SILENT, Advance, Progress
+from layerprune.util import SILENT, Advance, Progress
 
 POLL_SECONDS = 0.2
 

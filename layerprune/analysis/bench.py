@@ -1,31 +1,31 @@
-"""The model on the bench: items that choose, items that judge, plain text, and every removal that is asked about."""
+"""The model of a study with its items, and any metric under any search on them; nothing is measured twice."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from layerprune.analysis.asked import BASELINES, CALIBRATED_SHARES, DRAWS, SHARES, scoring_of
-from layerprune.analysis.scorer import Scorer
-from layerprune.auditor.running_text import read_text, windows_of
-from layerprune.config import StudyConfig
-from layerprune.documents import BaseTask, Outcomes
-from layerprune.documents.study import TextSource
-from layerprune.engine import Examiner
-from layerprune.metrics import METRICS
-from layerprune.metrics.ablation import INTACT, examine_base
-from layerprune.metrics.base import Data
-from layerprune.planners import Constraints, parse_drop
-from layerprune.planning.desk import Desk
-from layerprune.planning.slices import Shares
-from layerprune.progress import Progress
+from layerprune.artifacts import BaseTask, Outcomes
+from layerprune.artifacts.study import TextSource
+from layerprune.auditor.performance import read_text, windows_of
+from layerprune.config import ScoreConfig, StudyConfig
+from layerprune.data.items import Item, Query, Questions, Request, TaskQuestions, fingerprint
+from layerprune.data.tasks import load_questions, prompting_of
+from layerprune.models.model import Subject
+from layerprune.planner.session import Desk, Remembered, Shares, text_key
+from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.specs import build
-from layerprune.subject import Subject
-from layerprune.tasks import Item, Questions, Request, TaskQuestions, load_questions, prompting_of
-from layerprune.tasks.items import Query, fingerprint
+from layerprune.scoring.cached_evaluator import JOURNAL, Examiner, Journal
+from layerprune.scoring.metrics import METRICS, cheapest_search
+from layerprune.scoring.metrics.ablation import INTACT, examine_base
+from layerprune.scoring.metrics.base import Data
+from layerprune.search import SEARCHES, Constraints, Found, Judge, Others, bound, next_to_go, parse_drop
+from layerprune.util import Progress
+
+# The model on the bench: items that choose, items that judge, plain text, and every removal that is asked about.
+
 
 SELECTION, AUDIT, TEXT = "selection", "audit", "text"  # folders of what was measured
 TEXT_WINDOWS = 16  # of 512 tokens: about what a few hundred short questions hold
@@ -172,3 +172,63 @@ def _text(request: StudyConfig, content: str, desk: Desk) -> tuple[TextSource, D
     )
     data = Data(questions=Questions({"text": task}), seed=request.seed, progress=desk.data.progress)
     return source, data
+
+
+# Any metric, any search, on one model and one set of items; what was measured once is not measured again.
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One model and the data that its layers are judged on.
+
+    Metrics that answer items are remembered by the examiner in ``data``; what the others say is kept in ``folder``.
+    """
+
+    subject: Subject
+    data: Data
+    folder: Path | None = None
+
+    def judge(self, spec: str, *, seed: int | None = None, keep: int | None = None) -> Judge:
+        """Return a metric's judgements; ``keep`` lets it stop candidates that are not among the next to go."""
+        entry, metric = build(METRICS, spec)
+        data = replace(self.data, keep=keep, seed=self.data.seed if seed is None else seed)
+        if metric.needs == "items":
+            return Remembered(lambda removals: metric.score(self.subject, removals, data), progress=data.progress)
+        journal = None  # what reads nothing costs nothing to ask again
+        if metric.needs == "text" and self.folder is not None:
+            journal = Journal(self.folder / JOURNAL, text_key(self.subject, data, entry, metric))
+        return Remembered(lambda removals: metric.score(self.subject, removals, data), journal, progress=data.progress)
+
+    def find(
+        self, metric: str, search: str, constraints: Constraints, drop: int, *, seed: int | None = None,
+        racing: bool = True,
+    ) -> Found:  # fmt: skip
+        """Return what a search finds by a metric when ``drop`` units are to go."""
+        _, look = build(SEARCHES, search)
+        races = racing and len({len(move) for move in constraints.moves}) == 1
+
+        def own(keep: int | None) -> Judge:
+            return self.judge(metric, seed=seed, keep=keep if races else None)
+
+        def choose(spec: str, within: Constraints, count: int) -> Found:
+            return self.find(spec, cheapest_search(spec), within, count, seed=seed, racing=racing)
+
+        others = Others(choose, own)
+        first = self.data.seed if seed is None else seed
+        return bound(look, others)(own(next_to_go(look, drop)), constraints, drop, seed=first)
+
+
+# What a study always compares, and how its options are those of scoring.
+
+
+BASELINES = ("reverse-order", "random")  # always shown: no metric is worth its price that does not beat them
+# Shares of the stack at which accuracy is measured: close together where models still work, up to the paper's 75 %.
+SHARES = (0.03, 0.07, 0.1, 0.15, 0.2, 0.25, 0.375, 0.5, 0.625, 0.75)
+DRAWS = 3  # of the random baseline: one draw says little
+CALIBRATED_SHARES = (0.1, 0.25, 0.5)  # where calibrations are compared
+
+
+def scoring_of(config: StudyConfig) -> ScoreConfig:
+    """Return how the items that choose are had, and ablation on them."""
+    names = {one.name for one in fields(ScoreConfig)} & {one.name for one in fields(StudyConfig)}
+    return ScoreConfig(**{name: getattr(config, name) for name in names})

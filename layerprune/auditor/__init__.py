@@ -1,5 +1,5 @@
 """What an exported checkpoint lost beside its base, on items no earlier step has seen."""
 
-from layerprune.auditor.auditing import audit
+from layerprune.auditor.auditor import audit
 
 __all__ = ["audit"]

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from layerprune.anatomy import Anatomy
-from layerprune.documents import (
+from layerprune import formatting
+from layerprune.architecture import Anatomy
+from layerprune.artifacts import (
     AuditedTask,
     Compensated,
     Compensation,
@@ -25,17 +26,16 @@ from layerprune.documents import (
     Units,
     Without,
 )
-from layerprune.engine import Engine, examine
+from layerprune.data.items import Questions, hash_share
 from layerprune.errors import DocumentError, RefusedError
-from layerprune.metrics.base import Data
-from layerprune.metrics.cosine import Cosine
-from layerprune.progress import Progress
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.report import words
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
+from layerprune.scoring.metrics.base import Data
+from layerprune.scoring.metrics.hidden_states import Cosine
 from layerprune.stats import as_bits, clipped, counted_interval, mean_interval, paired_interval, relevance
-from layerprune.subject import Subject
-from layerprune.tasks import Questions
-from layerprune.tasks.items import hash_share
+from layerprune.util import Progress
 
 ITEMS = 200  # of each task; asked once for each removed layer and once more along the path, so it has to end
 
@@ -186,7 +186,8 @@ def _sentence(count: int, alone: float | None, together: float | None, interval:
         return "Whether single-layer scores tell the truth cannot be said: the base is at chance on every task."
     told = (
         f"Taken out one at a time, these {count} cost {_cost(alone)} in sum; taken out together they cost "
-        f"{_cost(together)} (difference {words.points(together - alone)}, 95 % CI {words.points_interval(interval)})"
+        f"{_cost(together)} (difference {formatting.points(together - alone)}, "
+        f"95 % CI {formatting.points_interval(interval)})"
     )
     if interval[0] > 0:
         return f"{told}: they stand in for each other, so single-layer scores understate what this removal costs."
@@ -196,7 +197,7 @@ def _sentence(count: int, alone: float | None, together: float | None, interval:
 
 
 def _cost(lost: float) -> str:
-    return f"{words.signed(100 * lost).removeprefix('+')} points"
+    return f"{formatting.signed(100 * lost).removeprefix('+')} points"
 
 
 def _mean(values: Sequence[float]) -> float | None:

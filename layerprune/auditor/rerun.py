@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence, Set
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from layerprune.auditor.exported import Exported
-from layerprune.auditor.models import Loading
-from layerprune.auditor.refound import Load, Refound, refind
-from layerprune.checkpoint.locator import source_of
-from layerprune.documents import PRUNED, UNHEALED, Audit, AuditedTask, Outcomes
-from layerprune.engine import Engine, examine
+from layerprune.artifacts import PRUNED, UNHEALED, Audit, AuditedTask, Outcomes
+from layerprune.auditor.inputs import Exported, Loading
+from layerprune.checkpoint.location import source_of
+from layerprune.data.items import Encoder, Item, Questions, TaskQuestions
+from layerprune.data.judging import choices_of
+from layerprune.data.tasks import load_questions
 from layerprune.errors import UsageError
-from layerprune.progress import SILENT, Progress
 from layerprune.removal import Removal
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
 from layerprune.stats import above_chance
-from layerprune.tasks import Questions, TaskQuestions, load_questions
-from layerprune.tasks.encoding import Encoder
-from layerprune.tasks.judging import choices_of
+from layerprune.util import SILENT, Progress
 
 # Another batch shape or machine moves a probability by rounding, and may turn an item that stands on the edge.
 # Measured in bfloat16 on the same machine: below 0.02. A forged outcome has to be that close to the truth to pass.
@@ -175,3 +175,56 @@ def _on_the_edge(task: TaskQuestions, number: int, again: Outcomes, dtype: str) 
         judge, item = getattr(task.judge, "task", None), task.items[number]
         tolerance /= max(1, min(len(answer) for answer in choices_of(judge, item.key[0].doc)))
     return abs(again.margin[number]) <= tolerance
+
+
+# The items of an audit, found again among their task's own: which are there, and which the audit passed over.
+
+
+Load = Callable[[AuditedTask, Set[str]], TaskQuestions]  # a task's evaluation items but for those so fingerprinted
+
+
+@dataclass(frozen=True)
+class Refound:
+    """What became of one task's audited items."""
+
+    asked: TaskQuestions  # the drawn items that are there
+    places: tuple[int, ...]  # of each of them among the audit's outcomes
+    missing: tuple[str, ...]  # fingerprints in the audit that the task does not have, or not so often
+    chances: tuple[float, ...] | None  # of guessing each audited item; None where some are missing
+    unexplained: int  # items that no earlier step has seen and that the audit left out all the same
+
+
+def refind(task: AuditedTask, drawn: Set[int], explained: Set[str], limit: int | None, load: Load) -> Refound:
+    """Build one task's items anew and find the audited ones; ``drawn`` are the places of those to be asked.
+
+    ``explained`` are the items that the audit had to leave out, ``limit`` is the audit's.
+    """
+    questions = load(task, frozenset())
+    found = _matched(task.data.fingerprints, questions.items)
+    missing = tuple(mark for mark, at in zip(task.data.fingerprints, found, strict=True) if at is None)
+    chances = None if missing else tuple(questions.items[at].chance for at in found if at is not None)
+    there = {at for at in found if at is not None}
+    unexplained = _unexplained(questions.items, there, explained, limit == len(found))
+    left_out = {item.fingerprint for item in questions.items} - set(task.data.fingerprints)
+    if task.data.num_fewshot and left_out and there:
+        # few-shot examples are drawn item after item, so the items the audit left out have to be left out here too
+        questions = load(task, left_out)
+        found = _matched(task.data.fingerprints, questions.items)
+    asked = [(place, at) for place, at in enumerate(found) if place in drawn and at is not None]
+    items = tuple(questions.items[at] for _, at in asked)
+    places = tuple(place for place, _ in asked)
+    return Refound(replace(questions, items=items), places, missing, chances, unexplained)
+
+
+def _matched(fingerprints: Sequence[str], items: Sequence[Item]) -> list[int | None]:
+    """Return for each fingerprint the place of its item, None where there is none; equal ones in the data's order."""
+    waiting: dict[str, deque[int]] = defaultdict(deque)
+    for at, item in enumerate(items):
+        waiting[item.fingerprint].append(at)
+    return [waiting[mark].popleft() if waiting[mark] else None for mark in fingerprints]
+
+
+def _unexplained(items: Sequence[Item], there: Set[int], explained: Set[str], full: bool) -> int:
+    """Count the items passed over; an audit takes the first ones, so one whose limit is ``full`` ends at its last."""
+    end = max(there, default=-1) + 1 if full else len(items)
+    return sum(at not in there and item.fingerprint not in explained for at, item in enumerate(items[:end]))

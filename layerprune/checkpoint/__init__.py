@@ -3,12 +3,10 @@
 Nothing here decodes a tensor: a tensor is a name, a dtype, a shape and a byte range of a file.
 """
 
-from layerprune.checkpoint.folder import new_folder, try_new_folder
-from layerprune.checkpoint.header import Tensor, read_header
-from layerprune.checkpoint.locate import Folder, fetch, fetch_documents, locate
-from layerprune.checkpoint.opened import Checkpoint
-from layerprune.checkpoint.writer import plan_shards, write_shards
-from layerprune.paths import contained
+from layerprune.checkpoint.location import Folder, fetch, fetch_documents, locate
+from layerprune.checkpoint.safetensors import Checkpoint, Tensor, read_header
+from layerprune.checkpoint.writer import new_folder, plan_shards, try_new_folder, write_shards
+from layerprune.files import contained
 
 __all__ = [
     "Checkpoint",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerprune.errors import CheckpointError
-from layerprune.paths import checked_name, contained, same_file, shown
+from layerprune.files import checked_name, contained, same_file, shown
 
 TEMPLATES = "additional_chat_templates"
 # By purpose, each name as transformers 5.23 reads or writes it. Tokenizers: every name in a class's vocab_files_names

@@ -1,23 +1,30 @@
-"""Shards written: tensors copied as byte ranges, never decoded."""
+"""Shards copied as byte ranges, never decoded, into a folder that is written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import IO
 
-from layerprune.checkpoint.folder import write_file
-from layerprune.checkpoint.header import DTYPE_BITS, LENGTH_BYTES, METADATA, Tensor
-from layerprune.checkpoint.hub_file import File
-from layerprune.checkpoint.opened import INDEX, WEIGHTS
-from layerprune.errors import CheckpointError, WriteError
-from layerprune.output import write_all, writing
-from layerprune.progress import SILENT, Advance, Progress
+from layerprune.artifacts import FileEntry
+from layerprune.checkpoint.safetensors import DTYPE_BITS, INDEX, LENGTH_BYTES, METADATA, WEIGHTS, File, Tensor
+from layerprune.errors import CheckpointError, ExportError, WriteError, one_line
+from layerprune.files import check_apart, try_folder, write_all, writing
+from layerprune.util import SILENT, Advance, Progress
+
+# Shards written: tensors copied as byte ranges, never decoded.
+
 
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what the Hub's own library has long split at
 BUFFER_BYTES = 2**20  # of the portable copy; measured: 8 MiB takes two to six times as long
@@ -224,3 +231,209 @@ def _kernel_copy(source: IO[bytes], start: int, stop: int, target: IO[bytes], ad
         position += count
         advance(count)
     return position
+
+
+# A folder written whole or not at all: under a hidden name until everything in it is on the disk.
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a hidden sibling of ``out`` to write into; rename it to ``out`` on success, remove it on any failure.
+
+    Raises ``ExportError`` when ``out`` exists or cannot be made; operating-system errors inside the block (a full disk)
+    become one-line ``ExportError``s. What a killed process left behind is removed by the next export to the same place.
+    """
+    out = Path(out).absolute()
+    with _partial_folder(out) as partial:
+        yield partial
+        _publish(partial, out)
+
+
+def try_new_folder(out: Path, *sources: str | Path | None) -> None:
+    """See that ``out`` can be made and written, and leave nothing; for what takes long before its folder is begun.
+
+    Raises ``ExportError`` as ``new_folder`` does, and ``UsageError`` when ``out`` lies inside one of the folders
+    ``sources``, which a model is read from.
+    """
+    out = Path(out).absolute()
+    check_apart(out, *sources)
+    with _partial_folder(out) as partial:
+        try_folder(partial)
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """Yield a new hidden sibling of ``out``, locked; it is gone at the end unless it was renamed."""
+    if os.path.lexists(out):
+        raise ExportError(f"{out} exists already; choose a new folder or remove it")
+    missing = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    partial = lock = None
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(out)
+            partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=_prefix(out)))
+            lock = _lock(partial)
+        except OSError as error:
+            raise ExportError(f"cannot write to {out.parent}: {error.strerror or error}") from error
+        yield partial
+    except OSError as error:
+        raise ExportError(f"writing {out} failed, nothing was left behind: {one_line(error)}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if lock is not None:
+            os.close(lock)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a written file is on the disk; a disk that fills up only now raises ``OSError`` here."""
+    with writing(path):
+        handle = os.open(path, os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file and flush it to disk."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
+def _prefix(out: Path) -> str:
+    return f".{out.name}.partial-"
+
+
+def _lock(folder: Path) -> int | None:
+    """Hold a lock that the kernel drops when this process dies, however it dies; None where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: abandoned folders stay, hidden, until someone removes them
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove partial folders whose writer was killed: nobody holds their lock."""
+    for folder in [entry for entry in out.parent.iterdir() if entry.name.startswith(_prefix(out))]:
+        try:
+            lock = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # its writer is alive, or finished meanwhile
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Give the finished folder its name: data first, then the name, both flushed to disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o777 & ~umask)  # mkdtemp makes private folders; a checkpoint is for sharing
+    for path in partial.rglob("*"):
+        _sync_folder(path) if path.is_dir() else flush_to_disk(path)
+    _sync_folder(partial)
+    if os.path.lexists(out):
+        raise ExportError(f"{out} appeared while it was being written; nothing was changed")
+    partial.rename(out)
+    _sync_folder(out.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# A written file as a document names it: its sha256 and its length.
+
+
+CHUNK_BYTES = 4 * 2**20
+POLL_SECONDS = 0.005  # a file that has been read as far as it goes is looked at again then
+
+
+def entry_of(path: Path) -> FileEntry:
+    """Hash a file and wait until it is on the disk."""
+    with path.open("rb") as file:  # out of the page cache, before the flush lets it go
+        digest = hashlib.file_digest(file, "sha256")
+    flush_to_disk(path)
+    return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
+
+
+class Followed:
+    """Hashes and flushes files, one after the other, while another thread appends to them: see ``following``."""
+
+    def __init__(self, paths: Sequence[Path], hasher: ThreadPoolExecutor, flusher: ThreadPoolExecutor) -> None:
+        self._flusher = flusher
+        self._complete = {path: Event() for path in paths}
+        self._hashes = {path: hasher.submit(_follow, path, event) for path, event in self._complete.items()}
+        self._flushes: list[Future[None]] = []
+
+    def complete(self, path: Path) -> None:
+        """Say that nothing more will be appended to a file."""
+        self._complete[path].set()
+        self._flushes.append(self._flusher.submit(flush_to_disk, path))
+
+    def entries(self) -> dict[Path, FileEntry]:
+        """Wait until every file is hashed and on the disk; raises what went wrong on the way."""
+        for flush in self._flushes:
+            flush.result()
+        return {path: future.result() for path, future in self._hashes.items()}
+
+    def abandon(self) -> None:
+        """Let no thread wait for bytes that will not come, nor for the disk on account of files that will go."""
+        for future in (*self._hashes.values(), *self._flushes):
+            future.cancel()
+        for event in self._complete.values():
+            event.set()
+
+
+@contextmanager
+def following(paths: Sequence[Path]) -> Iterator[Followed]:
+    """Hash and flush files that are written meanwhile, in this order, each only ever appended to.
+
+    The hash of a large file is there moments after its last byte: the thread that hashes reads behind the one that
+    writes, and neither waits for the disk, which a third one does.
+    """
+    with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as flusher:
+        followed = Followed(paths, hasher, flusher)
+        try:
+            yield followed
+        finally:
+            followed.abandon()
+
+
+def _follow(path: Path, complete: Event) -> FileEntry:
+    while not path.exists():
+        if complete.wait(POLL_SECONDS):
+            break
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while True:
+            last = complete.is_set()  # asked before reading: what was appended until then is read below
+            data = file.read(CHUNK_BYTES)
+            digest.update(data)
+            size += len(data)
+            if not data:
+                if last:
+                    return FileEntry(sha256=digest.hexdigest(), bytes=size)
+                complete.wait(POLL_SECONDS)

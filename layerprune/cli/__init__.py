@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def main() -> None:
     """Run ``layerprune`` on the process's arguments."""
-    from layerprune.cli.app import app
+    from layerprune.cli.command import app
 
     app(prog_name="layerprune")

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from layerprune.progress import SILENT, Advance, Progress
+from layerprune.util import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+
 
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe: nothing is cut off
 PLAIN_EVERY = 10.0  # seconds between two lines of progress in a log file

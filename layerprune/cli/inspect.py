@@ -1,4 +1,4 @@
-"""``layerprune inspect``."""
+"""``layerprune inspect``, ``metrics`` and ``healers``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
-from layerprune.cli import options as opt
+from layerprune.cli import command as opt
+from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console
-from layerprune.cli.verb import Verb, pass_console
 from layerprune.config import InspectConfig
+
+# ``layerprune inspect``.
 
 
 @click.command(
@@ -29,3 +31,41 @@ def inspect(console: Console, model: str, **options: Any) -> None:
     console.print(tables.layers(found))
     for text in found.remarks:
         console.print(f"remark: {text}")
+
+
+# ``layerprune metrics``.
+
+
+@click.command(cls=Verb, examples=["layerprune metrics", "layerprune metrics cosine"])
+@click.argument("name", required=False)
+@pass_console
+def metrics(console: Console, name: str | None) -> None:
+    """List the metrics that can score layers; with NAME, show that one's options."""
+    from layerprune.cli import tables
+    from layerprune.scoring.metrics import METRICS
+
+    if name is None:
+        console.print(tables.metrics(METRICS))
+    else:
+        entry = METRICS.get(name)
+        console.print(tables.metric(entry))
+        console.print(tables.options(entry))
+
+
+# ``layerprune healers``.
+
+
+@click.command(cls=Verb, examples=["layerprune healers", "layerprune healers linear"])
+@click.argument("name", required=False)
+@pass_console
+def healers(console: Console, name: str | None) -> None:
+    """List the ways to heal a pruned model; with NAME, show that one's options."""
+    from layerprune.cli import tables
+    from layerprune.healing import HEALERS
+
+    if name is None:
+        console.print(tables.healers(HEALERS))
+    else:
+        entry = HEALERS.get(name)
+        console.print(tables.healer(entry))
+        console.print(tables.options(entry))

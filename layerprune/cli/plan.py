@@ -1,4 +1,4 @@
-"""``layerprune score`` and ``layerprune plan``."""
+"""``layerprune score``, ``plan`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 import click
 
-from layerprune.cli import options as opt
+from layerprune.cli import command as opt
+from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console
-from layerprune.cli.verb import Verb, pass_console
 from layerprune.config import PlanConfig, ScoreConfig
 from layerprune.errors import UsageError
-from layerprune.lock import locked
+from layerprune.files import locked
+
+# ``layerprune score`` and ``layerprune plan``.
+
 
 CONTINUE = "run the same command again: what was finished is kept"
 
@@ -66,17 +69,15 @@ def score(console: Console, model: str, output: Path, force: bool, stability: bo
 @opt.output("Folder that gets scores.json and plan.json.")
 @click.option("--force", is_flag=True, help="Replace documents that are already there.")
 @pass_console
-def plan(
-    console: Console, model: str | None, scores: Path | None, output: Path, force: bool, **options: Any
-) -> None:
+def plan(console: Console, model: str | None, scores: Path | None, output: Path, force: bool, **options: Any) -> None:
     """Choose which layers of MODEL (a folder or a Hub id) to remove; write scores.json and plan.json.
 
     One of --drop, --target-params, --target-bytes, --target-speedup, --max-drop and --front says how far to go.
     """
     from layerprune import api
+    from layerprune.artifacts import Front
     from layerprune.cli import tables
-    from layerprune.cli.reached import front, reached
-    from layerprune.documents import Front
+    from layerprune.cli.tables import front, reached
 
     told = opt.given(options)
     with locked(output, model):
@@ -100,3 +101,27 @@ def refuse_to_replace(path: Path, force: bool) -> None:
     """Raise ``UsageError`` when a document would be overwritten without ``--force``."""
     if path.exists() and not force:
         raise UsageError(f"{path} exists; give another folder with -o, or --force to replace it")
+
+
+# ``layerprune compare``.
+
+
+@click.command(
+    cls=Verb,
+    after_interrupt="nothing is ever written",
+    examples=["layerprune compare ablation/scores.json cosine/scores.json"],
+)
+@click.argument("first", type=opt.FILE)
+@click.argument("second", type=opt.FILE)
+@pass_console
+def compare(console: Console, first: Path, second: Path) -> None:
+    """Show how far two scores.json, FIRST and SECOND, agree about which layers to remove."""
+    from layerprune.artifacts import read_scores
+    from layerprune.cli import tables
+    from layerprune.scoring.aggregation import compare_scores
+
+    ours, theirs = read_scores(first), read_scores(second)
+    found = compare_scores(ours, theirs)
+    console.print(tables.sources(found, ours, theirs))
+    console.print(tables.compared_layers(found, ("metric 1", "metric 2")))
+    console.print(tables.compared_agreement(found))

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from layerprune.sizes import in_words
-from layerprune.specs import declared_options
+from layerprune.artifacts import HealLog
+from layerprune.formatting import in_words
+from layerprune.registry import declared_options
 
 if TYPE_CHECKING:
-    from layerprune.documents import Candidate, Interval, Plan, Prediction, Scores, Units
+    from layerprune.artifacts import (
+        Candidate,
+        Certificate,
+        Front,
+        Interval,
+        Plan,
+        Prediction,
+        Scores,
+        Speed,
+        Target,
+        Units,
+    )
+    from layerprune.auditor.rerun import Repeated
+    from layerprune.auditor.verification import Verification
     from layerprune.inspection import Inspection
     from layerprune.registry import Entry, Registry
+    from layerprune.scoring.aggregation import Comparison
+
 
 FAR = 100_000  # items: an extrapolation that far says "many", not how many
 
@@ -31,8 +49,8 @@ def table(title: str, *columns: str, numbers: Iterable[str] = (), wrapped: Itera
 
 def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     """Return the first round, least harm first: 0-based layers, score, interval, relevance per task."""
-    from layerprune.documents import OWN_ANSWER
-    from layerprune.planners import by_harm
+    from layerprune.artifacts import OWN_ANSWER
+    from layerprune.search import by_harm
     from layerprune.stats import clipped
 
     tasks = [data.task for data in scores.data if data.task in scores.base]
@@ -104,7 +122,7 @@ def _ci(interval: Interval | None, times: int = 1, places: int = 3) -> str:
 
 def rounds(scores: Scores, plan: Plan) -> Table:
     """Return what each round of a search ended with."""
-    from layerprune.planners import by_harm
+    from layerprune.search import by_harm
 
     columns = ["round", "judged", "removed so far", scores.metric.unit, "95 % interval"]
     made = table(f"{plan.search.name}, round by round", *columns, numbers=set(columns) - {"removed so far"})
@@ -237,7 +255,7 @@ def options(entry: Entry) -> Table:
 
 def stability(scores: Scores) -> Table:
     """Return how far the ranking would repeat on other items: by all tasks together, and by each alone."""
-    from layerprune.judgement import reliability_of
+    from layerprune.scoring.aggregation import reliability_of
     from layerprune.stats import TARGET
 
     columns = ["ranking by", "items", "two halves agree", "reliability", f"items for {TARGET}"]
@@ -282,3 +300,193 @@ def ordinal(number: int) -> str:
     """Return ``1st``, ``2nd``, ``11th``."""
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
+
+
+# Two rankings side by side, as tables for people.
+
+
+def sources(found: Comparison, first: Scores, second: Scores) -> Table:
+    """Return what the two rankings were made from: what differs here may be why they differ."""
+    made = table("what is compared", "", "1", "2", "alike", wrapped=["1", "2"])
+    for what, one, other in (
+        ("model", first.model.id, second.model.id),
+        ("weights", first.model.fingerprint[:12], second.model.fingerprint[:12]),
+        ("judged by", first.metric.words, second.metric.words),
+        ("items", _items(first), _items(second)),
+        ("seed", str(first.seed), str(second.seed)),
+        ("layerprune", *(scores.versions.get("layerprune", "not recorded") for scores in (first, second))),
+    ):
+        made.add_row(what, one, other, "yes" if one == other else "no")
+    made.add_row("items in both", str(found.shared_items), "", "")
+    return made
+
+
+def _items(scores: Scores) -> str:
+    """Return how many items of which tasks were looked at, and whether a race saw fewer for some layers."""
+    told = [f"{data.items} of {data.task} ({data.split})" for data in scores.data]
+    raced = any(candidate.stopped for entry in scores.rounds for candidate in entry.candidates)
+    return ", ".join(told + ["fewer for layers that left a race"] * raced) or "none"
+
+
+def compared_layers(found: Comparison, specs: tuple[str, str]) -> Table:
+    """Return every layer with its score and rank in two documents."""
+    left, right = specs if specs[0] != specs[1] else (f"{specs[0]} (1)", f"{specs[1]} (2)")
+    columns = ["layer", left, f"rank by {left}", right, f"rank by {right}"]
+    made = table("layers in both rankings (rank 1 is removed first)", *columns, numbers=columns)
+    for pair in found.pairs:
+        scores, ranks = pair.scores, pair.ranks
+        made.add_row(str(pair.unit), figure(scores[0]), str(ranks[0]), figure(scores[1]), str(ranks[1]))
+    return made
+
+
+def compared_agreement(found: Comparison) -> Table:
+    """Return how far two rankings agree, beside what two unrelated rankings would show."""
+    made = table("agreement", "measure", "seen", "by chance", numbers=("seen", "by chance"))
+    seen = found.agreement
+    for name, value in (("Spearman", seen.spearman), ("Kendall", seen.kendall), ("Pearson", seen.pearson)):
+        chance = f"0 ± {seen.spearman_spread:.2f}" if name == "Spearman" else "0"
+        made.add_row(name, "one is constant" if value is None else f"{value:.2f}", chance)
+    made.add_row("rank positions misplaced", f"{seen.misplaced_share:.0%}", f"{seen.misplaced_by_chance:.0%}")
+    for overlap in found.overlaps:
+        name = f"of the first {overlap.count} to remove, in both"
+        made.add_row(name, f"{overlap.shared:g}", f"{overlap.by_chance:.1f}")
+    if found.only_in_one:
+        made.add_row("judged in one of the two only", names(found.only_in_one), "")
+    return made
+
+
+# What a plan reached, in words: its target, and what is certified.
+
+
+def reached(plan: Plan) -> Iterator[Table | str]:
+    """Yield what there is to say beside the removal itself; nothing for a plan that only had to drop layers."""
+    if plan.target is not None:
+        yield target(plan.target)
+    if plan.certificate is not None:
+        yield steps(plan.certificate)
+        yield f"certified: {plan.certificate.statement}"
+
+
+def front(found: Front, output: Path) -> Iterator[Table | str]:
+    """Yield every step of a path, and what to do with it."""
+    from layerprune.artifacts.plan import POINTS
+    from layerprune.planner.front import agreed, by_accuracy, nats
+
+    choices, own = by_accuracy(found), nats(found.points[0]) is not None
+    counted = ["accuracy", "difference", "95 % CI"] if choices else []
+    counted += ["nats lost", "tokens agreed"] if own else []
+    columns = ["removed", "last to go", *counted, "weights", "plan", "point"]
+    made = table(f"{found.search.name} by {found.metric.words}, on {found.source}", *columns, numbers=columns[:-2])
+    intact = [f"{found.accuracy:.3f}" if name == "accuracy" else "" for name in counted]
+    made.add_row("0", "", *intact, in_words(found.bytes), "", "")
+    gone: set[float] = set()
+    for point in found.points:
+        last = names(tuple(unit for unit in point.removal if unit not in gone))
+        gone.update(point.removal)
+        low, high = (f"{100 * end:+.1f}" for end in point.interval)
+        difference = f"{100 * point.accuracy_difference:+.1f}"
+        row = [f"{point.accuracy:.3f}", difference, f"{low} … {high}"] if choices else []
+        row += [f"{nats(point):.3f}", f"{agreed(point):.3f}"] if own else []
+        made.add_row(str(len(point.removal)), last, *row, in_words(point.bytes), point.plan, found.names_of(point))
+    folder = output / "front"
+    yield made
+    for name in POINTS:
+        plan = found.named.get(name)
+        yield f"{name}: {folder / plan}" if plan else f"{name}: none, each step loses something on these items"
+    yield "each interval is for its row alone; to pick a row by them is to use these items, and the audit uses others"
+    plans = f"{len(found.points)} plans"
+    yield f"written: {output / 'scores.json'}, {folder / 'front.json'}, front.csv, front.png and {plans}"
+    yield f"next: layerprune export {folder / found.named.get('most-at-no-loss', found.named['best'])} -o smaller/"
+
+
+def target(found: Target) -> str:
+    """Return one sentence."""
+    if found.speed is not None:
+        return f"target: {found.reached:.2f} times as fast, wanted {found.wanted:g}; {timed(found.speed)}"
+    if found.what == "bytes":
+        figures = [in_words(size) for size in (found.reached, found.base, found.wanted)]
+    else:
+        figures = [f"{size:,.0f} parameters" for size in (found.reached, found.base, found.wanted)]
+    return f"target: {figures[0]} of {figures[1]} are left, wanted at most {figures[2]}"
+
+
+def timed(speed: Speed) -> str:
+    """Return what was measured, and on what."""
+    ratios = {
+        name: speed.pruned[key].median / speed.base[key].median
+        for name, key in (("prefill", "prefill_tokens_per_s"), ("decoding", "decode_tokens_per_s"))
+    }
+    said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    return (
+        f"measured on {speed.device} in {speed.dtype}: {said} (medians of {speed.repeats} runs of "
+        f"{speed.prompt_tokens} prompt and {speed.new_tokens} new tokens, alternating with the intact model)"
+    )
+
+
+def steps(found: Certificate) -> Table:
+    """Return the path as far as it was walked."""
+    columns = ["removed", "right to wrong", "wrong to right", "p", "certified"]
+    items = sum(map(len, found.fingerprints.values()))
+    made = table(f"on {items:,} certification items, loss below {100 * found.limit:g} points", *columns)
+    for step in found.steps:
+        row = [names(step.removal), str(step.right_to_wrong), str(step.wrong_to_right), f"{step.p_value:.2g}"]
+        made.add_row(*row, "yes" if step.certified else "no: the path ends before")
+    return made
+
+
+# What ``layerprune heal`` and ``run`` show of a healing.
+
+
+def healed(log: HealLog) -> list[str]:
+    """Return a line on the work, one on the corpus, one on what was won back, and the method's own remarks."""
+    read = f", {log.tokens:,} tokens read" if log.tokens else ""
+    parts = [f"{log.method.spec}: {len(log.changed)} tensors changed in {log.seconds:.1f} s{read}"]
+    if log.found:
+        parts.append("settled on: " + ", ".join(f"{name} {_short(value)}" for name, value in log.found.items()))
+    for task, overlap in (log.corpus.overlap if log.corpus else {}).items():
+        parts.append(f"in the corpus: {len(overlap.found)} of {overlap.items} items of {task}")
+    return [*parts, *_heldout(log), *(f"note: {note}" for note in log.notes)]
+
+
+def _heldout(log: HealLog) -> list[str]:
+    loss = log.heldout
+    if loss is None or log.corpus is None:
+        return []
+    said = f"perplexity {math.exp(loss.before):.2f} -> {math.exp(loss.after):.2f}"
+    if loss.base is not None:
+        said += f", base {math.exp(loss.base):.2f}"
+    if loss.recovered is not None:
+        said += f": {100 * loss.recovered:.0f} % of the lost nats won back"
+    return [f"{said} (held out: {log.corpus.heldout_windows} windows of {log.corpus.window} tokens)"]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# What ``layerprune verify`` shows.
+
+
+def verified(folder: Path, found: Verification, rerun: bool, digests: bool) -> list[str]:
+    """Return every problem on its own line, or one line that all is in order; digests last where asked for."""
+    repeated = found.repeated
+    problems = [*found.problems, *(repeated.problems if repeated else ())]
+    lines = [f"problem: {problem}" for problem in problems]
+    if rerun and repeated is None:
+        lines.append("no item was asked again: what the documents say does not hold together as it is")
+    if problems:
+        lines.append(f"{folder} is NOT what its documents say: {len(problems)} problem{'s' * (len(problems) > 1)}")
+    else:
+        audited = "audited" if found.audited else "not audited yet"
+        again = f"; {_again(repeated)}" if repeated else ""
+        lines.append(f"{folder} is as it was left: {found.files} files, {in_words(found.bytes)}, {audited}{again}")
+    return lines + [f"{name} sha256 {digest}" for name, digest in found.digests.items() if digests]
+
+
+def _again(repeated: Repeated) -> str:
+    asked = 2 * repeated.items
+    change = repeated.largest_change
+    moved = "" if change is None else f", largest change of a gold answer's probability {change:.2g}"
+    left = f", {repeated.unexplained} items left out that only the compared plans can explain"
+    said = f"{repeated.items} items asked again, {repeated.same_decisions} of {asked} decisions the same{moved}"
+    return said + left * bool(repeated.unexplained)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from layerprune.anatomy import Anatomy
-from layerprune.documents import LogitsProof
-from layerprune.errors import ExportError, ModelError, one_line
+from layerprune.architecture import Anatomy, Sources, load_config, read_anatomy
+from layerprune.architecture.architecture import tiny_twin
+from layerprune.architecture.config_fields import PACKED
+from layerprune.architecture.tiny import VOCABULARY, twin_config
+from layerprune.artifacts import LogitsProof
+from layerprune.checkpoint import Checkpoint
+from layerprune.checkpoint.safetensors import INDEX
+from layerprune.errors import ExportError, ModelError, RefusedError, one_line
+from layerprune.exporter.contents import read_json, rebuilt
 from layerprune.removal import Removal
+from layerprune.util import apart
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PretrainedConfig
+
+    from layerprune.models.model import Subject
+
 
 WINDOWS, WINDOW_TOKENS = 4, 32
 # Same kernels on the same numbers: the difference is 0, but where a config scale had to be rounded (minicpm3).
@@ -57,7 +72,7 @@ def load(folder: Path, *, trust_remote_code: bool, device: str | None = None) ->
     return model.eval(), Loaded(*keys)
 
 
-def prove(
+def prove_whole(
     base: Path, result: Path, anatomy: Anatomy, removal: Removal, *, trust_remote_code: bool = False
 ) -> tuple[LogitsProof, Loaded]:
     """Compare base-with-bypass and result on a few windows of tokens; both are loaded whole, one after the other.
@@ -77,7 +92,7 @@ def prove(
     gc.collect()
     model, info = load(result, trust_remote_code=trust_remote_code)
     check_keys(info, base_info)
-    return compare(expected, logits(model, tokens), "whole models", tokens), info
+    return compare_logits(expected, logits(model, tokens), "whole models", tokens), info
 
 
 def _removed(key: str, anatomy: Anatomy, removal: Removal) -> bool:
@@ -94,7 +109,7 @@ def check_keys(info: Loaded, base: Loaded) -> None:
             raise ExportError(f"the written checkpoint does not load: {len(keys)} {what} keys, {keys[0]} for one")
 
 
-def compare(expected: torch.Tensor, actual: torch.Tensor, method: str, tokens: torch.Tensor) -> LogitsProof:
+def compare_logits(expected: torch.Tensor, actual: torch.Tensor, method: str, tokens: torch.Tensor) -> LogitsProof:
     """Return the proof; raises ``ExportError`` with both figures when the logits differ by more than rounding."""
     import torch
 
@@ -149,6 +164,189 @@ def _vocabulary(model: nn.Module) -> int:
 
 def bypasser(anatomy: Anatomy, removal: Removal) -> Callable[[nn.Module], Any]:
     """Return a function from a loaded base model to the context in which the removed layers are bypassed."""
-    from layerprune.bypass import bypassed
+    from layerprune.models.bypass import bypassed
 
     return lambda model: bypassed(model, list(model.get_submodule(anatomy.stack).children()), removal)
+
+
+# The checks after writing: whole models where they fit and run, else tiny ones with the same layers.
+
+
+MEMORY_FACTOR = 1.2  # of a model's bytes on disk: what loading and running it on short windows takes
+
+
+@dataclass(frozen=True)
+class Proven:
+    """The outcome of the checks after writing."""
+
+    logits: LogitsProof
+    loaded: Loaded
+    notes: tuple[str, ...]
+
+
+def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code: bool = False) -> Proven:
+    """Compare the written checkpoint with the base without the removed layers; the notes say what was not compared.
+
+    Raises ``ExportError`` when they differ or a key does not fit.
+    """
+    with loadable(base) as folder:
+        told = apart(
+            compare_apart, base=str(folder), result=str(result), nbytes=base.nbytes, layers=list(removal.layers),
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    keys = {name: tuple(value) for name, value in told["loaded"].items()}
+    notes = [*told["notes"]]
+    if base.absent:
+        notes.append(
+            f"{len(base.absent)} of the base's {len(base.files)} weight files hold only what is removed: they were "
+            "sampled by byte ranges for the fingerprint, and not fetched"
+        )
+    return Proven(LogitsProof.model_validate(told["logits"]), Loaded(**keys), tuple(notes))
+
+
+def compare_apart(base: str, result: str, nbytes: int, layers: list[int], trust_remote_code: bool) -> dict[str, Any]:
+    """Load and compare; arguments and result as JSON has them, so that it can run in another process.
+
+    ``nbytes`` is what the base's weights take.
+    """
+    found = _compared(Path(base), Path(result), nbytes, Removal.from_layers(layers), trust_remote_code)
+    loaded = dataclasses.asdict(found.loaded)
+    return {"logits": found.logits.model_dump(mode="json"), "loaded": loaded, "notes": list(found.notes)}
+
+
+def _compared(base: Path, result: Path, nbytes: int, removal: Removal, trust_remote_code: bool) -> Proven:
+    import psutil
+
+    config = load_config(str(base), trust_remote_code=trust_remote_code)
+    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+    quantised = "quantization_config" in read_json(result / "config.json")
+    needed, free = nbytes * MEMORY_FACTOR, psutil.virtual_memory().available
+    if needed > free:
+        reason = f"the model takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    else:
+        try:
+            logits, loaded = prove_whole(base, result, anatomy, removal, trust_remote_code=trust_remote_code)
+        except CannotLoadError as error:
+            if not quantised:
+                raise
+            reason = f"this machine cannot run the quantised model: {error}"
+        else:
+            return Proven(logits, loaded, ())
+    notes = (f"whole models were not compared: {reason}",)
+    if not quantised:
+        _, loaded = load(result, trust_remote_code=trust_remote_code, device="meta")
+        check_keys(loaded, load(base, trust_remote_code=trust_remote_code, device="meta")[1])
+    else:
+        loaded = Loaded()
+        notes += ("keys were not checked by loading: only the names on disk were",)
+    return Proven(prove_on_twin(config, anatomy, removal, trust_remote_code=trust_remote_code), loaded, notes)
+
+
+# The logits proof for a model that does not fit or run here: on a tiny random model with the same layers.
+
+
+METHOD = "tiny random model with the same layers, and the weights as bytes"
+
+
+def prove_on_twin(
+    config: PretrainedConfig, anatomy: Anatomy, removal: Removal, *, trust_remote_code: bool = False
+) -> LogitsProof:
+    """Prune a tiny twin of the model in memory, by the same config change, and compare logits as for whole models.
+
+    Raises ``RefusedError`` when no twin can be built, ``ExportError`` when the logits differ.
+    """
+    import torch
+
+    try:
+        small = twin_config(config, anatomy.path)
+        base = tiny_twin(small, trust_remote_code)
+    except Exception as error:  # strict config classes and modelling code raise what they like
+        said = f"no tiny {config.model_type} could be built to prove the export on"
+        raise RefusedError(f"{said}: {one_line(error)}") from error
+    twin = read_anatomy(small, trust_remote_code=trust_remote_code)
+    pruned_config = rebuilt(small, twin.prune_config(small.to_diff_dict(), removal))
+    pruned = tiny_twin(pruned_config, trust_remote_code)
+    hand_over(base, pruned, anatomy.stack, Sources.after(removal, anatomy.depth))
+    tokens = torch.randint(3, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
+    with bypasser(twin, removal)(base):
+        expected = logits(base, tokens)
+    return compare_logits(expected, logits(pruned, tokens), METHOD, tokens)
+
+
+def _slices(value: torch.Tensor, axis: int, sources: Sources) -> torch.Tensor:
+    import torch
+
+    chunks = value.chunk(sources.depth, dim=axis)
+    return torch.cat([chunks[layer] for layer in sources.layers], dim=axis)
+
+
+def hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: Sources, *, share: bool = False) -> None:
+    """Give a pruned model the base's weights of the layers it keeps, and everything outside the stack.
+
+    ``share``: the very tensors and no copies. Raises ``ExportError`` when they do not fit.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in base.state_dict().items():
+        if not name.startswith(f"{stack}."):
+            axis = next((axis for end, axis in PACKED.items() if name.endswith(end)), None)
+            weights[name] = value if axis is None else _slices(value, axis, sources)
+            continue
+        layer, _, rest = name[len(stack) + 1 :].partition(".")
+        if int(layer) in sources.layers:
+            weights[f"{stack}.{sources.layers.index(int(layer))}.{rest}"] = value
+    try:
+        pruned.load_state_dict(weights, strict=True, assign=share)
+    except RuntimeError as error:
+        said = "the pruned model does not take the weights of the kept layers"
+        raise ExportError(f"{said}: {one_line(error)}") from error
+
+
+# A base of which only the needed weight files were fetched from the Hub, as a folder that transformers can load.
+
+
+@contextmanager
+def loadable(checkpoint: Checkpoint) -> Iterator[Path]:
+    """Yield the checkpoint's folder, or one of links in which the index lists no file that was not fetched.
+
+    What such a folder lacks are tensors of removed layers: transformers makes some up, and the bypass asks none.
+    """
+    if not checkpoint.absent:
+        yield checkpoint.path
+        return
+    with TemporaryDirectory(prefix="layerprune-base-") as name:
+        folder = Path(name)
+        for path in checkpoint.path.iterdir():
+            if path.name != INDEX:
+                (folder / path.name).symlink_to(path.resolve())
+        files = {tensor.name: tensor.file for tensor in checkpoint.tensors.values()}
+        root = checkpoint.path
+        here = {name: file.relative_to(root).as_posix() for name, file in files.items() if isinstance(file, Path)}
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": here}))
+        yield folder
+
+
+# The pruned model in memory, built as a user would load it, on the base's own weights: for timing it before export.
+
+
+def sharing_weights(subject: Subject, folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> Subject:
+    """Return the model that ``export`` would write, without a copy of any weight; ``folder`` is the base's.
+
+    Raises ``RefusedError`` or ``ExportError`` where it cannot be built so.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    from layerprune.models.model import Subject
+
+    base, anatomy = subject.model, subject.anatomy
+    config = rebuilt(base.config, anatomy.prune_config(read_json(folder / "config.json"), removal))
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=subject.dtype,
+            attn_implementation=base.config._attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+    hand_over(base, model, anatomy.stack, Sources.after(removal, anatomy.depth), share=True)
+    model.to(subject.device).eval()  # buffers; the weights are there already
+    return Subject(model, subject.tokenizer, read_anatomy(config, trust_remote_code=trust_remote_code), subject.ref)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
 from typing import Any
 
-from layerprune.anatomy import Sources
+from layerprune.architecture import Sources
 from layerprune.errors import RefusedError
 
 Names = Mapping[str, str | None]  # module or tensor of the base -> its name in the result, None where it is gone

@@ -9,10 +9,10 @@ HEALERS = Registry(
     group="layerprune.healers",
     builtin={
         "distill": "layerprune.healing.distill:Distill",
-        "linear": "layerprune.healing.linear:Linear",
-        "lora": "layerprune.healing.lora:Lora",
-        "partial": "layerprune.healing.partial:Partial",
-        "rescale": "layerprune.healing.rescale:Rescale",
-        "seams": "layerprune.healing.partial:Seams",
+        "linear": "layerprune.healing.closed_form:Linear",
+        "lora": "layerprune.healing.finetune:Lora",
+        "partial": "layerprune.healing.finetune:Partial",
+        "rescale": "layerprune.healing.closed_form:Rescale",
+        "seams": "layerprune.healing.finetune:Seams",
     },
 )

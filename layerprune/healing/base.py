@@ -1,22 +1,26 @@
-"""The contract of a healing method, and what it may look at."""
+"""The contract of a healing method, and what it may look at: weights, their places, their names on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
+from torch import nn
 
-from layerprune.corpus import Corpus
-from layerprune.documents import LossPoint, Plan, Receipt, as_removal
-from layerprune.errors import UsageError
-from layerprune.progress import SILENT, Progress
+from layerprune.artifacts import LossPoint, Plan, Receipt, as_removal
+from layerprune.checkpoint import Checkpoint, Tensor
+from layerprune.data.corpus import Corpus
+from layerprune.errors import RefusedError, UsageError
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
+from layerprune.util import SILENT, Progress
 
-if TYPE_CHECKING:
-    from layerprune.subject import Subject
+# The contract of a healing method, and what it may look at.
+
 
 Needs = Literal["text", "nothing"]
 Changed = tuple[str, torch.Tensor]  # name on disk, new value; shape as on disk, any floating dtype
@@ -84,7 +88,7 @@ class Case:
         return self._load(self.base, self.base_revision, dtype)
 
     def _load(self, model: str, revision: str | None, dtype: str | None) -> Subject:
-        from layerprune.subject import Subject
+        from layerprune.models.model import Subject
 
         loaded = Subject.load(
             model,
@@ -118,3 +122,171 @@ class Healer(Protocol):
         before anything slow.
         """
         ...
+
+
+# Parameters of a model in memory and the tensors on disk that they were read from.
+
+
+Stored = dict[str, tuple[str, ...]]  # parameter -> names of the tensors on disk that hold it
+
+FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes a healed value can be written in
+
+
+def names_on_disk(model: nn.Module, checkpoint: Checkpoint, wanted: Iterable[str]) -> Stored:
+    """Return for each wanted parameter name the names of the tensors that it is stored as; all hold the same value.
+
+    A tied parameter is stored under the name of its twin, or under both: a healed value belongs under each, or the two
+    differ and are tied no more on loading. The prefix of a layer's name may differ between memory and disk. Raises
+    ``RefusedError`` where a parameter has no floating tensor of its own and the same shape on disk (fused experts,
+    transposed or quantised weights).
+    """
+    twins: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twins.setdefault(id(parameter), []).append(name)
+    found: Stored = {}
+    for name in wanted:
+        parameter = model.get_parameter(name)
+        names = dict.fromkeys([name, *twins[id(parameter)]])
+        tensors = {hit.name: hit for each in names for hit in _stored(each, checkpoint)}
+        if not tensors:
+            raise RefusedError(f"{name} is stored under no name of its own in {checkpoint.path}; it cannot be changed")
+        for tensor in tensors.values():
+            if tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATS:
+                raise RefusedError(
+                    f"{name} is {tuple(parameter.shape)} in memory and {tensor.dtype} {tensor.shape} on disk; only "
+                    "floating weights of the same shape can be changed"
+                )
+        found[name] = tuple(tensors)
+    return found
+
+
+def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
+    """Yield the tensor of this name, or the only one whose name ends alike from the layer's number on."""
+    if name in checkpoint.tensors:
+        yield checkpoint.tensors[name]
+        return
+    parts = name.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    if number < 1:
+        return
+    end = "." + ".".join(parts[number - 1 :])  # ".layers.3.mlp.down_proj.weight"
+    hits = [tensor for other, tensor in checkpoint.tensors.items() if f".{other}".endswith(end)]
+    if len(hits) == 1:
+        yield hits[0]
+
+
+def stored_as(names: Iterable[str], value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a healed value under each of the names that ``names_on_disk`` found for its parameter."""
+    for name in names:
+        yield name, value
+
+
+def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """Return one tensor as it is on disk, on the CPU."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.tensors[name].file, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
+
+
+# Which weights a training method trains: found from the anatomy, never from a table of architectures.
+
+
+# What decoder layers call their attention, or what takes its place, and their MLP.
+ATTENTION = {"self_attn", "self_attention", "attn", "attention", "linear_attn", "conv", "short_conv"}
+MLP = {"mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "shared_mlp"}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place where something was removed."""
+
+    after: int  # layer of the pruned model whose output now skips what is gone; -1: before its first layer
+    resumes: int  # layer of the base whose input that output stands for; the base's depth: what follows the stack
+
+
+def cuts(removal: Removal, depth: int) -> tuple[Cut, ...]:
+    """Return the places of a removal, first to last; ``depth`` is the base's."""
+    ends = pairwise((-1, *removal.kept(depth), depth))
+    return tuple(Cut(place, resumes) for place, (layer, resumes) in enumerate(ends, -1) if resumes != layer + 1)
+
+
+def seams(removal: Removal, depth: int, width: int) -> tuple[int, ...]:
+    """Return the layers of the pruned model within ``width`` layers on either side of a cut."""
+    left = depth - len(removal)
+    near = {cut.after + step for cut in cuts(removal, depth) for step in range(1 - width, width + 1)}
+    return tuple(sorted(near & set(range(left))))
+
+
+def layer_weights(subject: Subject, layers: Sequence[int]) -> set[str]:
+    """Return the names of all weights of some decoder layers."""
+    chosen = {id(weight) for layer in layers for weight in subject.layers[layer].parameters()}
+    return {name for name, weight in subject.model.named_parameters() if id(weight) in chosen}
+
+
+def last_layers(subject: Subject, count: int) -> tuple[int, ...]:
+    """Return the last ``count`` layers; ``UsageError`` for more than there are."""
+    depth = len(subject.layers)
+    if not 0 <= count <= depth:
+        raise UsageError(f"the last {count} layers were asked for and the model has {depth}")
+    return tuple(range(depth - count, depth))
+
+
+def head_weights(subject: Subject) -> set[str]:
+    """Return the names of what stands behind the stack: the output embeddings and the decoder's final norm.
+
+    Output embeddings that are tied to the input's are trained as what they are, both.
+    """
+    model = subject.model
+    wanted = {id(weight) for weight in model.get_output_embeddings().parameters()}
+    return {name for name, weight in model.named_parameters() if id(weight) in wanted} | final_norm(subject)
+
+
+def final_norm(subject: Subject) -> set[str]:
+    """Return the names of the weights of the norm behind the last layer: outside the stack, and one-dimensional."""
+    inside = {id(weight) for layer in subject.layers for weight in layer.parameters()}
+    return {
+        name
+        for name, weight in subject.model.named_parameters()
+        if id(weight) not in inside and weight.dim() == 1 and name.rpartition(".")[0].split(".")[-1] in FINAL_NORMS
+    }
+
+
+FINAL_NORMS = {"norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm"}
+
+
+def projections(subject: Subject) -> tuple[str, ...]:
+    """Return the paths of the linear maps inside the attention and the MLP of every layer.
+
+    Where experts are fused into one tensor only the attention's: peft would stretch an adapter of an MLP to experts
+    whose maps had its name before they were fused. Raises ``RefusedError`` where there is none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    parts = [
+        (child, part) for layer in subject.layers for child, part in layer.named_children() if child in ATTENTION | MLP
+    ]
+    fused = any(child in MLP and weight.dim() > 2 for child, part in parts for weight in part.parameters())
+    paths = {id(module): name for name, module in subject.model.named_modules()}
+    found = [
+        paths[id(module)]
+        for child, part in parts
+        if child in ATTENTION or not fused
+        for module in part.modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+    if not found:
+        raise RefusedError(
+            f"a {subject.anatomy.model_type} model has no linear maps in its attention or MLP for an adapter; "
+            "use partial, seams or distill"
+        )
+    return tuple(found)
+
+
+def in_mlp(subject: Subject, targets: Sequence[str]) -> bool:
+    """Return whether some of these paths lie in the MLP of a layer."""
+    paths = {id(module): name for name, module in subject.model.named_modules()}
+    children = [named for layer in subject.layers for named in layer.named_children()]
+    homes = tuple(paths[id(part)] for child, part in children if child in MLP)
+    return any(target == home or target.startswith(f"{home}.") for target in targets for home in homes)

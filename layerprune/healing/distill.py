@@ -1,29 +1,37 @@
-"""Distillation: the pruned model learns from what the intact base says of the text, not from the text alone.
-
-Measured on SmolLM2-135M without six of its 30 layers (docs/notes/2026-11-25-training.md): 4,096 tokens win back half of
-what held-out prose lost, at a learning rate of 3e-4 and few windows a step; 8e-4 is too high. Larger models want less.
-It can go on from a checkpoint that ``linear`` healed (what that adds was not measured):
-
-    layerprune heal smaller/ -o fitted/ --method linear --corpus text.jsonl
-    layerprune heal fitted/ -o healed/ --method distill:steps=200 --corpus text.jsonl
-"""
+"""Distillation: the pruned model learns from what the intact base says of the text, not from the text alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from layerprune.corpus import pack_documents
+import numpy as np
+import torch
+from torch import nn
+
+from layerprune.data.corpus import Document, Windows, pack_documents, render
 from layerprune.errors import UsageError
-from layerprune.healing.answers import Author
-from layerprune.healing.base import Case, Changed
-from layerprune.healing.kept import Kept
-from layerprune.healing.places import cuts, final_norm, head_weights, last_layers, layer_weights, seams
-from layerprune.healing.processes import leader_first, own_place
-from layerprune.healing.teacher import Distilled, Mix
-from layerprune.healing.trained import Trained, heal_weights, option, precision_of
-from layerprune.subject import Subject
+from layerprune.files import reserve, writing
+from layerprune.healing.base import (
+    Case,
+    Changed,
+    Cut,
+    cuts,
+    final_norm,
+    head_weights,
+    last_layers,
+    layer_weights,
+    seams,
+)
+from layerprune.healing.finetune import Trained, heal_weights, option, precision_of
+from layerprune.healing.losses import Grade, Head, Top, cross_entropy, divergence, divergence_from_top, own
+from layerprune.healing.training import leader_first, own_place
+from layerprune.models.model import Subject
+from layerprune.scoring.cached_evaluator import Journal
+from layerprune.util import SILENT, Progress
 
 
 @dataclass(frozen=True)
@@ -94,3 +102,254 @@ class Distill(Trained):
                 case.record.tokens += kept.fill(teacher, windows, self.forward_windows(case, teacher), case.progress)
         mix = Mix(self.weight, self.temperature, self.match)
         return Distilled(mix, teacher, student, cuts(case.removal, case.receipt.base.layers), kept)
+
+
+# What a teacher says of every window, kept on disk: its likeliest tokens at every place, with their probabilities.
+
+
+Tensor = torch.Tensor
+
+TOKENS, PROBABILITIES, DONE = "tokens.npy", "probabilities.npy", "done"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The top ``k`` tokens of a teacher at a temperature; 8 k bytes a place."""
+
+    folder: Path
+    k: int
+    temperature: float
+
+    @classmethod
+    def of(cls, home: Path, teacher: Subject, windows: Windows, k: int, temperature: float) -> Kept:
+        """Return the keeping place for this teacher and text; nothing is computed yet."""
+        digest = hashlib.sha256(f"{teacher.ref.fingerprint} {teacher.dtype} {k} {temperature}".encode())
+        digest.update(windows.ids.tobytes())
+        return cls(home / digest.hexdigest()[:16], min(k, teacher.vocabulary), temperature)
+
+    def fill(self, teacher: Subject, windows: Windows, micro: int, progress: Progress) -> int:
+        """Ask the teacher about every window that it has not been asked about; return how many tokens it read.
+
+        Killed and called again, it goes on where it was.
+        """
+        self._make(len(windows), windows.window - 1)
+        tokens, chances = self._open("r+")
+        head, before = Head(teacher.model), self.done
+        with progress.task("asking the base", (len(windows) - before) * windows.window, "tokens") as advance:
+            for start in range(before, len(windows), micro):
+                ids = torch.from_numpy(windows.ids[start : start + micro]).to(teacher.device)
+                tokens[start : start + micro], chances[start : start + micro] = self._asked(head, ids)
+                self._mark(start + len(ids), tokens, chances)
+                advance(ids.numel())
+        return (len(windows) - before) * windows.window
+
+    @torch.no_grad()
+    def _asked(self, head: Head, ids: Tensor) -> list[Any]:
+        states = head.hidden(ids)[:, :-1].flatten(0, 1)
+        tops = [Top.of(head.logits(states[piece]), self.k, self.temperature) for piece in head.pieces(len(states))]
+        joined = (torch.cat([top.tokens for top in tops]), torch.cat([top.probabilities for top in tops]))
+        return [part.view(len(ids), -1, self.k).cpu().numpy() for part in joined]
+
+    @property
+    def done(self) -> int:
+        """How many windows the teacher has been asked about."""
+        path = self.folder / DONE
+        return int(path.read_text()) if path.exists() else 0
+
+    def read(self, rows: Tensor, wanted: Tensor) -> Top:
+        """Return what the teacher said of some windows at the wanted places, (windows, tokens - 1) bool."""
+        tokens, chances = (torch.from_numpy(np.ascontiguousarray(part[rows.cpu().numpy()])) for part in self._open("r"))
+        return Top(tokens.to(wanted.device)[wanted].long(), chances.to(wanted.device)[wanted])
+
+    def _make(self, windows: int, places: int) -> None:
+        if self.done:
+            return
+        for name, dtype in ((TOKENS, np.int32), (PROBABILITIES, np.float32)):
+            path = self.folder / name
+            with writing(path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(windows, places, self.k))
+            reserve(path)
+
+    def _open(self, mode: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Map the files, both (windows, places, k)."""
+        return np.load(self.folder / TOKENS, mmap_mode=mode), np.load(self.folder / PROBABILITIES, mmap_mode=mode)
+
+    def _mark(self, windows: int, *maps: Any) -> None:
+        for each in maps:
+            each.flush()
+        fresh = self.folder / f"{DONE}.partial"
+        with writing(fresh):
+            fresh.write_text(str(windows))
+        fresh.rename(self.folder / DONE)
+
+
+# The intact base as a teacher: what it says comes next, computed as it is needed or kept on disk beforehand.
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a distilled student is graded by."""
+
+    weight: float = 1.0  # of the teacher's word; the rest is the text's next token
+    temperature: float = 1.0
+    match: float = 0.0  # of the hidden states at the cuts
+
+
+@dataclass
+class Distilled:
+    """The goal of distillation: KL from the teacher, the text itself, and the teacher's states at the cuts."""
+
+    mix: Mix
+    teacher: Subject
+    student: Subject
+    cuts: Sequence[Cut] = ()
+    kept: Kept | None = None  # the teacher's word on disk; None: it is asked on the way
+    _matcher: Matcher | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.teacher.model.requires_grad_(False).eval()
+        if self.mix.match:
+            self._matcher = Matcher(self.teacher, self.student, self.cuts)
+
+    @property
+    def key(self) -> str:
+        kept = "" if self.kept is None else f" top {self.kept.k}"
+        return f"distilled {self.mix} from {self.teacher.ref.fingerprint}{kept}"
+
+    def prepare(self, rows: Tensor, ids: Tensor, wanted: Tensor, labels: Tensor) -> Grade:
+        top = None if self.kept is None else self.kept.read(rows, wanted)
+        states = None
+        if top is None or self._matcher is not None:
+            with torch.no_grad():
+                states = Head(self.teacher.model).hidden(ids)[:, :-1][wanted]
+        return self._grade(labels, top, states)
+
+    def beside(self, wanted: Tensor) -> Tensor:
+        if self._matcher is None:
+            return torch.zeros((), device=wanted.device)
+        return self.mix.match * self._matcher.distance(wanted)
+
+    def _grade(self, labels: Tensor, top: Top | None, states: Tensor | None) -> Grade:
+        head, weight, temperature = Head(self.teacher.model), self.mix.weight, self.mix.temperature
+
+        def taught(logits: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
+            if top is not None:
+                return divergence_from_top(own(logits), top[piece], temperature)
+            assert states is not None  # asked for whenever there is no top
+            with torch.no_grad():
+                return divergence(own(logits), own(head.logits(states[piece])), temperature)
+
+        def grade(logits: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
+            if weight == 1:
+                return taught(logits, piece)
+            value, gradient = cross_entropy(own(logits), labels[piece])
+            if weight:
+                by_teacher, slope = taught(logits, piece)
+                value = (1 - weight) * value + weight * by_teacher
+                gradient = gradient.mul_(1 - weight).add_(slope, alpha=weight)
+            return value, gradient
+
+        return grade
+
+
+class Matcher:
+    """Watches both models at the cuts: how far the student's states are from those they stand for."""
+
+    def __init__(self, teacher: Subject, student: Subject, cuts: Sequence[Cut]) -> None:
+        self.cuts = [cut for cut in cuts if cut.after >= 0]  # before its first layer a student has nothing to move
+        if not self.cuts:
+            raise UsageError("match compares states at cuts, and no cut has a layer before it; leave match out")
+        self.seen: dict[tuple[str, int], Tensor] = {}
+        for cut in self.cuts:
+            self._watch("student", student.layers[cut.after], cut.after)
+            self._watch("teacher", teacher.layers[cut.resumes - 1], cut.resumes)
+
+    def _watch(self, who: str, layer: nn.Module, number: int) -> None:
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            self.seen[who, number] = output[0] if isinstance(output, tuple) else output
+
+        layer.register_forward_hook(look)
+
+    def distance(self, wanted: Tensor) -> Tensor:
+        """Return the squared distance over the teacher's squared length, summed over places, the mean of the cuts."""
+        total = torch.zeros((), device=wanted.device)
+        for cut in self.cuts:
+            mine = self.seen.pop(("student", cut.after))[:, :-1][wanted].float()  # (places, hidden)
+            theirs = self.seen.pop(("teacher", cut.resumes))[:, :-1][wanted].float()
+            total = total + ((mine - theirs).pow(2).sum(-1) / theirs.pow(2).sum(-1)).sum()
+        return total / len(self.cuts)
+
+
+# Self-data distillation: the intact base writes the answers of a corpus of chats afresh, and they are trained on.
+#
+# A pruned model learns its base's own way of answering better than another's. Source: arXiv:2410.09982.
+
+
+Messages = tuple[tuple[str, str], ...]  # (role, content)
+
+BATCH = 8  # chats that are answered together
+
+
+@dataclass(frozen=True)
+class Author:
+    """A model that answers greedily, in at most so many tokens a turn."""
+
+    subject: Subject
+    most: int
+
+    def rewrite(self, documents: Sequence[Document], folder: Path, progress: Progress = SILENT) -> list[Document]:
+        """Return the chats with every answer written by the model, each turn after the turns before it.
+
+        What is written goes to ``folder`` as it comes: killed and called again, it goes on. Plain texts ask nothing
+        and are left out; raises ``UsageError`` where there is no chat.
+        """
+        chats = [document.messages for document in documents if document.text is None]
+        if not chats:
+            raise UsageError("the base writes answers to prompts, and the corpus holds none: give chats")
+        key = hashlib.sha256(f"{self.subject.ref.fingerprint} {self.most} {chats}".encode()).hexdigest()
+        journal = Journal(folder / "answers.jsonl", key)
+        with progress.task("the base writes answers", len(chats) - len(journal.entries), "chats") as advance:
+            for start in range(len(journal.entries), len(chats), BATCH):
+                for messages in self._answered(chats[start : start + BATCH]):
+                    journal.append({"messages": messages})
+                    advance()
+        return [Document(messages=tuple((role, content) for role, content in e["messages"])) for e in journal.entries]
+
+    def _answered(self, chats: Sequence[Messages]) -> list[Messages]:
+        """Answer turn by turn: the chats' first answers together, then their second ones, and so on."""
+        written: list[list[tuple[str, str]]] = [list(chat) for chat in chats]
+        for turn in range(max(len(_answers(chat)) for chat in chats)):
+            asked = [number for number, chat in enumerate(chats) if turn < len(_answers(chat))]
+            places = [_answers(chats[number])[turn] for number in asked]
+            prompts = [written[number][:place] for number, place in zip(asked, places, strict=True)]
+            for number, place, answer in zip(asked, places, self._write(prompts), strict=True):
+                written[number][place] = ("assistant", answer)
+        return [tuple(chat) for chat in written]
+
+    @torch.no_grad()
+    def _write(self, prompts: Sequence[Sequence[tuple[str, str]]]) -> Iterator[str]:
+        """Yield what the model says next in each chat."""
+        tokenizer: Any = self.subject.tokenizer
+        rows = [
+            tokenizer(
+                render(tokenizer, [{"role": role, "content": content} for role, content in prompt], True),
+                add_special_tokens=False,
+                verbose=False,
+            )["input_ids"]
+            for prompt in prompts
+        ]
+        width = max(map(len, rows))
+        spare = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        ids = torch.tensor([[spare] * (width - len(row)) + row for row in rows], device=self.subject.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.subject.device)
+        written: Any = self.subject.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=self.most, do_sample=False, pad_token_id=spare
+        )  # type: ignore[operator]
+        for row in written[:, width:]:
+            yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+
+
+def _answers(chat: Messages) -> list[int]:
+    """Return the places of a chat's answers."""
+    return [place for place, (role, _) in enumerate(chat) if role == "assistant"]

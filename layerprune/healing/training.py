@@ -1,35 +1,42 @@
-"""The training loop behind LoRA, partial fine-tuning and distillation: accelerate carries it, one process or several.
-
-A step is a fixed set of windows, whatever the number of processes: they share it out, so the loss curve is the same.
-The loop keeps its state on disk (``state``): a run that is killed goes on where it was and ends in the same weights.
-"""
+"""The training loop behind LoRA, partial fine-tuning and distillation, in one process or several, by accelerate."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from layerprune.corpus import Windows
-from layerprune.documents import LossPoint
+from layerprune.artifacts import LossPoint
+from layerprune.data.corpus import Windows
 from layerprune.errors import TrainingError, UsageError
-from layerprune.healing.goals import Goal
-from layerprune.healing.head import Head
-from layerprune.healing.interrupt import Interrupt
-from layerprune.healing.losses import mean_nats
-from layerprune.healing.state import Standing, States, key_of
-from layerprune.progress import SILENT, Advance, Progress
+from layerprune.healing.base import Case
+from layerprune.healing.losses import Goal, Head, mean_nats
+from layerprune.healing.training_state import Standing, States, key_of
+from layerprune.util import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from transformers import PreTrainedModel
+
+
+# The training loop behind LoRA, partial fine-tuning and distillation: accelerate carries it, one process or several.
+#
+# A step is a fixed set of windows, whatever the number of processes: they share it out, so the loss curve is the same.
+# The loop keeps its state on disk (``state``): a run that is killed goes on where it was and ends in the same weights.
+
 
 Tensor = torch.Tensor
 Precision = Literal["bfloat16", "float32"]
@@ -307,3 +314,66 @@ def _check_processes(accelerator: Any, options: Training) -> None:
         raise UsageError(f"training runs data parallel and was launched as {kind}; use accelerate launch --multi_gpu")
     if options.batch % processes:
         raise UsageError(f"a batch of {options.batch} windows cannot be shared by {processes} processes")
+
+
+# Ctrl-C as a request: the work at hand is finished and saved first; a second one stops at once.
+
+
+class Interrupt:
+    """While open, the first SIGINT only sets ``asked``. Outside the main thread it does nothing."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+# Several processes under ``accelerate launch``: which one leads, and where each computes.
+
+
+# That processes wait for each other. torch gives up after 10 minutes on NCCL and 30 on gloo; the base may take hours to
+# write answers, or to be asked about every window, while the others wait for the leading process.
+PATIENCE = timedelta(days=7)
+
+
+def leads() -> bool:
+    """Whether this process is the one that speaks and writes: the only one, or the first of those launched together."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def leader_first() -> AbstractContextManager[None]:
+    """A block that the leading process carries out before the others enter it."""
+    return _state().main_process_first() if _together() else nullcontext()
+
+
+def own_place(case: Case) -> Case:
+    """Return the case on this process's own device, where several processes were launched."""
+    import torch
+
+    if not _together():
+        return case
+    return replace(case, device=str(_state(cpu=case.device == "cpu" or not torch.cuda.is_available()).device))
+
+
+def _state(cpu: bool = False) -> PartialState:
+    """Return what accelerate knows of the processes; the first call brings them together, and only its words count."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=cpu, timeout=PATIENCE)
+
+
+def _together() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from layerprune import formatting
+from layerprune.artifacts import PRUNED, UNHEALED, Audit, Document, HealLog, Plan, Receipt, as_removal, not_looked_for
+from layerprune.artifacts.base import write_atomically
 from layerprune.checkpoint.companions import is_licence
-from layerprune.documents import PRUNED, UNHEALED, Audit, Document, HealLog, Plan, Receipt, as_removal, not_looked_for
-from layerprune.documents.base import write_atomically
 from layerprune.errors import DocumentError
-from layerprune.paths import check_plain
-from layerprune.report.templating import environment
+from layerprune.files import check_plain
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 
 BEGIN = "<!-- layerprune: generated from here to the end mark; text outside the marks is kept -->"
 END = "<!-- layerprune: end -->"
@@ -273,3 +277,21 @@ def _as_list(value: Any) -> list[Any]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+# One way to fill in the pages' templates.
+
+
+def environment(filters: Iterable[str], *, autoescape: bool) -> Environment:
+    """Return jinja over this package's templates; what a template names must exist. ``filters``: names in ``words``."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("layerprune.report", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=autoescape,
+    )
+    made.filters |= {name: getattr(formatting, name) for name in filters}
+    return made

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from layerprune.report import words
+from layerprune import formatting
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 680, 88, 16, 14, 54  # user units; the page scales the whole
 TICKS = 8  # at most, along an axis of layers
@@ -99,7 +99,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) -
     parts = [f'<line class="zero" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="4" y2="{height - 36}"/>']
     for place, (label, value, interval) in enumerate(rows):
         y = 40 + ROW * place
-        said = f"{label}: {words.points(value)} points ({words.points_interval(interval)})"
+        said = f"{label}: {formatting.points(value)} points ({formatting.points_interval(interval)})"
         parts.append(f'<text class="name" x="0" y="{y - 19}">{escape(label)}</text>')
         parts.append(
             f'<line class="whisker" x1="{across(interval[0]):.1f}" x2="{across(interval[1]):.1f}" y1="{y}" y2="{y}"/>'
@@ -109,7 +109,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) -
         )
     step = _round_step((high - low) / 5)
     for count in range(math.ceil(low / step), math.floor(high / step) + 1):
-        parts.append(_tick(across(count * step), height - 10, words.points(count * step)))
+        parts.append(_tick(across(count * step), height - 10, formatting.points(count * step)))
     return _svg(title, parts, height)
 
 
@@ -134,7 +134,7 @@ class _Scale:
             value = self.low + part * self.step
             y, css = self(value), "grid" if abs(value) > self.step / 100 else "grid nought"
             lines.append(f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            said = f"{value:.4g}".replace("-", words.MINUS) if css == "grid" else "0"
+            said = f"{value:.4g}".replace("-", formatting.MINUS) if css == "grid" else "0"
             lines.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{said}</text>')
         middle = (self.top + self.bottom) / 2
         turned = f'transform="rotate(-90 18 {middle})"'

@@ -1,19 +1,40 @@
 """The statistics every claim rests on: exact tests, paired intervals, relevance, rank agreement. No torch."""
 
-from layerprune.stats.certify import Certificate, Step, certify, draw_mixture, items_needed, loss_p_value
-from layerprune.stats.exact import McNemar, above_chance, as_bits, holm, mcnemar
+from layerprune.stats.certificates import Certificate, Step, certify, draw_mixture, items_needed, loss_p_value
 from layerprune.stats.intervals import (
     Bounds,
+    McNemar,
+    above_chance,
+    as_bits,
     bootstrap_interval,
+    clipped,
     counted_interval,
+    displayed,
+    holm,
+    mcnemar,
     mean_interval,
     paired_interval,
     paired_intervals,
     quantile,
+    relevance,
+    relevance_interval,
+    relevance_intervals,
 )
-from layerprune.stats.ranks import Agreement, Overlap, confusion, correlations, overlap, rank_agreement
-from layerprune.stats.relevance import clipped, displayed, relevance, relevance_interval, relevance_intervals
-from layerprune.stats.reliability import TARGET, Losses, Reliability, mean_losses, resampled_losses, split_half, stepped
+from layerprune.stats.ranking import (
+    TARGET,
+    Agreement,
+    Losses,
+    Overlap,
+    Reliability,
+    confusion,
+    correlations,
+    mean_losses,
+    overlap,
+    rank_agreement,
+    resampled_losses,
+    split_half,
+    stepped,
+)
 
 __all__ = [
     "TARGET",

@@ -1,11 +1,4 @@
-"""Confidence intervals for paired differences.
-
-Accuracy: Tango's score interval (Tango 1998, Statistics in Medicine 17:891), which depends on the flip counts alone.
-A bootstrap was not chosen for it: with few flips (a removal that changes two answers of 200) resampling covers far
-less than it claims, and with none it returns a width of zero; tests/test_stats_intervals.py measures both.
-Task intervals are joined by MOVER (Zou & Donner 2008, Statistics in Medicine 27:1693), which keeps their asymmetry.
-Everything that is not right-or-wrong (probabilities, nats): stratified BCa bootstrap (Efron 1987).
-"""
+"""Exact tests, confidence intervals for paired differences, and relevance (arXiv:2605.14075)."""
 
 from __future__ import annotations
 
@@ -17,7 +10,14 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from layerprune.stats.exact import Correct, paired_bits
+# Confidence intervals for paired differences.
+#
+# Accuracy: Tango's score interval (Tango 1998, Statistics in Medicine 17:891), which depends on the flip counts alone.
+# A bootstrap was not chosen for it: with few flips (a removal that changes two answers of 200) resampling covers far
+# less than it claims, and with none it returns a width of zero; tests/test_stats_intervals.py measures both.
+# Task intervals are joined by MOVER (Zou & Donner 2008, Statistics in Medicine 27:1693), which keeps their asymmetry.
+# Everything that is not right-or-wrong (probabilities, nats): stratified BCa bootstrap (Efron 1987).
+
 
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]
@@ -159,3 +159,145 @@ def _bca_limits(drawn: Floats, skew: float, confidence: float) -> Interval:
         level = normal.cdf(bias + shifted / max(1 - skew * shifted, 1e-9))
         limits.append(float(np.quantile(drawn, level)))
     return limits[0], limits[1]
+
+
+# Exact tests on right and wrong answers.
+
+
+Correct = str | Sequence[bool] | NDArray[np.bool_]  # '1' right, '0' wrong, one entry an item
+
+
+def as_bits(correct: Correct) -> NDArray[np.bool_]:
+    """Return outcomes as booleans; raises ``ValueError`` for a string with anything but 0 and 1."""
+    if isinstance(correct, str):
+        codes = np.frombuffer(correct.encode(), dtype=np.uint8) - ord("0")
+        if codes.size and codes.max() > 1:
+            raise ValueError("outcomes are written with the characters 0 and 1 only")
+        return codes.astype(bool)
+    return np.asarray(correct, dtype=bool)
+
+
+def paired_bits(base: Correct, other: Correct) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return both outcomes as booleans; raises ``ValueError`` unless they are of one length and not empty."""
+    first, second = as_bits(base), as_bits(other)
+    if first.shape != second.shape or first.size == 0:
+        raise ValueError(f"paired outcomes need the same items: got {first.size} and {second.size}")
+    return first, second
+
+
+def above_chance(correct: Correct, chances: Sequence[float]) -> float:
+    """Return the one-sided exact p-value of "the model only guesses".
+
+    Under guessing the number of right answers is Poisson-binomial over the items' own chances (an item with three
+    choices counts 1/3). Items of equal chance are one binomial; the few binomials are convolved directly, so the tail
+    keeps its relative precision. With a chance of zero everywhere one right answer gives p = 0.
+    """
+    from scipy.stats import binom
+
+    bits, odds = as_bits(correct), np.asarray(chances, dtype=float)
+    if bits.shape != odds.shape or bits.size == 0:
+        raise ValueError(f"{bits.size} outcomes and {odds.size} chances: one chance per item is needed")
+    if odds.min() < 0 or odds.max() > 1:
+        raise ValueError("a chance is a probability between 0 and 1")
+    mass = np.ones(1)
+    for chance, items in zip(*np.unique(odds, return_counts=True), strict=True):
+        mass = np.convolve(mass, binom.pmf(np.arange(items + 1), items, chance))
+    return float(min(1.0, mass[int(bits.sum()) :].sum()))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Flips between two models on the same items, and the exact two-sided p-value of "flips go both ways alike"."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+    p_value: float
+
+
+def mcnemar(base: Correct, other: Correct) -> McNemar:
+    """Return the exact McNemar test (binomial on the flipped items; McNemar 1947); without flips p = 1."""
+    from scipy.stats import binom
+
+    first, second = paired_bits(base, other)
+    lost, won = int((first & ~second).sum()), int((~first & second).sum())
+    p_value = min(1.0, 2 * float(binom.cdf(min(lost, won), lost + won, 0.5)))
+    return McNemar(lost, won, p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's step-down adjusted p-values in the given order (Holm 1979): they control the family-wise error."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+# Relevance: the share of a model's accuracy above chance that is lost with a removal (arXiv:2605.14075).
+
+
+def relevance(accuracy: float, base: float, chance: float) -> float:
+    """Return ``1 - (accuracy - chance) / (base - chance)``: 0 nothing lost, 1 at chance, negative: it helped.
+
+    Above 1 below chance, so that it stays a mean over items; ``clipped`` is for display. Raises ``ValueError`` unless
+    the base is above chance; callers refuse such a task by name long before.
+    """
+    if base <= chance:
+        raise ValueError(f"relevance needs a base above chance: accuracy {base:.4f}, chance {chance:.4f}")
+    return 1 - (accuracy - chance) / (base - chance)
+
+
+def clipped(relevance: float) -> float:
+    """Return a relevance for display, at most 1: no more than all of the accuracy above chance can be lost."""
+    return min(relevance, 1.0)
+
+
+def displayed(score: float, unit: str, metric: str) -> float:
+    """Return a metric's score for tables and plots: a relevance clipped; losses of margin have no limit."""
+    return clipped(score) if unit == "relevance" and "signal=margin" not in metric else score
+
+
+def relevance_interval(base: Correct, other: Correct, chance: float, confidence: float = 0.95) -> Interval:
+    """Return the interval of the relevance of what turns ``base`` into ``other``, paired over the items."""
+    first, second = paired_bits(base, other)
+    cells = ((first & second).sum(), (first & ~second).sum(), (~first & second).sum())
+    return relevance_intervals(*cells, first.size, chance, confidence).pairs()[0]
+
+
+def relevance_intervals(
+    both_right: ArrayLike,
+    right_to_wrong: ArrayLike,
+    wrong_to_right: ArrayLike,
+    items: ArrayLike,
+    chance: ArrayLike,
+    confidence: float = 0.95,
+) -> Bounds:
+    """Return the same intervals for many removals at once, from counts (arrays that broadcast).
+
+    Fieller's interval (Fieller 1954) for the ratio of two paired means, with one flip added in each direction, as
+    Bonett & Price (2012) do for differences: without it no flips would give a width of zero. Limits are cut to what
+    relevance can be beside the base accuracy seen, from ``1 - (1 - chance) / (base - chance)`` (all answers right)
+    to ``1 + chance / (base - chance)`` (all wrong); where the base is too close to chance to bound the ratio, that
+    whole range is returned.
+    """
+    cells = (both_right, right_to_wrong, wrong_to_right, items, chance)
+    both, lost, won, total, guess = np.broadcast_arrays(*(np.asarray(cell, dtype=float) for cell in cells))
+    base = (both + lost) / total
+    if (base <= guess).any():
+        raise ValueError("relevance needs a base above chance")
+    count = total + 2  # the two added items
+    mean_base, mean_other = (both + lost + 1) / count, (both + won + 1) / count
+    squared = quantile(confidence) ** 2 / count
+    above_base, above_other = mean_base - guess, mean_other - guess
+    a = above_base**2 - squared * mean_base * (1 - mean_base)
+    b = above_base * above_other - squared * (both / count - mean_base * mean_other)
+    c = above_other**2 - squared * mean_other * (1 - mean_other)
+    bounded = a > 0
+    root = np.sqrt(np.maximum(b * b - a * c, 0))
+    safe = np.where(bounded, a, 1.0)
+    least, most = 1 - (1 - guess) / (base - guess), 1 + guess / (base - guess)
+    low = np.where(bounded, np.clip(1 - (b + root) / safe, least, most), least)
+    high = np.where(bounded, np.clip(1 - (b - root) / safe, least, most), most)
+    point = 1 - ((both + won) / total - guess) / (base - guess)
+    return Bounds(np.minimum(low, point), np.maximum(high, point))  # the added items can shift the interval off it

@@ -27,14 +27,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from layerprune.engine import Engine, examine
-from layerprune.engine.exam import as_requests
-from layerprune.engine.trees import tree_size
+from layerprune.data.items import Request
+from layerprune.data.tasks import load_questions
 from layerprune.exporter import export
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
-from layerprune.tasks.items import Request
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import as_requests, examine
+from layerprune.scoring.prefix_tree import tree_size
 
 CASES = ("local_hellaswag:0:100", "local_arc_easy:0:100", "local_arc_easy:5:100")
 COLUMNS = ("task", "shots", "items", "path", "layerprune s", "lm-eval s", "ratio", "theory", "of theory", "agree",

@@ -22,11 +22,11 @@ import sys
 import time
 from pathlib import Path
 
-from layerprune.anatomy import load_config, read_anatomy
+from layerprune.architecture import load_config, read_anatomy
+from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
 from layerprune.checkpoint import Checkpoint, locate
-from layerprune.checkpoint.locator import reference
+from layerprune.checkpoint.location import reference
 from layerprune.checkpoint.writer import header_bytes, plan_shards
-from layerprune.documents import Limits, MetricRef, Plan, Search
 from layerprune.removal import Removal
 
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 32, 4096, 11008, 32000  # Llama 2 7B: 13.5 GB in bf16
@@ -81,7 +81,7 @@ def make_plan(folder: Path, removal: Removal) -> Plan:
     model = reference(found, checkpoint, model_type="llama", layers=anatomy.depth, parameters=parameters)
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
-        model=model, metric=metric, search=Search(name="none"), limits=Limits(), requested="", ranking=(), data=(),
+        model=model, metric=metric, search=SearchRef(name="none"), limits=Limits(), requested="", ranking=(), data=(),
         removal=removal.layers, order=removal.layers, scores_sha256="", seed=0, versions={},
     )  # fmt: skip
 
@@ -95,16 +95,16 @@ def peak_mb() -> float:
 def write_only(plan_file: Path, out: Path) -> None:
     """Plan and write as export does, without the proof; print seconds, and the peaks of memory in MB."""
     from layerprune.checkpoint import new_folder
-    from layerprune.exporter import exporting
+    from layerprune.exporter import exporter
 
     plan = Plan.load(plan_file)
     start = time.perf_counter()
-    job = exporting._plan_job(plan, None, SHARD, False, exporting.SILENT)
+    job = exporter._plan_job(plan, None, SHARD, False, exporter.SILENT)
     planned = time.perf_counter() - start
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     start = time.perf_counter()
     with new_folder(out) as folder:
-        exporting._write(job, folder, exporting.SILENT)
+        exporter._write(job, folder, exporter.SILENT)
     written = time.perf_counter() - start
     print(json.dumps({"planned_s": planned, "written_s": written, "peak_mb": peak_mb(), "validating_mb": child}))
 

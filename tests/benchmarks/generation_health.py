@@ -22,12 +22,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from layerprune.auditor import continuing
-from layerprune.auditor.continuing import Text, write
-from layerprune.auditor.prompts import PROMPTS
-from layerprune.auditor.running_text import read_text, windows_of
-from layerprune.auditor.writing import faults, repeated_share, surprise
-from layerprune.subject import Subject
+from layerprune.auditor import generation
+from layerprune.auditor.generation import PROMPTS, Text, faults, repeated_share, surprise, write
+from layerprune.auditor.performance import read_text, windows_of
+from layerprune.models.model import Subject
 
 ORDERS = {
     "mild": (3, 26, 19, 7, 14, 15, 25, 5, 20, 17, 13, 18),  # greedy on accuracy for six, then cosine's favourites
@@ -145,5 +143,5 @@ def same(texts: Sequence[Text], greedy: Sequence[Text]) -> str:
 
 
 if __name__ == "__main__":
-    print(f"{continuing.NEW_TOKENS} new tokens, {len(PROMPTS)} prompts")
+    print(f"{generation.NEW_TOKENS} new tokens, {len(PROMPTS)} prompts")
     main()

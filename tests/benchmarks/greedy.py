@@ -32,19 +32,20 @@ from ablation import Harness
 from racing import parser
 from transformers import AutoModelForCausalLM
 
+from layerprune.artifacts import Outcomes
+from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress
-from layerprune.cli.quiet import quiet_libraries
-from layerprune.documents import Outcomes
-from layerprune.engine import Engine, Examiner
+from layerprune.data.items import Questions
+from layerprune.data.tasks import load_questions
 from layerprune.exporter import export
-from layerprune.metrics.ablation import Ablation
-from layerprune.metrics.base import Data
-from layerprune.planners import Constraints, Found, Greedy
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.metrics.ablation import Ablation
+from layerprune.scoring.metrics.base import Data
+from layerprune.search import Constraints, Found, Greedy
 from layerprune.stats import paired_interval
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
-from layerprune.tasks.items import Questions
 
 SEARCHES = {
     "plain, all items": (Greedy(), None), "plain, raced": (Greedy(), 1),

@@ -31,20 +31,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layerprune.auditor.exported import seen_items
+from layerprune.artifacts import HealLog, Plan
+from layerprune.artifacts.base import write_atomically
+from layerprune.auditor.inputs import seen_items
+from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress
-from layerprune.cli.quiet import quiet_libraries
-from layerprune.corpus import Document, Passage, Windows, pack, read_documents
-from layerprune.documents import HealLog, Plan
-from layerprune.documents.base import write_atomically
-from layerprune.engine import Engine, examine
+from layerprune.data.corpus import Document, Passage, Windows, pack, read_documents
+from layerprune.data.tasks import load_questions, load_tasks
 from layerprune.exporter import export
+from layerprune.healing.healer import heal
 from layerprune.healing.losses import mean_nats
-from layerprune.healing.step import heal
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
-from layerprune.tasks.loading import load_tasks
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
 
 INTACT, NONE, BASE = Removal(()), "none", "base"
 TASKS = "local_arc_easy,local_hellaswag,local_piqa"  # on which SmolLM2-135M is clearly above chance

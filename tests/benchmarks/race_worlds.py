@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from layerprune.documents import MEAN, Candidate, Objective, Outcomes
-from layerprune.engine import Examiner
-from layerprune.judgement import Signal, additive
-from layerprune.metrics.ablation import Ablation
-from layerprune.metrics.base import Data
-from layerprune.planners import Constraints, one_shot
+from layerprune.artifacts import MEAN, Candidate, Objective, Outcomes
+from layerprune.data.items import Item, Questions, TaskQuestions
 from layerprune.removal import Removal
-from layerprune.tasks import Item, Questions, TaskQuestions
+from layerprune.scoring.aggregation import Signal, additive
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.metrics.ablation import Ablation
+from layerprune.scoring.metrics.base import Data
+from layerprune.search import Constraints, one_shot
 
 LAYERS = 28
 Floats = np.ndarray

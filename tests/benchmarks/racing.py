@@ -19,17 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
+from layerprune.artifacts import MEAN, Outcomes, TaskData
+from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress
-from layerprune.cli.quiet import quiet_libraries
-from layerprune.documents import MEAN, Outcomes, TaskData
-from layerprune.engine import Engine, Examiner
-from layerprune.engine.examiner import BLOCK_ITEMS, block_edges
-from layerprune.judgement import Intact, Signal
-from layerprune.metrics.ablation import harm_of
-from layerprune.racing import Field, Race
+from layerprune.data.tasks import load_questions
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import load_questions
+from layerprune.scoring.aggregation import Intact, Signal
+from layerprune.scoring.cached_evaluator import BLOCK_ITEMS, Examiner, block_edges
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.metrics.ablation import harm_of
+from layerprune.scoring.racing import Field, Race
 
 INTACT = Removal(())
 TASKS = "local_arc_easy,local_hellaswag,local_piqa"
@@ -93,8 +93,7 @@ def shuffled(table: Table, data: Sequence[TaskData], items: int, signal: Signal,
     """Return, by task, (removals, items) harms in a drawn order, and where blocks begin and end."""
     drawn = random.Random(seed)
     orders = {
-        name: drawn.sample(range(len(own.correct)), min(items, len(own.correct)))
-        for name, own in table[INTACT].items()
+        name: drawn.sample(range(len(own.correct)), min(items, len(own.correct))) for name, own in table[INTACT].items()
     }
     mixed = {
         removal: {name: reordered(own, orders[name]) for name, own in outcomes.items()}

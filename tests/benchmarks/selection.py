@@ -30,20 +30,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layerprune.analysis.answers import answers_of, difference, mean_accuracy
-from layerprune.analysis.scorer import Scorer
+from layerprune.analysis.bench import Scorer
+from layerprune.analysis.measurements import answers_of, difference, mean_accuracy
+from layerprune.artifacts import Candidate
+from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress, duration
-from layerprune.cli.quiet import quiet_libraries
-from layerprune.documents import Candidate
-from layerprune.engine import Engine, Examiner
-from layerprune.metrics.base import Data
-from layerprune.planners import SEARCHES, Constraints, Found, Others, bound, one_shot
+from layerprune.data.items import Questions
+from layerprune.data.tasks import load_questions
+from layerprune.formatting import accuracy, points, points_interval
+from layerprune.models.model import Subject
+from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.report.words import accuracy, points, points_interval
-from layerprune.specs import build
+from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.metrics.base import Data
+from layerprune.search import SEARCHES, Constraints, Found, Others, bound, one_shot
 from layerprune.stats import above_chance
-from layerprune.subject import Subject
-from layerprune.tasks import Questions, load_questions
 
 INTACT = Removal(())
 TASKS = "local_arc_easy,local_hellaswag,local_piqa,local_openbookqa,local_arc_challenge,local_winogrande"

@@ -7,7 +7,7 @@ MODEL is a local folder, EVAL a folder with lm-eval task YAMLs in ``tasks/``. Tw
 1. Own answers to --prompts prompts of --writes, and as many choice items of --choices, both read by the engine under
    the removal of each single layer. A token is one of the prompt, the answer or a choice, counted once per item
    however often it is read: what an item consists of. Writing the answers, once, is timed apart.
-2. The same prompts continued without --remove, by ``layerprune.generation.generate`` (a view of the base) and by
+2. The same prompts continued without --remove, by ``layerprune.models.generation.generate`` (a view of the base) and by
    ``transformers`` on a model with those layers really gone: the same batches, greedy, stop strings by lm-eval in both.
    Tokens are those written, up to what ended the text; in float32 the texts have to be the same.
 """
@@ -25,14 +25,15 @@ from typing import Any
 
 import torch
 
-from layerprune.cli.quiet import quiet_libraries
-from layerprune.engine import Engine, examine
-from layerprune.engine.answering import own_answers
-from layerprune.generation import batches, generate
+from layerprune.cli.command import quiet_libraries
+from layerprune.data.items import Questions, Request
+from layerprune.data.tasks import asked_prompting, load_questions
+from layerprune.models.generation import batches, generate
+from layerprune.models.model import Subject
 from layerprune.removal import Removal
-from layerprune.subject import Subject
-from layerprune.tasks import asked_prompting, load_questions
-from layerprune.tasks.items import Questions, Request
+from layerprune.scoring.cached_evaluator import own_answers
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
 
 SYSTEM = "Answer with the shortest span of the background."
 

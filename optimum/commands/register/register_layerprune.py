@@ -10,7 +10,7 @@ import argparse
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from layerprune.cli.app import COMMANDS
+from layerprune.cli.command import COMMANDS
 
 
 class LayerpruneCommand(BaseOptimumCLICommand):
@@ -26,7 +26,7 @@ class LayerpruneCommand(BaseOptimumCLICommand):
         parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="as after `layerprune`")
 
     def run(self) -> None:
-        from layerprune.cli.app import app
+        from layerprune.cli.command import app
 
         assert self.args is not None  # optimum-cli parses before it runs
         app(args=self.args.words, prog_name="optimum-cli layerprune")

@@ -1,0 +1,259 @@
+"""Finding the decoder stack in a model, without a table of architectures."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerprune.architecture.config_fields import DEPTH_KEYS, FIELDS
+from layerprune.checkpoint.safetensors import Checkpoint, file_names, why_no_weights
+from layerprune.errors import CheckpointError, ModelError, one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+
+# Points for a module list that may be the decoder stack; measured over all causal-LM types of transformers 5.23, where
+# the highest sum is the stack of every type but xlm (which has none) and hrm_text (which has two).
+CHECKPOINTED, RIGHT_DEPTH, NO_SPLIT, UNDER_DECODER, OTHER_MODALITY = 4, 3, 2, 1, -5
+MODALITY = re.compile(r"vision|visual|image|audio|speech|patch|mtp")
+
+
+def load_config(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Read a model's config from a folder or Hub id; raises ``ModelError`` when transformers cannot."""
+    from transformers import AutoConfig
+
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        said = why_no_weights(names := file_names(Path(path)))
+        weights = any(name.startswith("model") and name.endswith(".safetensors") for name in names)
+        raise ModelError(f"{path} has no config.json" if weights else f"{path} {said}, and no config.json")
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # config classes raise anything from KeyError to strict-dataclass errors
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ModelError(f"{path} brings its own model code, which runs only with --trust-remote-code") from error
+        raise ModelError(f"the config of {path} cannot be read: {one_line(error)}{stale_depth(Path(path))}") from error
+
+
+def build_on_meta(config: PretrainedConfig, *, trust_remote_code: bool = False) -> nn.Module:
+    """Build the causal LM without memory for its weights; raises ``ModelError`` when transformers cannot build it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the modelling code of 190 types raises what it likes
+        outside = not_a_causal_type(config)
+        if outside:
+            raise ModelError(outside) from error
+        raise ModelError(
+            f"transformers cannot build a causal LM of type {config.model_type!r} from this config: {one_line(error)}"
+        ) from error
+
+
+# transformers' lists of model classes by task, and what a type is called that stands in one; first match wins.
+KINDS = {
+    "IMAGE_TEXT_TO_TEXT": "a vision-language model",
+    "SPEECH_SEQ_2_SEQ": "a speech model",
+    "CTC": "a speech model",
+    "AUDIO_CLASSIFICATION": "an audio model",
+    "TEXT_TO_WAVEFORM": "a text-to-speech model",
+    "TEXT_TO_SPECTROGRAM": "a text-to-speech model",
+    "MULTIMODAL_LM": "a multimodal model",
+    "SEQ_TO_SEQ_CAUSAL_LM": "an encoder-decoder",
+    "MASKED_LM": "an encoder",
+    "TEXT_ENCODING": "a text encoder",
+    "IMAGE_CLASSIFICATION": "a vision model",
+    "ZERO_SHOT_IMAGE_CLASSIFICATION": "a vision model",
+    "TIME_SERIES_PREDICTION": "a time-series model",
+}
+
+
+def not_a_causal_type(config: PretrainedConfig) -> str:
+    """Return one line on a type that transformers has no causal LM of, and what would work; empty for other types."""
+    from transformers.models.auto import modeling_auto
+
+    kind, causal = config.model_type, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    own = getattr(config, "auto_map", None) or {}
+    if kind in causal or "AutoModelForCausalLM" in own:
+        return ""
+    if own:
+        return (
+            f"{kind!r} is a type with its own code, which has no AutoModelForCausalLM (its auto_map has "
+            f"{', '.join(sorted(own))}): layers are removed from causal language models only"
+        )
+    found = next(
+        (
+            (words, entries[kind])
+            for name, words in KINDS.items()
+            if kind in (entries := getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {}))
+        ),
+        ("an encoder-decoder" if config.is_encoder_decoder else "another kind of model", type(config).__name__),
+    )
+    text = getattr(getattr(config, "text_config", None), "model_type", None)
+    advice = "docs/ZOO.md lists the types that can be pruned"
+    if text in causal:
+        advice = f"its language model alone (text_config: {text}), saved as a causal language model, can be pruned"
+    return (
+        f"{kind!r} is {found[0]} ({found[1]}), and layers are removed from causal language models only: transformers "
+        f"has none of this type; {advice}"
+    )
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the decoder's part of a config (a copy for encoder-decoder configs, whose fields are renamed in it)."""
+    return config.get_text_config(decoder=True)
+
+
+def config_depth(config: PretrainedConfig) -> int | None:
+    """Return the number of layers the config speaks of, or None when it does not say."""
+    value = getattr(text_config(config), "num_hidden_layers", None)
+    return value if isinstance(value, int) else None
+
+
+def find_stack(model: nn.Module, config: PretrainedConfig) -> str:
+    """Return the path of the module list that holds the decoder layers, e.g. ``"model.layers"``.
+
+    Every ``nn.ModuleList`` is scored by what its children are and where it stands; parameters break ties.
+    Raises ``ModelError`` when no list scores above zero or the model has no list at all.
+    """
+    from torch.nn import ModuleList
+
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, ModuleList) and len(module)]
+    if not lists:
+        raise ModelError(f"no decoder stack in {type(model).__name__}: it has no list of layers")
+    depth = config_depth(config)
+    points, _, name = max((_points(model, name, module, depth), _size(module), name) for name, module in lists)
+    if points <= 0:
+        raise ModelError(f"no decoder stack in {type(model).__name__}: {name!r} is the likeliest list, and unlikely")
+    return name
+
+
+def _points(model: nn.Module, name: str, module: nn.ModuleList, depth: int | None) -> int:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    names = {type(child).__name__ for child in module}
+    no_split = {entry for part in model.modules() for entry in (getattr(part, "_no_split_modules", None) or ())}
+    points = 0
+    points += CHECKPOINTED * all(isinstance(child, GradientCheckpointingLayer) for child in module)
+    points += RIGHT_DEPTH * (len(module) == depth)
+    points += NO_SPLIT * bool(names & no_split)
+    points += UNDER_DECODER * name.startswith(_decoder_path(model))
+    points += OTHER_MODALITY * bool(MODALITY.search(name))
+    return points
+
+
+def _decoder_path(model: nn.Module) -> str:
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return next((name for name, module in model.named_modules() if module is decoder and name), "-")
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def positions(model: nn.Module) -> int | None:
+    """Return how many tokens a model, on any device, reads at most; None where its config does not say.
+
+    Beyond it a learned table of positions ends in an ``IndexError``, and others are left in what they never saw.
+    """
+    found = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+    if not isinstance(found, int) or found < 1:
+        return None
+    from torch import nn
+
+    for table in model.modules():
+        if not isinstance(table, nn.Embedding) or table is model.get_input_embeddings():  # type: ignore[operator]
+            continue
+        if table.num_embeddings == found and table.padding_idx is not None:  # counting starts behind the padding
+            return found - table.padding_idx - 1
+    return found
+
+
+# What would work where a config class refuses a depth that its own lists of layers contradict.
+
+
+LAYER = re.compile(r"(.*?)\.(\d+)\.")  # the first number of a tensor's name, and what stands before it
+OTHER = re.compile(r"vision|visual|image|audio|speech|mtp")  # stacks that are not the decoder's
+
+
+def stale_depth(folder: Path) -> str:
+    """Return advice, by the number of layers that the weights hold, to end a message with; empty where it has none.
+
+    Such a config cannot be read, so that its model is not there to hold the weights against: they go by their names.
+    """
+    if not (folder / "config.json").is_file():
+        return ""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        layers = _layers(Checkpoint.open(folder).tensors)
+    except (OSError, ValueError, CheckpointError):
+        return ""  # no JSON, or no whole weights: no number of layers to go by
+    part = content.get("text_config", content) if isinstance(content, dict) else None
+    return _advice(part, layers) if layers and isinstance(part, dict) else ""
+
+
+def _advice(fields: dict[str, Any], layers: int) -> str:
+    key = next((key for key in DEPTH_KEYS if key in fields), None)
+    lists = {name: len(fields[name]) for name, kind in FIELDS.items()
+             if kind == "list" and isinstance(fields.get(name), list)}  # fmt: skip
+    if key is None or not any(length != fields[key] for length in lists.values()):
+        return ""
+    todo = [f"set {key} to {layers}"] if fields[key] != layers else []
+    todo += [f"give {name} one entry for each" for name, length in lists.items() if length != layers]
+    return f"; the weights hold {layers} layers: {' and '.join(todo)}"
+
+
+def _layers(names: Iterable[str]) -> int:
+    """Return how many layers tensors of these names make; 0 where they are not numbered from 0, or more than once."""
+    stacks: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        if (match := LAYER.match(name)) and not OTHER.search(match[1]):
+            stacks[match[1]].add(int(match[2]))
+    found = next(iter(stacks.values()), set())
+    return len(found) if len(stacks) == 1 and found == {*range(len(found))} else 0
+
+
+# A config class asked again: what it makes of other fields than those it was read from.
+
+
+def reread(kind: type[PretrainedConfig], fields: dict[str, Any]) -> dict[str, Any] | None:
+    """Return all fields of a config of class ``kind`` made from ``fields``; None where the class refuses them."""
+    with _quiet():
+        try:
+            return kind.from_dict(_with_infinities(copy.deepcopy(fields))).to_dict()
+        except Exception:  # noqa: BLE001  config classes raise what they like, and a refusal is the answer
+            return None
+
+
+def _with_infinities(value: Any) -> Any:
+    """Return JSON content with the floats that JSON has not, as transformers reads them from a file."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:  # what PretrainedConfig.to_json_string writes for them
+            return float(value["__float__"])
+        return {key: _with_infinities(entry) for key, entry in value.items()}
+    return [_with_infinities(entry) for entry in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of transformers, which were made when the config was loaded."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

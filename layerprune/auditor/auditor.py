@@ -1,0 +1,377 @@
+"""Audit an exported folder: load what a user would load, ask both models the same unseen questions, write it down."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from layerprune.artifacts import (
+    PLAIN,
+    PRUNED,
+    UNHEALED,
+    Audit,
+    AuditedTask,
+    Compared,
+    Generation,
+    Layerwise,
+    Outcomes,
+    OwnAnswers,
+    Plan,
+    Prompting,
+    Ranking,
+    Scores,
+    Speed,
+    TextLoss,
+    not_looked_for,
+    read_plan,
+    read_scores,
+)
+from layerprune.auditor.comparison import adjusted, compare_task, flipped_items, overall, verdict
+from layerprune.auditor.generation import PROMPTS, Text, agreement, health, own_answers_of, write
+from layerprune.auditor.inputs import (
+    Exported,
+    Loading,
+    check_same_tokens,
+    check_unseen,
+    check_weights,
+    columns,
+    seen_items,
+)
+from layerprune.auditor.layerwise import (
+    ask_layers,
+    cosine_ranking,
+    layerwise,
+    layerwise_questions,
+    parts_of,
+    recorded_ranking,
+)
+from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, time_both, windows_of
+from layerprune.checkpoint.location import record, source_of
+from layerprune.config import AuditConfig
+from layerprune.data.items import Questions, is_written
+from layerprune.data.tasks import check_turns, load_questions, prompting_of
+from layerprune.errors import DocumentError, UsageError
+from layerprune.files import check_places, locked, published_together, try_folder
+from layerprune.models.model import Subject
+from layerprune.removal import Removal
+from layerprune.report.card import card_faults, read_card, unlike_the_card, write_card
+from layerprune.report.page import REPORT, render_report, write_report
+from layerprune.scoring.engine import Engine
+from layerprune.scoring.evaluator import examine
+from layerprune.util import SILENT, Progress, tool_versions
+
+
+def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progress = SILENT, **options: Any) -> Audit:
+    """Compare an exported checkpoint with its base and write audit.json, the model card and report.html into it.
+
+    ``options`` are those of ``AuditConfig``. ``compare``: other plans for the same base by label, run on the same items
+    as removals; ``scores``: rankings of the base by other metrics, to be shown beside the plan's own; both as paths or
+    documents. ``limit`` is items per task, ``memory`` bytes. No item that any of the plans has seen is used. Raises
+    ``DocumentError`` when folder, plans and base do not belong together, ``WriteError`` when the folder cannot be
+    written, before anything is measured, ``UsageError`` when another audit is at work there, ``TaskError`` and
+    ``ModelError``.
+    """
+    config = AuditConfig.of(tasks=tasks, **options)
+    compared = (config.compare or {}).items()
+    others = {label: plan if isinstance(plan, Plan) else read_plan(plan) for label, plan in compared}
+    rankings = [scores if isinstance(scores, Scores) else read_scores(scores) for scores in config.scores]
+    exported = Exported.read(folder)
+    read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
+    inside = exported.folder / "layerprune"
+    with locked(exported.folder):
+        check_places(exported.folder, files=("README.md", REPORT, f"{inside.name}/{Audit.filename}"))
+        try_folder(inside)
+        job = Job(
+            exported=exported,
+            base=config.base,
+            tasks=_tasks(config.tasks, exported.plan),
+            compare=columns(others, exported),
+            include_path=config.include_path,
+            data_dir=config.data_dir,
+            limit=config.limit,
+            num_fewshot=config.num_fewshot,
+            prompting=prompting_of(config, exported.plan.data[0].prompting if exported.plan.data else PLAIN),
+            turns=config.fewshot_as_multiturn,
+            loading=Loading(
+                config.dtype,
+                config.device,
+                config.batch_size if isinstance(config.batch_size, int) else None,
+                config.memory,
+                config.trust_remote_code,
+            ),
+            text=config.text,
+            generation=config.generation,
+            speed=config.speed,
+            layerwise=config.layerwise,
+            rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in rankings),
+            seed=config.seed,
+        )
+        result = _document(job, measure(job, progress))
+        with published_together(exported.folder) as new:
+            write_card(exported.folder, audit=result, into=new)
+            write_report(exported.folder, result, into=new)
+            result.save(new / inside.name / Audit.filename)  # last: an audit that is there is whole
+        record(inside, result.base)
+    return result
+
+
+def renew(folder: Path, progress: Progress = SILENT, *, base: Callable[[], Path]) -> None:
+    """Bring a folder's card and report to what its documents say; an audit that was killed may have left others.
+
+    ``base`` gives the folder whose card holds the licence and language for one that is missing. Raises
+    ``DocumentError`` for an audit that is not the one that the card names: it is written down after its card, so it was
+    edited.
+    """
+    card, report = folder / "README.md", folder / REPORT
+    audited = folder / "layerprune" / Audit.filename
+    for fault in unlike_the_card(folder, Audit.load(audited)) if audited.exists() else ():
+        raise DocumentError(f"{folder}: {fault}; put it back, or remove it to audit again")
+    if not card.exists():
+        progress.note(f"{card} is missing: written anew")
+        write_card(folder, base())
+    elif any(card_faults(folder)):
+        progress.note(f"{card} is not what the documents say: written anew")
+        write_card(folder)
+    if audited.exists():
+        if not report.exists() or report.read_bytes() != render_report(folder).encode():
+            progress.note(f"{report} is not what the documents say: written anew")
+            write_report(folder)
+    elif report.exists():
+        progress.note(f"removed: {report}, of an audit that was not finished")
+        report.unlink()
+
+
+def _tasks(tasks: Sequence[str] | None, plan: Plan) -> tuple[str, ...]:
+    chosen = tuple(tasks or dict.fromkeys(data.task for data in plan.data))
+    if not chosen:
+        raise UsageError("the plan was made without tasks, so the audit needs to be told which: --tasks arc_easy,piqa")
+    return chosen
+
+
+def _document(job: Job, found: Findings) -> Audit:
+    plan, receipt, heal = job.exported.plan, job.exported.receipt, job.exported.heal
+    everything = overall(found.tasks)
+    unlooked = not_looked_for(receipt, heal, (task.data.task for task in found.tasks))
+    return Audit(
+        verdict=verdict(
+            receipt.removal, receipt.base.layers, found.tasks, everything, found.generation, unlooked, found.own_answers
+        ),
+        base=receipt.base,
+        pruned=job.exported.result,
+        removal=receipt.removal,
+        plan_sha256=plan.sha256(),
+        receipt_sha256=receipt.sha256(),
+        heal_sha256=heal.sha256() if heal else None,
+        compared={
+            label: Compared(
+                removal=other.removal,
+                plan_sha256=other.sha256(),
+                metric=other.metric.spec if other.metric else other.chosen_by,
+            )
+            for label, other in job.compare.items()
+        },
+        tasks=found.tasks,
+        overall=everything,
+        bytes_before=receipt.bytes_before,
+        bytes_after=receipt.bytes_after,
+        cache_bytes_per_token=found.cache,
+        text=found.text,
+        generation=found.generation,
+        own_answers=found.own_answers,
+        speed=found.speed,
+        layerwise=found.layerwise,
+        rankings=found.rankings,
+        dtype=found.dtype,
+        device=found.device,
+        limit=job.limit,
+        seed=job.seed,
+        versions=tool_versions("torch", "transformers", "lm-eval", "numpy", "scipy"),
+    )
+
+
+# An audit's passes over the models: the smaller one first, then the base, both in memory only where it has to be.
+
+
+INTACT = Removal(())
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an audit was asked for, validated before any model is loaded."""
+
+    exported: Exported
+    base: str | None
+    tasks: tuple[str, ...]
+    compare: Mapping[str, Plan]
+    include_path: Sequence[str | Path]
+    data_dir: Path | None
+    limit: int | None
+    num_fewshot: int | None
+    prompting: Prompting
+    turns: bool | None  # whether examples were asked for as turns
+    loading: Loading
+    text: Path | None
+    generation: bool
+    speed: bool
+    layerwise: bool
+    rankings: tuple[Ranking, ...]  # of other metrics, as they were recorded
+    seed: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was measured."""
+
+    tasks: tuple[AuditedTask, ...]
+    dtype: str
+    device: str
+    cache: tuple[int, int] | None
+    text: TextLoss | None
+    generation: Generation | None
+    own_answers: tuple[OwnAnswers, ...]
+    speed: Speed | None
+    layerwise: Layerwise | None
+    rankings: tuple[Ranking, ...]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What the exported model did before the base was loaded."""
+
+    outcomes: Mapping[str, Outcomes]
+    written: Sequence[Text]
+    cache: int | None
+    dtype: str
+    device: str
+    subject: Subject | None  # kept in memory only for what needs both models at once
+
+
+def measure(job: Job, progress: Progress) -> Findings:
+    """Ask the exported model, then the base, on the same questions."""
+    exported = job.exported
+    check_weights(exported, job.base)
+    text = read_text(job.text) if job.text else None
+    progress.note(f"loading the pruned model {exported.folder}")
+    subject = job.loading.subject(str(exported.folder))
+    if text is not None:
+        windows_of(text, subject)  # too short a text is refused before anything is measured
+    questions = _questions(job, subject.encoder, progress)
+    pruned = _alone(job, subject, questions, progress)
+    del subject
+    model, revision = source_of(exported.receipt.base, job.base)
+    progress.note(f"loading the base model {model}")
+    base = job.loading.subject(model, revision)
+    check_same_tokens(questions, base.encoder)
+    engine = job.loading.engine(base)
+    removals = {label: Removal.from_layers(plan.removal) for label, plan in job.compare.items()}
+    wanted = list(dict.fromkeys([INTACT, *removals.values()]))
+    found = examine(engine, questions, wanted, progress, "asking the base model")
+    outcomes = {PRUNED: pruned.outcomes, **{label: found[removal] for label, removal in removals.items()}}
+    tasks = _compare(questions, found[INTACT], outcomes, job.seed)
+    by_layer, rankings = _layer_by_layer(job, engine, questions, tasks, progress)
+    findings = Findings(
+        tasks=tasks,
+        dtype=pruned.dtype,
+        device=pruned.device,
+        cache=_both(cache_bytes_per_token(base), pruned.cache),
+        text=_text(job, text, base, pruned.subject, progress),
+        generation=None,
+        own_answers=(),
+        speed=time_both(base, pruned.subject, progress=progress) if job.speed and pruned.subject else None,
+        layerwise=by_layer,
+        rankings=rankings,
+    )
+    if not job.generation:
+        return findings
+    texts = write(base, PROMPTS, progress, "base model writes")
+    own = own_answers_of(engine, questions, PROMPTS, texts, progress)
+    generation = health(base, PROMPTS, texts, pruned.written)
+    read = examine(engine, own, wanted, progress, "the base's own answers, read by it")
+    smaller = pruned.subject
+    del base, engine
+    if smaller is None:  # one model in memory at a time
+        progress.note(f"loading the pruned model {exported.folder} again, to read what the base wrote")
+        smaller = job.loading.subject(str(exported.folder))
+    label = "the base's own answers, read by the pruned model"
+    models = {
+        PRUNED: examine(job.loading.engine(smaller), own, [INTACT], progress, label)[INTACT],
+        **{label: read[removal] for label, removal in removals.items()},
+    }
+    return replace(findings, generation=generation, own_answers=agreement(own, read[INTACT], models, job.seed))
+
+
+def _alone(job: Job, subject: Subject, questions: Questions, progress: Progress) -> Alone:
+    found = examine(job.loading.engine(subject), questions, [INTACT], progress, "asking the pruned model")
+    return Alone(
+        outcomes=found[INTACT],
+        written=write(subject, PROMPTS, progress, "pruned model writes") if job.generation else [],
+        cache=cache_bytes_per_token(subject),
+        dtype=str(subject.dtype).removeprefix("torch."),
+        device=str(subject.device),
+        subject=subject if job.text or job.speed else None,
+    )
+
+
+def _layer_by_layer(
+    job: Job, engine: Engine, questions: Questions, tasks: Sequence[AuditedTask], progress: Progress
+) -> tuple[Layerwise | None, tuple[Ranking, ...]]:
+    if not job.layerwise:
+        return None, job.rankings
+    plan, few = job.exported.plan, layerwise_questions(questions)
+    parts = parts_of(plan, engine.subject.anatomy)
+    whole = PRUNED if job.exported.heal is None else UNHEALED
+    found = layerwise(ask_layers(engine, few, parts, progress), parts, tasks, whole)
+    if "cosine" in (plan.metric and plan.metric.spec, *(ranking.metric for ranking in job.rankings)):
+        return found, job.rankings
+    cosine = cosine_ranking(engine.subject, few, progress)
+    return found, (*job.rankings, *([cosine] if cosine else []))
+
+
+def _both(base: int | None, pruned: int | None) -> tuple[int, int] | None:
+    return None if base is None or pruned is None else (base, pruned)
+
+
+def _text(job: Job, text: str | None, base: Subject, pruned: Subject | None, progress: Progress) -> TextLoss | None:
+    if text is None or job.text is None or pruned is None:
+        return None
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    source = f"{Path(job.text).name} (sha256 {digest})"
+    before = Removal.from_layers(job.exported.plan.removal) if job.exported.heal else None
+    return text_loss(base, pruned, windows_of(text, base), source, unhealed=before, seed=job.seed, progress=progress)
+
+
+def _questions(job: Job, encoder: object, progress: Progress) -> Questions:
+    seen = seen_items(*job.compare.values()) | job.exported.seen
+    questions = load_questions(
+        job.tasks,
+        encoder,  # type: ignore[arg-type]  # an HFLM, which lm-eval leaves untyped
+        use="evaluation",
+        include_path=job.include_path,
+        data_dir=job.data_dir,
+        limit=job.limit,
+        num_fewshot=job.num_fewshot,
+        prompting=job.prompting,
+        seed=job.seed,
+        exclude=seen,
+    )
+    check_unseen(questions, seen)
+    for remark in questions.remarks():
+        progress.note(remark)
+    check_turns(job.turns, questions)
+    return questions
+
+
+def _compare(
+    questions: Questions, base: Mapping[str, Outcomes], models: Mapping[str, Mapping[str, Outcomes]], seed: int
+) -> tuple[AuditedTask, ...]:
+    compared = []
+    for name, task in questions.tasks.items():
+        outcomes = {label: found[name] for label, found in models.items()}
+        chances = [item.chance for item in task.items]
+        found = compare_task(task.data(), chances, task.excluded, base[name], outcomes, seed)
+        flipped = flipped_items(task, base[name], outcomes[PRUNED])
+        compared.append(found.model_copy(update={"flipped": flipped, "written": is_written(task)}))
+    return adjusted(compared)

@@ -1,0 +1,253 @@
+"""From outcomes to figures: each task, all informative tasks together, the items that flipped, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from layerprune import formatting
+from layerprune.artifacts import (
+    PRUNED,
+    AuditedTask,
+    Comparison,
+    FlippedItem,
+    Flips,
+    Generation,
+    Outcomes,
+    Overall,
+    OwnAnswers,
+    TaskData,
+    Units,
+)
+from layerprune.auditor.generation import SAMPLES
+from layerprune.data.items import Item, TaskQuestions
+from layerprune.data.judging import choices_of, gold_of
+from layerprune.stats import above_chance, bootstrap_interval, holm, mcnemar, mean_interval, paired_interval
+
+# From outcomes to figures: each task, and all informative tasks together.
+
+
+SIGNIFICANT = 0.05  # one-sided: a base that is not above chance by this has nothing to lose on a task
+CONFIDENCE = 0.95
+
+
+def compare_task(
+    data: TaskData,
+    chances: Sequence[float],
+    excluded: int,
+    base: Outcomes,
+    models: Mapping[str, Outcomes],
+    seed: int,
+) -> AuditedTask:
+    """Compare each model with the base on one task's items; p-values are adjusted later, over the tasks."""
+    p_above = above_chance(base.correct, chances)
+    return AuditedTask(
+        data=data,
+        excluded=excluded,
+        informative=p_above <= SIGNIFICANT,
+        p_above_chance=p_above,
+        base_accuracy=base.accuracy,
+        base_gold_probability=base.mean_gold_probability,
+        base_outcomes=base,
+        models=compare_models(base, models, seed),
+    )
+
+
+def compare_models(base: Outcomes, models: Mapping[str, Outcomes], seed: int) -> dict[str, Comparison]:
+    """Return each model beside the base on the same items; p-values not yet adjusted."""
+    return {label: _compare(base, other, seed) for label, other in models.items()}
+
+
+def adjusted(tasks: Sequence[AuditedTask]) -> tuple[AuditedTask, ...]:
+    """Return the tasks with Holm-adjusted p-values, per model over the informative tasks."""
+    informative = [task for task in tasks if task.informative]
+    labels = list(tasks[0].models) if tasks else []
+    raised = {
+        label: dict(
+            zip(
+                (task.data.task for task in informative),
+                holm([task.models[label].flips.p_value for task in informative]),
+                strict=True,
+            )
+        )
+        for label in labels
+    }
+
+    def with_adjusted(task: AuditedTask) -> AuditedTask:
+        models = {}
+        for label, found in task.models.items():
+            value = raised[label].get(task.data.task, found.flips.p_value)
+            models[label] = found.model_copy(update={"flips": found.flips.model_copy(update={"p_adjusted": value})})
+        return task.model_copy(update={"models": models})
+
+    return tuple(with_adjusted(task) for task in tasks)
+
+
+def overall(tasks: Sequence[AuditedTask]) -> dict[str, Overall]:
+    """Return each model over all informative tasks; empty when there is none."""
+    informative = [task for task in tasks if task.informative]
+    return {label: _overall(informative, label) for label in informative[0].models} if informative else {}
+
+
+def _overall(tasks: Sequence[AuditedTask], label: str) -> Overall:
+    found = [task.models[label] for task in tasks]
+    counts = [task.data.items for task in tasks]
+    differences, intervals = [one.difference for one in found], [one.interval for one in found]
+    test = mcnemar("".join(t.base_outcomes.correct for t in tasks), "".join(one.outcomes.correct for one in found))
+    return Overall(
+        items=sum(counts),
+        base_accuracy=_mean([task.base_accuracy for task in tasks]),
+        accuracy=_mean([one.accuracy for one in found]),
+        difference=_mean(differences),
+        interval=mean_interval(differences, intervals),
+        pooled_difference=sum(n * d for n, d in zip(counts, differences, strict=True)) / sum(counts),
+        pooled_interval=mean_interval(differences, intervals, weights=counts),
+        flips=Flips(
+            right_to_wrong=test.right_to_wrong,
+            wrong_to_right=test.wrong_to_right,
+            p_value=test.p_value,
+            p_adjusted=test.p_value,
+        ),
+    )
+
+
+def _compare(base: Outcomes, other: Outcomes, seed: int) -> Comparison:
+    test = mcnemar(base.correct, other.correct)
+    before, after = base.mean_gold_probability, other.mean_gold_probability
+    return Comparison(
+        accuracy=other.accuracy,
+        difference=other.accuracy - base.accuracy,
+        interval=paired_interval(base.correct, other.correct, CONFIDENCE),
+        flips=Flips(
+            right_to_wrong=test.right_to_wrong,
+            wrong_to_right=test.wrong_to_right,
+            p_value=test.p_value,
+            p_adjusted=test.p_value,
+        ),
+        gold_probability=after,
+        gold_probability_change=None if before is None or after is None else after - before,
+        gold_probability_interval=_probability_interval(base, other, seed),
+        outcomes=other,
+    )
+
+
+def _probability_interval(base: Outcomes, other: Outcomes, seed: int) -> tuple[float, float] | None:
+    if base.gold_probability is None or other.gold_probability is None or len(base.correct) < 2:
+        return None
+    differences = np.subtract(other.gold_probability, base.gold_probability)
+    return bootstrap_interval([differences], confidence=CONFIDENCE, seed=seed)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# The one sentence at the top: what was removed, what it cost in choices and in writing, and on how much of each.
+
+
+def verdict(
+    removal: Units,
+    depth: int,
+    tasks: Sequence[AuditedTask],
+    overall: Mapping[str, Overall],
+    generation: Generation | None = None,
+    unlooked: Sequence[str] = (),
+    own_answers: Sequence[OwnAnswers] = (),
+) -> str:
+    """Return the verdict; an accuracy in it is the mean over the informative tasks of its kind.
+
+    ``unlooked`` are the tasks whose items nobody looked for in the text that healed: they may have been seen.
+    """
+    share = f"{100 * len(removal) / depth:.0f} % of layers removed ({len(removal)} of {depth})"
+    accuracies = _accuracies(tasks, overall.get(PRUNED), unlooked)
+    written = any(task.written for task in tasks)
+    return "; ".join([share, *accuracies, *_agreement(own_answers), *_writing(generation, written)])
+
+
+def _accuracies(tasks: Sequence[AuditedTask], found: Overall | None, unlooked: Sequence[str]) -> list[str]:
+    """Choices and written answers are never averaged: one may be kept while the other is lost."""
+    chosen, written = ([task for task in tasks if task.written is kind] for kind in (False, True))
+    if not written:
+        return [_accuracy("accuracy", chosen, found, unlooked)]
+    if not chosen:
+        return [_accuracy("accuracy of written answers", written, found, unlooked)]
+    return [
+        _accuracy("choice accuracy", chosen, overall(chosen).get(PRUNED), unlooked),
+        _accuracy("accuracy of written answers", written, overall(written).get(PRUNED), unlooked),
+    ]
+
+
+def _accuracy(what: str, tasks: Sequence[AuditedTask], found: Overall | None, unlooked: Sequence[str]) -> str:
+    uninformative = [task.data.task for task in tasks if not task.informative]
+    if found is None:
+        cost = "what that cost" if what == "accuracy" else f"what that cost in {what}"
+        return f"{cost} is not known: the base model is not above chance on {formatting.listed(uninformative)}"
+    met = [task.data.task for task in tasks if task.data.task in unlooked and task.informative]
+    said = (
+        f"{what} {formatting.points(found.difference)} points "
+        f"(95 % CI {formatting.points_interval(found.interval)}) on {found.items:,} "
+        + (f"items, those of {formatting.listed(met)} perhaps met in healing" if met else "unseen items")
+    )
+    if uninformative:
+        said += f", {formatting.listed(uninformative)} left out (base at chance)"
+    return said
+
+
+def _agreement(own_answers: Sequence[OwnAnswers]) -> list[str]:
+    parts = []
+    for one in own_answers:
+        found, count = one.models[PRUNED], len(one.fingerprints)
+        interval = f" (95 % CI {formatting.percent_interval(found.agreed_interval)})" if found.agreed_interval else ""
+        share = f"{formatting.percent(found.agreed)}{interval}{'' if parts else ' of the tokens the base wrote'}"
+        prompts = "prompt" if count == 1 else "prompts"
+        asked = f"sample {prompts}" if one.task == SAMPLES else f"unseen {prompts} of {one.task}"
+        parts.append(f"{share} on {count:,} {asked}")
+    return [f"agrees with {formatting.listed(parts)}"] if parts else []
+
+
+def _writing(generation: Generation | None, written: bool) -> list[str]:
+    if generation is None:
+        return [] if written else ["not looked at: generated text"]
+    if generation.healthy:
+        return [f"{generation.prompts - generation.faulty} of {generation.prompts} sample texts are sound"]
+    return [
+        f"it no longer writes reliably: {generation.faulty} of {generation.prompts} sample texts are faulty "
+        f"(base: {generation.base_faulty})"
+    ]
+
+
+# The items whose answers changed, in words: what a reader looks at to see what kind of knowledge went.
+
+
+SHOWN = 20  # items each way and task: enough to read, and an audit stays a few hundred kilobytes
+LONGEST = 500  # characters of a question; few-shot examples stand before it and are cut off
+
+
+def flipped_items(task: TaskQuestions, base: Outcomes, pruned: Outcomes) -> tuple[FlippedItem, ...]:
+    """Return the flipped items of one task, right to wrong first, each way by how far the gold probability moved."""
+    places = [place for place, pair in enumerate(zip(base.correct, pruned.correct, strict=True)) if pair[0] != pair[1]]
+
+    def moved(place: int) -> float:
+        if base.gold_probability is None or pruned.gold_probability is None:
+            return 0.0
+        return -abs(pruned.gold_probability[place] - base.gold_probability[place])
+
+    lost = sorted((place for place in places if base.correct[place] == "1"), key=moved)[:SHOWN]
+    won = sorted((place for place in places if base.correct[place] == "0"), key=moved)[:SHOWN]
+    return tuple(_flipped(task, task.items[place], place, base, pruned) for place in (*lost, *won))
+
+
+def _flipped(task: TaskQuestions, item: Item, place: int, base: Outcomes, pruned: Outcomes) -> FlippedItem:
+    lm_task = getattr(task.judge, "task", None)
+    offered = lm_task is not None and lm_task.OUTPUT_TYPE == "multiple_choice"
+    doc = item.key[0].doc
+    return FlippedItem(
+        fingerprint=item.fingerprint,
+        fixed=pruned.correct[place] == "1",
+        question=str(item.key[0].args[0])[-LONGEST:],
+        answers=tuple(str(answer) for answer in choices_of(lm_task, doc)) if offered else (),
+        gold=tuple(gold_of(lm_task, doc)) if offered else (),
+        base_gold_probability=None if base.gold_probability is None else base.gold_probability[place],
+        gold_probability=None if pruned.gold_probability is None else pruned.gold_probability[place],
+    )

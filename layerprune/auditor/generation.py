@@ -1,0 +1,278 @@
+"""Does the pruned model still write? Fixed prompts continued, and how far it agrees with the base's own answers."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from layerprune.artifacts import OWN_ANSWER, Continuation, Followed, Generation, Interval, Outcomes, OwnAnswers
+from layerprune.data.items import (
+    AgreementJudge,
+    OwnAnswer,
+    Questions,
+    TaskQuestions,
+    fingerprint,
+    is_written,
+    own_answer_items,
+)
+from layerprune.models.generation import can_be_batched, padded
+from layerprune.models.model import Subject
+from layerprune.scoring.cached_evaluator import own_answers
+from layerprune.scoring.engine import Engine
+from layerprune.stats import bootstrap_interval
+from layerprune.util import SILENT, Progress
+
+# Does the pruned model still write? Greedy continuations of fixed prompts, looked at for what breaks first.
+#
+# Choice accuracy can survive a removal that text generation does not (arXiv:2602.01997).
+
+
+# A text is faulty from these values on. They lie between what SmolLM2-135M-Instruct writes intact, greedily and drawn
+# at random, and what it writes without 4, 8 and 12 layers (docs/notes/2026-11-25-audit.md has the spreads).
+REPEATED = 0.25  # share of 4-token windows that the text has had before; intact: at most 0.13
+AT_ONCE = 4  # an ending before this many tokens answers none of the prompts
+SHORT = 1 / 3  # of the base's length: a text the model ends before that is cut short (measured: "The sky is blue.")
+UNLIKELY = 2.5  # nats per token the base gives it; intact, drawn at random: at most 1.3; prose by others: 2.9
+WORSE = 0.25  # share of prompts, beyond the base's own faults, from which on the model is called unhealthy
+
+
+@torch.no_grad()
+def surprise(judge: Subject, text: Text) -> float | None:
+    """Return the nats per token that ``judge`` needs for a text after its prompt; None for an empty text."""
+    if not text.ids:
+        return None
+    ids = torch.tensor([[*text.prompt_ids, *text.ids]], device=judge.device)
+    logs = judge.model(input_ids=ids, use_cache=False).logits[0, len(text.prompt_ids) - 1 : -1].float().log_softmax(-1)
+    asked = torch.tensor(text.ids, device=logs.device)
+    return -float(logs.gather(1, asked[:, None]).mean())
+
+
+def faults(text: Text, nats: float | None, expected: int = 0) -> tuple[str, ...]:
+    """Return what is wrong with a text: empty, early stop, repeats, broken characters, unlikely; nothing if sound.
+
+    ``nats`` is its ``surprise``, ``expected`` the length in tokens of the base model's text for the same prompt.
+    """
+    if not text.text.strip():
+        return ("empty",)
+    found = []
+    if text.ended and len(text.ids) < max(AT_ONCE, SHORT * expected):
+        found.append("early stop")
+    if repeated_share(text.ids) >= REPEATED:
+        found.append("repeats")
+    if _has_broken_characters(text.text):
+        found.append("broken")
+    if nats is not None and nats >= UNLIKELY:
+        found.append("unlikely")
+    return tuple(found)
+
+
+def repeated_share(ids: Sequence[int], width: int = 4) -> float:
+    """Return the share of windows of ``width`` tokens that occurred before in the same text."""
+    windows = [tuple(ids[start : start + width]) for start in range(len(ids) - width + 1)]
+    return 1 - len(set(windows)) / len(windows) if windows else 0.0
+
+
+def _has_broken_characters(text: str) -> bool:
+    """Whether bytes do not make up characters; the last ones may have been cut in the middle."""
+    inside = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    return any(
+        c == "\N{REPLACEMENT CHARACTER}" or (unicodedata.category(c) == "Cc" and c not in "\n\t\r") for c in inside
+    )
+
+
+def health(judge: Subject, prompts: Sequence[str], base: Sequence[Text], pruned: Sequence[Text]) -> Generation:
+    """Compare both models' texts; ``judge`` is the base model, which tells likely words from unlikely ones."""
+    continuations = tuple(
+        _beside(judge, prompt, ours, theirs) for prompt, ours, theirs in zip(prompts, base, pruned, strict=True)
+    )
+    agreed = [_agreement(ours.ids, theirs.ids) for ours, theirs in zip(base, pruned, strict=True)]
+    return Generation(
+        max_new_tokens=NEW_TOKENS,
+        **counts(continuations),
+        agreement=sum(agreed) / len(agreed),
+        continuations=continuations,
+    )
+
+
+def counts(continuations: Sequence[Continuation]) -> dict[str, Any]:
+    """Return the figures of ``Generation`` that follow from the texts' faults: ``verify`` counts again."""
+    faulty = sum(bool(one.faults) for one in continuations)
+    base_faulty = sum(bool(one.base_faults) for one in continuations)
+    return {
+        "prompts": len(continuations),
+        "faulty": faulty,
+        "base_faulty": base_faulty,
+        "healthy": faulty - base_faulty < WORSE * len(continuations),
+    }
+
+
+def _beside(judge: Subject, prompt: str, base: Text, pruned: Text) -> Continuation:
+    nats, base_nats = surprise(judge, pruned), surprise(judge, base)
+    return Continuation(
+        prompt=prompt,
+        base=base.text,
+        pruned=pruned.text,
+        shared_tokens=_shared(base.ids, pruned.ids),
+        faults=faults(pruned, nats, len(base.ids)),
+        base_faults=faults(base, base_nats),
+        nats=nats,
+        base_nats=base_nats,
+    )
+
+
+def _agreement(a: Sequence[int], b: Sequence[int]) -> float:
+    """Return the share of the longer text that both have in common from the start; 1 for equal texts."""
+    return 1.0 if a == b else _shared(a, b) / max(len(a), len(b))
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+# Greedy continuations of prompts, as a user of the model would get them.
+
+
+NEW_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Text:
+    """One greedy continuation."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]  # without the end mark
+    text: str
+    ended: bool  # the model ended it itself
+
+
+def write(subject: Subject, prompts: Sequence[str], progress: Progress = SILENT, label: str = "writing") -> list[Text]:
+    """Continue each prompt greedily by up to ``NEW_TOKENS`` tokens, through the chat template where there is one."""
+    encoded = [_encoded(subject.tokenizer, prompt) for prompt in prompts]
+    batches = [encoded] if can_be_batched(subject, encoded) else [[prompt] for prompt in encoded]
+    texts = []
+    with progress.task(label, len(prompts), "texts") as advance:
+        for batch in batches:
+            texts += _continue(subject, batch)
+            advance(len(batch))
+    return texts
+
+
+def _encoded(tokenizer: Any, prompt: str) -> list[int]:
+    if getattr(tokenizer, "chat_template", None):
+        turn = [{"role": "user", "content": prompt}]
+        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return list(tokenizer(prompt + "\n")["input_ids"])
+
+
+@torch.no_grad()
+def _continue(subject: Subject, prompts: Sequence[Sequence[int]]) -> list[Text]:
+    from transformers import GenerationConfig
+
+    ends = subject.encoder.ends
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0)
+    )
+    ids, mask = (tensor.to(subject.device) for tensor in padded(prompts))
+    found = subject.model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    return [
+        _text(subject, prompt, row[ids.shape[1] :].tolist(), ends) for prompt, row in zip(prompts, found, strict=True)
+    ]
+
+
+def _text(subject: Subject, prompt: Sequence[int], fresh: Sequence[int], ends: set[int]) -> Text:
+    stop = next((place for place, token in enumerate(fresh) if token in ends), len(fresh))
+    text = str(subject.tokenizer.decode(fresh[:stop], skip_special_tokens=False))
+    return Text(tuple(prompt), tuple(fresh[:stop]), text, ended=stop < len(fresh))
+
+
+# The fixed prompts of the generation check: open questions of several kinds, none with a short answer.
+
+
+PROMPTS = (
+    "Explain to a child why the sky is blue.",
+    "Describe how bread is made, from the field to the table.",
+    "Tell a short story about a lighthouse keeper who finds a letter in a bottle.",
+    "What should a visitor know before walking in the mountains in winter?",
+    "Write a friendly message that invites a neighbour to dinner on Saturday.",
+    "Name some differences between a river and a lake, and explain each of them.",
+    "Give advice to somebody who starts a new job next week.",
+    "Describe a busy market in the morning, with its sounds and smells.",
+    "How does a bicycle stay upright while it is moving?",
+    "Summarise what happens to water when it is heated from ice to steam.",
+    "Write a Python function that counts the vowels in a text, and explain it.",
+    "Discuss the advantages and disadvantages of living in a big city.",
+)
+
+
+# How far smaller models go along with what the base wrote: its own answers, read again token by token.
+#
+# Free generation parts at the first other token, and nothing behind that can be compared; read with teacher forcing
+# every token counts, and a pass over prompt and answer is all it costs.
+
+
+SAMPLES = "sample prompts"
+
+
+def own_answers_of(
+    engine: Engine, questions: Questions, prompts: Sequence[str], texts: Sequence[Text], progress: Progress
+) -> Questions:
+    """Return the base's answers as items to be read: to the tasks that have it write, and to the sample prompts.
+
+    ``texts`` are what the base wrote to the sample ``prompts``; an empty one is nothing to read.
+    """
+    written = {name: task for name, task in questions.tasks.items() if is_written(task)}
+    tasks = dict(own_answers(engine, Questions(written), progress=progress).tasks) if written else {}
+    own = {
+        fingerprint(prompt): OwnAnswer(text.prompt_ids, text.ids, None)
+        for prompt, text in zip(prompts, texts, strict=True)
+        if text.ids
+    }
+    if own:
+        items = own_answer_items(own)
+        tasks[SAMPLES] = TaskQuestions(SAMPLES, "the same for all models", OWN_ANSWER, 0, items, AgreementJudge())
+    return Questions(tasks)
+
+
+def agreement(
+    questions: Questions, base: Mapping[str, Outcomes], models: Mapping[str, Mapping[str, Outcomes]], seed: int
+) -> tuple[OwnAnswers, ...]:
+    """Return each model beside the base on the answers to each task's prompts."""
+    return tuple(
+        OwnAnswers(
+            task=name,
+            fingerprints=tuple(item.fingerprint for item in task.items),
+            tokens=sum(part.scored for item in task.items for query in item.queries for part in query.parts),
+            base_outcomes=base[name],
+            models={label: followed(base[name], found[name], seed) for label, found in models.items()},
+        )
+        for name, task in questions.tasks.items()
+    )
+
+
+def followed(base: Outcomes, other: Outcomes, seed: int) -> Followed:
+    """Return what a model loses of the base's answers, from both models' outcomes item by item."""
+    lost = np.subtract(base.answer or (), other.answer or ())
+    agreed = np.array(other.agreed or ())
+    return Followed(
+        nats=float(lost.mean()),
+        interval=_interval(lost, seed),
+        agreed=float(agreed.mean()),
+        agreed_interval=_interval(agreed, seed),
+        outcomes=other,
+    )
+
+
+def again(one: OwnAnswers, seed: int) -> OwnAnswers:
+    """Work the figures out again from the outcomes, for ``verify``."""
+    models = {label: followed(one.base_outcomes, found.outcomes, seed) for label, found in one.models.items()}
+    return one.model_copy(update={"models": models})
+
+
+def _interval(values: NDArray[np.float64], seed: int) -> Interval | None:
+    return bootstrap_interval([values], seed=seed) if len(values) > 1 else None

@@ -1,0 +1,437 @@
+"""Text for healing and for perplexity: documents, the benchmark items in them, token windows, a held-out part."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerprune.artifacts import CorpusRef, Overlap
+from layerprune.data.items import hash_share
+from layerprune.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+# Documents from where a user keeps them: a text, JSONL or parquet file, a folder of those, or a Hub dataset.
+#
+# A record is one of the forms that trainers take: ``{"text": ...}``, ``{"messages": [{"role", "content"}, ...]}`` or
+# ``{"prompt": ..., "completion": ...}`` (strings or messages).
+
+
+SUFFIXES = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
+PARAGRAPHS = "\n\n"
+BUILTIN = "builtin"
+FORMS = "'text', 'messages', or 'prompt' and 'completion'"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: plain text, or a chat whose assistant's messages are the answers."""
+
+    text: str | None = None
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content)
+
+    @property
+    def words(self) -> str:
+        """All of its text, for looking things up in."""
+        return self.text if self.text is not None else "\n".join(content for _, content in self.messages)
+
+    def key(self) -> str:
+        """What its hash stands for."""
+        return self.text if self.text is not None else repr(self.messages)
+
+
+def read_documents(source: str) -> tuple[str, list[Document]]:
+    """Return a name for the source, without the folders above it, and its documents in order.
+
+    ``source``: ``builtin`` (the corpus in this package), a file or folder, or a Hub dataset, ``owner/name`` or
+    ``owner/name:split``. Raises ``UsageError`` naming file and record.
+    """
+    files = find_source(source)
+    if files is None:
+        return source, _from_hub(source)
+    return (BUILTIN if source == BUILTIN else Path(source).name), _from_files(files)
+
+
+def find_source(source: str) -> list[Path] | None:
+    """Return the files of a source, None for one that only the Hub can have; raises ``UsageError`` without reading."""
+    if source == BUILTIN:
+        return [Path(__file__).parent / "prose.jsonl"]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        if not files:
+            raise UsageError(f"the folder {source} holds no text: none of {', '.join(SUFFIXES)}")
+        return files
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise UsageError(f"{source} is none of {', '.join(SUFFIXES)}")
+        return [path]
+    if source.startswith((".", "/", "~")) or path.suffix in SUFFIXES:
+        raise UsageError(f"the corpus {source} does not exist; give a file, a folder, a Hub dataset or {BUILTIN}")
+    return None
+
+
+def _from_files(files: Iterable[Path]) -> list[Document]:
+    found: list[Document] = []
+    for file in files:
+        kind = SUFFIXES[file.suffix]
+        if kind == "text":
+            try:
+                content = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
+            found += [Document(text=part) for part in _parts(content)]
+        else:
+            rows = enumerate(_rows(file, kind), 1)
+            found += [_document(record, f"{file}, record {number}") for number, record in rows]
+    return found
+
+
+def _parts(content: str) -> list[str]:
+    """A plain text is one document a paragraph: what is held out must not be the whole of a file."""
+    return [part.strip() for part in content.split(PARAGRAPHS) if part.strip()]
+
+
+def _rows(file: Path, kind: str) -> Iterable[Mapping[str, Any]]:
+    import json
+
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        try:
+            rows: list[Mapping[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
+        except (OSError, ValueError) as error:  # pyarrow's own errors are these two
+            raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
+        return rows
+    try:
+        content = file.read_text(encoding="utf-8")
+        # Not splitlines: a string in JSON may hold U+2028, U+2029 and U+0085 as they are.
+        return [json.loads(line) for line in content.split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
+
+
+def _from_hub(source: str) -> list[Document]:
+    import datasets
+
+    name, _, split = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # datasets raises anything from FileNotFoundError to httpx errors
+        raise UsageError(
+            f"the corpus {source} is no file or folder here, and the Hub does not give it: {one_line(error)}"
+        ) from error
+    return [_document(record, f"{source}, record {number}") for number, record in enumerate(rows, 1)]
+
+
+def _document(record: Any, where: str) -> Document:
+    if isinstance(record, Mapping):
+        if isinstance(record.get("text"), str):
+            return Document(text=record["text"])
+        if record.get("messages") is not None:
+            return Document(messages=_messages(record["messages"], where))
+        if record.get("prompt") is not None and record.get("completion") is not None:
+            prompt, answer = record["prompt"], record["completion"]
+            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+            return Document(messages=_messages([*asked, *said], where))
+        known = ", ".join(map(str, record)) or "nothing"
+        raise UsageError(f"{where} has the keys {known}; expected {FORMS}")
+    raise UsageError(f"{where} is a {type(record).__name__}; expected an object with {FORMS}")
+
+
+def _messages(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    try:
+        found = tuple((str(entry["role"]), entry["content"]) for entry in value)
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{where}: messages are objects with role and content: {one_line(error)}") from error
+    if not all(isinstance(content, str) for _, content in found):
+        raise UsageError(f"{where}: a message's content is not text")
+    if not any(role == "assistant" for role, _ in found):
+        raise UsageError(f"{where}: no message has the role 'assistant', so there is no answer to learn")
+    return found
+
+
+# Text as full windows of token ids: packed, so that there is no padding, with a mask of the tokens that count.
+
+
+IGNORED = -100  # the label that transformers and torch leave out of a loss
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One document as token ids; ``counted`` says of each token whether predicting it is part of the loss."""
+
+    ids: tuple[int, ...]
+    counted: tuple[bool, ...]
+
+    @classmethod
+    def of_text(cls, ids: Iterable[int], head: int | None) -> Passage:
+        """Return a plain text, all of it counted but the token that stands before it, where there is one."""
+        before, ids = () if head is None else (head,), tuple(ids)
+        return cls((*before, *ids), (False,) * len(before) + (True,) * len(ids))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of equal length; every place holds a token of the text."""
+
+    ids: NDArray[np.int64]  # (windows, tokens)
+    counted: NDArray[np.bool_]  # (windows, tokens)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window."""
+        return int(self.ids.shape[1])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all windows together."""
+        return int(self.ids.size)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Token ids as transformers takes labels (unshifted), IGNORED where the loss does not count."""
+        return np.where(self.counted, self.ids, IGNORED)
+
+    def first(self, count: int) -> Windows:
+        """Return at most ``count`` windows from the beginning."""
+        return Windows(self.ids[:count], self.counted[:count])
+
+    def spread(self, count: int) -> Windows:
+        """Return at most ``count`` windows, evenly spread from the first to the last."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int))
+        return Windows(self.ids[chosen], self.counted[chosen])
+
+
+def pack(passages: Iterable[Passage], window: int) -> Windows:
+    """Join passages and cut full windows; what is left over at the end is dropped.
+
+    Windows in which nothing counts are left out.
+    """
+    ids: list[int] = []
+    counted: list[bool] = []
+    for passage in passages:
+        ids.extend(passage.ids)
+        counted.extend(passage.counted)
+    whole = len(ids) // window * window
+    found = Windows(
+        np.array(ids[:whole], dtype=np.int64).reshape(-1, window),
+        np.array(counted[:whole], dtype=bool).reshape(-1, window),
+    )
+    keep = found.counted[:, 1:].any(axis=1)  # the first token of a window is predicted from nothing
+    return Windows(found.ids[keep], found.counted[keep])
+
+
+def check_enough(windows: Windows, what: str, tokens: int) -> None:
+    """Raise ``UsageError`` when a text does not fill one window."""
+    if not len(windows):
+        raise UsageError(f"{what} has {tokens} tokens, not one full window; give more text or a smaller window")
+
+
+# From documents to a corpus: what audits ask is left out, a part is held out, the rest is packed into windows.
+
+
+WINDOW = 512  # tokens; as the audit's text, so that losses compare
+HELD_OUT = 0.1  # share of the documents, by hash
+HELDOUT_WINDOWS = 32  # that a held-out loss is measured on: 16,384 tokens, for three models in a healing
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Windows to heal with and windows that no method reads but to choose an option or to stop."""
+
+    train: Windows
+    heldout: Windows
+    ref: CorpusRef
+    documents: tuple[Document, ...] = ()  # what ``train`` was packed from, in order
+
+
+def build_corpus(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int = WINDOW,
+    seed: int = 0,
+    items: Mapping[str, tuple[str, Mapping[str, str]]] | None = None,
+) -> Corpus:
+    """Read ``source`` (see ``reading.read_documents``) and pack it for a model's tokenizer.
+
+    ``items``: audit items to look for, by task (split, text by fingerprint); documents that hold one are left out.
+    The order of documents and the held-out part depend on nothing but the documents' hashes and ``seed``. Raises
+    ``UsageError`` when either part does not fill one window.
+    """
+    if window < 2:
+        raise UsageError(f"a window of {window} tokens predicts nothing; use at least 2")
+    name, documents = read_documents(source)
+    overlap, holders = find_overlap(documents, items or {})
+    kept = [document for number, document in enumerate(documents) if number not in holders]
+    marked = sorted({_mark(document): document for document in kept}.items(), key=lambda entry: _place(entry[0], seed))
+    heldout = [(mark, document) for mark, document in marked if hash_share(mark, "held out") < HELD_OUT]
+    train = [(mark, document) for mark, document in marked if hash_share(mark, "held out") >= HELD_OUT]
+    parts = [
+        pack_documents([document for _, document in part], tokenizer, window, f"{source}, {what}")
+        for part, what in ((train, "without what is held out,"), (heldout, "the held-out tenth,"))
+    ]
+    measured = parts[1].spread(HELDOUT_WINDOWS)
+    ref = CorpusRef(
+        source=name,
+        fingerprint=_fingerprint([mark for mark, _ in (*train, *heldout)]),
+        documents=len(train),
+        heldout_documents=len(heldout),
+        dropped_documents=len(holders),
+        overlap=overlap,
+        window=window,
+        windows=len(parts[0]),
+        heldout_windows=len(measured),
+        counted=int(parts[0].counted.sum()),
+        answers_only=any(document.text is None for document in kept),
+    )
+    return Corpus(parts[0], measured, ref, tuple(document for _, document in train))
+
+
+def pack_documents(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, window: int, what: str
+) -> Windows:
+    """Tokenise documents and cut full windows; ``UsageError``, naming ``what``, where they do not fill one."""
+    passages = [_passage(document, tokenizer) for document in documents]
+    made = pack(passages, window)
+    check_enough(made, what, sum(len(passage.ids) for passage in passages))
+    return made
+
+
+def _passage(document: Document, tokenizer: PreTrainedTokenizerBase) -> Passage:
+    if document.text is None:
+        return chat_passage(tokenizer, document.messages)
+    ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+    return Passage.of_text(ids, _head(tokenizer))
+
+
+def _head(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token that stands before a text: as lm-eval has it, beginning of text, else end of text."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    return None
+
+
+def _mark(document: Document) -> str:
+    return hashlib.sha256(document.key().encode()).hexdigest()
+
+
+def _place(mark: str, seed: int) -> float:
+    return hash_share(mark, f"order {seed}")
+
+
+def _fingerprint(marks: Sequence[str]) -> str:
+    return f"sha256:{hashlib.sha256(','.join(marks).encode()).hexdigest()}"
+
+
+# A chat as the model's own template renders it, with the assistant's tokens marked.
+
+
+def chat_passage(tokenizer: PreTrainedTokenizerBase, messages: tuple[tuple[str, str], ...]) -> Passage:
+    """Render and tokenise a chat; only the assistant's tokens count, with what ends its turn.
+
+    An answer's text is what the rendered chat gains by it: the rendering up to and with the answer, less the rendering
+    up to the point where the template asks the assistant to speak. Raises ``UsageError`` for a tokenizer without a
+    template or one whose template rewrites earlier messages.
+    """
+    if not tokenizer.is_fast:
+        raise UsageError(f"{type(tokenizer).__name__} gives no character offsets; chats need a fast tokenizer")
+    turns = [{"role": role, "content": content} for role, content in messages]
+    text = render(tokenizer, turns, False)
+    spans: list[tuple[int, int]] = []
+    for place, turn in enumerate(turns):
+        if turn["role"] == "assistant":
+            before = render(tokenizer, turns[:place], True)
+            after = render(tokenizer, turns[: place + 1], False)
+            if not after.startswith(before) or not text.startswith(after):
+                raise UsageError("the model's chat template rewrites earlier messages; answers cannot be told apart")
+            spans.append((len(before), len(after)))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = [stop for _, stop in encoded["offset_mapping"]]
+    counted = tuple(any(start < stop <= last for start, last in spans) for stop in ends)
+    return Passage(tuple(encoded["input_ids"]), counted)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], asked: bool) -> str:
+    """Return a chat as the template renders it; ``asked``: up to where the assistant is to speak. ``UsageError``."""
+    if not turns:
+        raise UsageError("a chat begins with the assistant; put the user's message before it")
+    try:
+        text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asked)
+    except Exception as error:  # a jinja template raises what it likes
+        raise UsageError(f"the model's chat template does not take a chat of the corpus: {one_line(error)}") from error
+    return str(text)
+
+
+# Items of benchmarks in a corpus, found by 13-grams of words as GPT-3's authors did (arXiv:2005.14165).
+
+
+LENGTH = 13  # words; arXiv:2005.14165, appendix C
+SHORTEST = 8  # words; a shorter item is found whole or not at all, below this not looked for (ibid.)
+WORD = re.compile(r"\w+")
+
+
+def find_overlap(
+    documents: Sequence[Document], items: Mapping[str, tuple[str, Mapping[str, str]]]
+) -> tuple[dict[str, Overlap], frozenset[int]]:
+    """Return what was found of each task and the numbers of the documents that hold an item.
+
+    ``items``: by task, (split, text by item fingerprint). Words are compared without case and punctuation.
+    """
+    owners: dict[int, list[tuple[str, str]]] = {}
+    unlooked = dict.fromkeys(items, 0)
+    lengths: set[int] = set()
+    for task, (_, texts) in items.items():
+        for mark, text in texts.items():
+            words = _words(text)
+            if len(words) < SHORTEST:
+                unlooked[task] += 1
+                continue
+            size = min(LENGTH, len(words))
+            lengths.add(size)
+            for gram in set(_grams(words, size)):
+                owners.setdefault(gram, []).append((task, mark))
+    found: dict[str, set[str]] = {task: set() for task in items}
+    holders: set[int] = set()
+    for number, document in enumerate(documents):
+        words = _words(document.words)
+        for task, mark in _hits(words, lengths, owners):
+            found[task].add(mark)
+            holders.add(number)
+    overlap = {
+        task: Overlap(split=split, items=len(texts), unlooked=unlooked[task], found=tuple(sorted(found[task])))
+        for task, (split, texts) in items.items()
+    }
+    return overlap, frozenset(holders)
+
+
+def _hits(
+    words: Sequence[str], lengths: Iterable[int], owners: Mapping[int, list[tuple[str, str]]]
+) -> Iterator[tuple[str, str]]:
+    for size in lengths:
+        for gram in _grams(words, size):
+            yield from owners.get(gram, ())
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def _grams(words: Sequence[str], size: int) -> Iterator[int]:
+    """Yield a hash of each run of ``size`` words (the same within one process; a collision is a 2^-64 chance)."""
+    return (hash((size, *words[start : start + size])) for start in range(len(words) - size + 1))

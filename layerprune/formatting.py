@@ -1,0 +1,137 @@
+"""Sizes and figures as people write and read them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+from layerprune.errors import UsageError
+
+# Sizes as people write them: ``5GB``, ``500 MB``, decimal as the Hub and disks count.
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str, option: str) -> int:
+    """Return the bytes that ``text`` means; ``option`` is named in the error."""
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise UsageError(f"{option} {_short(text)} is not a size; write 5GB or 500MB")
+    size = int(float(match[1]) * UNITS[match[2].upper()])
+    if size < 1:
+        raise UsageError(f"{option} {text!r} is less than one byte")
+    return size
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 40 else f"{text[:20]!r}... ({len(text)} characters)"
+
+
+COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(text: str, option: str) -> int:
+    """Return the number of parameters that ``text`` means: ``1.2B``, ``110M``, ``110000000``."""
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]?)\s*", text)
+    if match is None or match[2].upper() not in COUNTS:
+        raise UsageError(f"{option} {_short(text)} is not a number of parameters; write 1.2B or 110M")
+    return round(float(match[1]) * COUNTS[match[2].upper()])
+
+
+def rounded_up(size: int) -> str:
+    """Return a size with three digits that is no less: ``1.24GB``; ``parse_size`` reads it."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if size >= unit:
+            step = 10 ** max(len(str(size // unit)) - 3, -2)  # of the unit
+            return f"{round(math.ceil(size / unit / step) * step, 2):.15g}{name}"
+    return f"{size}B"
+
+
+def in_words(size: float) -> str:
+    """Return ``269 MB``."""
+    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}" if size < 1000 * unit else f"{size / unit:.0f} {name}"
+    return f"{size:.0f} B"
+
+
+# Figures as people read them; every report spells them alike.
+
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """Return a number with its sign: ``+1.2``, ``−0.3``, and ``0.0`` without one."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{MINUS if value < 0 else '+'}{text}"
+
+
+def points(difference: float) -> str:
+    """Return a difference of accuracies in points: 0.012 is ``+1.2``."""
+    return signed(100 * difference)
+
+
+def points_interval(interval: tuple[float, float]) -> str:
+    """Return an interval of differences in points: ``−2.6 … −1.0``."""
+    return f"{points(interval[0])} … {points(interval[1])}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share in per cent: 0.512 is ``51.2 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def percent_change(share: float) -> str:
+    """Return a relative change in per cent with its sign: -0.2 is ``−20.0 %``."""
+    return f"{signed(100 * share)} %"
+
+
+def accuracy(value: float) -> str:
+    """Return an accuracy in points: 0.512 is ``51.2``."""
+    return f"{100 * value:.1f}"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value that never reads as zero."""
+    if p >= 0.9995:
+        return "1"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def size(count: float) -> str:
+    """Return bytes in decimal units: 269_000_000 is ``269 MB``."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.9995 * scale:  # what three digits round up to the unit is said in it
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def number(count: float) -> str:
+    """Return a large count shortly: 134_515_008 is ``134.5 M``."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:,}"
+
+
+def units(removal: Iterable[int]) -> str:
+    """Return removed layers in words: ``layers 3, 5 and 11``."""
+    gone = [str(layer) for layer in removal]
+    return f"{'layer' if len(gone) == 1 else 'layers'} {listed(gone)}" if gone else "nothing"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Join words as a sentence does: ``a, b and c``."""
+    *most, last = [*words] or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def percent_interval(interval: tuple[float, float]) -> str:
+    """Return an interval of shares in per cent: ``55.1 … 69.0 %``."""
+    return f"{100 * interval[0]:.1f} … {percent(interval[1])}"

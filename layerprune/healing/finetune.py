@@ -1,0 +1,302 @@
+"""The methods that fine-tune: LoRA by peft, the head and the last layers, the layers beside the cuts."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+
+from layerprune.checkpoint import Checkpoint
+from layerprune.errors import RefusedError, UsageError
+from layerprune.files import writing
+from layerprune.healing.base import (
+    Case,
+    Changed,
+    Needs,
+    Stored,
+    head_weights,
+    in_mlp,
+    last_layers,
+    layer_weights,
+    names_on_disk,
+    projections,
+    read_tensor,
+    seams,
+    stored_as,
+)
+from layerprune.healing.losses import Goal, NextToken
+from layerprune.healing.training import Precision, Text, Training, leads, make_trainable, own_place, train
+from layerprune.healing.training_state import Standing
+from layerprune.models.model import Subject, fast_bfloat16
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+
+# What all methods that train have in common: their options, how the model is made ready, what is written down.
+
+
+Choose = Callable[[Subject], set[str]]
+MakeGoal = Callable[[Subject], Goal]
+
+# Tokens of one forward pass. Measured on two cores: more is no faster; a GPU wants more.
+MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}
+HELDOUT_TOKENS = 8192  # that a measurement on the way reads: it must not cost more than it tells
+
+
+def option(default: Any, words: str) -> Any:
+    """A dataclass field with its line in the help."""
+    return field(default=default, metadata={"help": words})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The options of every method that trains."""
+
+    lr: float = option(2e-4, "learning rate, at its height")
+    epochs: float = option(1.0, "how many times the text is read; less than 1: a part of it")
+    steps: int | None = option(None, "how many steps, instead of epochs")
+    batch: int = option(4, "windows of a step, over all processes")
+    micro: int | None = option(None, "windows of one forward pass; none: as many as 1,024 tokens on a CPU, 8,192 else")
+    warmup: float = option(0.05, "share of the steps in which the learning rate rises; then it falls as a cosine")
+    decay: float = option(0.0, "weight decay")
+    clip: float = option(1.0, "largest norm of the gradient")
+    measures: int = option(5, "how many times the held-out loss is measured on the way")
+    patience: int = option(2, "measurements without improvement after which it stops")
+    recompute: bool = option(False, "gradient checkpointing: slower, far less memory")
+
+    gradients: ClassVar[bool] = True
+    needs: ClassVar[Needs] = "text"
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epochs", "batch", "clip", "measures", "patience"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)} and has to be above 0")
+        if (self.steps is not None and self.steps < 1) or (self.micro is not None and self.micro < 1):
+            raise ValueError("steps and micro are at least 1")
+        if not 0 <= self.warmup < 1 or self.decay < 0:
+            raise ValueError("warmup is a share from 0 to below 1, decay at least 0")
+
+    def forward_windows(self, case: Case, subject: Subject) -> int:
+        """Return how many windows one forward pass takes."""
+        tokens = MICRO_TOKENS.get(subject.device.type, MICRO_TOKENS["cpu"])
+        return self.micro or max(1, tokens // case.text.train.window)
+
+    def training(self, case: Case, subject: Subject, precision: Precision) -> Training:
+        """Return the run that these options ask for on this text and machine."""
+        windows = case.text.train
+        steps = self.steps or max(1, math.ceil(self.epochs * len(windows) / self.batch))
+        return Training(
+            steps=steps,
+            lr=self.lr,
+            batch=self.batch,
+            micro=self.forward_windows(case, subject),
+            warmup=round(self.warmup * steps),
+            measures=min(self.measures, steps),
+            patience=self.patience,
+            clip=self.clip,
+            decay=self.decay,
+            precision=precision,
+            recompute=self.recompute,
+            seed=case.seed,
+            subject=f"{self!r} of {subject.ref.fingerprint}, receipt {case.receipt.sha256()}",
+        )
+
+
+def ready(case: Case) -> tuple[Subject, Precision]:
+    """Load the unhealed checkpoint for training, and say what its products are made in.
+
+    Weights are loaded as they are stored, so that those that are trained lose nothing. Raises ``UsageError`` for
+    float16, which gradients do not fit.
+    """
+    if case.dtype == "float16":
+        raise UsageError("gradients do not fit float16; train in --dtype bfloat16 or float32")
+    precision = precision_of(case)
+    stored = {tensor.dtype for tensor in Checkpoint.open(case.folder).tensors.values()}
+    dtype = "bfloat16" if precision == "bfloat16" and stored <= {"BF16"} else "float32"
+    return own_place(case).subject(dtype), precision
+
+
+def precision_of(case: Case) -> Precision:
+    """Return what matrix products are made in: as asked, else bfloat16 where it is fast."""
+    if case.dtype in ("bfloat16", "float32"):
+        return cast(Precision, case.dtype)
+    on_gpu = torch.cuda.is_available() and case.device != "cpu"
+    return "bfloat16" if on_gpu or fast_bfloat16() else "float32"
+
+
+def run(case: Case, subject: Subject, goal: Goal, training: Training) -> Standing:
+    """Train what requires a gradient in the subject's model, and write down how it went."""
+    corpus, record = case.text, case.record
+    few = max(1, HELDOUT_TOKENS // corpus.heldout.window)
+    text = Text(corpus.train, corpus.heldout.spread(few))
+    standing = train(subject.model, goal, text, training, case.work / "training", case.progress)
+    record.tokens += standing.tokens
+    record.curve += standing.curve
+    record.found |= {"steps": standing.step, "best_step": standing.best_step, "precision": training.precision}
+    record.dtype, record.device = training.precision, str(subject.device)
+    if standing.stopped:
+        record.notes.append(f"stopped at step {standing.step} of {training.steps}: the held-out loss no longer fell")
+    return standing
+
+
+def heal_weights(case: Case, method: Trained, choose: Choose, goal: MakeGoal) -> Iterator[Changed]:
+    """Train the weights that ``choose`` names towards ``goal`` and yield them under their names on disk."""
+    subject, precision = ready(case)
+    weights = make_trainable(subject.model, choose(subject), torch.bfloat16 if precision == "bfloat16" else None)
+    stored = names_on_disk(subject.model, Checkpoint.open(case.folder), weights)
+    case.record.found["trained"] = sum(weight.numel() for weight in weights.values())
+    run(case, subject, goal(subject), method.training(case, subject, precision))
+    for name, weight in weights.items():
+        yield from stored_as(stored[name], weight.detach())
+
+
+# LoRA by peft: small matrices beside frozen weights, merged into them at the end and kept as an adapter, too.
+
+
+ADAPTER = "adapter"  # folder of the adapter, inside the healed checkpoint's documents
+
+
+@dataclass(frozen=True)
+class Lora(Trained):
+    """Train low-rank updates of every linear map in attention and MLP on the text (peft), and merge them."""
+
+    lr: float = option(1e-3, "learning rate, at its height")
+    rank: int = option(16, "rank of the updates")
+    alpha: float = option(32.0, "an update is scaled by alpha / rank")
+    dropout: float = option(0.0, "share of an adapter's inputs that is left out while training")
+
+    needs_base: ClassVar[bool] = False
+    cost: ClassVar[str] = "a forward pass and most of a backward pass over the text; little memory beyond the model"
+    source: ClassVar[str] = "LoRA, arXiv:2106.09685; peft"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError("rank is at least 1, alpha above 0, dropout from 0 to below 1")
+
+    def heal(self, case: Case) -> Iterator[Changed]:
+        """Yield the merged weights; the adapter itself is attached, for peft to load on the unhealed checkpoint."""
+        subject, precision = ready(case)
+        targets = projections(subject)
+        if not in_mlp(subject, targets):
+            why = "no linear map of an MLP was found, or its experts are fused"
+            case.record.notes.append(f"adapters went on the attention alone: {why}")
+        weights = [f"{target}.weight" for target in targets]
+        stored = names_on_disk(subject.model, Checkpoint.open(case.folder), weights)
+        make_trainable(subject.model, set(), torch.bfloat16 if precision == "bfloat16" else None)
+        adapted = with_adapter(subject, targets, self.config(targets, subject, case.name), case.seed)
+        case.record.found["trained"] = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
+        run(case, subject, NextToken(), self.training(case, subject, precision))
+        if leads():
+            save_adapter(adapted, case.attachments / ADAPTER)
+        yield from merged(adapted, targets, stored, case)
+
+    def config(self, targets: tuple[str, ...], subject: Subject, base: str) -> LoraConfig:
+        """Return peft's account of the adapter; ``base`` is what it says it belongs to."""
+        from peft import LoraConfig
+        from transformers.pytorch_utils import Conv1D
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it; it need not be whole
+            lora_dropout=self.dropout,
+            target_modules=list(targets),
+            fan_in_fan_out=isinstance(subject.model.get_submodule(targets[0]), Conv1D),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base,
+        )
+
+
+def with_adapter(subject: Subject, targets: tuple[str, ...], config: LoraConfig, seed: int) -> PeftModel:
+    """Put fresh adapters, which change nothing yet, into the subject's model; peft's wrapper around it is returned."""
+    from peft import get_peft_model
+
+    base = config.base_model_name_or_path
+    torch.manual_seed(seed)  # peft draws one half of every adapter
+    adapted = get_peft_model(subject.model, config)
+    config.base_model_name_or_path = base  # peft puts the folder here that the model was read from
+    names = [name for name, weight in subject.model.named_parameters() if weight.requires_grad]
+    stray = sorted({name.partition(".lora_")[0] for name in names} - set(targets))
+    if stray:  # it would be trained and never merged
+        raise RefusedError(
+            f"peft puts an adapter on {stray[0]}, which was not asked for; use partial, seams or distill"
+        )
+    return adapted
+
+
+def save_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Write what ``PeftModel.from_pretrained`` reads, without the card peft would add, which names local paths."""
+    from peft import get_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    config = copy.copy(adapted.peft_config["default"])
+    config.inference_mode = True
+    with writing(folder, SafetensorError):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "adapter_model.safetensors")
+        config.save_pretrained(str(folder))
+
+
+def merged(adapted: PeftModel, targets: tuple[str, ...], stored: Stored, case: Case) -> Iterator[Changed]:
+    """Yield each adapted weight with its update added in float32, one at a time, from the weight as it is stored."""
+    checkpoint = Checkpoint.open(case.folder)
+    model = adapted.get_base_model()
+    for target in targets:
+        names = stored[f"{target}.weight"]
+        layer: Any = model.get_submodule(target)
+        with torch.no_grad():
+            update = layer.get_delta_weight("default").float().cpu()
+            value = read_tensor(checkpoint, names[0]).float() + update
+        yield from stored_as(names, value)
+
+
+# Fine-tuning of a part of the weights: the head and the last layers, or the layers on either side of the cuts.
+
+
+@dataclass(frozen=True)
+class Partial(Trained):
+    """Fine-tune the last layers, the final norm and the head on the text; everything before them is only read."""
+
+    layers: int = option(3, "how many of the last layers")
+    head: bool = option(True, "the output embeddings too, where tied the input's with them, and the final norm")
+
+    needs_base: ClassVar[bool] = False
+    cost: ClassVar[str] = "a forward pass of everything and a backward pass of the part, over the text"
+    source: ClassVar[str] = "Reassessing Layer Pruning in LLMs, arXiv:2411.15558"
+
+    def heal(self, case: Case) -> Iterator[Changed]:
+        def chosen(subject: Subject) -> set[str]:
+            names = layer_weights(subject, last_layers(subject, self.layers))
+            return names | head_weights(subject) if self.head else names
+
+        yield from heal_weights(case, self, chosen, lambda subject: NextToken())
+
+
+@dataclass(frozen=True)
+class Seams(Trained):
+    """Fine-tune, on the text, the layers on either side of every cut."""
+
+    width: int = option(1, "how many layers on each side")
+
+    needs_base: ClassVar[bool] = False
+    cost: ClassVar[str] = "a forward pass of everything and a backward pass down to the first cut, over the text"
+    source: ClassVar[str] = "layerprune"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1:
+            raise ValueError(f"width is {self.width} and has to be at least 1")
+
+    def heal(self, case: Case) -> Iterator[Changed]:
+        def chosen(subject: Subject) -> set[str]:
+            return layer_weights(subject, seams(case.removal, case.receipt.base.layers, self.width))
+
+        yield from heal_weights(case, self, chosen, lambda subject: NextToken())

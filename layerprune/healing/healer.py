@@ -1,0 +1,400 @@
+"""The step from a pruned checkpoint to a healed one: validate, read, heal, publish, measure what was written."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from layerprune.architecture import build_on_meta, load_config, positions
+from layerprune.artifacts import FileEntry, HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
+from layerprune.auditor.inputs import Exported, check_folder, check_weights
+from layerprune.checkpoint import Checkpoint, Tensor, new_folder, try_new_folder, write_shards
+from layerprune.checkpoint.companions import companions, left_out
+from layerprune.checkpoint.location import lies_at, record, source_of
+from layerprune.checkpoint.safetensors import INDEX
+from layerprune.checkpoint.writer import Part, Shard, entry_of
+from layerprune.config import HealConfig
+from layerprune.data.corpus import WINDOW, Corpus, build_corpus
+from layerprune.data.tasks import item_texts
+from layerprune.errors import ExportError, ModelError, UsageError, one_line
+from layerprune.exporter import proof
+from layerprune.files import check_plain, checked_name, listed, locked, refuse_link, same_file, write_all, writing
+from layerprune.healing import HEALERS
+from layerprune.healing.base import Case, Changed, Healer
+from layerprune.healing.losses import mean_nats
+from layerprune.healing.training import leads
+from layerprune.models.model import Subject
+from layerprune.registry import build, options_of, spec_of
+from layerprune.report.card import OURS, write_card
+from layerprune.report.page import REPORT
+from layerprune.util import SILENT, Progress, tool_versions
+
+FOLDER = "layerprune"
+CARD = "README.md"
+
+
+@dataclass
+class _Stopwatch:
+    """Counts the time spent in a method's own code, not in writing what it yields."""
+
+    seconds: float = 0.0
+
+    def timed(self, changed: Iterator[Changed]) -> Iterator[Changed]:
+        while True:
+            start = time.monotonic()
+            try:
+                pair = next(changed)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.monotonic() - start
+            yield pair
+
+
+def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options: Any) -> HealLog | None:
+    """Write the healed ``checkpoint`` to the new folder ``out`` and return its log; ``options`` are ``HealConfig``'s.
+
+    Of several processes under ``accelerate launch`` the first one does; the others help to train and return None.
+
+    The result has exactly the tensors, shapes and dtypes of the unhealed checkpoint. On any failure no folder is left;
+    a method that was cut off may keep what it needs to go on in a hidden folder beside ``out``. Raises
+    ``DocumentError`` for a folder that export did not write or a base that is not its own, ``RefusedError`` where the
+    method cannot heal this model or removal, ``UsageError`` for an unusable corpus or option, or where another healing
+    is at work on ``out``.
+    """
+    request = HealConfig.of(**options)
+    entry, healer = build(HEALERS, request.method)
+    out = Path(out).absolute()
+    work = work_folder(out)
+    refuse_link(work)
+    if leads():
+        clear(out)
+    _check_new(out)
+    exported = Exported.read(checkpoint)
+    if not leads():
+        deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
+        return None
+    try_new_folder(out, checkpoint, _base(request, healer, exported))
+    with locked(work):
+        _check_new(out)  # whoever held the lock until now may have written it
+        case = _case(request, healer, exported, work, progress)
+        _empty(case.attachments)
+        check_plain(work)  # what a method goes on from and writes over
+        ref = HealerRef(
+            name=entry.name,
+            spec=spec_of(entry.name, healer),
+            options=options_of(healer),
+            gradients=healer.gradients,
+            owner=entry.owner,
+        )
+        log = _published(healer, ref, case, exported, out)
+        shutil.rmtree(work, ignore_errors=True)
+    return log
+
+
+def work_folder(out: Path) -> Path:
+    """Return where a healing keeps its own files until ``out`` is there."""
+    out = Path(out).absolute()
+    return out.parent / f".{out.name}.healing"
+
+
+def clear(out: Path) -> None:
+    """Remove what is left of the healing that wrote ``out``, where it was killed between that and its own end."""
+    work = work_folder(out)
+    if work.is_dir() and (Path(out) / FOLDER / HealLog.filename).is_file():
+        with locked(work):
+            shutil.rmtree(work)
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise ExportError(f"{out} exists already; choose a new folder or remove it")
+
+
+def _empty(attachments: Path) -> None:
+    """Remove what another method has left there, that was cut off before it was published."""
+    if attachments.exists():
+        shutil.rmtree(attachments)
+
+
+def _published(healer: Healer, method: HealerRef, case: Case, exported: Exported, out: Path) -> HealLog:
+    """Let the method heal, write what it changed to ``out``, and measure what was written."""
+    watch = _Stopwatch()
+    changed = watch.timed(iter(healer.heal(case)))
+    with spooled(Checkpoint.open(exported.folder), case.work / "changed.bin", changed) as spool, new_folder(out) as new:
+        carried = _carried(exported, spool.checkpoint, case.progress)
+        files = write_healed(spool, carried, case.attachments, new, case.progress)
+        result = _result(exported, out.name, new, case.trust_remote_code)
+        log = HealLog(
+            method=method,
+            result=result,
+            changed=tuple(sorted(spool.places)),
+            files=files,
+            seconds=round(watch.seconds, 3),
+            heldout=_heldout(case, new),
+            **_chain(exported),
+            **_account(case),
+        )
+        _add_documents(exported.folder, new, log)
+    return log
+
+
+def _carried(exported: Exported, checkpoint: Checkpoint, progress: Progress) -> list[str]:
+    """Return the files of the unhealed folder that belong to the model, and say which an older export copied beside."""
+    found = companions(exported.folder, exported.receipt.files, checkpoint.names)
+    for note in [*found.notes, *([left_out(found.left)] if found.left else [])]:
+        progress.note(note)
+    return sorted({*exported.receipt.files} - {CARD, *found.left})  # the card is written anew
+
+
+def _case(request: HealConfig, healer: Healer, exported: Exported, work: Path, progress: Progress) -> Case:
+    """See that everything belongs together and is at hand, and read the corpus."""
+    if healer.needs == "text" and request.corpus is None:
+        raise UsageError(f"{request.method} reads text: give a corpus, such as --corpus FILE or --corpus builtin")
+    base = _base(request, healer, exported)
+    check_folder(exported) if base is None else check_weights(exported, request.base)
+    corpus = None
+    if request.corpus is not None:
+        corpus = _corpus(request, exported)
+        overlap = {task: len(found.found) for task, found in corpus.ref.overlap.items() if found.found}
+        if overlap:
+            said = ", ".join(f"{count} items of {task}" for task, count in overlap.items())
+            progress.note(f"the corpus holds {said}: {corpus.ref.dropped_documents} documents left out")
+    return Case(
+        folder=exported.folder,
+        plan=exported.plan,
+        receipt=exported.receipt,
+        work=work,
+        name=exported.result.id,
+        corpus=corpus,
+        base=base,
+        base_revision=None if base is None or request.base else exported.receipt.base.revision,
+        dtype=request.dtype,
+        device=request.device,
+        seed=request.seed,
+        trust_remote_code=request.trust_remote_code,
+        progress=progress,
+    )
+
+
+def _base(request: HealConfig, healer: Healer, exported: Exported) -> str | None:
+    """Return where the base is: as told, or where it was exported from when it is needed or still a folder there."""
+    if request.base is not None:
+        return request.base
+    base = exported.receipt.base
+    if healer.needs_base:
+        return source_of(base)[0]
+    home = lies_at(base)
+    return None if home is None else str(home)
+
+
+def _corpus(request: HealConfig, exported: Exported) -> Corpus:
+    from transformers import AutoTokenizer
+
+    window, tasks = _window(request, exported), request.tasks
+    if tasks is None:
+        tasks = tuple(dict.fromkeys(data.task for data in exported.plan.data))
+    items = item_texts(tasks, include_path=request.include_path, data_dir=request.data_dir) if tasks else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(exported.folder, trust_remote_code=request.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{exported.folder} has no tokenizer that transformers can read: {one_line(error)}") from error
+    return build_corpus(str(request.corpus), tokenizer, window=window, seed=request.seed, items=items)
+
+
+def _window(request: HealConfig, exported: Exported) -> int:
+    config = load_config(str(exported.folder), trust_remote_code=request.trust_remote_code)
+    most = positions(build_on_meta(config, trust_remote_code=request.trust_remote_code))
+    if request.window is None:
+        return WINDOW if most is None else min(WINDOW, most)
+    if most is not None and request.window > most:
+        what = f"a window of {request.window} tokens is more than the {most} that the model reads"
+        raise UsageError(f"{what}; use --window {most} or less")
+    return request.window
+
+
+def _result(exported: Exported, name: str, folder: Path, trust_remote_code: bool) -> ModelRef:
+    """Return what was written, once transformers has found every weight in it."""
+    new, old = (
+        proof.load(path, trust_remote_code=trust_remote_code, device="meta")[1] for path in (folder, exported.folder)
+    )
+    proof.check_keys(new, old)
+    fingerprint = Checkpoint.open(folder).fingerprint()
+    return exported.result.model_copy(update={"id": name, "revision": None, "fingerprint": fingerprint})
+
+
+def _heldout(case: Case, folder: Path) -> HeldOut | None:
+    """Measure the unhealed checkpoint, the healed one as it was written and, where it is at hand, the base."""
+    if case.corpus is None:
+        return None
+    windows = case.corpus.heldout
+
+    def nats(subject: Subject, which: str) -> float:
+        return mean_nats(subject.model, windows, case.progress, f"held-out loss of the {which} model")
+
+    before, after = nats(case.subject(), "unhealed"), nats(replace(case, folder=folder).subject(), "healed")
+    return HeldOut(before=before, after=after, base=None if case.base is None else nats(case.base_subject(), "base"))
+
+
+def _chain(exported: Exported) -> dict[str, Any]:
+    return {
+        "base": exported.receipt.base,
+        "unhealed": exported.result,
+        "plan_sha256": exported.plan.sha256(),
+        "receipt_sha256": exported.receipt.sha256(),
+        "earlier": exported.heal,
+    }
+
+
+def _account(case: Case) -> dict[str, Any]:
+    record = case.record
+    return {
+        "corpus": case.corpus.ref if case.corpus else None,
+        "tokens": record.tokens,
+        "curve": tuple(record.curve),
+        "found": record.found,
+        "notes": tuple(record.notes),
+        "dtype": record.dtype,
+        "device": record.device,
+        "seed": case.seed,
+        "versions": tool_versions("torch", "transformers", "peft", "accelerate"),
+    }
+
+
+def _add_documents(unhealed: Path, folder: Path, log: HealLog) -> None:
+    """Put plan, receipt and log beside the weights, and renew the card."""
+    inside = folder / FOLDER
+    inside.mkdir(exist_ok=True)
+    for kind in (Plan, Receipt):
+        shutil.copyfile(unhealed / FOLDER / kind.filename, inside / kind.filename)
+    log.save(inside / HealLog.filename)
+    record(inside, log.base)
+    if (unhealed / CARD).is_file():  # licence, language and a person's own words
+        shutil.copyfile(unhealed / CARD, folder / CARD)
+    write_card(folder)
+
+
+# Writing a healed checkpoint: the unhealed one byte for byte, but for the tensors that a method changed.
+
+
+RESERVED = frozenset(name.casefold() for name in (*OURS, REPORT))  # what is written after the attachments
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass
+class Spool:
+    """New values of tensors, waiting on disk in the dtype of the checkpoint: no second model in memory."""
+
+    checkpoint: Checkpoint
+    path: Path
+    file: IO[bytes]
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> bytes [start, stop) of the file
+
+    def put(self, name: str, value: torch.Tensor) -> None:
+        """Take one tensor; raises ``ModelError`` for one that is not finite or not the checkpoint's."""
+        old = self.checkpoint.tensors.get(name)
+        if old is None:
+            raise ModelError(f"healing changed {name!r}, which the checkpoint does not hold")
+        if name in self.places:
+            raise ModelError(f"healing gave {name!r} twice")
+        if old.shape != tuple(value.shape) or old.dtype not in DTYPES:
+            raise ModelError(f"healing gave {name!r} as {tuple(value.shape)}; it is {old.dtype} {old.shape} on disk")
+        new = value.detach().to("cpu", DTYPES[old.dtype]).contiguous()
+        if not torch.isfinite(new).all():
+            raise ModelError(f"healing made {name!r} infinite or not a number in {old.dtype}; nothing was written")
+        start = self.file.tell()
+        with writing(self.path):
+            write_all(self.file, memoryview(new.flatten().view(torch.uint8).numpy()))
+        self.places[name] = (start, self.file.tell())
+
+    def part(self, tensor: Tensor) -> Part:
+        """Return what is written under a tensor's name: its new value, or the old bytes."""
+        if tensor.name not in self.places:
+            return Part.of(tensor, tensor.name)
+        start, stop = self.places[tensor.name]
+        return Part(tensor.name, tensor.dtype, tensor.shape, ((self.path, start, stop),), stop - start)
+
+
+@contextmanager
+def spooled(checkpoint: Checkpoint, path: Path, changed: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Spool]:
+    """Write the changed tensors to ``path`` as they come; leaving the block removes it, and its folder if empty."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing(path):
+            file = path.open("wb", buffering=0)
+        with file:
+            spool = Spool(checkpoint, path, file)
+            for name, value in changed:
+                spool.put(name, value)
+        yield spool
+    finally:
+        path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+def write_healed(
+    spool: Spool, carried: Iterable[str], attachments: Path, folder: Path, progress: Progress = SILENT
+) -> dict[str, FileEntry]:
+    """Write weights (in files of the same names), carried files and attachments; return the hash of each.
+
+    ``carried``: files of the unhealed folder to copy. Raises ``ExportError`` where an attachment has a carried file's
+    name or is no regular file, or what was written has not exactly the tensors, shapes and dtypes of the unhealed
+    checkpoint.
+    """
+    source = spool.checkpoint
+    shards = [
+        Shard(file.name, tuple(spool.part(tensor) for tensor in source.tensors.values() if tensor.file == file))
+        for file in source.files
+    ]
+    written = list(write_shards(folder, shards, source.metadata, progress))
+    for name in carried:
+        if name not in written and name != INDEX:
+            _copy(source.path / name, folder / name)
+            written.append(name)
+    for name in attached(attachments):
+        if (folder / name).exists() or same_file([*written, name]) or name.casefold() in RESERVED:
+            raise ExportError(f"the healing method leaves a file {name!r}, a name that the checkpoint uses itself")
+        _copy(attachments / name, folder / name)
+        written.append(name)
+    _check_alike(source, Checkpoint.open(folder))
+    return {name: entry_of(folder / name) for name in sorted(written)}
+
+
+def attached(attachments: Path) -> list[str]:
+    """Return the files that a healing method leaves; raises ``ExportError`` for a link and for a name that is none."""
+    if not attachments.is_dir():
+        return []
+    names = []
+    for name, fault in listed(attachments):
+        try:
+            names.append(checked_name(name))
+        except ValueError as error:
+            raise ExportError(f"the healing method leaves {name!r}, {error}") from None
+        if fault:
+            raise ExportError(f"the healing method leaves {name!r}, {fault}")
+    return names
+
+
+def _copy(source: Path, target: Path) -> None:
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _check_alike(old: Checkpoint, new: Checkpoint) -> None:
+    def kinds(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items()}
+
+    if kinds(old) != kinds(new):
+        different = sorted(dict(kinds(old).items() ^ kinds(new).items()))
+        raise ExportError(f"the healed checkpoint differs in the form of {different[0]}; please report the method")

@@ -1,0 +1,335 @@
+"""Pushing an audited checkpoint to the Hub: verified first, resumed after a broken connection, refused in words."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from layerprune.artifacts import HealLog, ModelRef, Receipt
+from layerprune.auditor.inputs import Exported, short
+from layerprune.auditor.verification import verify
+from layerprune.checkpoint import Checkpoint
+from layerprune.checkpoint.companions import companions, left_out
+from layerprune.checkpoint.location import lies_at
+from layerprune.errors import LayerpruneError, UsageError, one_line
+from layerprune.report.card import CARD, HUB_ID, OURS, nearest_on_hub, read_card, write_card
+from layerprune.report.page import REPORT
+from layerprune.util import SILENT, Progress
+
+ATTEMPTS = 4
+FIRST_WAIT = 2.0  # seconds; doubled after each attempt, so 14 s in all before giving up
+# What an earlier push may have left in the repo and this one replaces whole: weights that no index names would be
+# downloaded by everybody, and documents beside others would make the folder fail its own verification.
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "layerprune/*", "report.html")
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+NOT_DONE = (425, 429)  # of these: the request was turned away, so whatever it asked for has not happened
+MESSAGE = "Upload with layerprune"
+
+T = TypeVar("T")
+
+
+class PushError(LayerpruneError):
+    """The Hub did not take the checkpoint; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What went to the Hub, or would go in a dry run."""
+
+    repo: str
+    files: dict[str, int]  # bytes by path in the repo
+    url: str | None  # of the commit or pull request; None in a dry run
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.files.values())
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a folder goes, and how."""
+
+    repo: str
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    base_model: str | None = None,
+    dry_run: bool = False,
+    allow_unaudited: bool = False,
+    progress: Progress = SILENT,
+    wait: Callable[[float], None] = time.sleep,
+) -> Pushed:
+    """Create or update the Hub repo ``repo`` with a folder's weights, card, audit and report.
+
+    The folder is verified before anything is sent; one that is not as export and audit left it, or has no audit
+    (unless ``allow_unaudited``), raises ``UsageError``. Of a base that was a local folder the documents hold the name
+    alone; ``base_model``, whose files must be the folder's, is the Hub id that the card gets for it, here, too. Weights
+    and documents that are in the repo and not in the folder (``REPLACED``) are deleted in the
+    same commit; a dry run, which asks the Hub nothing, cannot list them. The token is found by huggingface_hub, and
+    shown nowhere. ``create_pr`` opens a pull request instead of committing. A connection that breaks is taken up again:
+    files that have arrived are not sent twice. What the Hub refuses raises ``PushError``.
+    """
+    folder, to = Path(folder), Destination(repo, private, revision, create_pr)
+    if create_pr and revision is not None:
+        raise UsageError(f"a pull request is always made to main; leave --revision {revision} or --create-pr out")
+    receipt = _check(folder, allow_unaudited, progress)
+    if base_model is not None:
+        check_name(receipt.base, base_model)
+    names = _names(folder, receipt, progress)
+    for one in (receipt, *(earlier.receipt for earlier in receipt.rounds)):
+        if (place := lies_at(one.base)) is not None:
+            check_no_path(folder, names, str(place))
+    _check_card(folder)
+    if not dry_run and base_model is not None:
+        from huggingface_hub import HfApi
+
+        api = HfApi(library_name="layerprune")
+        known = _patiently(lambda: compare(receipt.base, base_model, api, progress), base_model, progress, wait)
+        progress.note(f"base_model: {base_model} ({known})")
+        write_card(folder, base_model=base_model)
+    elif base_model is None and nearest_on_hub(receipt) is None and "base_model" not in read_card(folder / CARD)[0]:
+        progress.note("the card names no base_model: give --base-model org/name if the base is on the Hub")
+    files = {name: (folder / name).stat().st_size for name in names}
+
+    def sent() -> str:
+        return _send(folder, to, list(files))
+
+    url = None if dry_run else _patiently(sent, repo, progress, wait, opens=create_pr)
+    return Pushed(repo, files, url)
+
+
+def _names(folder: Path, receipt: Receipt, progress: Progress) -> list[str]:
+    """Return the files to publish: weights, config, what belongs to them, what a method left, our documents."""
+    log = folder / "layerprune" / HealLog.filename
+    written = HealLog.load(log).files if log.exists() else receipt.files
+    attached = {*written} - {*receipt.files}
+    found = companions(folder, {*written} - attached, Checkpoint.open(folder).names)
+    for note in found.notes:
+        progress.note(note)
+    if found.left:
+        raise UsageError(f"{left_out(found.left)}: they have no part in a model; export again, nothing was sent")
+    ours = [name for name in (*OURS, REPORT) if (folder / name).exists()]
+    return sorted({*written, *ours})
+
+
+def _check(folder: Path, allow_unaudited: bool, progress: Progress) -> Receipt:
+    found = verify(folder, progress=progress)
+    if not found.ok:
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise UsageError(f"{folder} is not as export and audit left it: {found.problems[0]}{more}; nothing was sent")
+    if not found.audited and not allow_unaudited:
+        raise UsageError(
+            f"{folder} has not been audited: nobody would know what it lost. Run layerprune audit {folder}, "
+            "or push with --allow-unaudited"
+        )
+    return Exported.read(folder).receipt
+
+
+def _check_card(folder: Path) -> None:
+    """Raise ``UsageError`` for metadata that the Hub's own client cannot read: the Hub would refuse the commit."""
+    from huggingface_hub import ModelCard
+
+    try:
+        ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"README.md has metadata that the Hub does not take: {one_line(error)}") from error
+
+
+def _send(folder: Path, to: Destination, files: list[str]) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="layerprune")
+    name = api.create_repo(to.repo, private=to.private, exist_ok=True).repo_id
+    if to.revision is not None:
+        api.create_branch(name, branch=to.revision, exist_ok=True)
+    if to.create_pr:
+        commit = _open_pull_request(api, name, folder, files)
+        return str(commit.pr_url or commit.commit_url)
+    commit = api.upload_folder(
+        repo_id=name,
+        folder_path=folder,
+        revision=to.revision,
+        allow_patterns=[glob.escape(name) for name in files],
+        delete_patterns=list(REPLACED),
+        commit_message=MESSAGE,
+    )
+    return str(commit.commit_url)
+
+
+def _open_pull_request(api: Any, name: str, folder: Path, files: list[str]) -> Any:
+    """Upload everything, then open the pull request with one commit: only that last request must not be repeated.
+
+    ``upload_folder`` may open it long before the last file has arrived, and anew whenever it is called again.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    stale = [file for file in api.list_repo_files(name) if file not in files and _replaced(file)]
+    changes = [
+        *(CommitOperationDelete(path_in_repo=file) for file in stale),
+        *(CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(folder / file)) for file in files),
+    ]
+    return api.create_commit(repo_id=name, operations=changes, commit_message=MESSAGE, create_pr=True)
+
+
+def _replaced(file: str) -> bool:
+    return any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED)
+
+
+def _patiently(
+    send: Callable[[], T], repo: str, progress: Progress, wait: Callable[[float], None], *, opens: bool = False
+) -> T:
+    """Call ``send`` again while what goes wrong is passing: timeouts, cut connections, 429 and 5xx.
+
+    With ``opens`` a commit opens a pull request: where its answer was lost, another would open a second one.
+    """
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    for attempt in range(ATTEMPTS):
+        try:
+            return send()
+        except HFValidationError as error:
+            raise PushError(f"{repo!r} is not a repo name: {one_line(error)}") from error
+        except LocalTokenNotFoundError as error:
+            raise PushError("no Hugging Face token was found; run hf auth login, or set HF_TOKEN") from error
+        except OfflineModeIsEnabled as error:
+            raise PushError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it") from error
+        except (HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
+            said = _passing(error, repo, last=attempt == ATTEMPTS - 1, opens=opens)
+        pause = FIRST_WAIT * 2**attempt
+        progress.note(f"{said}; trying again in {pause:.0f} s")
+        wait(pause)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _passing(raised: BaseException, repo: str, *, last: bool, opens: bool) -> str:
+    """Say what went wrong where it may go right the next time; raises ``PushError`` where it may not."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    error = _reason(raised)
+    if isinstance(error, HfHubHTTPError):
+        status, said = error.response.status_code, f"the Hub answered {error.response.status_code}"
+        refusal = _refusal(repo, error)
+    elif isinstance(error, HTTPError | ConnectionError | TimeoutError) and not hasattr(error, "response"):
+        status, said = None, f"the connection broke ({one_line(error)})"
+        refusal = f"the connection to the Hub broke {ATTEMPTS} times: {one_line(error)}"
+    else:
+        raise PushError(f"{repo}: the Hub's client failed: {one_line(error)}") from raised
+    passes = status is None or status in PASSING
+    if passes and opens and status not in NOT_DONE and _is_commit(error):
+        raise PushError(
+            f"the answer to the commit was lost ({said}), so the pull request may be open: "
+            f"look at the pull requests of {repo}, and push again only if it is not there"
+        ) from raised
+    if last or not passes:
+        raise PushError(refusal) from raised
+    return said
+
+
+def _reason(raised: BaseException) -> Any:
+    """Return what is behind an error: huggingface_hub wraps whatever goes wrong with an LFS file in RuntimeError."""
+    while isinstance(raised, RuntimeError) and raised.__cause__ is not None:
+        raised = raised.__cause__
+    return raised
+
+
+def _is_commit(error: Any) -> bool:
+    """Whether the request that failed was the commit; an error that does not say which it was may be of it."""
+    try:
+        return "/commit/" in str(getattr(error, "response", error).request.url)
+    except (AttributeError, RuntimeError):  # the HTTP client raises the latter for an error without its request
+        return True
+
+
+def _refusal(repo: str, error: Any) -> str:
+    status, said = error.response.status_code, one_line(error.server_message or error)
+    advice = {
+        400: "the Hub does not accept the content",
+        401: "the token is missing or not valid; run hf auth login",
+        403: "the token may not write there; use one with write access to this namespace",
+        404: "there is no such repo or revision, or the token may not see it",
+        413: "the upload is too large",
+        429: "too many requests; wait some minutes and push again, what has arrived is not sent twice",
+    }.get(status, "the Hub failed" if status >= 500 else "the Hub refused")
+    return f"{repo}: the Hub answered HTTP {status}: {advice} ({said})"
+
+
+# What the Hub is told of the base: its Hub id, held against the base's files where they are at hand; never a path.
+
+
+WRITTEN = (".json", ".md", ".html", ".txt", ".jinja", ".yaml", ".py")  # files that may hold a path in words
+
+
+def check_name(base: ModelRef, base_model: str) -> None:
+    """Raise ``UsageError`` unless ``base_model`` can name the base, a local folder that has not changed since."""
+    if not HUB_ID.fullmatch(base_model):
+        raise UsageError(f"--base-model {base_model!r} is not a Hub id; write org/name")
+    if base.revision is not None:
+        raise UsageError(f"the documents name the base as {base.id}; --base-model is for one that was a local folder")
+    folder = lies_at(base)
+    if folder is None:  # and nothing is compared
+        return
+    found = Checkpoint.open(folder).fingerprint()
+    if found != base.fingerprint:
+        raise UsageError(
+            f"the folder {folder.name} no longer holds the base of this checkpoint: its weights' fingerprint is "
+            f"{short(found)}, the receipt says {short(base.fingerprint)}; put the base back, or leave --base-model out"
+        )
+
+
+def compare(base: ModelRef, base_model: str, api: Any, progress: Progress = SILENT) -> str:
+    """Return how it is known that ``base_model`` on the Hub is the base: by the sha256 of each weight file.
+
+    Nothing is downloaded. Raises ``UsageError`` for another model; a base whose folder is not known here cannot be
+    compared, and the answer says so.
+    """
+    info = api.model_info(base_model, files_metadata=True)
+    there = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs is not None}
+    folder = lies_at(base)
+    if folder is None:
+        return "not compared, the base's folder is not known here"
+    files = Checkpoint.open(folder).files
+    with progress.task(f"comparing the base with {base_model}", sum(f.stat().st_size for f in files), "B") as advance:
+        for file in files:
+            name = file.relative_to(folder).as_posix()
+            with file.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            if there.get(name) != digest:
+                has = "has another file of that name" if name in there else "has no such file"
+                raise UsageError(
+                    f"{base_model} is not the base of this checkpoint, which was made with a {name} of sha256 "
+                    f"{digest[:12]}...: the Hub's model {has}; name the right one, or leave --base-model out"
+                )
+            advance(file.stat().st_size)
+    return f"sha256 of {len(files)} weight file{'s' * (len(files) > 1)} equal on the Hub"
+
+
+def check_no_path(folder: Path, files: Sequence[str], path: str) -> None:
+    """Raise ``UsageError`` when a file that is about to be published holds a local path in words.
+
+    A path that only ends or begins like it is another one: ``some/model`` and ``/models`` are not ``/model``.
+    """
+    whole = re.compile(rb"(?<![\w.~*})-])" + re.escape(path.rstrip("/").encode()) + rb"(?![\w-]|\.\w)")
+    for file in files:
+        if file.endswith(WRITTEN) and whole.search((folder / file).read_bytes()):
+            raise UsageError(f"{file} holds the path of the local folder {Path(path).name}; nothing was sent")

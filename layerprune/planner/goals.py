@@ -1,0 +1,505 @@
+"""How far a removal goes: a number of layers, a size, a speed, or as far as a loss can be ruled out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from layerprune import stats
+from layerprune.artifacts import OWN_ANSWER, Certificate, CertifiedStep, Outcomes, Round, Speed, Target
+from layerprune.auditor.performance import REPEATS, time_both
+from layerprune.config import CERTIFY_LIMIT, PlanConfig
+from layerprune.data.items import Questions, is_written
+from layerprune.errors import RefusedError, UsageError
+from layerprune.exporter.contents import Weight
+from layerprune.exporter.proof import sharing_weights
+from layerprune.formatting import in_words, parse_count, parse_size
+from layerprune.planner.session import Desk, Shares
+from layerprune.removal import Removal
+from layerprune.scoring.metrics.ablation import INTACT
+from layerprune.search import Found, check_drop, parse_drop
+from layerprune.search.searches import allowed_runs
+
+# Share of the selection items that no search sees: the chosen removal is judged on them once, for the prediction.
+HELD_BACK = 0.2
+
+
+class Look(Protocol):
+    """Searches for the removal of so many units that harms least; asked for more, it goes on from what it knows."""
+
+    def __call__(self, drop: int) -> Found: ...
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a goal led."""
+
+    found: Found
+    rounds: tuple[Round, ...]  # everything that was judged on the way
+    target: Target | None = None
+    certificate: Certificate | None = None
+
+
+class Goal(Protocol):
+    """How far to go, as it was asked."""
+
+    @property
+    def requested(self) -> str:
+        """What was asked, as the plan records it."""
+        ...
+
+    @property
+    def shares(self) -> Shares:
+        """How the selection items are divided."""
+        ...
+
+    def require(self, desk: Desk) -> None:
+        """Raise ``UsageError`` when the model cannot get there, before anything slow; the items are not there yet."""
+        ...
+
+    def most(self, desk: Desk) -> int:
+        """Return the most layers that may have to go, for what the search costs at most."""
+        ...
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        """Search until it is reached."""
+        ...
+
+
+def counts_up_to(desk: Desk, up_to: str | None, requested: str) -> list[int]:
+    """Return every number of units that may go, up to ``--up-to``; raises ``UsageError`` when there is none."""
+    depth = desk.constraints.depth
+    most = depth if up_to is None else parse_drop(up_to, depth, "--up-to")
+    within = [count for count in desk.constraints.counts() if count <= most]
+    if not within:
+        what = f"no {most} layers or fewer" if up_to is not None else f"none of the {depth} layers"
+        raise UsageError(f"{requested} cannot begin: {what} may go")
+    return within
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A count or a share of the layers."""
+
+    requested: str
+    shares: Shares = field(default=Shares(HELD_BACK), init=False)
+
+    def require(self, desk: Desk) -> None:
+        desk.constraints.require(self.most(desk))
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        found = look(self.most(desk))
+        return Reached(found, found.rounds)
+
+    def most(self, desk: Desk) -> int:
+        return parse_drop(self.requested, desk.constraints.depth)
+
+
+# The goal that the options of ``plan`` amount to.
+
+
+CONFIDENCE = "95%"
+
+
+def goal_of(config: PlanConfig) -> Goal:
+    """Return the one goal among the options; none, several, or one that makes no sense is a ``UsageError``."""
+    confidence, certify_limit, up_to = config.confidence, config.certify_limit, config.up_to
+    makers: dict[str, tuple[str | None, Callable[[str], Goal]]] = {
+        "--drop": (config.drop, _drop),
+        "--target-params": (config.target_params, _params),
+        "--target-bytes": (config.target_bytes, _bytes),
+        "--target-speedup": (config.target_speedup, _speedup),
+        "--max-drop": (config.max_drop, lambda text: _max_drop(text, confidence or CONFIDENCE, certify_limit, up_to)),
+        "--front": ("yes" if config.front else None, lambda _: _front(up_to)),
+    }
+    given = {option: text for option, (text, _) in makers.items() if text is not None}
+    if len(given) != 1:
+        said = f"{' and '.join(given)} are given" if given else "nothing says how far to go"
+        raise UsageError(f"{said}; give one of {', '.join(makers)}")
+    option, text = next(iter(given.items()))
+    belongings = {"--confidence": confidence, "--certify-limit": certify_limit, "--up-to": up_to}
+    for stray in (name for name, value in belongings.items() if value is not None):
+        owners = ("--max-drop", "--front") if stray == "--up-to" else ("--max-drop",)
+        if option not in owners:
+            raise UsageError(f"{stray} belongs to {' or '.join(owners)}, and {option} is given")
+    return makers[option][1](text)
+
+
+def _drop(text: str) -> Goal:
+    check_drop(text)
+    return Drop(text)
+
+
+def _params(text: str) -> Goal:
+    return Smaller("parameters", parse_count(text, "--target-params"), f"--target-params {text}")
+
+
+def _bytes(text: str) -> Goal:
+    return Smaller("bytes", parse_size(text, "--target-bytes"), f"--target-bytes {text}")
+
+
+def _speedup(text: str) -> Goal:
+    try:
+        wanted = float(text.strip().removesuffix("x"))
+    except ValueError:
+        wanted = math.nan
+    if not 1 < wanted < math.inf:
+        raise UsageError(f"--target-speedup {text!r} is not a speed-up; write 1.3x")
+    return Faster(wanted, f"--target-speedup {text}")
+
+
+def _max_drop(text: str, confidence: str, items: int | None, up_to: str | None) -> Goal:
+    limit, sure = _share(text, "--max-drop", "2%"), _share(confidence, "--confidence", CONFIDENCE)
+    if sure < 0.5:
+        raise UsageError(f"--confidence {confidence!r} is less than a coin has; write {CONFIDENCE}")
+    if up_to is not None:
+        check_drop(up_to, "--up-to")
+    requested = f"--max-drop {text} --confidence {confidence}" + (f" --up-to {up_to}" if up_to else "")
+    return MaxDrop(limit, sure, requested, CERTIFY_LIMIT if items is None else items, up_to)
+
+
+def _front(up_to: str | None) -> Goal:
+    if up_to is None:
+        return Farthest()
+    check_drop(up_to, "--up-to")
+    return Farthest(up_to)
+
+
+def _share(text: str, option: str, example: str) -> float:
+    try:
+        share = float(text.strip().removesuffix("%")) / 100 if text.strip().endswith("%") else math.nan
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise UsageError(f"{option} {text!r} is not a share between 0% and 100%; write {example}")
+    return round(share, 12)  # 2% is 0.02, and not what dividing leaves
+
+
+# Targets of size: the fewest units that bring the weights down to so many parameters or bytes.
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """At most ``wanted`` parameters, or bytes of weights, are left."""
+
+    what: Literal["parameters", "bytes"]
+    wanted: int
+    requested: str
+    shares: Shares = field(default=Shares(HELD_BACK), init=False)
+
+    def require(self, desk: Desk) -> None:
+        self._plausible(desk)
+
+    def most(self, desk: Desk) -> int:
+        """One layer more than if the largest ones went: layers are much alike."""
+        return self._plausible(desk)[:2][-1]
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        (intact,) = desk.weigh(Removal(()))
+        left = self._size(intact)
+        refusal: RefusedError | None = None
+        reached = False
+        for count in self._plausible(desk):
+            try:
+                found = look(count)
+            except RefusedError as error:  # whole periods only, say: the next number may do
+                refusal = refusal or error
+                continue
+            left, reached = self._size(desk.weigh(found.removal)[0]), True
+            if left <= self.wanted:
+                target = Target(what=self.what, wanted=self.wanted, base=self._size(intact), reached=left)
+                return Reached(found, found.rounds, target=target)
+        if refusal and not reached:
+            raise refusal
+        raise RefusedError(f"{self.requested} was not reached: the search's largest removal leaves {self._words(left)}")
+
+    def _plausible(self, desk: Desk) -> list[int]:
+        """Return the numbers of units that can reach it if the largest go; raises ``UsageError`` when none can."""
+        moves, counts = desk.constraints.moves, desk.constraints.counts()
+        intact, *without = desk.weigh(Removal(()), *[Removal.of(*move) for move in moves])
+        base = self._size(intact)
+        if base <= self.wanted:
+            raise UsageError(f"{self.requested}: the model has {self._words(base)} as it is; ask for less")
+        saved = [(base - self._size(own)) / len(move) for move, own in zip(moves, without, strict=True) for _ in move]
+        saved.sort(reverse=True)
+        enough = [count for count in counts if base - sum(saved[:count]) <= self.wanted]
+        if not enough:
+            most = counts[-1] if counts else 0
+            least = self._words(base - sum(saved[:most]))
+            raise UsageError(
+                f"{self.requested} cannot be reached: {most} of {desk.constraints.depth} layers may go, "
+                f"which leaves {least} of {self._words(base)}"
+            )
+        return enough
+
+    def _size(self, weight: Weight) -> int:
+        return weight.parameters if self.what == "parameters" else weight.nbytes
+
+    def _words(self, size: float) -> str:
+        return f"{size:,.0f} parameters" if self.what == "parameters" else in_words(size)
+
+
+# A target of speed: the fewest units that make the model so many times as fast, as measured on this machine.
+
+
+STAND_IN_REPEATS = 3  # of stand-ins, which only say where to begin; the chosen removal is timed REPEATS times
+
+
+@dataclass(frozen=True)
+class Faster:
+    """Prefill and decoding both at least ``wanted`` times as fast as the intact model, one sequence at a time.
+
+    Layers of one kind take alike long, so stand-ins are timed first, to say what can be reached and where to begin;
+    what the search then chooses is timed itself. Timings vary: the same command may end one layer further on.
+    """
+
+    wanted: float
+    requested: str
+    shares: Shares = field(default=Shares(HELD_BACK), init=False)
+
+    def require(self, desk: Desk) -> None:
+        most = self._stand_ins(desk)[-1]
+        best = speedup(_timed(desk, most, STAND_IN_REPEATS))
+        if best < self.wanted:
+            raise UsageError(
+                f"{self.requested} cannot be reached: with {len(most)} of {desk.constraints.depth} layers removed, "
+                f"as many as may go, the model is {best:.2f} times as fast here"
+            )
+
+    def most(self, desk: Desk) -> int:
+        """One layer more than if all the time were spent in the layers."""
+        least = math.ceil(desk.constraints.depth * (1 - 1 / self.wanted)) + 1
+        counts = desk.constraints.counts()
+        return next((count for count in counts if count >= least), counts[-1])
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        beginning, reached = self._beginning(desk), 1.0
+        refusal: RefusedError | None = None
+        for count in (count for count in desk.constraints.counts() if count >= beginning):
+            try:
+                found = look(count)
+            except RefusedError as error:  # whole periods only, say: the next number may do
+                refusal = refusal or error
+                continue
+            speed = _timed(desk, found.removal, REPEATS)
+            reached = speedup(speed)
+            desk.progress.note(f"{count} removed: {reached:.2f} times as fast")
+            if reached >= self.wanted:
+                target = Target(what="speed-up", wanted=self.wanted, base=1.0, reached=round(reached, 4), speed=speed)
+                return Reached(found, found.rounds, target=target)
+        if refusal and reached == 1.0:
+            raise refusal
+        raise RefusedError(f"{self.requested} was not reached: the largest removal is {reached:.2f} times as fast here")
+
+    def _beginning(self, desk: Desk) -> int:
+        """Return the smallest number of units whose stand-in is fast enough, found by halving."""
+        stand_ins = self._stand_ins(desk)
+        low, high = 0, len(stand_ins) - 1
+        while low < high:
+            middle = (low + high) // 2
+            fast = speedup(_timed(desk, stand_ins[middle], STAND_IN_REPEATS)) >= self.wanted
+            low, high = (low, middle) if fast else (middle + 1, high)
+        return len(stand_ins[low])
+
+    def _stand_ins(self, desk: Desk) -> list[Removal]:
+        """Return one allowed removal of each size that has one, smallest first; ``UsageError`` when none has."""
+        found = [_stand_in(desk, count) for count in counts_up_to(desk, None, self.requested)]
+        allowed = [removal for removal in found if removal is not None]
+        if not allowed:
+            raise UsageError(f"{self.requested} cannot begin: none of the layers may go")
+        return allowed
+
+
+def speedup(speed: Speed) -> float:
+    """Return how many times as fast the pruned model is, in the lesser of prefill and decoding (medians)."""
+    names = ("prefill_tokens_per_s", "decode_tokens_per_s")
+    return min(speed.pruned[name].median / speed.base[name].median for name in names)
+
+
+def _timed(desk: Desk, removal: Removal, repeats: int) -> Speed:
+    """Time the intact model and the pruned one in turn, as export would write it."""
+    trust = desk.request.trust_remote_code
+    pruned = sharing_weights(desk.subject, desk.checkpoint, removal, trust_remote_code=trust)
+    return time_both(desk.subject, pruned, repeats=repeats, progress=desk.progress)
+
+
+def _stand_in(desk: Desk, count: int) -> Removal | None:
+    """Return some removal of ``count`` units, from the end, else a run of neighbours; None where neither is allowed."""
+    removed = Removal(())
+    try:
+        while len(removed) < count:
+            removed = removed.add(*desk.constraints.first_open(desk.constraints.moves[::-1], removed, count))
+        return removed
+    except RefusedError:  # step by step there is no way, but whole periods may go
+        pass
+    try:
+        return allowed_runs(desk.constraints, count)[-1]
+    except RefusedError:
+        return None
+
+
+# As far as a path goes: the goal behind a front, whose steps are the path's beginnings.
+
+
+FAR = "75%"  # of the layers, when --up-to does not say otherwise: beyond, nothing is left to trade
+
+
+@dataclass(frozen=True)
+class Farthest:
+    """The removal of ``up_to`` layers, or of as many as may go where that is fewer."""
+
+    up_to: str = FAR
+
+    @property
+    def requested(self) -> str:
+        return f"--front --up-to {self.up_to}"
+
+    @property
+    def shares(self) -> Shares:
+        return Shares(HELD_BACK, examined=True)
+
+    def require(self, desk: Desk) -> None:
+        if not desk.request.tasks:
+            raise UsageError("a front shows accuracy: give tasks, such as --tasks arc_easy")
+        counts_up_to(desk, self.up_to, self.requested)
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        found = look(self.most(desk))
+        return Reached(found, found.rounds)
+
+    def most(self, desk: Desk) -> int:
+        return counts_up_to(desk, self.up_to, self.requested)[-1]
+
+
+# As far as a loss can be ruled out: the search proposes a path, items it has not seen decide how far to follow it.
+
+
+@dataclass(frozen=True)
+class MaxDrop:
+    """The largest removal of the path whose mean accuracy provably falls by less than ``limit`` (0.02: two points)."""
+
+    limit: float
+    confidence: float
+    requested: str
+    items: int = CERTIFY_LIMIT
+    up_to: str | None = None
+
+    @property
+    def shares(self) -> Shares:
+        return Shares(HELD_BACK, certify=self.items, examined=True)
+
+    def require(self, desk: Desk) -> None:
+        if not desk.request.tasks:
+            raise UsageError(f"{self.requested} needs items that certify: give tasks, such as --tasks arc_easy")
+        counts_up_to(desk, self.up_to, self.requested)
+
+    def most(self, desk: Desk) -> int:
+        return counts_up_to(desk, self.up_to, self.requested)[-1]
+
+    def pursue(self, desk: Desk, look: Look) -> Reached:
+        examiner = desk.certification
+        assert examiner is not None  # shares asks for it
+        base = _bits(examiner.outcomes([INTACT], "the intact model")[INTACT])
+        self._enough(len(base))
+
+        def answers(removal: Removal) -> str:
+            return _bits(examiner.outcomes([removal], f"certifying {removal}")[removal])
+
+        counts = counts_up_to(desk, self.up_to, self.requested)
+        path, found = walk(look, counts, base, answers, self.limit, self.confidence)
+        if not found.certified:
+            raise RefusedError(self._nothing(path[0].removal, found.steps[0]))
+        fingerprints = {data.task: data.fingerprints for data in examiner.questions.data()}
+        certificate = Certificate(
+            limit=self.limit,
+            confidence=self.confidence,
+            statement=self._statement(path[found.certified - 1].removal, examiner.questions, len(base)),
+            fingerprints=fingerprints,
+            steps=tuple(_step(own.removal, step) for own, step in zip(path, found.steps, strict=True)),
+            selection_limit=desk.request.limit,
+            certify_limit=self.items,
+        )
+        return Reached(path[found.certified - 1], path[-1].rounds, certificate=certificate)
+
+    def _enough(self, items: int) -> None:
+        """Raise ``UsageError`` where not even a removal that changes no answer could be certified."""
+        needed = stats.items_needed(0, 0, 1, self.limit, self.confidence)
+        if needed is None or items < needed:
+            raise UsageError(
+                f"{self.requested}: {items} certification items can certify nothing, not even a removal that changes "
+                f"no answer: {needed} at least, more where answers change; raise --certify-limit or add tasks"
+            )
+
+    def _nothing(self, removal: Removal, step: stats.Step) -> str:
+        lost, won = step.right_to_wrong, step.wrong_to_right
+        needed = stats.items_needed(lost, won, step.items, self.limit, self.confidence)
+        more = (
+            "if that is its true loss, no number of items would do"
+            if needed is None
+            else f"if that is its true loss, about {needed:,} items would be needed: raise --certify-limit or add tasks"
+        )
+        return (
+            f"no removal can be certified to lose less than {100 * self.limit:g} points with "
+            f"{100 * self.confidence:g} % confidence: "
+            f"without {removal} {lost} of {step.items} certification items turn wrong and {won} right "
+            f"(p = {step.p_value:.2g}); {more}"
+        )
+
+    def _statement(self, removal: Removal, questions: Questions, items: int) -> str:
+        tasks = questions.tasks
+        own = [name for name, task in tasks.items() if task.metric == OWN_ANSWER]
+        meant = f" (of {', '.join(own)}: the share of prompts answered token for token as before)" if own else ""
+        unseen = "" if own or any(is_written(task) for task in tasks.values()) else ". Not looked at: generated text"
+        return (
+            f"With {100 * self.confidence:g} % confidence, removing {removal} lowers the mean accuracy on "
+            f"{', '.join(tasks)}{meant} by less than {100 * self.limit:g} points, on items drawn like the {items:,} "
+            "that certify it, none of which had a say in choosing the layers "
+            f"(exact paired test, fixed sequence: arXiv:2110.01052){unseen}"
+        )
+
+
+def walk(
+    look: Look,
+    counts: Sequence[int],
+    base: str,
+    answers: Callable[[Removal], str],
+    limit: float,
+    confidence: float,
+) -> tuple[list[Found], stats.Certificate]:
+    """Search removal after removal and certify each, until one fails or the search can go no further.
+
+    The search sees nothing of ``answers``, so the path is fixed beforehand as far as they are concerned, even though it
+    is laid only as far as it is walked. Returns the path, the failed step included, and the statistics.
+    """
+    path: list[Found] = []
+    refusals: list[RefusedError] = []
+
+    def steps() -> Iterator[str]:
+        for count in counts:
+            try:
+                path.append(look(count))
+            except RefusedError as error:  # the architecture: whole periods only, say, or no more than before
+                refusals.append(error)
+                continue
+            yield answers(path[-1].removal)
+
+    certificate = stats.certify(base, steps(), limit, confidence)
+    if not path:
+        raise refusals[0]
+    return path, certificate
+
+
+def _bits(outcomes: dict[str, Outcomes]) -> str:
+    return "".join(own.correct for own in outcomes.values())
+
+
+def _step(removal: Removal, step: stats.Step) -> CertifiedStep:
+    return CertifiedStep(
+        removal=removal.layers,
+        right_to_wrong=step.right_to_wrong,
+        wrong_to_right=step.wrong_to_right,
+        p_value=float(f"{step.p_value:.4g}"),
+        certified=step.certified,
+    )

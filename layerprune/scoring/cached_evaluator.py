@@ -1,0 +1,350 @@
+"""Evaluates removals block by block; what was measured once is in a journal and is not measured again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layerprune.artifacts import Outcomes
+from layerprune.data.items import Item, OwnAnswer, Questions, TaskQuestions, is_written, with_own_answers
+from layerprune.errors import DocumentError, TaskError
+from layerprune.files import write_all, writing
+from layerprune.models.generation import generate
+from layerprune.models.model import Subject
+from layerprune.removal import Removal
+from layerprune.scoring.engine import Account, Engine
+from layerprune.scoring.evaluator import answer_items, as_requests, joined, judged
+from layerprune.scoring.racing import LEAST_ITEMS, Field, Race
+from layerprune.util import SILENT, Advance, Progress, tool_versions
+
+# Examines removals block by block: each (removal, block of items) is measured once, remembered, and written down.
+
+
+# Items of the longest task in a block. A block is what a killed run loses at most, and after which racing may stop a
+# candidate; smaller blocks leave less choice of rows of equal length to batch together.
+BLOCK_ITEMS = 50
+
+# What a candidate did on the items seen so far, to its harm on each by task, in any unit whose mean over all items
+# orders candidates as their scores do: (items,) of each.
+Harm = Callable[[dict[str, Outcomes]], dict[str, np.ndarray]]
+
+JOURNAL = "journal.jsonl"
+# Raised when an entry's form, a block or the way to measure changes: entries of another format are left alone.
+JOURNAL_FORMAT = 4
+
+Piece = dict[str, Outcomes]  # one removal on one block, by task
+
+
+def block_edges(items: int, blocks: int) -> list[int]:
+    """Return where each block of a task's items begins, and where the last one ends.
+
+    The same share of every task, so that a few blocks are a sample of the whole; but of a short task the first block
+    has what a race asks for before it decides anything.
+    """
+    first = min(items, LEAST_ITEMS, BLOCK_ITEMS)
+    return [0, *(max(items * edge // blocks, first) for edge in range(1, blocks + 1))]
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What a race ended with."""
+
+    outcomes: dict[Removal, dict[str, Outcomes]]  # of the items each removal ran over
+    accepted: frozenset[Removal]  # left before the end as clearly among the best
+
+
+@dataclass
+class Examiner:
+    """One model and its questions. Ask for the outcomes of removals; what was measured before is not measured again."""
+
+    engine: Engine
+    questions: Questions
+    progress: Progress = SILENT
+    folder: Path | None = None  # the run folder; None: nothing is written down
+
+    def __post_init__(self) -> None:
+        count = -(-max(len(task.items) for task in self.questions.tasks.values()) // BLOCK_ITEMS)
+        self.blocks = [self._block(number, count) for number in range(count)]
+        self.known: dict[tuple[int, Removal], Piece] = {}
+        self.uncounted: dict[tuple[int, Removal], dict[str, Any]] = {}  # what the account has not taken in yet
+        self.account = Account()
+        self.path = ""  # which evaluation path the figures came by
+        self.journal = Journal(self.folder / JOURNAL, self._key()) if self.folder else None
+        for entry in self.journal.entries if self.journal else []:
+            self._take(entry)
+
+    def outcomes(self, removals: Sequence[Removal], label: str = "scoring") -> dict[Removal, dict[str, Outcomes]]:
+        """Return the outcomes of every item, by removal and task."""
+        wanted = list(dict.fromkeys(removals))
+        missing = {b: [r for r in wanted if (b, r) not in self.known] for b in range(len(self.blocks))}
+        total = sum(len(self.blocks[b]) * len(removals) for b, removals in missing.items())
+        if total:
+            with self.progress.task(label, total, "items") as advance:
+                for block, pending in missing.items():
+                    if pending:
+                        self.measure(block, pending, advance)
+        for block in range(len(self.blocks)):
+            self._count(block, wanted)
+        return {removal: self._joined(removal) for removal in wanted}
+
+    def measure(self, block: int, removals: Sequence[Removal], advance: Advance | None = None) -> None:
+        """Measure removals on one block, remember it and write it down; ``advance`` hears of items x removals."""
+        self.prepare()
+        questions = self.blocks[block]
+        items = [item for task in questions.tasks.values() for item in task.items]
+        before = replace(self.engine.account)
+        answers = answer_items(self.engine, items, removals, advance)
+        pieces = [judged(questions, own, margins=True) for own in answers]
+        entry = {
+            "block": block,
+            "removals": [list(removal.layers) for removal in removals],
+            "pieces": [{name: o.model_dump(mode="json") for name, o in piece.items()} for piece in pieces],
+            "path": self.engine.path.name,
+            "computed": self.engine.account.computed - before.computed,
+            "naive": self.engine.account.naive - before.naive,
+        }
+        if self.journal:
+            self.journal.append(entry)
+        self._take(entry)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        for units, piece in zip(entry["removals"], entry["pieces"], strict=True):
+            found = {name: Outcomes.model_validate(value) for name, value in piece.items()}
+            place = entry["block"], Removal.from_layers(units)
+            self.known[place], self.uncounted[place] = found, entry
+
+    def _count(self, block: int, removals: Sequence[Removal]) -> None:
+        """Take the work behind what is asked for into the account, once, whichever run did it.
+
+        A folder's journal may hold what another command has asked: documents say what theirs took.
+        """
+        for removal in removals:
+            entry = self.uncounted.pop((block, removal), None)
+            if entry is None:
+                continue
+            for units in entry["removals"]:
+                self.uncounted.pop((block, Removal.from_layers(units)), None)
+            self.path = entry["path"]
+            self.account.computed += entry["computed"]
+            self.account.naive += entry["naive"]
+
+    def prepare(self) -> None:
+        """Test the paths, if that was not done yet, on all items: the path must suit the longest of them."""
+        if self.engine.longest:
+            return
+        requests, groups = as_requests([item for task in self.questions.tasks.values() for item in task.items])
+        if requests:
+            self.engine.choose_path(requests, groups)
+
+    def _block(self, number: int, count: int) -> Questions:
+        """Return the items of one of ``count`` blocks."""
+        parts = {}
+        for name, task in self.questions.tasks.items():
+            start, stop = block_edges(len(task.items), count)[number : number + 2]
+            if stop > start:
+                parts[name] = replace(task, items=task.items[start:stop])
+        return Questions(parts)
+
+    def race(
+        self, removals: Sequence[Removal], keep: int, harm: Harm, label: str = "racing",
+        counted: Collection[str] | None = None,
+    ) -> Raced:  # fmt: skip
+        """Run the removals until it is clear which ``keep`` of them do least harm; each stops when its place is clear.
+
+        What was measured before is not measured again, and a removal whose log-likelihoods are not finite is put out.
+        ``counted`` names the tasks that have a say, None all of them: no number of items would show a difference on one
+        that counts for nothing.
+        """
+        asked = list(dict.fromkeys(removals))
+        tasks = [name for name in self.questions.tasks if counted is None or name in counted]
+        items = tuple(len(self.questions.tasks[name].items) for name in tasks)
+        field = Field.of(Race(len(asked), items, keep, len(self.blocks)))
+        ran = dict.fromkeys(asked, 0)
+        with self.progress.task(label, len(self.questions) * len(asked), "items") as advance:
+            for block in range(len(self.blocks)):
+                running = [asked[number] for number in field.running]
+                pending = [removal for removal in running if (block, removal) not in self.known]
+                if pending:
+                    self.measure(block, pending, advance)
+                self._count(block, running)
+                advance(len(self.blocks[block]) * (len(running) - len(pending)))
+                for removal in running:
+                    ran[removal] = block + 1
+                left = field.withdraw([n for n in field.running if self._failed(block, asked[n])])
+                still = [asked[number] for number in field.running]
+                left = [*left, *field.settle(self._harms(still, block + 1, harm, tasks))]
+                advance(len(left) * sum(len(questions) for questions in self.blocks[block + 1 :]))
+                if field.over:
+                    break
+        accepted = frozenset(asked[number] for number in field.accepted if ran[asked[number]] < len(self.blocks))
+        return Raced({removal: self.seen(removal, blocks) for removal, blocks in ran.items()}, accepted)
+
+    def _failed(self, block: int, removal: Removal) -> bool:
+        return any(own.not_finite for own in self.known[block, removal].values())
+
+    def seen(self, removal: Removal, blocks: int) -> dict[str, Outcomes]:
+        """Return a removal's outcomes on the first ``blocks`` blocks."""
+        found = {}
+        for name in self.questions.tasks:
+            pieces = [self.known[b, removal][name] for b in range(blocks) if name in self.blocks[b].tasks]
+            if pieces:
+                found[name] = joined(pieces)
+        return found
+
+    def _harms(self, removals: Sequence[Removal], blocks: int, harm: Harm, tasks: Sequence[str]) -> list[np.ndarray]:
+        """Return (removals, items) of each task, none where its first item is yet to come."""
+        found = [harm(self.seen(removal, blocks)) for removal in removals]
+        nothing = np.empty(0)
+        return [np.stack([own.get(name, nothing) for own in found]) for name in tasks]
+
+    def _joined(self, removal: Removal) -> dict[str, Outcomes]:
+        return self.seen(removal, len(self.blocks))
+
+    def _key(self) -> str:
+        """Return the key of what is measured: batches have a say in the last digit of a figure."""
+        engine = self.engine
+        return journal_key(
+            engine.subject, self.questions, format=JOURNAL_FORMAT, tokens=engine.tokens, memory=engine.memory,
+            rows=engine.rows, block=BLOCK_ITEMS,
+        )  # fmt: skip
+
+
+# What has been measured so far, appended to a file as it comes, so that a killed run goes on where it was.
+
+
+def journal_key(subject: Subject, questions: Questions | None, **settings: Any) -> str:
+    """Return a hash of what a measurement depends on: the model, what is asked and how it is judged, tools, settings.
+
+    Not in it: files that a task's own file imports.
+    """
+    asked = None if questions is None else questions.mark()
+    whole = {"subject": subject.marks, "asked": asked, "versions": tool_versions(), "settings": settings}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Journal:
+    """An append-only file of JSON lines. Lines of a run with other settings (another ``key``) are left alone."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.entries = self._read()
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Return this key's entries; a last line that a kill cut short is removed from the file."""
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with writing(self.path):
+                os.truncate(self.path, len(whole))
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise DocumentError(f"{self.path} is damaged ({error}); remove it to measure again") from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise DocumentError(f"{self.path} is damaged (a line is no object); remove it to measure again")
+        return [line for line in lines if line.get("key") == self.key]
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add one entry and have it on the disk before returning; on a ``WriteError`` the file is as it was."""
+        line = json.dumps({"key": self.key, **entry}, separators=(",", ":"), allow_nan=False) + "\n"
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            before = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("ab", buffering=0) as file:
+                    write_all(file, line.encode())
+                    os.fsync(file.fileno())
+            except BaseException:
+                self._shorten(before)
+                raise
+        self.entries.append(entry)
+
+    def _shorten(self, size: int) -> None:
+        """Take back what was written of an entry."""
+        if size:
+            os.truncate(self.path, size)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+# The intact model answers the prompts of tasks that have it write: once, kept in the run folder.
+
+
+FILENAME = "answers.jsonl"
+CHUNK = 64  # prompts between two entries of the journal: what a killed run loses at most
+
+
+def own_answers(
+    engine: Engine,
+    questions: Questions,
+    *,
+    only_right: bool = False,
+    folder: Path | None = None,
+    progress: Progress = SILENT,
+) -> Questions:
+    """Have the intact model answer, and return the questions with those answers in the place of its writing.
+
+    Tasks that offer choices stay as they are. ``folder`` keeps what was written: killed and called again, it goes on.
+    Raises ``TaskError`` where no task has the model write, and for ``only_right`` where it was never right, or where
+    a task has no accuracy.
+    """
+    written = {name: task for name, task in questions.tasks.items() if is_written(task)}
+    if not written:
+        names = ", ".join(questions.tasks)
+        raise TaskError(f"signal=answers reads what the model writes, and {names} only offers choices; add a task")
+    if ungraded := [name for name, task in written.items() if only_right and not task.metric]:
+        raise TaskError(f"task {ungraded[0]!r} has no accuracy that says which answers are right: leave only=right out")
+    settings = {"memory": engine.memory, "rows": engine.rows, "chunk": CHUNK, "graded": only_right}
+    key = journal_key(engine.subject, Questions(written), purpose="own answers", **settings)
+    journal = Journal(folder / FILENAME, key) if folder else None
+    known: dict[tuple[str, int], list[OwnAnswer]] = {
+        (entry["task"], entry["start"]): [OwnAnswer(tuple(p), tuple(a), right) for p, a, right in entry["answers"]]
+        for entry in (journal.entries if journal else [])
+    }
+    found: dict[str, TaskQuestions] = {}
+    total = sum(len(task.items) for task in written.values())
+    with progress.task("the intact model answers", total, "prompts") as advance:
+        for name, task in written.items():
+            answers: list[OwnAnswer] = []
+            for start in range(0, len(task.items), CHUNK):
+                few = task.items[start : start + CHUNK]
+                if (name, start) not in known:
+                    known[name, start] = _answered(engine, task, few, graded=only_right)
+                    if journal:
+                        journal.append({"task": name, "start": start, "answers": list(map(_plain, known[name, start]))})
+                answers += known[name, start]
+                advance(len(few))
+            found[name] = _kept(task, answers, only_right)
+    return replace(questions, tasks={name: found.get(name, task) for name, task in questions.tasks.items()})
+
+
+def _answered(engine: Engine, task: TaskQuestions, items: Sequence[Item], *, graded: bool) -> list[OwnAnswer]:
+    instances = [item.queries[0].generation.instance for item in items if item.queries[0].generation]
+    texts = generate(engine.subject, instances, memory=engine.memory, rows=engine.rows, greedy=True)
+    return [
+        OwnAnswer(own.prompt, own.ids, task.judge(item, [own.text]).correct if graded else None)
+        for item, own in zip(items, texts, strict=True)
+    ]
+
+
+def _plain(own: OwnAnswer) -> list[Any]:
+    return [own.prompt, own.answer, own.right]
+
+
+def _kept(task: TaskQuestions, answers: Sequence[OwnAnswer], only_right: bool) -> TaskQuestions:
+    kept = with_own_answers(task, answers, only_right=only_right)
+    if not kept.items:
+        raise TaskError(
+            f"task {task.name!r}: the intact model is right on none of {len(answers)} prompts; leave only=right out, "
+            "or the task"
+        )
+    return kept

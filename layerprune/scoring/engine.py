@@ -1,0 +1,437 @@
+"""The ablation engine: log-likelihoods of many requests under many removals; a self-test chooses its path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby, pairwise
+
+import numpy as np
+import torch
+
+from layerprune.architecture.tiny import LENGTHS, VOCABULARY, twin_config, with_noise
+from layerprune.data.items import Request
+from layerprune.errors import LayerpruneError, ModelError, one_line
+from layerprune.models.model import Subject
+from layerprune.removal import Removal
+from layerprune.scoring.memory import Allowance, kinds
+from layerprune.scoring.paths import BeginningPath, ChainPath, Grades, Path, PlainPath, TreePath, Windows, window_of
+from layerprune.scoring.prefix_tree import BEGINNING_GROUPS, Row, batches, beginnings, chains, tree_size
+from layerprune.scoring.walk import Trunks
+
+# The ablation engine: log-likelihoods of many requests under many removals, at a fraction of the price.
+
+
+# Tokens in a batch. On two cores 512 to 4,096 take about the same time (measured, SmolLM2-135M, bfloat16): larger ones
+# multiply faster and pad more. A card wants more in flight; that figure is not measured yet.
+CPU_TOKENS = 1024
+CUDA_TOKENS = 32768
+# What the engine may hold beside the weights, unless --memory says otherwise. With less, removals are measured in
+# portions and batches shrink; with more, more of the intact model's states stay for the rounds to come.
+MEMORY = 4 * 1024**3
+# The share that the intact model's states from earlier rounds may fill; the rest is for the removals of one batch.
+KEPT_SHARE = 0.25
+
+
+@dataclass
+class Account:
+    """Tokens x layers: what was computed, and what one evaluation per removal would have computed."""
+
+    computed: int = 0
+    naive: int = 0
+
+    @property
+    def avoided(self) -> float:
+        """Share of the naive work that was not done."""
+        return 1 - self.computed / self.naive if self.naive else 0.0
+
+
+class Engine:
+    """Measures requests under removals by the fastest path that a self-test has found right for this model."""
+
+    def __init__(
+        self, subject: Subject, *, tokens: int | None = None, rows: int | None = None, memory: int | None = None
+    ) -> None:
+        """``memory``: bytes of all tensors beside the weights, at any time."""
+        self.subject = subject
+        self.memory = memory or MEMORY
+        self.tokens = tokens or (CUDA_TOKENS if subject.device.type == "cuda" else CPU_TOKENS)
+        self.rows = rows  # --batch-size: a fixed number of rows instead of a number of tokens
+        # Tokens of a batch that the device had room for, once it ran out. Apart from what was asked for, which stands
+        # in journals' keys: a run that is taken up again has not run out yet.
+        self.fits: int | None = None
+        self.account = Account()
+        self.path: Path = PlainPath(subject)
+        self.remarks: list[str] = []  # why faster paths were not taken
+        self._last: Allowance | None = None  # of the path measured along last
+        self.longest = 0  # tokens of the longest request the self-test has seen; 0: it has not run
+
+    def choose_path(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> None:
+        """Compare the fast paths with plain forwards on a few of the requests and keep the first that agrees."""
+        self.path, self.remarks = choose_path(self.subject, requests, groups, self._sums)
+        self.path.work.computed = 0  # the self-test's own work is nobody's
+        if isinstance(self.path, TreePath):
+            self.path.walk.trunks = Trunks(int(KEPT_SHARE * self.memory))
+        self.longest = max(len(request.tokens) for request in requests)
+
+    def measure(
+        self,
+        requests: Sequence[Request],
+        groups: Sequence[Sequence[int]],
+        removals: Sequence[Removal],
+        done: Callable[[int], None] = lambda tokens: None,
+    ) -> Grades:
+        """Return (sums of log-probabilities in nats, how many tokens are greedy), both (removals, requests).
+
+        ``groups`` are the indices of requests that belong to one question; ``done`` hears of finished requests x
+        removals. Raises ``UsageError`` where the memory does not hold one item under one removal.
+        """
+        if max(len(request.tokens) for request in requests) > self.longest:
+            self.choose_path(requests, groups)  # a window may show only in requests longer than those tested
+        found = self._measured(self.path, requests, groups, removals, done)
+        self._count(requests, removals)
+        return found
+
+    def _sums(
+        self, path: Path, requests: Sequence[Request], groups: Sequence[Sequence[int]], removals: Sequence[Removal]
+    ) -> np.ndarray:
+        return self._measured(path, requests, groups, removals)[0]
+
+    def _measured(
+        self,
+        path: Path,
+        requests: Sequence[Request],
+        groups: Sequence[Sequence[int]],
+        removals: Sequence[Removal],
+        done: Callable[[int], None] = lambda tokens: None,
+    ) -> Grades:
+        """Measure along one path, in batches and portions of the removals that stay within the memory."""
+        allowance = self._allowance(path, max(len(request.tokens) - 1 for request in requests))
+        rows = path.layout(requests, groups, allowance.longest_row)
+        allowance.check(rows)
+        sums = np.full((len(removals), len(requests)), np.nan)
+        greedy = np.zeros((len(removals), len(requests)), dtype=np.int64)
+        for section in _sections(list(batches(rows, self._budget(), self._most_rows(), allowance.fits))):
+            for part in allowance.portions(section, removals):
+                for batch in section:
+                    for members, numbers, (s, g) in self._run(path, batch, removals, part):
+                        sums[np.ix_(numbers, members)], greedy[np.ix_(numbers, members)] = s, g
+                        done(len(members) * len(numbers))
+        return sums, greedy
+
+    def _allowance(self, path: Path, longest: int) -> Allowance:
+        """Return what one batch may hold on this path, the same object as long as the path is.
+
+        ``longest``: tokens of the longest request; the first ones asked about hold the longest.
+        """
+        if self._last is None or self._last.path is not path:
+            self._last = Allowance(path, self.memory, KEPT_SHARE, longest, own=path.subject is self.subject)
+        return self._last
+
+    def _budget(self) -> int:
+        """Return the tokens of a batch, whatever the memory allows."""
+        return self.tokens if self.fits is None else min(self.tokens, self.fits)
+
+    def _most_rows(self) -> int | None:
+        return self.rows if self.fits is None else None
+
+    def _run(
+        self, path: Path, batch: list[Row], removals: Sequence[Removal], part: list[int]
+    ) -> Iterator[tuple[list[int], list[int], Grades]]:
+        """Measure a batch under a part of the removals; out of device memory, do it in halves.
+
+        Yields (requests, numbers of removals, their grades). Rows are halved first, and batches to come are no larger.
+        """
+        tokens = batch[0].length * len(batch)
+        fits = self.fits is None or tokens <= self.fits or len(batch) == 1
+        if fits:
+            try:
+                members, grades = path.run(batch, [removals[number] for number in part])
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(batch) == len(part) == 1:
+                    length, device = batch[0].length, path.subject.device
+                    raise ModelError(f"a single row of {length} tokens does not fit on {device}") from error
+                fits = False
+            else:
+                yield members, part, grades
+                return
+            path.read = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self.fits = min(self.fits or tokens, max(half * batch[0].length, 1))
+            yield from self._run(path, batch[:half], removals, part)
+            yield from self._run(path, batch[half:], removals, part)
+        else:
+            half = len(part) // 2
+            yield from self._run(path, batch, removals, part[:half])
+            yield from self._run(path, batch, removals, part[half:])
+
+    def _count(self, requests: Sequence[Request], removals: Sequence[Removal]) -> None:
+        tokens = sum(row.length for row in chains(requests))
+        depth = len(self.subject.layers)
+        self.account.naive += sum(tokens * (depth - len(removal)) for removal in removals)
+        self.account.computed += self.path.work.computed
+        self.path.work.computed = 0
+
+
+def _sections(made: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
+    """Put batches that follow on the same beginning together: what is kept of it serves all of them."""
+    for beginning, own in groupby(made, key=lambda batch: batch[0].beginning):
+        own = list(own)
+        yield from [own] if beginning else [[batch] for batch in own]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
+
+
+# Before a fast path is trusted with a model, it must give what plain forwards give, on the user's own requests.
+#
+# In float32 that is one comparison. In half precision rounding would hide a path that is wrong in structure, so there
+# the structure is tested first, in float64 on a tiny model with the same layers (``twin``), and the real model then
+# shows whether rounding stays within bounds.
+
+
+# Largest difference of a log-likelihood from a plain forward, in nats per graded token. In float32 rounding alone gives
+# 3e-5 (measured on SmolLM2-135M, five removals), a wrong mask or position a thousand times that and more. In float64 on
+# tiny random models right paths differ by up to 5e-7, where a model computes in float32 on its way (mamba, gemma2), and
+# wrong ones by 2e-3 and more (measured on the types of docs/notes/2026-11-28-engine.md).
+EXACT = {torch.float64: 1e-5, torch.float32: 1e-3}
+# In half precision the same forward in another batch shape moves single answers by up to 0.4 and the median by 0.01 to
+# 0.07 (measured, bfloat16, layer 0 removed the worst), so means are compared: chains, which have no mask or position to
+# get wrong, with a fixed limit, and what they show as noise is the limit for trees.
+HALF_MEAN = 0.1
+HALF_NOISE = 2.0  # times the chains' mean difference ...
+HALF_FLOOR = 0.01  # ... plus this
+
+Kind = Callable[[Subject], Path]
+
+
+# Measures requests along a path: (path, requests, groups, removals) to (removals, requests) nats.
+Measure = Callable[[Path, Sequence[Request], Sequence[Sequence[int]], Sequence[Removal]], np.ndarray]
+
+
+def at_once(
+    path: Path, requests: Sequence[Request], groups: Sequence[Sequence[int]], removals: Sequence[Removal]
+) -> np.ndarray:
+    """Measure in one batch for each beginning, whatever memory that takes."""
+    found = np.full((len(removals), len(requests)), np.nan)
+    rows = path.layout(requests, groups)
+    for batch in batches(rows, budget=len(rows) * max(row.length for row in rows)):
+        members, (sums, _) = path.run(batch, removals)
+        found[:, members] = sums
+    return found
+
+
+def choose_path(
+    subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]], measure: Measure
+) -> tuple[Path, list[str]]:
+    """Return the fastest path that is right for this model on a sample of the requests, and why faster ones are not.
+
+    ``measure`` keeps to the memory. Raises ``UsageError`` where that is too little for plain forwards, ``ModelError``
+    where the device has no room for a single one.
+    """
+    trial = Trial.of(subject, requests, groups, measure)
+    if subject.dtype not in EXACT:
+        try:
+            trial = replace(trial, structure=trial.on_twin())
+        except NoTwin as error:
+            said = f"{error}; in {subject.dtype} no other test is sharp enough, in --dtype float32 there is one"
+            return PlainPath(subject), [f"trees and chains: {said}"]
+    return trial.choose()
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A path that ran, and |difference| from plain forwards in nats per graded token, (removals, requests)."""
+
+    path: Path
+    differences: np.ndarray
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A few of the user's requests, and what plain forwards say of them under several removals."""
+
+    subject: Subject
+    requests: list[Request]
+    groups: list[list[int]]
+    removals: list[Removal]
+    measure: Measure
+    expected: np.ndarray  # (removals, requests) nats
+    structure: Trial | None = None  # the same asked of a tiny twin in float64; None: the comparison here is exact
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        requests: Sequence[Request],
+        groups: Sequence[Sequence[int]],
+        measure: Measure | None = None,
+    ) -> Trial:
+        """Ask the plain path about a sample of the groups."""
+        chosen = _sample(requests, groups)
+        few = [requests[index] for group in chosen for index in group]
+        where = np.cumsum([0, *(len(group) for group in chosen)])
+        own = [list(range(start, stop)) for start, stop in pairwise(where.tolist())]
+        return cls(subject, few, own, _removals(subject), measure or at_once, np.empty(0))._begun()
+
+    def _begun(self) -> Trial:
+        return replace(self, expected=self._ask(PlainPath(self.subject)))
+
+    def on_twin(self) -> Trial:
+        """Ask the same of a tiny model in float64; raises ``NoTwin`` where there is none, or it cannot run."""
+        twin = twin_of(self.subject)
+        try:
+            return replace(self, subject=twin, requests=renamed(self.requests))._begun()
+        except LayerpruneError:  # too little memory is no property of the model
+            raise
+        except Exception as error:  # modelling code that casts to float32 on its way, or wants sizes of its own
+            raise NoTwin(f"a tiny model of this config does not run: {_in_short(error)}") from error
+
+    def choose(self) -> tuple[Path, list[str]]:
+        """Return the fastest path that agrees, and why faster ones were not taken."""
+        chains = self._tried(ChainPath)
+        reason = chains if isinstance(chains, str) else self._excess(chains.differences, HALF_MEAN)
+        if isinstance(chains, str) or reason is not None:
+            return PlainPath(self.subject), [f"trees and chains: {reason}"]
+        limit = HALF_NOISE * float(chains.differences.mean()) + HALF_FLOOR
+        reasons: dict[str, None] = {}
+        for kind in [BeginningPath, TreePath] if self._has_beginnings() else [TreePath]:
+            wrong, failed = list[str](), list[str]()  # one of the windows fits: the others are no fault of the model
+            for windows in self._windows():
+                trees = self._tried(partial(kind, windows=windows))
+                if isinstance(trees, str):
+                    failed.append(trees)
+                elif (reason := self._excess(trees.differences, limit)) is not None:
+                    wrong.append(reason)
+                else:
+                    return trees.path, list(reasons)
+            reasons[f"{kind.name}: {(wrong or failed)[-1]}"] = None
+        return chains.path, list(reasons)
+
+    def fault(self, kind: Kind) -> str | None:
+        """Return what is wrong with a path where comparison is exact; None: nothing."""
+        tried = self._tried(kind)
+        return tried if isinstance(tried, str) else self._excess(tried.differences, 0.0)
+
+    def _has_beginnings(self) -> bool:
+        return any(shared for shared, _ in beginnings(self.requests, self.groups))
+
+    def _windows(self) -> tuple[Windows, ...]:
+        """Return the kinds of mask to try: where no request is longer than the model's window they are all one."""
+        window = window_of(self.subject)
+        if window is None or max(len(request.tokens) - 1 for request in self.requests) <= window:
+            return ("none",)
+        return ("by kind", "everywhere")
+
+    def _tried(self, kind: Kind) -> Tried | str:
+        """Return a path and how far it is from plain forwards, or why it cannot be right, in words."""
+        if self.structure is not None and (fault := self.structure.fault(kind)) is not None:
+            return f"on a tiny model of this config in float64, {fault}"
+        try:
+            path = kind(self.subject)
+            found = self._ask(path)
+        except Exception as error:  # noqa: BLE001  a model's own code may fail in any way on inputs it was not made for
+            return f"the model's code does not take such inputs ({_in_short(error)})"
+        overflow = ~np.isfinite(found) & ~np.isfinite(self.expected)  # a removal may make both so: that is agreement
+        with np.errstate(invalid="ignore"):
+            apart = np.where(overflow, 0.0, np.abs(found - self.expected))
+        return Tried(path, apart / np.array([request.scored for request in self.requests]))
+
+    def _excess(self, differences: np.ndarray, half_limit: float) -> str | None:
+        exact = EXACT.get(self.subject.dtype)
+        seen, limit = (differences.max(), exact) if exact is not None else (differences.mean(), half_limit)
+        if seen <= limit:  # NaN is not
+            return None
+        return f"log-likelihoods differ by {seen:.2g} nats per token from plain forwards (limit {limit:.2g})"
+
+    def _ask(self, path: Path) -> np.ndarray:
+        return self.measure(path, self.requests, self.groups, self.removals)
+
+
+def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count: int = 4) -> list[list[int]]:
+    """Return the largest group, the smallest, some between, that of the longest request, and some that begin alike.
+
+    A mask with a window shows in long requests, and a large group may be one of many short ones.
+    """
+    ordered = sorted(groups, key=lambda group: tree_size(requests[i].tokens[:-1] for i in group))
+    picks = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)})
+    chosen = [list(ordered[pick]) for pick in picks]
+    longest = list(max(groups, key=lambda group: max(len(requests[i].tokens) for i in group)))
+    shared, alike = max(beginnings(requests, groups), key=lambda pair: pair[0])
+    more = [longest, *(alike[:BEGINNING_GROUPS] if shared else [])]
+    return chosen + [group for number, group in enumerate(more) if group not in (*chosen, *more[:number])]
+
+
+def _removals(subject: Subject) -> list[Removal]:
+    """Return the intact model and removals at the start, in the middle, at the end, of several layers, of each kind."""
+    depth = len(subject.layers)
+    sets = [(), (0,), (depth // 2,), (depth - 1,), (depth // 3, depth - 1)]
+    removable = [layer for layer in range(depth) if layer not in subject.anatomy.must_keep]
+    like = kinds(subject)
+    sets += [(layer,) for layer in sorted({like[layer]: layer for layer in removable}.values())]  # the last of each
+    return [Removal.from_layers(set(units)) for units in dict.fromkeys(sets) if len(set(units)) < depth]
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+# A tiny random model in float64 with the layers of a subject: there a wrong path cannot pass for rounding.
+#
+# Masks, positions, windows and what layers hand each other do not depend on sizes or weights. So they are tested where
+# a right path agrees to the last digits; on the real weights in half precision rounding would hide a small error.
+
+
+FIRST_TOKEN = 3  # of the twin's vocabulary: padding, beginning and end have the numbers below
+OTHER_DEPTHS = ("num_hidden_layers", "num_layers", "depth", "encoder_layers")  # of a vision or audio tower
+
+
+class NoTwin(ModelError):
+    """A model of which no tiny one can be built, or whose tiny one does not run."""
+
+
+def twin_of(subject: Subject) -> Subject:
+    """Return a tiny float64 model of the subject's class, with its layers and the lengths it distinguishes.
+
+    On the CPU, with the attention implementation of the subject. Raises ``NoTwin`` where it cannot be built.
+    """
+    kind, config = type(subject.model), subject.model.config
+    path = subject.anatomy.path if config.get_text_config(decoder=True) is not config else ()
+    try:
+        small = twin_config(config, path, keep=LENGTHS)
+        for name in set(small.sub_configs) - set(path):  # vision and audio towers, which see nothing here
+            tower = getattr(small, name)
+            for depth in OTHER_DEPTHS:
+                if isinstance(getattr(tower, depth, None), int):
+                    setattr(tower, depth, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = kind._from_config(
+                small, dtype=torch.float64, attn_implementation=config._attn_implementation,
+                experts_implementation="eager",  # grouped products of experts know no float64
+            )  # fmt: skip
+            return Subject(with_noise(model), subject.tokenizer, subject.anatomy, subject.ref)
+    except Exception as error:  # strict config classes and modelling code raise what they like
+        raise NoTwin(f"no tiny {config.model_type} could be built: {one_line(error)}") from error
+
+
+def renamed(requests: Sequence[Request]) -> list[Request]:
+    """Return the requests in the twin's small vocabulary: the same lengths, the same tokens in common.
+
+    Tokens are numbered as they appear, so that answers that part do so still.
+    """
+    numbers: dict[int, int] = {}
+    room = VOCABULARY - FIRST_TOKEN
+    return [
+        Request(tuple(FIRST_TOKEN + numbers.setdefault(t, len(numbers)) % room for t in request.tokens), request.scored)
+        for request in requests
+    ]

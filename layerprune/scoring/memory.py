@@ -1,0 +1,419 @@
+"""What an evaluation path holds beside the weights, and the batches that fit into ``--memory``."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from layerprune.errors import UsageError
+from layerprune.formatting import in_words, rounded_up
+from layerprune.models.model import Subject
+from layerprune.removal import Removal
+from layerprune.scoring.paths import Path
+from layerprune.scoring.prefix_tree import ROW_TOKENS, Row, Target
+from layerprune.scoring.walk import Stage, Traffic, traffic
+
+# What an evaluation path holds beside the weights, as a function of a batch's shape and of the removals.
+#
+# No formula knows what is alive inside the layers of 180 model types. So it is measured, once for each path: a few tiny
+# batches run while the bytes of all live tensors are noted after every operation. At each moment they are a sum of
+# products of the batch's sizes, so a few shapes tell all others. More removals add states to that, and a beginning's
+# keys and values; how many follows from the walk's own ``traffic``.
+
+
+# Sizes of the batches that are tried: rows, width, tokens before, graded places of each row, places in a piece (all
+# pieces of a batch are of one size, or moments of the last would be compared with those of others).
+TRIALS = (
+    (1, 5, 3, 1, 99), (2, 5, 4, 2, 99), (3, 4, 7, 1, 99), (1, 9, 10, 4, 99), (2, 8, 6, 3, 3), (4, 6, 5, 2, 99),
+    (1, 12, 8, 6, 2), (3, 7, 3, 5, 99), (2, 11, 12, 1, 99), (1, 16, 9, 2, 1), (5, 3, 11, 2, 99), (2, 6, 14, 4, 4),
+)  # fmt: skip
+ALONE = 9  # of these are enough where nothing stands before the rows,
+ONE_ROW = 6  # of these where each row runs by itself
+# Recurrent layers pad a row to whole chunks of so many tokens (Mamba-2, gated delta rule). So rows of one token more
+# are tried, too, where rows may be as wide.
+CHUNKS = (64, 128, 256)
+WIDER = ((1, 65), (3, 65), (2, 129), (1, 257))  # rows, width
+TOKEN = 3  # every token of a trial: experts then meet their worst case, all tokens in the same few of them
+# Of each answer token that is read where another one is: its number, row, place, and what is found.
+ANSWER_BYTES = 64
+GRADE: Stage = ("grade", 0)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One operation of a run."""
+
+    stage: Stage
+    operation: str
+    before: int  # bytes alive when it begins
+    after: int  # and when it is done
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made in the context and still alive.
+
+    A tensor's memory counts once, however many views there are. What a kernel holds inside itself is not seen.
+    """
+
+    def __init__(self, stage: Callable[[], Stage] = lambda: ("", 0)) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stage = stage
+        self.live = 0
+        self.events: list[Event] = []
+        self._known: dict[int, tuple[Any, int]] = {}  # a weak reference to each storage, and its bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        stage, before = self.stage(), self.live
+        found = func(*args, **(kwargs or {}))
+        given = {id(storage) for storage in _storages((*args, *(kwargs or {}).values()))}
+        for storage in _storages(found):
+            if id(storage) not in given and id(storage) not in self._known:
+                self._count(storage)
+        self.events.append(Event(stage, str(func), before, self.live))
+        return found
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to see to that takes longer than the counting
+
+    @property
+    def peak(self) -> int:
+        return max((event.after for event in self.events), default=0)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        number = id(storage)
+        self.live += storage.nbytes()
+        self._known[number] = weakref.ref(storage, lambda _: self._forget(number)), storage.nbytes()
+
+    def _forget(self, number: int) -> None:
+        self.live -= self._known.pop(number)[1]
+
+
+def _storages(value: Any) -> list[torch.UntypedStorage]:
+    """Return the memory of all tensors in (nested) lists and tuples; a sparse or packed one has none of its own."""
+    if isinstance(value, torch.Tensor):
+        return [value.untyped_storage()] if value.layout == torch.strided else []
+    return [storage for part in value for storage in _storages(part)] if isinstance(value, list | tuple) else []
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a batch its memory depends on."""
+
+    rows: int
+    width: int  # tokens of the longest row
+    before: int  # tokens of the beginning
+    places: int  # whose next token is graded
+    answers: int = 0  # answer tokens that are graded there
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Shape:
+        width = max(row.length for row in rows)
+        places, answers = sum(row.places for row in rows), sum(row.answers for row in rows)
+        return cls(len(rows), width, len(rows[0].beginning), places, answers)
+
+    def sizes(self, piece: int) -> np.ndarray:
+        """Return the products that tensors' sizes are sums of; ``piece``: places whose logits are computed at once."""
+        r, w, b, p = self.rows, self.width, self.before, self.places
+        plain = [1, r, w, r * w, w * (b + w), r * w * (b + w), r * b, b, b * b, p, min(p, piece)]
+        return np.array([*plain, *(r * math.ceil(w / chunk) * chunk for chunk in CHUNKS)], dtype=float)
+
+
+PIECE, PLAIN = 10, 11  # where the piece stands among them; how many know of no chunks
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Gives the most bytes that a path holds at once, beside the weights and what is kept of earlier batches."""
+
+    stages: list[Stage]  # of each moment
+    moments: np.ndarray  # (moments, sizes) bytes alive in the trials
+    trial: Traffic  # the states that were alive in them
+    like: list[int]  # for each layer the one that ran in its place
+    state: np.ndarray  # (depth + 1, sizes) bytes of a state in front of each layer, and behind the last
+    cache: np.ndarray  # (depth,) bytes of one token of a beginning in each layer
+    vocabulary: int
+    peak: int  # bytes that the trials themselves took
+
+    @classmethod
+    def of(cls, path: Path, longest: int = CHUNKS[-1] + 1, *, beginning: bool = False) -> Estimate:
+        """Run tiny batches, ``beginning``: such as follow on one, and see what is alive when.
+
+        ``longest``: tokens of the longest row there will be without a mask. Of layers that are alike one runs; all do
+        where what one holds depends on those before.
+        """
+        depth = len(path.subject.layers)
+        like = kinds(path.subject) if path.together and not path.shares else list(range(depth))
+        removals = [Removal.from_layers(set(range(depth)) - set(like))]
+        trials = TRIALS if beginning else [(r, w, 0, p, piece) for r, w, _, p, piece in TRIALS[:ALONE]]
+        if not path.together:
+            trials = [(1, w, 0, p, piece) for _, w, _, p, piece in TRIALS[:ONE_ROW]]
+            removals *= 2  # the last logits under one removal are there while the next one runs
+        if not path.masked:
+            trials = [*trials, *((rows, width, 0, 2, 99) for rows, width in WIDER if width <= longest)]
+        runs, sizes, states, cache = [], [], [], np.zeros(depth)
+        usual, work = path.piece, replace(path.work)
+        for rows, width, before, places, path.piece in trials:
+            made = _rows(rows, width, before, places)
+            with LiveBytes(lambda: path.stage) as counter:
+                path.run(made, removals)
+            runs.append(counter.events)
+            sizes.append(Shape.of(made).sizes(path.piece))
+            states.append([path.handed_on.get(layer, 0) for layer in range(depth)])
+            if path.read is not None:
+                cache = np.array(path.read[2].sizes(depth)) / before
+            path.read = None
+        path.piece, path.work.computed = usual, work.computed
+        peak = max(event.after for run in runs for event in run)
+        trial, known = traffic(depth, (frozenset(removals[0]),)), np.stack(sizes)
+        fitted = [_fit(known, seen) for seen in np.array(states, dtype=float).T]
+        state = np.stack([fitted[like[max(layer - 1, 0)]] for layer in range(depth + 1)])
+        return cls(*_moments(runs, known), trial, like, state, cache[like], path.subject.vocabulary, peak)
+
+    def of_batch(self, shape: Shape, states: Traffic, piece: int) -> int:
+        """Return the bytes of one batch under some removals; ``piece``: places whose logits are computed at once."""
+        more = self._more(shape, states)
+        alive = self.moments @ shape.sizes(piece) + np.array([more[stage] for stage in self.stages])  # (moments,)
+        return math.ceil(alive.max())
+
+    @cached_property
+    def logits(self) -> float:
+        """The bytes of one place's logits and what is made of them; 0 where all places' are computed at once."""
+        moments = zip(self.moments, self.stages, strict=True)
+        return max((float(moment[PIECE]) for moment, stage in moments if stage == GRADE), default=0.0)
+
+    def _more(self, shape: Shape, states: Traffic) -> dict[Stage, float]:
+        """Return what is alive at each stage beyond what was in the trials."""
+        depth = len(self.like)
+        extra = np.subtract(states.alive, self.trial.alive)  # (depth + 1,) states at each layer
+        for layer in set(self.like):  # it stands for the one with most of them
+            alive = max(states.alive[other] for other, like in enumerate(self.like) if like == layer)
+            extra[layer] = alive - self.trial.alive[layer]
+        kept = np.cumsum(np.subtract(states.runs, self.trial.runs) * self.cache) * shape.before  # up to each layer
+        batch, begun = self.state @ shape.sizes(1), self.state @ Shape(1, shape.before, 0, 1).sizes(1)
+        more = {}
+        for what, layer in set(self.stages):
+            found = kept[min(max(layer, 0), depth - 1)] if what == "read" else kept[-1]
+            if what in ("run", "read") and layer >= 0:
+                found += extra[layer] * (batch if what == "run" else begun)[layer]
+            if (what, layer) == GRADE:  # the other removals' last states are there, at graded places
+                found += (states.removals - 1) * shape.places * float(self.state[-1] @ Shape(1, 1, 0, 0).sizes(1))
+                # in the trials every place has one answer token, and none is looked for among all before it
+                found += ANSWER_BYTES * max(shape.answers - shape.places, 0) + self.vocabulary
+            more[what, layer] = float(found)
+        return more
+
+
+def _moments(runs: Sequence[Sequence[Event]], sizes: np.ndarray) -> tuple[list[Stage], np.ndarray]:
+    """Return the stages and the bytes by size, (moments, sizes), of the moments that count."""
+    grouped = [[(stage, list(own)) for stage, own in groupby(run, key=lambda event: event.stage)] for run in runs]
+    stages: list[Stage] = []
+    moments: list[np.ndarray] = []
+    for parts in zip(*grouped, strict=True):  # every trial goes through the same stages
+        stage, events = parts[0][0], [own for _, own in parts]
+        peaks = [np.array([max(event.after for event in own) for own in events])]  # of the pieces the largest counts
+        own = _highest([_fit(sizes, alive) for alive in (peaks if stage == GRADE else _aligned(events))])
+        stages += [stage] * len(own)
+        moments += own
+    return stages, np.stack(moments)
+
+
+def _highest(moments: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the moments of a stage that no other one of it exceeds in every size."""
+    kept: list[np.ndarray] = []
+    for moment in moments:
+        if not any((other >= moment).all() for other in kept):
+            kept = [other for other in kept if not (moment >= other).all()] + [moment]
+    return kept
+
+
+def _rows(count: int, width: int, before: int, places: int) -> list[Row]:
+    """Return rows of one branch each, the last ``places`` tokens of each graded."""
+    tokens = np.full(width, TOKEN)
+    nodes, positions = np.arange(width - places, width), np.arange(before, before + width)
+    targets = [(Target(number, nodes, tokens[:places]),) for number in range(count)]
+    return [Row(tokens, positions, ((0, width, -1),), target, (TOKEN,) * before) for target in targets]
+
+
+def _aligned(runs: Sequence[Sequence[Event]]) -> Iterator[np.ndarray]:
+    """Yield the bytes alive at each moment that all runs of a stage have, (runs,).
+
+    Where they differ, in loops over experts or pieces, moments cannot be told apart: their peak counts as one.
+    """
+    names = [[event.operation for event in run] for run in runs]
+    shortest = min(map(len, names))
+    head = next((i for i in range(shortest) if len({own[i] for own in names}) > 1), shortest)
+    rest = shortest - head
+    tail = next((i for i in range(rest) if len({own[-1 - i] for own in names}) > 1), rest)
+    for place in range(head):
+        yield np.array([run[place].after for run in runs])
+    between = [run[head : len(run) - tail] for run in runs]
+    if any(between):
+        yield np.array([max(event.after for event in own or run) for own, run in zip(between, runs, strict=True)])
+    for place in range(-tail, 0):
+        yield np.array([run[place].after for run in runs])
+
+
+def _fit(sizes: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return how many bytes each of a batch's sizes takes; where they do not tell all, so that no trial had more."""
+    scale = np.maximum(sizes.max(axis=0), 1)
+    found = np.zeros(sizes.shape[1])
+    found[:PLAIN] = np.linalg.lstsq((sizes / scale)[:, :PLAIN], seen, rcond=1e-12)[0] / scale[:PLAIN]
+    if np.abs(sizes @ found - seen).max() < 0.5:
+        return np.round(found, 6)
+    known = sizes.shape[1] if len(set(sizes[:, PLAIN] / sizes[:, 1])) > 1 else PLAIN  # whether any row fills a chunk
+    found[:] = 0
+    found[:known] = nnls((sizes / scale)[:, :known], seen)[0] / scale[:known]
+    return found * max(1.0, float((seen / np.maximum(sizes @ found, 1)).max()))
+
+
+# Batches and portions of removals that stay within ``--memory``: what may be held beside the weights at any time.
+
+
+# A batch of up to this many tokens need not leave room for the removals of all layers at once: those are then measured
+# in portions, which costs less than batches of a few tokens do.
+LEAST_TOKENS = 512
+LOGITS_SHARE = 0.25  # of what a batch may hold; a piece of logits takes no more
+
+
+class Allowance:
+    """What one batch may hold on one path, and what fits into that."""
+
+    def __init__(self, path: Path, memory: int, kept_share: float, longest: int, *, own: bool = True) -> None:
+        """``memory`` is in bytes; ``kept_share`` of it is for states of earlier batches.
+
+        ``longest``: tokens of the longest request. ``own``: the weights of the path's model are not counted.
+        """
+        self.path, self.memory, self.kept_share, self.longest = path, memory, kept_share, longest
+        self.weights = 0 if own else sum(p.numel() * p.element_size() for p in path.subject.model.parameters())
+        depth = len(path.subject.layers)
+        self.each = self._traffic([Removal.of(layer) for layer in range(depth)])
+        self.alone = self._traffic([Removal(())])
+        self.usual_piece = path.piece
+        path.piece = self._piece(self.room)
+
+    @cached_property
+    def room(self) -> int:
+        """The bytes that a batch may hold."""
+        return int((1 - self.kept_share) * self.memory) - self.weights
+
+    def fits(self, batch: list[Row]) -> bool:
+        """Whether a batch leaves room for one removal at a time and, if it is large, for those of all layers at once.
+
+        It does not depend on the removals that are asked about: a batch, and with it the last digit of a result, is the
+        same whatever else is measured beside it.
+        """
+        large = len(batch) * batch[0].length > LEAST_TOKENS
+        return self.need(batch, self.each if large else self.alone) <= self.room
+
+    def portions(self, section: Sequence[list[Row]], removals: Sequence[Removal]) -> list[list[int]]:
+        """Split the removals, by number, so that each part fits together with any batch of the section."""
+        numbers = sorted(range(len(removals)), key=lambda number: removals[number].layers)  # like stays with like
+        parts: list[list[int]] = []
+        while numbers:
+            count = self._most(section, [removals[number] for number in numbers])
+            parts.append(numbers[:count])
+            numbers = numbers[count:]
+        return parts
+
+    def longest_row(self, before: int) -> int:
+        """Return how long a row may become by joining questions, behind a beginning of so many tokens."""
+        low, high = 1, ROW_TOKENS
+        while low < high:
+            middle = high if low == 1 and high == ROW_TOKENS else (low + high + 1) // 2
+            fits = self._bytes(Shape(1, middle, before, middle), self.alone, self.path.piece) <= self.room
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Raise ``UsageError``, with the least memory that works, where one row under one removal takes too much."""
+        trials = max((self._behind if row.beginning else self._plain).peak for row in rows)
+        if max(trials, *(self.need([row], self.alone) for row in rows)) <= self.room:
+            return
+        room = trials
+        while (needed := max(self.need([row], self.alone, self._piece(room)) for row in rows)) > room:
+            room = needed  # with more of it a piece of logits may be larger
+        least = math.ceil((room + self.weights) / (1 - self.kept_share))
+        longest = max(row.length + len(row.beginning) for row in rows)
+        raise UsageError(
+            f"--memory {in_words(self.memory)} does not hold one item under one removal (path {self.path.name!r}, rows "
+            f"of up to {longest} tokens); the least that does is {rounded_up(least)}"
+        )
+
+    def need(self, batch: Sequence[Row], states: Traffic, piece: int | None = None) -> int:
+        """Return the most bytes that a batch holds at once."""
+        piece = self.path.piece if piece is None else piece
+        if self.path.together:
+            return self._bytes(Shape.of(batch), states, piece)
+        return max(self._bytes(Shape.of([row]), states, piece) for row in batch)
+
+    def _bytes(self, shape: Shape, states: Traffic, piece: int) -> int:
+        estimate = self._behind if shape.before else self._plain
+        return estimate.of_batch(shape, states, piece)
+
+    @cached_property
+    def _plain(self) -> Estimate:
+        return Estimate.of(self.path, self.longest)
+
+    @cached_property
+    def _behind(self) -> Estimate:
+        return Estimate.of(self.path, self.longest, beginning=True)
+
+    def _traffic(self, removals: Sequence[Removal]) -> Traffic:
+        subject = self.path.subject
+        drops = tuple(frozenset(removal) for removal in removals)
+        return traffic(len(subject.layers), drops)
+
+    def _piece(self, room: int) -> int:
+        """Return for how many places logits are computed at once."""
+        most = int(LOGITS_SHARE * room / self._plain.logits) if self._plain.logits else self.usual_piece
+        return max(1, min(self.usual_piece, most))
+
+    def _most(self, section: Sequence[list[Row]], removals: Sequence[Removal]) -> int:
+        """Return how many of the removals fit, from the first on; one does, as every row was checked."""
+        low, high = 1, len(removals)
+        while low < high:
+            middle = high if low == 1 and high == len(removals) else (low + high + 1) // 2
+            states = self._traffic(removals[:middle])
+            fits = all(self.need(batch, states) <= self.room for batch in section)
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+
+# Which layers of a model are alike: what is found out of one holds for the others.
+
+
+def kinds(subject: Subject) -> list[int]:
+    """Return for each layer the last one of its kind: of the same modules, switches and layer type."""
+    types = getattr(subject.model.config.get_text_config(decoder=True), "layer_types", None) or []
+    listed = types if len(types) == len(subject.layers) else [None] * len(subject.layers)
+    built = [(kind, _build(layer)) for kind, layer in zip(listed, subject.layers, strict=True)]
+    last = {kind: number for number, kind in enumerate(built)}
+    return [last[kind] for kind in built]
+
+
+def _build(layer: nn.Module) -> tuple[object, ...]:
+    """Return the modules of a layer by name, class and size, and their switches.
+
+    Other numbers are left out: they may be the layer's own, such as its index.
+    """
+
+    def switches(part: nn.Module) -> list[tuple[str, bool | str]]:
+        return sorted((key, value) for key, value in vars(part).items() if isinstance(value, bool | str))
+
+    def sizes(part: nn.Module) -> list[tuple[int, ...]]:
+        return [tuple(parameter.shape) for parameter in part.parameters(recurse=False)]
+
+    parts = layer.named_modules()
+    return tuple((name, type(part).__name__, *sizes(part), *switches(part)) for name, part in parts)

@@ -1,0 +1,29 @@
+"""Relevance metrics: what each layer's removal is worth, by many measures behind one contract."""
+
+from __future__ import annotations
+
+from layerprune.registry import Registry, build
+
+METRICS = Registry(
+    kind="metric",
+    group="layerprune.scoring.metrics",
+    builtin={
+        "ablation": "layerprune.scoring.metrics.ablation:Ablation",
+        "angular": "layerprune.scoring.metrics.hidden_states:Angular",
+        "cosine": "layerprune.scoring.metrics.hidden_states:Cosine",
+        "magnitude": "layerprune.scoring.metrics.data_free:Magnitude",
+        "output": "layerprune.scoring.metrics.loss:Output",
+        "perplexity": "layerprune.scoring.metrics.loss:Perplexity",
+        "random": "layerprune.scoring.metrics.data_free:Random",
+        "relative": "layerprune.scoring.metrics.hidden_states:Relative",
+        "reverse-order": "layerprune.scoring.metrics.data_free:ReverseOrder",
+        "shapley": "layerprune.scoring.metrics.loss:Shapley",
+        "taylor": "layerprune.scoring.metrics.loss:Taylor",
+    },
+)
+
+
+def cheapest_search(spec: str) -> str:
+    """Return the search that asks a metric least: one-shot, and its own where it scores no single layers."""
+    _, metric = build(METRICS, spec)
+    return metric.search if metric.scope == "contiguous blocks" else "one-shot"

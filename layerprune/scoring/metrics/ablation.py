@@ -1,0 +1,143 @@
+"""Accuracy-drop ablation: the honest measure of a layer is the accuracy that is lost when it is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from layerprune.artifacts import BaseTask, Candidate, Outcomes
+from layerprune.data.items import Questions
+from layerprune.errors import TaskError, UsageError
+from layerprune.models.model import Subject
+from layerprune.removal import Removal
+from layerprune.scoring.aggregation import (
+    Intact,
+    Signal,
+    additive,
+    as_recorded,
+    failures_last,
+    judge,
+    rounded,
+    shares,
+    values,
+)
+from layerprune.scoring.cached_evaluator import Examiner, Harm, Raced
+from layerprune.scoring.evaluator import joined
+from layerprune.scoring.metrics.base import Data, Needs, Scope
+from layerprune.stats import above_chance
+
+SIGNIFICANT = 0.05  # one-sided; a task the intact model does not pass says nothing about its layers
+INTACT = Removal(())
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Share of the accuracy above chance that is lost when the layers are skipped, mean over tasks."""
+
+    signal: Signal = field(
+        default="accuracy",
+        metadata={
+            "help": "what is lost: accuracy, the gold answer's probability (sharper on few items), its margin over the "
+            "best wrong answer (in standard deviations of the intact model's), a blend, the mean of the first two, or "
+            "answers: the likelihood of what the intact model itself writes (nats per token), beside the accuracy of "
+            "tasks that offer choices"
+        },
+    )
+    only: Literal["all", "right"] = field(
+        default="all", metadata={"help": "with signal=answers: all answers, or those that the task counts as right"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.only == "right" and self.signal != "answers":
+            raise UsageError(
+                "only=right is about answers that the model writes; give signal=answers too, or leave it out"
+            )
+
+    unit: ClassVar[str] = "relevance"
+    scope: ClassVar[Scope] = "any set"
+    needs: ClassVar[Needs] = "items"
+    cost: ClassVar[str] = "one forward pass over the items per removal, shared work computed once"
+    source: ClassVar[str] = "arXiv:2605.14075"
+    search: ClassVar[str] = "greedy"
+
+    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+        """Answer all items under each removal; relevances, intervals and outcomes per task are in the candidates."""
+        if data.examiner is None or data.questions is None:
+            raise TaskError("ablation answers questions: give it items with --tasks")
+        base = data.examiner.outcomes([INTACT], "the intact model")[INTACT]
+        if self.signal == "answers" and all(own.answer is None for own in base.values()):
+            raise TaskError("signal=answers reads what the intact model writes: give score or plan a task that has it")
+        intact = Intact.of(data.questions.data(), base, self.signal, data.objective)
+        label = f"ablation of {len(removals)} candidates"
+        if data.keep is None or data.keep >= len(removals):
+            found = Raced(data.examiner.outcomes(removals, label), frozenset())
+        else:
+            counted = [name for name, share in parts_of(intact).items() if share > 0]
+            found = data.examiner.race(removals, data.keep, harm_of(intact), label, counted)
+        candidates = [
+            judge(intact, removal.layers, found.outcomes[removal]).model_copy(
+                update={"accepted": removal in found.accepted}
+            )
+            for removal in removals
+        ]
+        return failures_last(candidates)
+
+
+def parts_of(intact: Intact) -> dict[str, float]:
+    """Return what part of the score each task has."""
+    return dict(zip(intact.tasks, shares(intact.objective, list(intact.tasks)), strict=True))
+
+
+def harm_of(intact: Intact) -> Harm:
+    """Return per-item harms by task whose mean over all items is the score but for a constant.
+
+    Raises ``UsageError`` for an objective whose score is no such mean: a race would stop the wrong candidates.
+    """
+    if not additive(intact.objective):
+        words = intact.objective.words
+        raise UsageError(f"a race needs a score that is a mean over items, {words} is not; use --no-racing")
+    parts = parts_of(intact)
+    weights = {
+        name: intact.items * parts[name] / len(outcomes.correct) / intact.scale(name)
+        for name, outcomes in intact.tasks.items()
+    }
+
+    def harm(own: dict[str, Outcomes]) -> dict[str, np.ndarray]:
+        return {name: weights[name] * -values(intact.signal, name, outcomes) for name, outcomes in own.items()}
+
+    return harm
+
+
+def examine_base(
+    questions: Questions, examiners: Sequence[Examiner], signal: Signal = "accuracy"
+) -> dict[str, BaseTask]:
+    """Answer all items with the intact model; a task it is not significantly above chance on raises ``TaskError``.
+
+    ``examiners`` hold the items of ``questions`` between them, in order; ``signal`` says what is recorded of them.
+    """
+    parts = [examiner.outcomes([INTACT], "the intact model")[INTACT] for examiner in examiners]
+    base: dict[str, BaseTask] = {}
+    for name, task in questions.tasks.items():
+        own = joined([part[name] for part in parts])
+        chances = [item.chance for item in task.items]
+        p_value = above_chance(own.correct, chances) if own.answer is None else 0.0  # answers have no chance level
+        base[name] = BaseTask(
+            accuracy=rounded(own.accuracy),
+            gold_probability=None if own.mean_gold_probability is None else rounded(own.mean_gold_probability),
+            p_value=float(f"{p_value:.3g}"),
+            outcomes=as_recorded(own, signal),
+        )
+    refused = [name for name, entry in base.items() if entry.p_value > SIGNIFICANT]
+    if refused:
+        name, entry = refused[0], base[refused[0]]
+        items = len(entry.outcomes.correct)
+        chance = sum(item.chance for item in questions.tasks[name].items) / items
+        others = f" (and {', '.join(refused[1:])})" if len(refused) > 1 else ""
+        raise TaskError(
+            f"task {name!r}{others}: the intact model is at chance, {entry.accuracy:.3f} on {items} items where "
+            f"guessing gives {chance:.3f} (p = {entry.p_value:.2g}); leave it out, or use more items with --limit"
+        )
+    return base

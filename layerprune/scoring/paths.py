@@ -1,0 +1,332 @@
+"""The ways to get log-likelihoods out of a model, fastest first. All give the same numbers; the self-test checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from layerprune.data.items import Request
+from layerprune.models.model import Subject
+from layerprune.removal import Removal
+from layerprune.scoring.prefix_tree import Limit, Row, SharedBeginning, chains, trees, trees_after_beginnings, unlimited
+from layerprune.scoring.walk import Stage, Tensor, Walk, Work
+
+# The ways to get log-likelihoods out of a model, fastest first. All return the same numbers, or the self-test says so.
+#
+# beginnings  as trees, and what many questions begin with is read once, its keys and values kept
+# trees       a row per prefix tree, with a 4-D mask and explicit positions; one walk for all removals
+# chains      a row per distinct input, plain causal attention; one walk for all removals
+# plain       a row per distinct input, one ordinary forward per removal with its layers bypassed: the slow, obvious way
+
+
+# Which layers look back a limited way: none do, all do, or those the config calls "sliding_attention".
+Windows = Literal["none", "everywhere", "by kind"]
+Grades = tuple[np.ndarray, np.ndarray]  # (removals, requests): sums in nats, how many tokens are greedy
+
+
+class Path(Protocol):
+    """One way to measure."""
+
+    name: str
+    subject: Subject
+    masked: bool  # masks and positions are given to the model, not left to it
+    together: bool  # the rows of a batch, and all removals, run at once
+    piece: int  # for how many places logits are computed at once
+    read: tuple[Any, Any, SharedBeginning] | None  # a beginning that is kept
+
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
+        """Turn requests into rows; ``groups`` are indices of requests that share a question.
+
+        ``most`` tells how long rows may become by joining groups, given the tokens of the beginning they follow on.
+        """
+        ...
+
+    @property
+    def handed_on(self) -> Mapping[int, int]:
+        """The bytes that each layer handed on last, for one set of removals."""
+        ...
+
+    @property
+    def shares(self) -> bool:
+        """Whether what a layer holds depends on the layers before it."""
+        ...
+
+    @property
+    def stage(self) -> Stage:
+        """What is being done at the moment."""
+        ...
+
+    @property
+    def work(self) -> Work:
+        """What has been computed so far."""
+        ...
+
+    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        """Measure one batch: (indices of the requests in it, their grades in that order)."""
+        ...
+
+
+class TreePath:
+    """Every shared token once: prefix trees within a batch, one walk over the layers for all removals."""
+
+    name = "trees"
+    masked = True
+    together = True
+
+    def __init__(self, subject: Subject, windows: Windows = "none") -> None:
+        self.subject, self.windows = subject, windows
+        self.piece = usual_piece(subject.vocabulary)
+        self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = None
+        self.walk = Walk(subject.model, subject.layers)
+        self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=subject.device)})
+
+    @property
+    def handed_on(self) -> Mapping[int, int]:
+        return self.walk.handed_on
+
+    @property
+    def shares(self) -> bool:
+        return self.walk.shares
+
+    @property
+    def stage(self) -> Stage:
+        return self.walk.stage
+
+    @property
+    def work(self) -> Work:
+        return self.walk.work
+
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
+        return trees(requests, groups, most(0))
+
+    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        self.walk.stage = "inputs", 0
+        places = Places(rows)
+        drops = [frozenset(removal) for removal in removals]
+        beginning = self._read(rows[0].beginning, drops)
+        self.walk.stage = "inputs", 1
+        found = self.walk.hidden(self._inputs(rows), drops, places.rows, places.nodes, beginning)
+        graded = [grade(self.walk, hidden, places, self.piece) for hidden in found]
+        return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))
+
+    def _read(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
+        """Return what follows on these tokens may look back at; None where there are none."""
+        return None
+
+    def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
+        device, dtype = self.subject.device, self.subject.dtype
+        width = max(row.length for row in rows)
+        positions = torch.zeros(len(rows), width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            positions[number, : row.length] = torch.from_numpy(row.positions)
+        full = _mask(rows, width, None, dtype).to(device)
+        mask: Any = full
+        if self.windows != "none":
+            near = _mask(rows, width, window_of(self.subject), dtype).to(device)
+            mask = near if self.windows == "everywhere" else {"full_attention": full, "sliding_attention": near}
+        return {
+            "input_ids": _ids(rows, width).to(device), "attention_mask": mask, "position_ids": positions.to(device)
+        }  # fmt: skip
+
+
+def window_of(subject: Subject) -> int | None:
+    """Return how many tokens back a sliding-window layer looks, itself included; None for a model without."""
+    config = subject.model.config.get_text_config()
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
+def _mask(rows: Sequence[Row], width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return what to add to attention scores: 0 where a token may look, the lowest number where it may not.
+
+    (rows, 1, width, beginning + width). A padding token sees itself, or its softmax would divide nothing by nothing.
+    """
+    before = len(rows[0].beginning)
+    mask = torch.full((len(rows), 1, width, before + width), torch.finfo(dtype).min, dtype=dtype)
+    for number, row in enumerate(rows):
+        visible = np.concatenate([np.ones((row.length, before), dtype=bool), row.visible()], axis=1)
+        if window is not None:
+            visible &= row.positions[:, None] - np.concatenate([np.arange(before), row.positions])[None] < window
+        mask[number, 0, : row.length, : before + row.length].masked_fill_(torch.from_numpy(visible), 0.0)
+    mask[..., before:].diagonal(dim1=-2, dim2=-1).zero_()
+    return mask
+
+
+class BeginningPath(TreePath):
+    """Trees, and what many of them begin with is read once for all batches that follow."""
+
+    name = "beginnings"
+
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
+        return trees_after_beginnings(requests, groups, most)
+
+    def _read(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
+        if not tokens:
+            return None
+        if self.read is None or self.read[:2] != (tokens, drops):
+            self.read = None  # two at once would be twice the memory
+            beginning, here = SharedBeginning(), torch.zeros(1, dtype=torch.long)
+            ids = torch.tensor([tokens], device=self.subject.device)
+            self.walk.hidden({"input_ids": ids}, drops, here, here, beginning)
+            beginning.close(tokens)
+            self.read = tokens, drops, beginning
+        return self.read[2]
+
+
+class ChainPath(TreePath):
+    """One row per distinct input; padding stands to the right, where causal attention never looks."""
+
+    name = "chains"
+    masked = False
+
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
+        return chains(requests)
+
+    def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {"input_ids": _ids(rows, max(row.length for row in rows)).to(self.subject.device)}
+
+
+class PlainPath:
+    """Ordinary forwards of the bypassed model: what the other paths are checked against, and the last resort."""
+
+    name = "plain"
+    masked = False
+    together = False
+    shares = False
+    stage: Stage = ("plain", 0)
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.piece = 1
+        self.handed_on: dict[int, int] = {}
+        self.read = None
+        self.work = Work()
+
+    def layout(
+        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
+    ) -> list[Row]:
+        return chains(requests)
+
+    @torch.no_grad()
+    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        requests = [target.request for row in rows for target in row.targets]
+        sums = np.zeros((len(removals), len(requests)))
+        greedy = np.zeros((len(removals), len(requests)), dtype=np.int64)
+        for number, removal in enumerate(removals):
+            with self.subject.without(removal) as model:
+                column = 0
+                for row in rows:  # one at a time: no padding, no batch, nothing to get wrong
+                    ids = torch.from_numpy(row.tokens)[None].to(self.subject.device)
+                    logits = model(input_ids=ids, use_cache=False).logits[0]
+                    self.work.computed += row.length * (len(self.subject.layers) - len(removal))
+                    for target in row.targets:
+                        asked = torch.from_numpy(target.tokens).to(logits.device)
+                        lines = widened(logits[torch.from_numpy(target.nodes).to(logits.device)]).log_softmax(-1)
+                        sums[number, column] = float(lines.gather(1, asked[:, None]).double().sum())
+                        greedy[number, column] = int((lines.argmax(-1) == asked).sum())
+                        column += 1
+        return requests, (sums, greedy)
+
+
+def _ids(rows: Sequence[Row], width: int) -> Tensor:
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : row.length] = torch.from_numpy(row.tokens)
+    return ids
+
+
+# Log-likelihoods of answers from last-layer states: the head is computed at answer positions only, in pieces.
+
+
+# Logits are computed for at most this many bytes (float32) at a time; measured: larger pieces are no faster.
+LOGIT_BYTES = 64 * 1024**2
+
+
+class Places:
+    """The distinct places of a batch whose next token is graded, and which answer tokens are graded there."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        index: dict[tuple[int, int], int] = {}
+        self.requests: list[int] = []
+        place: list[int] = []
+        tokens: list[int] = []
+        owner: list[int] = []
+        for number, row in enumerate(rows):
+            for target in row.targets:
+                for node, token in zip(target.nodes.tolist(), target.tokens.tolist(), strict=True):
+                    place.append(index.setdefault((number, node), len(index)))
+                    tokens.append(token)
+                    owner.append(len(self.requests))
+                self.requests.append(target.request)
+        self.rows = torch.tensor([row for row, _ in index])
+        self.nodes = torch.tensor([node for _, node in index])
+        self.place = np.array(place)  # (graded,) which place each answer token is read at
+        self.tokens = np.array(tokens)  # (graded,)
+        self.owner = np.array(owner)  # (graded,) which of ``requests`` it belongs to
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Return logits in float32 where they are in half precision; others as they are."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _normalised(logits: Tensor, which: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities (float32) of the tokens ``asked`` in the rows ``which``, and whether each is argmax.
+
+    A log_softmax, spelt out to pass over the logits as few times as can be: with the head computed at answer positions
+    only, these passes and not its matrix product are most of its price (measured on two cores, 341 x 49,152 bfloat16:
+    conversion, log_softmax and argmax 128 ms, this 30 ms, the product 15 ms).
+    """
+    wide = widened(logits)
+    wide = logits.clone() if wide is logits else wide
+    chosen, top = wide[which, asked], wide.amax(dim=-1)
+    best = chosen == top[which]
+    for place in torch.nonzero(best)[:, 0].tolist():  # of equal logits the first is the greedy one
+        best[place] = not (wide[which[place], : asked[place]] == top[which[place]]).any()
+    total = wide.sub_(top[:, None]).exp_().sum(dim=-1, dtype=wide.dtype)
+    return chosen - top[which] - total.log()[which], best
+
+
+def _graded(walk: Walk, hidden: Tensor, which: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``_normalised`` of one piece; its logits are gone before the next one's are made."""
+    logits = walk.logits(hidden)  # (piece, vocabulary)
+    rows, tokens = (torch.as_tensor(numbers, device=logits.device) for numbers in (which, asked))
+    found, best = _normalised(logits, rows, tokens)
+    return found.double().cpu().numpy(), best.cpu().numpy()
+
+
+def usual_piece(vocabulary: int) -> int:
+    """Return for how many places logits are computed at once, where memory does not ask for fewer."""
+    return max(1, LOGIT_BYTES // (4 * vocabulary))
+
+
+def grade(walk: Walk, hidden: Tensor, places: Places, piece: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (sums of log-probabilities in nats, how many tokens are greedy) of a batch's requests, both (requests,).
+
+    ``hidden`` is (places, hidden), the last layer's output; ``piece``: for how many places logits are computed at once.
+    Log-probabilities are taken in float32 whatever the model's dtype.
+    """
+    order = np.argsort(places.place, kind="stable")
+    logs = np.empty(len(order), dtype=np.float64)
+    greedy = np.empty(len(order), dtype=bool)
+    walk.stage = "grade", 0
+    sorted_places = places.place[order]
+    for start in range(0, len(hidden), piece):
+        inside = slice(*np.searchsorted(sorted_places, [start, start + piece]))
+        which, asked = sorted_places[inside] - start, places.tokens[order[inside]]
+        logs[order[inside]], greedy[order[inside]] = _graded(walk, hidden[start : start + piece], which, asked)
+    sums = np.zeros(len(places.requests))
+    np.add.at(sums, places.owner, logs)
+    counts = np.zeros(len(places.requests), dtype=np.int64)
+    np.add.at(counts, places.owner, greedy)
+    return sums, counts

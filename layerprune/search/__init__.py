@@ -1,0 +1,75 @@
+"""Searches over removals. They see only a judge and constraints, never a model, and repeat exactly under a seed."""
+
+from layerprune.registry import Registry
+from layerprune.search.base import (
+    Asking,
+    Found,
+    Judge,
+    Others,
+    Search,
+    Watch,
+    asks,
+    bound,
+    by_harm,
+    judged,
+    next_to_go,
+    require_finite,
+    require_floors,
+    shortfall,
+    table_judge,
+)
+from layerprune.search.constraints import (
+    Anything,
+    Constraints,
+    Contiguous,
+    Move,
+    NoAdjacent,
+    Shape,
+    check_drop,
+    parse_drop,
+    parse_protect,
+)
+from layerprune.search.searches import Greedy, OneShot, greedy, one_shot
+
+SEARCHES = Registry(
+    kind="search",
+    group="layerprune.searches",
+    builtin={
+        "one-shot": "layerprune.search.searches:OneShot",
+        "greedy": "layerprune.search.searches:Greedy",
+        "blocks": "layerprune.search.searches:Blocks",
+        "exchange": "layerprune.search.searches:Exchange",
+    },
+)
+
+__all__ = [
+    "SEARCHES",
+    "Anything",
+    "Asking",
+    "Constraints",
+    "Contiguous",
+    "Found",
+    "Greedy",
+    "Judge",
+    "Move",
+    "NoAdjacent",
+    "OneShot",
+    "Others",
+    "Search",
+    "Shape",
+    "Watch",
+    "asks",
+    "bound",
+    "by_harm",
+    "check_drop",
+    "greedy",
+    "judged",
+    "next_to_go",
+    "one_shot",
+    "parse_drop",
+    "parse_protect",
+    "require_finite",
+    "require_floors",
+    "shortfall",
+    "table_judge",
+]

@@ -1,0 +1,322 @@
+"""The searches: one-shot, greedy, blocks and exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from layerprune.artifacts import Candidate, Round
+from layerprune.errors import RefusedError, UsageError
+from layerprune.removal import Removal
+from layerprune.search.base import (
+    NOTHING,
+    Asking,
+    Found,
+    Judge,
+    Others,
+    Watch,
+    by_harm,
+    judged,
+    order_moves,
+    ranked,
+    require_floors,
+    require_one_finite,
+)
+from layerprune.search.constraints import Constraints, Move
+
+# The two searches that build a removal layer by layer: one-shot scores once, greedy again after each removal.
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """Score every layer once, alone, and remove the lowest. Source: ShortGPT (arXiv:2403.03853)."""
+
+    nested: ClassVar[bool] = True
+
+    def next_to_go(self, drop: int) -> int:
+        """Return how many of a round's candidates matter: the judge may stop the others early."""
+        return drop
+
+    def __call__(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+    ) -> Found:
+        constraints.require(drop)
+        moves = constraints.moves
+        candidates = judged(judge, [Removal.of(*move) for move in moves])
+        require_one_finite(candidates)
+        preference = [moves[position] for position in order_moves(moves, candidates)]
+        removed, order = Removal(()), list[int]()
+        while len(removed) < drop:
+            move = constraints.first_open(preference, removed, drop)
+            removed = removed.add(*move)
+            order.extend(move)
+        only_round = Round(removed=(), candidates=candidates)
+        cost = next((c for c in candidates if c.removal == removed.layers), None)
+        if watch and cost:
+            watch(removed, cost)
+        return Found(tuple(order), (only_round,), ranked(moves, candidates), cost)
+
+
+# Moves that a lazy round judges at a time: they share the walk up to where they differ, so one alone is dear.
+LAZY_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Remove the layer that harms least, score the others again without it, and so on. Source: arXiv:2605.14075.
+
+    Lazily, a round asks about the layers that promised least harm when they were judged last, and ends once the best of
+    them does less harm than any other had promised: right where the harm of removing a layer never falls as others go
+    (Minoux 1978, the accelerated greedy algorithm), and an approximation where it does. In a race a layer promises by
+    the lower end of its interval, or by what the one did that it was behind, and the best of a round sees all items.
+    """
+
+    nested: ClassVar[bool] = True
+
+    lazy: bool = field(
+        default=False, metadata={"help": "judge a layer again only while its last harm could make it the next to go"}
+    )
+
+    def next_to_go(self, drop: int) -> int:
+        """Return how many of a round's candidates matter: the judge may stop the others early."""
+        return 1
+
+    def __call__(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+    ) -> Found:
+        constraints.require(drop)
+        removed, order, rounds = Removal(()), list[int](), list[Round]()
+        cost: Candidate | None = None
+        ranking = None
+        promised: dict[Move, float] = {}
+        while len(removed) < drop:
+            moves = constraints.open_moves(removed, drop)
+            before = cost.score if cost else 0.0
+            seen = self._round(judge, removed, moves, promised, before)
+            require_floors(list(seen.values()), removed)
+            rounds.append(Round(removed=removed.layers, candidates=tuple(seen.values())))
+            ranking = ranking or ranked(list(seen), list(seen.values()))
+            best = _best(seen, before)
+            least = _harm(seen[best], best, before)
+            promised |= {move: _promise(one, move, before, least, promised) for move, one in seen.items()}
+            removed, cost = removed.add(*best), seen[best]
+            order.extend(best)
+            if watch:
+                watch(removed, cost)
+        return Found(tuple(order), tuple(rounds), ranking or (), cost)
+
+    def _round(
+        self, judge: Judge, removed: Removal, moves: Sequence[Move], promised: dict[Move, float], before: float
+    ) -> dict[Move, Candidate]:
+        """Judge the moves of one round, all of them or as many as may hold the best."""
+
+        def ask(moves: Sequence[Move]) -> dict[Move, Candidate]:
+            return dict(zip(moves, judged(judge, [removed.add(*move) for move in moves]), strict=True))
+
+        if not self.lazy:
+            return ask(moves)
+        seen: dict[Move, Candidate] = {}
+        best: Move | None = None
+        settled = set[Move]()
+        for batch in self._batches(moves, promised):
+            if best and not seen[best].below_floor and _harm(seen[best], best, before) <= promised[batch[0]]:
+                break
+            # The best so far runs along, for the race to be against it; its verdict on all the items stands.
+            answers = ask([*([best] if best else []), *batch])
+            seen |= {move: one for move, one in answers.items() if move != best}
+            best = _best(seen, before)
+            while seen[best].stopped and best not in settled:  # let in early: how it does on all items is to be seen
+                settled.add(best)
+                seen |= ask([best])
+                best = _best(seen, before)
+        return {move: seen[move] for move in moves if move in seen}
+
+    def _batches(self, moves: Sequence[Move], promised: dict[Move, float]) -> Iterator[Sequence[Move]]:
+        """Yield the moves in the order of asking: what was never judged first, then the least harm promised."""
+        if not promised:
+            yield moves
+            return
+        fresh = [move for move in moves if move not in promised]
+        known = sorted((move for move in moves if move in promised), key=lambda move: (promised[move], move))
+        if fresh:
+            yield fresh
+        for start in range(0, len(known), LAZY_BATCH):
+            yield known[start : start + LAZY_BATCH]
+
+
+def _harm(candidate: Candidate, move: Move, before: float) -> float:
+    return (candidate.score - before) / len(move)
+
+
+def _promise(one: Candidate, move: Move, before: float, least: float, promised: dict[Move, float]) -> float:
+    """Return the least harm that a candidate may do in a later round, where harm never falls.
+
+    What a race stopped early was clearly behind another, and so does more harm than ``least``, the best of its round.
+    """
+    if not one.stopped:
+        return _harm(one, move, before)
+    low = least if one.interval is None else (one.interval[0] - before) / len(move)
+    return max(least, low, promised.get(move, least))
+
+
+def _best(seen: dict[Move, Candidate], before: float) -> Move:
+    moves = list(seen)
+    return moves[order_moves(moves, list(seen.values()), before)[0]]
+
+
+one_shot = OneShot()
+greedy = Greedy()
+
+
+# Contiguous blocks: the run of neighbouring layers that harms least when it is taken out in one piece.
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Judge every run of ``drop`` neighbouring layers and remove the best. Source: arXiv:2403.17887."""
+
+    def __call__(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
+    ) -> Found:
+        constraints.require(drop)
+        runs = allowed_runs(constraints, drop)
+        candidates = judged(judge, runs)
+        best: Candidate = min(candidates, key=by_harm)
+        if watch:
+            watch(Removal(best.removal), best)
+        return Found(best.removal, (Round(removed=(), candidates=candidates),), (), best, nested=False)
+
+
+def allowed_runs(constraints: Constraints, drop: int) -> list[Removal]:
+    """Return every contiguous run of ``drop`` units that may go; raises ``RefusedError`` when there is none."""
+    movable = {unit for move in constraints.moves for unit in move}
+    reason, runs = "", list[Removal]()
+    for start in sorted(movable):
+        units = {start + step for step in range(drop)}
+        split = any(set(move) & units and not set(move) <= units for move in constraints.moves)
+        if not units <= movable or split:
+            continue
+        run = Removal.from_layers(units)
+        refusal = constraints.refusal(run)
+        reason = reason or refusal
+        if not refusal:
+            runs.append(run)
+    if not runs:
+        why = f"; {reason}" if reason else ": layers that have to stay interrupt every run"
+        raise RefusedError(f"no {drop} neighbouring layers may go together{why}")
+    return runs
+
+
+# Exchange: whole removals that several metrics propose, and one layer exchanged for another while that helps.
+
+
+@dataclass(frozen=True)
+class Exchange(Asking):
+    """Judge whole removals that other metrics and the own one-shot ranking propose, and better the best by exchanges.
+
+    An exchange puts one layer back and judges whatever could go in its place; the layer whose return helps most is
+    tried first. It ends where no exchange of one layer does less harm, or after ``most`` exchanges: the oscillating
+    search of feature selection (Somol and Pudil, ICPR 2000) with swings of one, from given starts.
+    """
+
+    nested: ClassVar[bool] = False
+    by: str = field(default="cosine", metadata={"help": "specs of the metrics that propose, joined by +"})
+    most: int = field(default=20, metadata={"help": "exchanges made at most"})
+
+    def __post_init__(self) -> None:
+        if self.most < 0:
+            raise ValueError(f"most must be at least 0, got {self.most}")
+        if not all(self.asks):
+            raise ValueError(f"by names metrics joined by +, got {self.by!r}")
+
+    def next_to_go(self, drop: int) -> int:
+        """Return how many of a round's candidates matter: whatever the round, its best."""
+        return 1
+
+    def look(
+        self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
+    ) -> Found:
+        """Search with what the others propose."""
+        constraints.require(drop)
+        proposed = [self._proposed(others, metric, constraints, drop) for metric in self.asks]  # cheap: refused first
+        own = OneShot()(others.own(drop), constraints, drop, seed=seed)
+        walk = _Walk(judge, constraints, drop, list(own.rounds))
+        best: Candidate | None = walk.start(list(dict.fromkeys([own.removal, *proposed])))
+        for _ in range(self.most):
+            if watch and best:
+                watch(walk.here, best)
+            best = walk.exchange()
+            if best is None:
+                break
+        cost = walk.settle(others.own(len(walk.stood)))
+        if watch:
+            watch(walk.here, cost)
+        place = {entry.unit: number for number, entry in enumerate(own.ranking)}
+        order = tuple(sorted(walk.here.layers, key=place.__getitem__))
+        return Found(order, tuple(walk.rounds), own.ranking, cost, nested=False)
+
+    def _proposed(self, others: Others, metric: str, constraints: Constraints, drop: int) -> Removal:
+        try:
+            return others.choose(metric, constraints, drop).removal
+        except (RefusedError, UsageError) as error:
+            what = f"the metric {metric!r} proposes nothing here: {error}"
+            raise UsageError(f"{what}; name others with --search exchange:by=") from error
+
+
+@dataclass
+class _Walk:
+    """Where the search stands, and what it has looked at."""
+
+    judge: Judge
+    constraints: Constraints
+    drop: int
+    rounds: list[Round]
+    stood: list[Removal] = field(default_factory=list)  # the last is where it stands
+
+    @property
+    def here(self) -> Removal:
+        return self.stood[-1]
+
+    def start(self, removals: Sequence[Removal]) -> Candidate:
+        """Stand at the least harmful of whole removals."""
+        return self._stand(min(self._round(NOTHING, removals), key=by_harm))
+
+    def exchange(self) -> Candidate | None:
+        """Exchange one stroke of what is removed for a better one; None where every exchange does more harm."""
+        for out in self._outs():
+            rest = Removal.from_layers(unit for unit in self.here if unit not in out)
+            moves = [move for move in self.constraints.open_moves(rest, self.drop) if len(move) == len(out)]
+            if moves == [out]:
+                continue
+            # what is here runs along: in a race nobody's score can be held against another round's
+            candidates = self._round(rest, [rest.add(*move) for move in moves])
+            best = candidates[order_moves(moves, candidates)[0]]
+            if Removal(best.removal) not in self.stood:  # a race may err: nowhere twice, so that the walk ends
+                return self._stand(best)
+        return None
+
+    def settle(self, judge: Judge) -> Candidate:
+        """Judge on all items wherever it stood, as races may have erred, and stand where harm is least."""
+        candidates = judged(judge, self.stood)
+        self.rounds.append(Round(removed=(), candidates=candidates))
+        return self._stand(min(candidates, key=by_harm))
+
+    def _outs(self) -> Iterator[Move]:
+        """Yield what may be put back, the one whose return helps most first; a race says little of the order behind."""
+        moves = [move for move in self.constraints.moves if set(move) <= set(self.here)]
+        fewer = [Removal.from_layers(unit for unit in self.here if unit not in move) for move in moves]
+        if len(self.here) == len(moves[0]):  # nothing would be left to judge
+            yield from moves
+            return
+        candidates = self._round(NOTHING, fewer)
+        yield from (moves[place] for place in sorted(range(len(moves)), key=lambda place: by_harm(candidates[place])))
+
+    def _round(self, removed: Removal, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
+        candidates = judged(self.judge, removals)
+        self.rounds.append(Round(removed=removed.layers, candidates=candidates))
+        return candidates
+
+    def _stand(self, candidate: Candidate) -> Candidate:
+        self.stood.append(Removal(candidate.removal))
+        return candidate

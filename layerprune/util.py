@@ -1,0 +1,184 @@
+"""Small things that every room uses: progress, the versions of tools, and a function run in a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from layerprune import __version__
+from layerprune.errors import ExportError, LayerpruneError
+
+# Which tools made a figure.
+
+
+JUDGING = ("torch", "transformers", "lm_eval", "datasets")  # have a say in every judgement of a removal
+
+
+def tool_versions(*packages: str) -> dict[str, str]:
+    """Return the versions of layerprune, of Python and of ``packages`` (those that judge removals, unless named)."""
+    tools = {name: version(name) for name in packages or JUDGING}
+    return {"layerprune": __version__, "python": platform.python_version(), **tools}
+
+
+def source_of(value: Any) -> str | None:
+    """Return the name of a function or class and the text of the file it stands in; None for what stands in none.
+
+    The whole file: it may call what stands beside it. What that file imports is not in it.
+    """
+    try:
+        file = inspect.getsourcefile(value)
+        return value.__qualname__ + "\n" + Path(file).read_text(errors="replace") if file else None
+    except (TypeError, OSError, AttributeError):
+        return None
+
+
+# How long work tells whoever waits for it where it is; the command line shows it, a library user may ignore it.
+
+
+class Advance(Protocol):
+    """Called with the amount of work that was just finished, in the unit of the task's total."""
+
+    def __call__(self, amount: float = 1) -> None: ...
+
+
+class Progress(Protocol):
+    """Shows named pieces of work, each with a total, and remarks between them."""
+
+    def task(self, description: str, total: float | None, unit: str = "") -> AbstractContextManager[Advance]: ...
+
+    def note(self, message: str) -> None: ...
+
+
+class Silent:
+    """A progress that shows nothing: the default for library use."""
+
+    @contextmanager
+    def task(self, description: str, total: float | None, unit: str = "") -> Iterator[Advance]:
+        def advance(amount: float = 1) -> None:
+            return None
+
+        yield advance
+
+    def note(self, message: str) -> None:
+        return None
+
+
+SILENT = Silent()
+
+
+class Bars:
+    """Bars of tqdm: on a terminal and in a notebook. Bars of inner tasks go away when they end."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    @contextmanager
+    def task(self, description: str, total: float | None, unit: str = "") -> Iterator[Advance]:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=total, desc=description, unit=f" {unit}" if unit else "", leave=self._open == 0)
+        self._open += 1
+
+        def advance(amount: float = 1) -> None:
+            bar.update(amount)
+
+        try:
+            yield advance
+        finally:
+            self._open -= 1
+            bar.close()
+
+    def note(self, message: str) -> None:
+        from tqdm.auto import tqdm
+
+        tqdm.write(message, file=sys.stderr)
+
+
+# What needs torch, done in a process of its own, so that the one that copies weights stays small.
+#
+# Importing torch and transformers takes most of 400 MB, and the proof a whole model's memory; copying takes none. The
+# process is given back before the copy begins. Where torch is loaded already there is nothing to save: it is done here.
+
+
+# The path is handed over before anything is imported: -c alone would look into the working directory first.
+CHILD = "import sys; sys.path[:] = sys.argv[2:]; from layerprune.util import answer; answer(sys.argv[1])"
+
+
+def apart(function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+    """Return ``function(**arguments)``, called in a process of its own unless this one has torch already.
+
+    Arguments and result are what JSON can say. A ``LayerpruneError`` raised there is raised here. A process that is
+    killed (out of memory) is an ``ExportError``.
+    """
+    if "torch" in sys.modules:
+        return _plain(function(**arguments))
+    request = json.dumps({"function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments})
+    command = [sys.executable, "-c", CHILD, request, *sys.path]
+    # Its stdin stays open and silent: it is how the process knows that this one still lives.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
+        assert child.stdout is not None
+        try:
+            said = child.stdout.read()
+            child.wait()  # before its stdin is closed, which would end it
+        except BaseException:
+            child.kill()
+            raise
+    if not said:
+        raise _silent(function.__name__, child.returncode)
+    told: dict[str, Any] = json.loads(said)
+    if "error" in told:
+        module, kind, message = told["error"]
+        raise getattr(importlib.import_module(module), kind)(message)
+    result: dict[str, Any] = told["result"]
+    return result
+
+
+def answer(request: str) -> None:
+    """Answer one request on stdout and end; runs in the process that ``apart`` starts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the one who asked ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with _kept_stdout() as out:
+        asked = json.loads(request)
+        module, _, name = asked["function"].partition(":")
+        try:
+            told = {"result": _plain(getattr(importlib.import_module(module), name)(**asked["arguments"]))}
+        except LayerpruneError as error:
+            told = {"error": [type(error).__module__, type(error).__name__, str(error)]}
+        json.dump(told, out)
+
+
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result as it arrives over the pipe, so that both ways give the same."""
+    plain: dict[str, Any] = json.loads(json.dumps(result))
+    return plain
+
+
+def _silent(name: str, code: int) -> Exception:
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}, most likely for want of memory"
+        return ExportError(f"the process that was to {name} {how}; nothing was left behind")
+    return RuntimeError(f"the process that was to {name} ended with exit code {code}; what it said stands above")
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # returns when the other end is closed: kill -9 closes it, too
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _kept_stdout() -> IO[str]:
+    """Return the real stdout, and let what libraries print go to stderr instead."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
