@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from layerprune.auditor.verification import Verification
     from layerprune.hub import Pushed
     from layerprune.inspection import Inspection
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
     from layerprune.recipes import Finished
 
     Pair = tuple[Any, Any]  # a PreTrainedModel and its tokenizer
@@ -107,13 +107,13 @@ def score(
     from layerprune.planner import lay, score_model
 
     shown = _progress(progress)
-    with _opened(model, options) as (told, subject):
+    with _opened(model, options) as (told, loaded):
         config = ScoreConfig.of(**told)
         with locked(None if out is None else Path(out), config.model):
             if out is not None:
                 check_places(Path(out), files=("scores.json",))
             folder = None if out is None else Path(out)
-            scores = score_model(config, run_folder=folder, progress=shown, stability=stability, subject=subject)
+            scores = score_model(config, run_folder=folder, progress=shown, stability=stability, loaded=loaded)
             if folder is not None:
                 lay(scores, folder, shown)
     return scores
@@ -161,11 +161,11 @@ def planned(
             return plan_from_scores(scores, folder, progress=shown, **options)
         if model is None:
             raise UsageError("name the MODEL to plan for, or give --scores to plan from an earlier scores.json")
-        told, subject = stack.enter_context(_opened(model, options))
+        told, loaded = stack.enter_context(_opened(model, options))
         config = PlanConfig.of(**told)
         if config.front:
-            return front_model(config, run_folder=folder, progress=shown, subject=subject)
-        return plan_model(config, run_folder=folder, progress=shown, subject=subject)
+            return front_model(config, run_folder=folder, progress=shown, loaded=loaded)
+        return plan_model(config, run_folder=folder, progress=shown, loaded=loaded)
 
 
 @_takes(ExportConfig)
@@ -316,24 +316,24 @@ def _progress(asked: Progress | bool | None) -> Progress:
 
 
 @contextmanager
-def _opened(model: PathLike | Pair, options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Subject | None]]:
+def _opened(model: PathLike | Pair, options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], LoadedModel | None]]:
     """Yield the options with the model's name among them and, of a pair, the loaded model; it gets its mode back."""
     if isinstance(model, str | Path):
         yield {**options, "model": str(model)}, None
         return
-    from layerprune.models.model import Subject, runs_own_code
+    from layerprune.models.model import LoadedModel, runs_own_code
 
     for name in LOADING:
         if options.get(name):
             raise UsageError(f"{name} says how a model is loaded, and this one is loaded already; leave it out")
-    loaded, tokenizer = _pair(model)
+    network, tokenizer = _pair(model)
     name, revision = _named(model)
-    training, trusted = loaded.training, runs_own_code(loaded)
+    training, trusted = network.training, runs_own_code(network)
     told = {**options, "model": name, "revision": revision, "trust_remote_code": trusted}
     try:
-        yield told, Subject.of(loaded, tokenizer)
+        yield told, LoadedModel.of(network, tokenizer)
     finally:
-        loaded.train(training)
+        network.train(training)
 
 
 def _pair(model: Any) -> Pair:
@@ -346,9 +346,9 @@ def _named(model: Any) -> tuple[str, str | None]:
     """Return where a model is, and its commit on the Hub."""
     if isinstance(model, str | Path):
         return str(model), None
-    loaded, _ = _pair(model)
-    where = str(loaded.name_or_path)
-    return where, None if Path(where).is_dir() else getattr(loaded.config, "_commit_hash", None)
+    network, _ = _pair(model)
+    where = str(network.name_or_path)
+    return where, None if Path(where).is_dir() else getattr(network.config, "_commit_hash", None)
 
 
 def _placed(model: Any, options: dict[str, Any]) -> dict[str, Any]:

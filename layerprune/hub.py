@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from layerprune.artifacts import HealLog, ModelRef, Receipt
-from layerprune.auditor.inputs import Exported, short
+from layerprune.auditor.inputs import ExportedFolder, short
 from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.checkpoint.companions import companions, left_out
@@ -138,7 +138,7 @@ def _check(folder: Path, allow_unaudited: bool, progress: Progress) -> Receipt:
             f"{folder} has not been audited: nobody would know what it lost. Run layerprune audit {folder}, "
             "or push with --allow-unaudited"
         )
-    return Exported.read(folder).receipt
+    return ExportedFolder.read(folder).receipt
 
 
 def _check_card(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from layerprune.architecture import Anatomy, build_on_meta, check_weights, load_config, read_anatomy
+from layerprune.architecture import Architecture, build_on_meta, check_weights, load_config, read_architecture
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.errors import RefusedError
 from layerprune.removal import Removal
@@ -27,7 +27,7 @@ class Inspection:
     """A model seen from its config and the headers of its weights; no weight was read."""
 
     model: str
-    anatomy: Anatomy
+    architecture: Architecture
     layers: tuple[Layer, ...]
     parameters: int
     nbytes: int  # of the weights on disk
@@ -52,31 +52,31 @@ def inspect_model(model: str, *, revision: str | None = None, trust_remote_code:
     where = str(folder.path)
     config = load_config(where, trust_remote_code=trust_remote_code)
     checkpoint = folder.open()
-    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
-    remarks = check_weights(folder.id, checkpoint.shapes, config, anatomy, trust_remote_code=trust_remote_code)
+    architecture = read_architecture(config, trust_remote_code=trust_remote_code)
+    remarks = check_weights(folder.id, checkpoint.shapes, config, architecture, trust_remote_code=trust_remote_code)
     content, _ = PretrainedConfig.get_config_dict(where)
     built = build_on_meta(config, trust_remote_code=trust_remote_code)
-    stack = list(built.get_submodule(anatomy.stack).children())
+    stack = list(built.get_submodule(architecture.stack).children())
     kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
-    groups = {layer: group for group in anatomy.together for layer in group}
+    groups = {layer: group for group in architecture.together for layer in group}
     layers = tuple(
         Layer(
             index=index,
             kind=kinds[index] if kinds and len(kinds) == len(stack) else type(module).__name__,
             parameters=sum(weight.numel() for weight in module.state_dict().values()),
             goes_with=tuple(sorted(groups.get(index, frozenset()) - {index})),
-            refusal=_refusal(anatomy, groups.get(index, frozenset({index}))),
+            refusal=_refusal(architecture, groups.get(index, frozenset({index}))),
         )
         for index, module in enumerate(stack)
     )
     return Inspection(
         model=model,
-        anatomy=anatomy,
+        architecture=architecture,
         layers=layers,
-        parameters=anatomy.parameters(),
+        parameters=architecture.parameters(),
         nbytes=checkpoint.nbytes,
-        changes=_changes(anatomy, content, layers, groups),
-        remarks=(*anatomy.remarks, *remarks, *_not_listed(checkpoint)),
+        changes=_changes(architecture, content, layers, groups),
+        remarks=(*architecture.remarks, *remarks, *_not_listed(checkpoint)),
     )
 
 
@@ -88,23 +88,23 @@ def _not_listed(checkpoint: Checkpoint) -> list[str]:
     return [f"no index names {', '.join(strays)}: not read, and not carried along by export"]
 
 
-def _refusal(anatomy: Anatomy, layers: frozenset[int]) -> str:
+def _refusal(architecture: Architecture, layers: frozenset[int]) -> str:
     try:
-        anatomy.check(Removal.from_layers(layers))
+        architecture.check(Removal.from_layers(layers))
     except RefusedError as error:
         return str(error)
     return ""
 
 
 def _changes(
-    anatomy: Anatomy, content: dict[str, Any], layers: tuple[Layer, ...], groups: dict[int, frozenset[int]]
+    architecture: Architecture, content: dict[str, Any], layers: tuple[Layer, ...], groups: dict[int, frozenset[int]]
 ) -> tuple[str, ...]:
     """Return the fields that differ after removing any one layer (or group) that can go."""
     changed: set[str] = set()
     for layer in layers:
         if not layer.refusal:
             removal = Removal.from_layers(groups.get(layer.index, frozenset({layer.index})))
-            changed |= _different(content, anatomy.prune_config(content, removal))
+            changed |= _different(content, architecture.prune_config(content, removal))
     return tuple(sorted(changed))
 
 

@@ -235,7 +235,7 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
 
 
 def _exported(recipe: Recipe, plan: Plan, folder: Path, out: Path, progress: Progress) -> Receipt:
-    from layerprune.auditor.inputs import Exported
+    from layerprune.auditor.inputs import ExportedFolder
     from layerprune.checkpoint import locate
     from layerprune.checkpoint.location import learn, source_of
     from layerprune.exporter import export
@@ -243,7 +243,7 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, out: Path, progress: Pro
     refuse_link(out)
     learn(folder)
     if out.exists():
-        receipt = Exported.read(out).receipt
+        receipt = ExportedFolder.read(out).receipt
         if receipt.plan_sha256 != plan.sha256():
             raise DocumentError(f"{out} was not exported from the run's plan.json; remove it to export again")
         base = receipt.base
@@ -274,14 +274,14 @@ def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> Non
 
 
 def _healed(recipe: Recipe, receipt: Receipt, unhealed: Path, out: Path, progress: Progress) -> HealLog | None:
-    from layerprune.auditor.inputs import Exported
+    from layerprune.auditor.inputs import ExportedFolder
     from layerprune.healing.healer import clear, heal
 
     if recipe.heal is None:
         return None
     refuse_link(out)
     if out.exists():
-        log = Exported.read(out).heal
+        log = ExportedFolder.read(out).heal
         if log is None or log.receipt_sha256 != receipt.sha256():
             raise DocumentError(f"{out} was not healed from {unhealed}; remove it to heal again")
         _check_whole(out, lambda: unhealed, progress)

@@ -63,14 +63,14 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class Sources:
+class LayerMap:
     """Layer j of the result is layer ``layers[j]`` of the base."""
 
     depth: int  # of the base
     layers: tuple[int, ...]
 
     @classmethod
-    def after(cls, removal: Removal, depth: int) -> Sources:
+    def after(cls, removal: Removal, depth: int) -> LayerMap:
         """Return what is left; raises ``UsageError`` for a layer that the stack does not have."""
         return cls(depth, removal.kept(depth))
 

@@ -71,13 +71,11 @@ def base_model(folder: Path) -> Path:
 def model_and_task(folder: Path, train: int) -> Path:
     """Lay a base model and its task ``toy`` with ``train`` items to choose by into ``folder``."""
     base_model(folder / "base")
-    questions(folder / "base", folder / "tasks", "toy", train=train, test=2)
+    eval_set(folder / "base", folder / "tasks", "toy", train=train, test=2)
     return folder
 
 
-def questions(
-    base: Path, folder: Path, name: str = "toy", test: int = 60, train: int = 20, known: float = 0.85
-) -> Path:
+def eval_set(base: Path, folder: Path, name: str = "toy", test: int = 60, train: int = 20, known: float = 0.85) -> Path:
     """Write a task whose gold answer is the base model's own favourite in a share ``known`` of the items."""
     weights = hashlib.sha256((Path(base) / "model.safetensors").read_bytes()).hexdigest()
     rng = random.Random(name)

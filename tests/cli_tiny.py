@@ -13,8 +13,8 @@ from layerprune.cli.command import app
 def make(folder: Path) -> Path:
     """Lay out ``base/`` (a six-layer llama), ``tasks/`` with the tasks ``toy`` (it is good at) and ``odd`` (chance)."""
     audit_tiny.base_model(folder / "base")
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy")
-    audit_tiny.questions(folder / "base", folder / "tasks", "odd", known=0.25)
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "toy")
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "odd", known=0.25)
     return folder
 
 

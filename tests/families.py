@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layerprune.architecture import load_config, read_anatomy
+from layerprune.architecture import load_config, read_architecture
 from layerprune.architecture.tiny import save_tiny, tiny_config, tiny_model, types
 from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
 from layerprune.checkpoint import Checkpoint, locate
@@ -22,13 +22,13 @@ FAMILIES = (
 
 def make_plan(folder: Path, removal: Removal) -> Plan:
     """Return a plan to remove ``removal`` from the model in ``folder``, as if a metric had chosen it."""
-    checkpoint, anatomy = Checkpoint.open(folder), read_anatomy(load_config(str(folder)))
+    checkpoint, architecture = Checkpoint.open(folder), read_architecture(load_config(str(folder)))
     model = reference(
         locate(str(folder)),
         checkpoint,
-        model_type=anatomy.model_type,
-        layers=anatomy.depth,
-        parameters=anatomy.parameters(),
+        model_type=architecture.model_type,
+        layers=architecture.depth,
+        parameters=architecture.parameters(),
     )
     metric = MetricRef(name="cosine", spec="cosine", options={}, unit="1-cos", scope="any set", owner="layerprune")
     return Plan(

@@ -31,10 +31,10 @@ class Scaling:
     source: ClassVar[str] = "a test"
 
     def heal(self, case):
-        subject = case.subject()
-        names = names_on_disk(subject.model, Checkpoint.open(case.folder), [self.parameter])[self.parameter]
+        loaded = case.load_model()
+        names = names_on_disk(loaded.model, Checkpoint.open(case.folder), [self.parameter])[self.parameter]
         case.record.found["factor"] = self.factor
-        yield from stored_as(names, subject.model.get_parameter(self.parameter) * self.factor)
+        yield from stored_as(names, loaded.model.get_parameter(self.parameter) * self.factor)
 
 
 def prose(path: Path, documents: int = 60, words: int = 60, seed: int = 0) -> Path:

@@ -14,7 +14,7 @@ from layerprune.artifacts import (
     Continuation,
     FlippedItem,
     Generation,
-    Measured,
+    MeasuredSpeed,
     Outcomes,
     OwnAnswers,
     Ranked,
@@ -156,7 +156,7 @@ def _generation(rng):
 def _speed():
     def timed(prefill, decode, first):
         found = {"first_token_s": first, "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
-        return {name: Measured(median=value, low=0.97 * value, high=1.03 * value) for name, value in found.items()}
+        return {name: MeasuredSpeed(median=value, low=0.97 * value, high=1.03 * value) for name, value in found.items()}
 
     return Speed(
         device="cpu, 1 thread", dtype="bfloat16", repeats=7, prompt_tokens=256, new_tokens=32,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from families import tiny_config
 
-from layerprune.architecture import Sources, build_on_meta, find_stack, positions, read_anatomy
+from layerprune.architecture import LayerMap, build_on_meta, find_stack, positions, read_architecture
 from layerprune.architecture.config_fields import edits
 from layerprune.architecture.tiny import tiny_model
 from layerprune.errors import ModelError, RefusedError, UsageError
 from layerprune.removal import Removal
 
 
-def after(depth: int, *units: float) -> Sources:
-    return Sources.after(Removal.of(*units), depth)
+def after(depth: int, *units: float) -> LayerMap:
+    return LayerMap.after(Removal.of(*units), depth)
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,17 @@ def test_unknown_list_is_refused_and_a_list_of_the_wrong_length_too() -> None:
 def test_only_what_has_to_change_changes() -> None:
     config = tiny_config("gemma3")
     before = {"model_type": "gemma3", "mine": 1, "text_config": {"vocab_size": 96}, "vision_config": {"depth": 2}}
-    new = read_anatomy(config).prune_config(before, Removal.of(2))
+    new = read_architecture(config).prune_config(before, Removal.of(2))
     assert new["text_config"].pop("num_hidden_layers") == 5
     kinds = config.text_config.layer_types
     assert new["text_config"].pop("layer_types") == [*kinds[:2], *kinds[3:]]
     assert new["text_config"].pop("sliding_window_pattern") == 5  # mlx-lm would take 6
     assert new == before
-    assert read_anatomy(config).prune_config(before, Removal.of()) == before
+    assert read_architecture(config).prune_config(before, Removal.of()) == before
 
 
 def test_encoder_decoder_configs_lose_decoder_layers() -> None:
-    new = read_anatomy(tiny_config("bart")).prune_config({"encoder_layers": 2, "decoder_layers": 6}, Removal.of(1))
+    new = read_architecture(tiny_config("bart")).prune_config({"encoder_layers": 2, "decoder_layers": 6}, Removal.of(1))
     assert new == {"encoder_layers": 2, "decoder_layers": 5}
 
 
@@ -102,11 +102,11 @@ def test_encoder_decoder_configs_lose_decoder_layers() -> None:
 )
 def test_a_word_of_all_layers_and_a_depth_that_the_class_only_counts_follow_the_list(word, expected) -> None:
     """Nemotron-H as published: mlx-lm, vLLM and its own code read hybrid_override_pattern and num_hidden_layers."""
-    anatomy = read_anatomy(tiny_config("nemotron_h"))
-    kinds = anatomy.fields["layers_block_type"]
+    architecture = read_architecture(tiny_config("nemotron_h"))
+    kinds = architecture.fields["layers_block_type"]
     limit = [0.0, {"__float__": "Infinity"}]  # as config.json has it
     before = {"hybrid_override_pattern": word, "num_hidden_layers": 6, "time_step_limit": limit}
-    new = anatomy.prune_config({**before, **({} if expected else {"layers_block_type": kinds})}, Removal.of(0))
+    new = architecture.prune_config({**before, **({} if expected else {"layers_block_type": kinds})}, Removal.of(0))
     assert new.get("hybrid_override_pattern") == expected
     assert new["num_hidden_layers"] == 5
     assert new["layers_block_type"] == kinds[1:]
@@ -115,20 +115,20 @@ def test_a_word_of_all_layers_and_a_depth_that_the_class_only_counts_follow_the_
 
 def test_sparse_steps_become_a_list() -> None:
     config = tiny_config("qwen2_moe", decoder_sparse_step=2)
-    new = read_anatomy(config).prune_config({}, Removal.of(0))
+    new = read_architecture(config).prune_config({}, Removal.of(0))
     assert (new["decoder_sparse_step"], new["mlp_only_layers"]) == (1, [1, 3])
 
 
 def test_moe_interval_is_refused_where_it_cannot_be_said() -> None:
-    anatomy = read_anatomy(tiny_config("ernie4_5_moe", moe_layer_interval=2, moe_layer_end_index=5))
-    anatomy.check(Removal.of(4, 5))
+    architecture = read_architecture(tiny_config("ernie4_5_moe", moe_layer_interval=2, moe_layer_end_index=5))
+    architecture.check(Removal.of(4, 5))
     with pytest.raises(RefusedError, match="moe_layer_interval=2 cannot say"):
-        anatomy.check(Removal.of(2))
+        architecture.check(Removal.of(2))
 
 
 def test_layers_that_do_not_exist() -> None:
     with pytest.raises(UsageError, match="layer 6 does not exist: the model has layers 0 to 5"):
-        read_anatomy(tiny_config("llama")).check(Removal.of(6))
+        read_architecture(tiny_config("llama")).check(Removal.of(6))
 
 
 STEP = {"interleave_moe_layer_step": 2, "num_hidden_layers": 8}
@@ -164,7 +164,7 @@ STEP = {"interleave_moe_layer_step": 2, "num_hidden_layers": 8}
     ],
 )
 def test_misreaders(model_type: str, changes: dict[str, Any], units: tuple[int, ...], says: str) -> None:
-    warnings = read_anatomy(tiny_config(model_type, **changes)).misread(Removal.of(*units))
+    warnings = read_architecture(tiny_config(model_type, **changes)).misread(Removal.of(*units))
     assert bool(warnings) == bool(says)
     assert any(says in warning for warning in warnings) or not says
 
@@ -172,7 +172,7 @@ def test_misreaders(model_type: str, changes: dict[str, Any], units: tuple[int, 
 @pytest.mark.parametrize("units", [(0,), (5,), (1, 2)])
 def test_vllm_finds_as_many_windowed_layers_as_layers_where_the_base_has_so(units: tuple[int, ...]) -> None:
     config = tiny_config("qwen2", use_sliding_window=True, max_window_layers=6, sliding_window=4)
-    new = read_anatomy(config).prune_config(config.to_dict(), Removal.of(*units))
+    new = read_architecture(config).prune_config(config.to_dict(), Removal.of(*units))
     assert new["max_window_layers"] == new["num_hidden_layers"] == 6 - len(units)
 
 

@@ -14,9 +14,9 @@ import torch
 from cli_tiny import done, last_line, layerprune, refused
 
 from layerprune.artifacts import OWN_ANSWER, Front, Plan, Scores
-from layerprune.data.tasks import load_questions
+from layerprune.data.tasks import load_eval_set
 from layerprune.errors import TaskError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring import cached_evaluator
 from layerprune.scoring.cached_evaluator import own_answers
@@ -47,7 +47,7 @@ metadata:
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     audit_tiny.base_model(folder / "base")
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy")
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "toy")
     rows = [{"question": f"say {n}: " + "and " * (n % 3), "answer": f" word {n}"} for n in range(24)]
     path = folder / "tasks" / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -56,34 +56,34 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def subject(place):
-    return Subject.load(str(place / "base"))
+def load_model(place):
+    return LoadedModel.load(str(place / "base"))
 
 
-def load(place, subject, *names):
-    return load_questions(names, subject.encoder, use="selection", include_path=[place / "tasks"])
+def load(place, loaded, *names):
+    return load_eval_set(names, loaded.encoder, use="selection", include_path=[place / "tasks"])
 
 
-def by_plain_forwards(subject, item, removal):
+def by_plain_forwards(loaded, item, removal):
     """(nats per token, share of greedy tokens) of an item's answer, one forward of the bypassed model."""
     [request] = item.queries[0].parts
     ids = torch.tensor([request.tokens])
-    with subject.without(removal) as model, torch.no_grad():
+    with loaded.without(removal) as model, torch.no_grad():
         logs = model(input_ids=ids[:, :-1], use_cache=False).logits[0].double().log_softmax(-1)[-request.scored :]
     asked = ids[0, -request.scored :]
     own = logs.gather(1, asked[:, None])
     return float(own.mean()), float((logs.argmax(-1) == asked).double().mean())
 
 
-def test_answers_are_read_as_plain_forwards_read_them(place, subject):
-    engine = Engine(subject)
-    questions = own_answers(engine, load(place, subject, "writing", "toy"))
-    assert questions.tasks["writing"].data().metric == OWN_ANSWER
-    assert questions.tasks["toy"].data() == load(place, subject, "toy").tasks["toy"].data()
-    found = examine(engine, questions, REMOVALS)
-    items = questions.tasks["writing"].items
+def test_answers_are_read_as_plain_forwards_read_them(place, loaded):
+    engine = Engine(loaded)
+    eval_set = own_answers(engine, load(place, loaded, "writing", "toy"))
+    assert eval_set.tasks["writing"].data().metric == OWN_ANSWER
+    assert eval_set.tasks["toy"].data() == load(place, loaded, "toy").tasks["toy"].data()
+    found = examine(engine, eval_set, REMOVALS)
+    items = eval_set.tasks["writing"].items
     for removal in REMOVALS:
-        expected = np.array([by_plain_forwards(subject, item, removal) for item in items])
+        expected = np.array([by_plain_forwards(loaded, item, removal) for item in items])
         own = found[removal]["writing"]
         np.testing.assert_allclose(own.answer, expected[:, 0], rtol=2e-3, atol=2e-4)
         np.testing.assert_allclose(own.agreed, expected[:, 1], atol=1e-5)
@@ -93,51 +93,51 @@ def test_answers_are_read_as_plain_forwards_read_them(place, subject):
     assert min(found[Removal.of(2, 4)]["writing"].agreed) < 1
 
 
-def test_an_answer_is_what_greedy_decoding_writes_with_the_token_that_ends_it(place, subject):
-    before = load(place, subject, "writing").tasks["writing"].items
-    after = own_answers(Engine(subject), load(place, subject, "writing")).tasks["writing"].items
+def test_an_answer_is_what_greedy_decoding_writes_with_the_token_that_ends_it(place, loaded):
+    before = load(place, loaded, "writing").tasks["writing"].items
+    after = own_answers(Engine(loaded), load(place, loaded, "writing")).tasks["writing"].items
     lengths = set()
     for item, own in zip(before, after, strict=True):
         [request] = own.queries[0].parts
-        prompt = subject.encoder.tok_encode(item.queries[0].generation.instance.args[0])
+        prompt = loaded.encoder.tok_encode(item.queries[0].generation.instance.args[0])
         assert list(request.tokens[: -request.scored]) == prompt
         ids = list(prompt)
         for _ in range(request.scored):
             with torch.no_grad():
-                ids.append(int(subject.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+                ids.append(int(loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
         assert ids == list(request.tokens)
         lengths.add(request.scored)
     assert max(lengths) == 5
 
 
-def test_what_was_written_is_kept_and_not_written_again(place, subject, tmp_path, monkeypatch):
-    first = own_answers(Engine(subject), load(place, subject, "writing"), folder=tmp_path)
+def test_what_was_written_is_kept_and_not_written_again(place, loaded, tmp_path, monkeypatch):
+    first = own_answers(Engine(loaded), load(place, loaded, "writing"), folder=tmp_path)
     monkeypatch.setattr(cached_evaluator, "generate", None)
-    again = own_answers(Engine(subject), load(place, subject, "writing"), folder=tmp_path)
+    again = own_answers(Engine(loaded), load(place, loaded, "writing"), folder=tmp_path)
     assert again.mark() == first.mark()
     with pytest.raises(TypeError):
-        own_answers(Engine(subject, rows=3), load(place, subject, "writing"), folder=tmp_path)
+        own_answers(Engine(loaded, rows=3), load(place, loaded, "writing"), folder=tmp_path)
 
 
-def test_only_right_answers_count_where_asked(place, subject, monkeypatch):
-    questions = load(place, subject, "writing")
+def test_only_right_answers_count_where_asked(place, loaded, monkeypatch):
+    eval_set = load(place, loaded, "writing")
     with pytest.raises(TaskError, match="task 'writing': the intact model is right on none of 24 prompts"):
-        own_answers(Engine(subject), questions, only_right=True)
-    kind = type(questions.tasks["writing"].judge)
+        own_answers(Engine(loaded), eval_set, only_right=True)
+    kind = type(eval_set.tasks["writing"].judge)
     judge = kind.__call__
-    marks = [item.fingerprint for item in questions.tasks["writing"].items[::3]]
+    marks = [item.fingerprint for item in eval_set.tasks["writing"].items[::3]]
 
     def some(self, item, answers):
         return replace(judge(self, item, answers), correct=item.fingerprint in marks)
 
     monkeypatch.setattr(kind, "__call__", some)
-    kept = own_answers(Engine(subject), questions, only_right=True).tasks["writing"].items
+    kept = own_answers(Engine(loaded), eval_set, only_right=True).tasks["writing"].items
     assert [item.fingerprint for item in kept] == marks
 
 
-def test_choices_alone_have_nothing_to_read(place, subject):
+def test_choices_alone_have_nothing_to_read(place, loaded):
     with pytest.raises(TaskError, match="signal=answers reads what the model writes, and toy only offers choices"):
-        own_answers(Engine(subject), load(place, subject, "toy"))
+        own_answers(Engine(loaded), load(place, loaded, "toy"))
 
 
 def test_a_plan_by_answers_and_choices_from_the_command_line(place, tmp_path):
@@ -199,20 +199,20 @@ def test_only_right_without_answers_is_refused(place, tmp_path):
     ],
     ids=["all empty", "some empty", "no tokens", "no room"],
 )
-def test_a_task_that_leaves_nothing_to_read_or_write_is_refused(place, subject, change, said):
+def test_a_task_that_leaves_nothing_to_read_or_write_is_refused(place, loaded, change, said):
     text = (place / "tasks" / "writing.yaml").read_text().replace("task: writing", "task: nothing").replace(*change)
     (place / "tasks" / "nothing.yaml").write_text(text)
     with pytest.raises(TaskError, match=f"^the task 'nothing' {said}"):
-        own_answers(Engine(subject), load(place, subject, "nothing"))
+        own_answers(Engine(loaded), load(place, loaded, "nothing"))
 
 
-def test_own_answers_are_greedy_whatever_the_task_says_of_sampling(place, subject):
-    plain, sampled = load(place, subject, "writing"), load(place, subject, "writing")
+def test_own_answers_are_greedy_whatever_the_task_says_of_sampling(place, loaded):
+    plain, sampled = load(place, loaded, "writing"), load(place, loaded, "writing")
     for item in sampled.tasks["writing"].items:
         instance = item.queries[0].generation.instance
         options = {**instance.args[1], "do_sample": True, "temperature": 5.0, "top_k": 200}
         instance.arguments = (instance.args[0], options)
-    first, second = (own_answers(Engine(subject), each).tasks["writing"].items for each in (plain, sampled))
+    first, second = (own_answers(Engine(loaded), each).tasks["writing"].items for each in (plain, sampled))
     assert [item.queries for item in first] == [item.queries for item in second]
 
 
@@ -262,34 +262,34 @@ def test_what_needs_an_accuracy_refuses_prompts_alone(place, prompts, tmp_path, 
     assert not (tmp_path / "run" / "scores.json").exists()
 
 
-def test_a_template_that_lm_eval_misses_is_named(place, prompts, subject):
+def test_a_template_that_lm_eval_misses_is_named(place, prompts, loaded):
     text = (place / "tasks" / "prompts.yaml").read_text().replace("task: prompts", "task: untold")
     (place / "tasks" / "untold.yaml").write_text(text.replace('doc_to_target: ""\n', ""))
     with pytest.raises(TaskError, match="lm-eval asks for doc_to_text and doc_to_target; of prompts alone write"):
-        load(place, subject, "untold")
+        load(place, loaded, "untold")
 
 
-def test_no_metric_at_all_will_do_and_a_task_of_fractions_is_not_graded(place, prompts, subject):
+def test_no_metric_at_all_will_do_and_a_task_of_fractions_is_not_graded(place, prompts, loaded):
     """What the task makes of an answer matters to only=right alone: a score of 0.5 is no fault otherwise."""
     text = (place / "tasks" / "prompts.yaml").read_text()
     kind = text[text.index("metric_list") : text.index("metadata")]
     (place / "tasks" / "bare.yaml").write_text(
         text.replace("task: prompts", "task: bare").replace(kind, "metric_list: []\n")
     )
-    questions = load_questions(
-        ["bare", "writing"], subject.encoder, use="selection", include_path=[place / "tasks"], ungraded=True
+    eval_set = load_eval_set(
+        ["bare", "writing"], loaded.encoder, use="selection", include_path=[place / "tasks"], ungraded=True
     )
-    assert questions.tasks["bare"].metric == ""
-    questions.tasks["writing"].judge.task.process_results = lambda doc, results: {"exact_match": 0.5}
-    found = own_answers(Engine(subject), questions)
+    assert eval_set.tasks["bare"].metric == ""
+    eval_set.tasks["writing"].judge.task.process_results = lambda doc, results: {"exact_match": 0.5}
+    found = own_answers(Engine(loaded), eval_set)
     assert {name: task.data().metric for name, task in found.tasks.items()} == dict.fromkeys(found.tasks, OWN_ANSWER)
     read = [{item.queries for item in found.tasks[name].items} for name in ("bare", "writing")]
     assert read[0] == read[1]
     with pytest.raises(TaskError, match=r"^task 'bare' has no accuracy that says which answers are right"):
-        own_answers(Engine(subject), questions, only_right=True)
-    del questions.tasks["bare"]
+        own_answers(Engine(loaded), eval_set, only_right=True)
+    del eval_set.tasks["bare"]
     with pytest.raises(TaskError, match=r"exact_match of one item is 0\.5; needed is 0 or 1"):
-        own_answers(Engine(subject), questions, only_right=True)
+        own_answers(Engine(loaded), eval_set, only_right=True)
 
 
 def test_prompts_alone_are_searched_with_what_cosine_proposes_and_asked_for_a_certificate(place, prompts, tmp_path):

@@ -101,7 +101,7 @@ def test_a_loaded_pair_is_scored_as_its_folder_is(home, toy, tmp_path, pair):
     assert own == read
     assert lp.plan(pair, drop=1, **toy).removal == lp.plan(home / "base", drop=1, dtype="float32", **toy).removal
     assert lp.export(pair, tmp_path / "by-hand", remove=[1, 3]).removal == (1, 3)
-    assert lp.inspect(pair).anatomy.depth == 6
+    assert lp.inspect(pair).architecture.depth == 6
     done = lp.prune(pair, tmp_path / "smaller", drop=1, search="one-shot", audit_limit=10, **toy)
     assert done.plan.model.id == "base"
     with pytest.raises(UsageError, match="dict is no model; give a folder, a Hub id or a pair"):

@@ -22,8 +22,8 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tasks(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    tiny.questions(base, folder, "toy")
-    return tiny.questions(base, folder, "noise", test=40, known=0.0)
+    tiny.eval_set(base, folder, "toy")
+    return tiny.eval_set(base, folder, "noise", test=40, known=0.0)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from layerprune.auditor.generation import Text, faults, health, repeated_share, 
 from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, time_both, windows_of
 from layerprune.errors import UsageError
 from layerprune.models.generation import can_be_batched
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 
 PROSE = "It was a bright cold day in spring, and all the clocks of the small town struck the hour together. " * 40
 
@@ -19,12 +19,12 @@ def subjects(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     base = tiny.base_model(folder / "base")
     pruned = tiny.pruned_by_hand(base, folder / "pruned", 3)
-    return Subject.load(str(base)), Subject.load(str(pruned))
+    return LoadedModel.load(str(base)), LoadedModel.load(str(pruned))
 
 
 @torch.no_grad()
-def by_hand(subject, window):
-    logits = subject.model(torch.tensor([window])).logits[0, :-1].double()
+def by_hand(loaded, window):
+    logits = loaded.model(torch.tensor([window])).logits[0, :-1].double()
     return torch.log(torch.softmax(logits, -1))
 
 

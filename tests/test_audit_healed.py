@@ -18,7 +18,7 @@ from layerprune.report.page import write_report
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("healed")
     heal_tiny.pruned(folder, 2, 4)
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy", test=20)
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "toy", test=20)
     return folder
 
 

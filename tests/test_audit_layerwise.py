@@ -96,11 +96,11 @@ def test_at_most_so_many_items_are_asked_and_always_the_same():
 
 
 def test_layers_that_can_only_go_together_count_as_one():
-    class Anatomy:
+    class Architecture:
         together = (frozenset({1, 2}), frozenset({5, 6}))
 
     plan = samples.plan(removal=(1, 2, 4), order=(2, 4, 1))
-    assert parts_of(plan, Anatomy) == ((1, 2), (4,))
+    assert parts_of(plan, Architecture) == ((1, 2), (4,))
 
 
 def test_the_counted_interval_covers_what_it_says():
@@ -120,7 +120,7 @@ def made(tmp_path_factory):
     """A tiny model without layers 4 and 1, exported and audited."""
     folder = tmp_path_factory.mktemp("made")
     base = tiny.base_model(folder / "base")
-    tasks = tiny.questions(base, folder / "tasks", test=40)
+    tasks = tiny.eval_set(base, folder / "tasks", test=40)
     plan = samples.plan(model=tiny.reference(base), removal=(1, 4), order=(4, 1), ranking=(), data=())
     export(plan, folder / "out")
     audit(folder / "out", ["toy"], include_path=[tasks], generation=False)

@@ -14,7 +14,7 @@ from layerprune.auditor import audit
 from layerprune.auditor.comparison import adjusted, compare_models, overall, verdict
 from layerprune.auditor.rerun import _on_the_edge, repeat
 from layerprune.auditor.verification import verify
-from layerprune.data.items import Item, TaskQuestions
+from layerprune.data.items import EvalTask, Item
 from layerprune.errors import UsageError
 from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     """An audited folder, made once; tests copy it."""
     folder = tmp_path_factory.mktemp("made")
     base = tiny.base_model(folder / "base")
-    tiny.questions(base, folder / "tasks", test=40)
+    tiny.eval_set(base, folder / "tasks", test=40)
     out = tiny.exported(base, folder / "out")
     receipt = Receipt.load(out / "layerprune" / "receipt.json")
     files = {
@@ -337,7 +337,7 @@ def test_only_an_item_on_the_edge_may_turn():
 
     def edge(margin, dtype="bfloat16", metric="acc"):
         item = Item("mark", 0.5, (), key=[SimpleNamespace(doc={})])
-        task = TaskQuestions("toy", "test", metric, 0, (item,), Judge())
+        task = EvalTask("toy", "test", metric, 0, (item,), Judge())
         return _on_the_edge(task, 0, Outcomes(correct="1", margin=None if margin is None else (margin,)), dtype)
 
     assert edge(0.19)

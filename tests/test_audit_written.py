@@ -54,7 +54,7 @@ def made(tmp_path_factory):
     """A base, a task of choices and a task of writing whose answers are the base's own, and an audited folder."""
     folder = tmp_path_factory.mktemp("written")
     base = tiny.base_model(folder / "base")
-    tiny.questions(base, folder / "tasks", test=20)
+    tiny.eval_set(base, folder / "tasks", test=20)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), PreTrainedTokenizerFast.from_pretrained(base)
     for split, count in (("train", 4), ("test", 12)):
         rows = [{"question": f"{split} {number}: " + "and " * (number % 3)} for number in range(count)]
@@ -113,8 +113,8 @@ def test_own_answers_are_what_greedy_decoding_and_plain_forwards_give(made, foun
     base = AutoModelForCausalLM.from_pretrained(made / "base")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(made / "base")
     smaller, other = AutoModelForCausalLM.from_pretrained(made / "smaller"), without(made / "base", 1, 4)
-    questions = [json.loads(line)["question"] for line in (made / "test.jsonl").read_text().splitlines()]
-    asked = {"writing": questions, "sample prompts": [prompt + "\n" for prompt in FEW]}
+    eval_set = [json.loads(line)["question"] for line in (made / "test.jsonl").read_text().splitlines()]
+    asked = {"writing": eval_set, "sample prompts": [prompt + "\n" for prompt in FEW]}
     assert [one.task for one in found.own_answers] == list(asked)
     for one in found.own_answers:
         texts = [written_by(base, tokenizer, question) for question in asked[one.task]]
@@ -201,15 +201,15 @@ def test_a_single_answer_has_no_interval(made, tmp_path, monkeypatch):
 
 
 def test_what_is_sampled_is_not_kept(made):
-    from layerprune.data.tasks import load_questions
-    from layerprune.models.model import Subject
+    from layerprune.data.tasks import load_eval_set
+    from layerprune.models.model import LoadedModel
 
-    subject = Subject.load(str(made / "base"))
-    task = load_questions(["writing"], subject.encoder, use="selection", include_path=[made / "tasks"]).tasks["writing"]
+    loaded = LoadedModel.load(str(made / "base"))
+    task = load_eval_set(["writing"], loaded.encoder, use="selection", include_path=[made / "tasks"]).tasks["writing"]
     instances = [item.queries[0].generation.instance for item in task.items]
     for instance in instances:
         instance.args[1].update(do_sample=True, temperature=1.0)
-    generation.generate(subject, instances, memory=2**30)
-    assert subject.encoder.kept == {}
-    generation.generate(subject, instances, memory=2**30, greedy=True)
-    assert len(subject.encoder.kept) == len(instances)
+    generation.generate(loaded, instances, memory=2**30)
+    assert loaded.encoder.kept == {}
+    generation.generate(loaded, instances, memory=2**30, greedy=True)
+    assert len(loaded.encoder.kept) == len(instances)

@@ -50,7 +50,7 @@ def test_items_that_are_skipped_are_not_audited(program, tmp_path, monkeypatch, 
         ])))  # fmt: skip
         bench = program["Bench"](program["arguments"](), SILENT)
         [audit] = bench.audits.values()
-        shown.append([item.fingerprint for item in audit.questions.tasks["toy"].items])
+        shown.append([item.fingerprint for item in audit.eval_set.tasks["toy"].items])
     assert len(set(shown[0])) == 20
     assert shown[1] == shown[0][10:]
 

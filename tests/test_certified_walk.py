@@ -12,7 +12,7 @@ from layerprune.artifacts import Candidate
 from layerprune.errors import RefusedError
 from layerprune.planner.goals import walk
 from layerprune.removal import Removal
-from layerprune.search import Constraints, Found, greedy
+from layerprune.search import Constraints, SearchResult, greedy
 from layerprune.stats import draw_mixture
 
 LIMIT, CONFIDENCE = 0.06, 0.95
@@ -113,7 +113,7 @@ def test_a_path_that_can_go_no_further_ends_and_one_that_cannot_begin_is_refused
 
     path, found = walk(look, (1, 2, 3), as_text(model.right), lambda removal: as_text(model.right), LIMIT, CONFIDENCE)
     assert (len(path), found.certified) == (1, 1)
-    even = (Found(tuple(range(count)), (), (), None) for count in (2, 4))  # whole periods only
+    even = (SearchResult(tuple(range(count)), (), (), None) for count in (2, 4))  # whole periods only
 
     def pairs(count):
         if count % 2:

@@ -87,7 +87,7 @@ def test_planning_again_from_scores_needs_no_model(home, tmp_path, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("layerprune.models.model.Subject.load", forbidden)
+    monkeypatch.setattr("layerprune.models.model.LoadedModel.load", forbidden)
     done("plan", "--scores", home / "run" / "scores.json", "--drop", 2, "-o", tmp_path / "same")
     done("plan", "--scores", home / "run" / "scores.json", "--drop", 4, "--protect", "-1", "-o", tmp_path / "more")
     first, same, more = (Plan.load(path / "plan.json") for path in (home / "run", tmp_path / "same", tmp_path / "more"))

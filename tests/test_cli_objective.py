@@ -8,12 +8,12 @@ from cli_tiny import done, last_line, refused
 
 from layerprune import recipes
 from layerprune.artifacts import Objective, Plan, Recipe, Scores
-from layerprune.data.tasks import load_questions
+from layerprune.data.tasks import load_eval_set
 from layerprune.errors import DocumentError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.recipes import read_recipe
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.util import SILENT
 
@@ -21,7 +21,7 @@ from layerprune.util import SILENT
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = cli_tiny.make(tmp_path_factory.mktemp("objective"))
-    audit_tiny.questions(folder / "base", folder / "tasks", "more", known=0.8, train=40)
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "more", known=0.8, train=40)
     return folder
 
 
@@ -169,11 +169,11 @@ def test_a_signal_is_scored_by_and_recorded_as_far_as_it_needs(home, scored, tmp
 def test_a_margin_is_positive_where_lm_eval_says_right(home, tmp_path, metric):
     text = (home / "tasks" / "more.yaml").read_text().replace("task: more", "task: other")
     (tmp_path / "other.yaml").write_text(text.replace("metric: acc\n", f"metric: {metric}\n"))
-    subject = Subject.load(str(home / "base"))
-    questions = load_questions(["other"], subject.encoder, use="evaluation", include_path=[tmp_path])
-    assert questions.tasks["other"].metric == metric
+    loaded = LoadedModel.load(str(home / "base"))
+    eval_set = load_eval_set(["other"], loaded.encoder, use="evaluation", include_path=[tmp_path])
+    assert eval_set.tasks["other"].metric == metric
     removals = [Removal(()), Removal.of(1), Removal.of(2, 4)]
-    for found in Examiner(Engine(subject), questions).outcomes(removals).values():
+    for found in CachedEvaluator(Engine(loaded), eval_set).outcomes(removals).values():
         own = found["other"]
         assert "".join("01"[margin > 0] for margin in own.margin) == own.correct
         assert len(set(own.margin)) > 30

@@ -16,7 +16,7 @@ from families import make_plan, save_tiny
 from safetensors.torch import save_file
 from torch import ones
 
-from layerprune.architecture import Sources
+from layerprune.architecture import LayerMap
 from layerprune.artifacts import HealLog, Receipt
 from layerprune.auditor.verification import verify
 from layerprune.checkpoint import locate
@@ -289,13 +289,13 @@ def test_a_pipeline_with_one_part_amiss(base: Path, tmp_path: Path, change: str)
 
 def test_a_changed_module_is_found(base: Path) -> None:
     """Its weights are not the checkpoint's own, whose fingerprint is compared."""
-    from layerprune.auditor.inputs import Exported, check_folder
+    from layerprune.auditor.inputs import ExportedFolder, check_folder
     from layerprune.errors import DocumentError
 
     _, _, out = exported(embedder(base), 2)
     save_file({"linear.weight": ones(4, 4) * 2}, out / "2_Dense" / "model.safetensors")
     with pytest.raises(DocumentError, match=r"2_Dense/model\.safetensors is not the file export wrote"):
-        check_folder(Exported.read(out))
+        check_folder(ExportedFolder.read(out))
 
 
 def test_a_pipeline_and_a_licence_come_from_the_hub_too(hub: hub_standin.Hub, base: Path) -> None:
@@ -348,7 +348,7 @@ EXITS = [  # depth 6; removed, then fields before and after
 def test_layer_numbers_of_a_generation_config(
     units: tuple[int, ...], before: dict[str, object], after: dict[str, object]
 ) -> None:
-    assert prune_generation(before, Sources.after(Removal.of(*units), 6)) == after
+    assert prune_generation(before, LayerMap.after(Removal.of(*units), 6)) == after
 
 
 def test_an_early_exit_is_written_recorded_and_said(base: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from layerprune.analysis.counterexample import counterexample, counting, subject_of
 from layerprune.errors import UsageError
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import Ablation
 from layerprune.scoring.metrics.base import Data
@@ -24,9 +24,9 @@ SINGLE = [Removal.of(layer) for layer in range(3)]
 JUNK, MIDDLE, LAST = range(3)
 
 
-def desk(epsilon, vocabulary=32):
-    subject, questions = subject_of(counterexample(epsilon, vocabulary)), counting(vocabulary)
-    return subject, Data(questions=questions, examiner=Examiner(Engine(subject), questions))
+def session(epsilon, vocabulary=32):
+    loaded, eval_set = subject_of(counterexample(epsilon, vocabulary)), counting(vocabulary)
+    return loaded, Data(eval_set=eval_set, evaluator=CachedEvaluator(Engine(loaded), eval_set))
 
 
 def streams(epsilon, vocabulary, token):
@@ -56,8 +56,8 @@ def test_the_layers_do_what_the_construction_says(epsilon):
 @pytest.mark.parametrize(("gone", "step"), [((), 1), ((JUNK,), 1), ((MIDDLE,), 0), ((LAST,), 0), ((0, 1, 2), 0)])
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_what_each_removal_makes_of_the_answers(epsilon, gone, step):
-    subject, ids = subject_of(counterexample(epsilon)), torch.arange(32)
-    with subject.without(Removal.of(*gone)) as model, torch.no_grad():
+    loaded, ids = subject_of(counterexample(epsilon)), torch.arange(32)
+    with loaded.without(Removal.of(*gone)) as model, torch.no_grad():
         alone = model(ids[:, None], use_cache=False).logits[:, 0]
         together = model(ids[None], use_cache=False).logits[0]  # no token hears of another
     assert alone.argmax(-1).tolist() == [(x + step) % 32 for x in range(32)]
@@ -66,8 +66,8 @@ def test_what_each_removal_makes_of_the_answers(epsilon, gone, step):
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_cosine_would_remove_the_middle_layer_first(epsilon):
-    subject, data = desk(epsilon)
-    scores = [candidate.score for candidate in Cosine().score(subject, SINGLE, data)]
+    loaded, data = session(epsilon)
+    scores = [candidate.score for candidate in Cosine().score(loaded, SINGLE, data)]
     assert min(range(3), key=scores.__getitem__) == MIDDLE
     assert scores[MIDDLE] == pytest.approx(epsilon, rel=1e-5 if epsilon > 1e-10 else 1e-3, abs=0)
     assert scores[JUNK] == pytest.approx(200 / 102)
@@ -76,17 +76,17 @@ def test_cosine_would_remove_the_middle_layer_first(epsilon):
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_ablation_names_the_junk_layer_as_the_only_safe_one(epsilon):
-    subject, data = desk(epsilon)
-    found = Ablation().score(subject, SINGLE, data)
+    loaded, data = session(epsilon)
+    found = Ablation().score(loaded, SINGLE, data)
     assert [candidate.score for candidate in found] == pytest.approx([0, 4 / 3, 4 / 3], abs=1e-6)  # 1 / 4 is chance
     assert [candidate.tasks["counting"].accuracy for candidate in found] == [1, 0, 0]
-    intact = data.examiner.outcomes([Removal(())])[Removal(())]["counting"]
+    intact = data.evaluator.outcomes([Removal(())])[Removal(())]["counting"]
     assert intact.correct == "1" * 32
 
 
 def test_float32_is_wrong_about_epsilon_and_right_about_accuracy():
-    subject, questions = subject_of(counterexample(1e-12, dtype=torch.float32)), counting()
-    found = Ablation().score(subject, SINGLE, Data(questions, Examiner(Engine(subject), questions)))
+    loaded, eval_set = subject_of(counterexample(1e-12, dtype=torch.float32)), counting()
+    found = Ablation().score(loaded, SINGLE, Data(eval_set, CachedEvaluator(Engine(loaded), eval_set)))
     assert [candidate.score for candidate in found] == pytest.approx([0, 4 / 3, 4 / 3], abs=1e-6)  # 1 / 4 is chance
 
 

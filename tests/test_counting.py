@@ -11,14 +11,14 @@ from cli_tiny import done
 from families import FAMILIES, make_plan, save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 
-from layerprune.architecture import build_on_meta, read_anatomy
+from layerprune.architecture import build_on_meta, read_architecture
 from layerprune.artifacts import Plan
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import DocumentError
 from layerprune.exporter import export, weigh
 from layerprune.exporter.contents import rebuilt
 from layerprune.inspection import inspect_model
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from zoo import refusal, trials
 
@@ -42,7 +42,7 @@ def test_a_head_that_is_stored_twice_counts_once_in_every_document(stored_twice:
     whole = model.num_parameters()
     assert Checkpoint.open(stored_twice).parameters == whole + 260 * 32
     assert inspect_model(str(stored_twice)).parameters == whole
-    assert Subject.load(str(stored_twice), device="cpu").ref.parameters == whole
+    assert LoadedModel.load(str(stored_twice), device="cpu").ref.parameters == whole
     layer = sum(weight.numel() for weight in model.model.layers[0].parameters())
     wanted = whole - 2 * layer
     said = done("plan", stored_twice, "--metric", "random", "-o", tmp_path / "run", "--target-params", wanted).stdout
@@ -76,12 +76,12 @@ def test_a_plan_that_counts_what_is_stored_is_not_of_this_model(stored_twice: Pa
 def test_what_a_removal_leaves_is_what_the_pruned_model_has(model_type: str) -> None:
     """For plain layers, experts, per-layer embeddings outside the stack, and blocks that layers share."""
     config = tiny_config(model_type)
-    anatomy = read_anatomy(config)
-    assert anatomy.parameters() == _parameters(config)
-    tried = [removal for removal in trials(anatomy) if not refusal(anatomy, removal)]
+    architecture = read_architecture(config)
+    assert architecture.parameters() == _parameters(config)
+    tried = [removal for removal in trials(architecture) if not refusal(architecture, removal)]
     for removal in tried:
-        pruned = rebuilt(config, anatomy.prune_config(config.to_diff_dict(), removal))
-        assert anatomy.parameters(removal) == _parameters(pruned), removal
+        pruned = rebuilt(config, architecture.prune_config(config.to_diff_dict(), removal))
+        assert architecture.parameters(removal) == _parameters(pruned), removal
     assert tried
 
 
@@ -91,12 +91,12 @@ def _parameters(config: object) -> int:
 
 
 def test_a_parameter_that_layers_share_counts_while_one_of_them_is_left() -> None:
-    from layerprune.architecture import Sources
+    from layerprune.architecture import LayerMap
     from layerprune.architecture.architecture import count
 
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(4))
     model.layers[3].weight = model.layers[1].weight
     found = count(model, "layers")
-    left = [found.after(Sources.after(Removal.of(*units), 4)) for units in ((), (1,), (3,), (1, 3), (0,))]
+    left = [found.after(LayerMap.after(Removal.of(*units), 4)) for units in ((), (1,), (3,), (1, 3), (0,))]
     assert left == [12, 12, 12, 8, 8]

@@ -14,7 +14,7 @@ from cli_tiny import done, last_line, refused
 
 from layerprune.artifacts import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
 from layerprune.auditor import audit
-from layerprune.auditor.inputs import Exported
+from layerprune.auditor.inputs import ExportedFolder
 from layerprune.auditor.rerun import repeat
 from layerprune.auditor.verification import verify
 from layerprune.errors import CheckpointError, DocumentError
@@ -58,7 +58,7 @@ def readers(folder, home, tmp_path):
         "audit": lambda: audit(folder, ["toy"], include_path=[home / "tasks"], generation=False),
         "heal": lambda: heal(folder, tmp_path / "again", method="scaling"),
         "rerun": lambda: repeat(folder, 1, include_path=[home / "tasks"]),
-        "push": lambda: Exported.read(folder),
+        "push": lambda: ExportedFolder.read(folder),
     }
 
 
@@ -89,7 +89,7 @@ def test_an_edited_document_is_refused_by_every_reader(home, tmp_path, monkeypat
     folder = shutil.copytree(home / "pruned-2-4", tmp_path / "pruned")
     edit(folder / "layerprune" / file, **changes)
     monkeypatch.setattr(
-        "layerprune.models.model.Subject.load", lambda *args, **kwargs: pytest.fail("a model is loaded")
+        "layerprune.models.model.LoadedModel.load", lambda *args, **kwargs: pytest.fail("a model is loaded")
     )
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for reader, read in readers(folder, home, tmp_path).items():

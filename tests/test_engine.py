@@ -10,21 +10,21 @@ import torch
 from families import FAMILIES, tiny_config, tiny_model
 from torch import nn
 
-from layerprune.architecture import read_anatomy
+from layerprune.architecture import read_architecture
 from layerprune.artifacts import ModelRef
 from layerprune.data.items import Request
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine, Trial
 from layerprune.scoring.paths import ChainPath, PlainPath, TreePath
 
 
-def subject_of(kind: str) -> Subject:
+def subject_of(kind: str) -> LoadedModel:
     torch.manual_seed(0)
     model = tiny_model(kind).eval()
-    anatomy = read_anatomy(tiny_config(kind))
-    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=anatomy.depth, parameters=1)
-    return Subject(model, None, anatomy, ref)  # type: ignore[arg-type]  # no text is read here
+    architecture = read_architecture(tiny_config(kind))
+    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=architecture.depth, parameters=1)
+    return LoadedModel(model, None, architecture, ref)  # type: ignore[arg-type]  # no text is read here
 
 
 def multiple_choice(vocabulary: int, count: int = 5, seed: int = 0) -> tuple[list[Request], list[list[int]]]:
@@ -40,13 +40,13 @@ def multiple_choice(vocabulary: int, count: int = 5, seed: int = 0) -> tuple[lis
     return requests, groups
 
 
-def plainly(subject: Subject, requests: list[Request], removals: list[Removal]) -> np.ndarray:
+def plainly(loaded: LoadedModel, requests: list[Request], removals: list[Removal]) -> np.ndarray:
     """Skip the layers by hooks, read all logits, add up: nothing shared with the engine."""
     result = np.zeros((len(removals), len(requests)))
     for number, removal in enumerate(removals):
         undo = []
         for layer in removal.layers:
-            module = subject.layers[layer]
+            module = loaded.layers[layer]
 
             def skip(_, args, kwargs, output):
                 hidden = args[0] if args else kwargs["hidden_states"]
@@ -56,7 +56,7 @@ def plainly(subject: Subject, requests: list[Request], removals: list[Removal]) 
         with torch.no_grad():
             for column, request in enumerate(requests):
                 ids = torch.tensor([request.tokens[:-1]])
-                logs = subject.model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+                logs = loaded.model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
                 asked = torch.tensor(request.tokens[-request.scored :])
                 result[number, column] = logs[-request.scored :].gather(1, asked[:, None]).sum()
         for handle in undo:
@@ -66,28 +66,28 @@ def plainly(subject: Subject, requests: list[Request], removals: list[Removal]) 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_all_removals_at_once_equal_one_plain_forward_each(kind):
-    subject = subject_of(kind)
-    depth = len(subject.layers)
-    requests, groups = multiple_choice(subject.vocabulary)
+    loaded = subject_of(kind)
+    depth = len(loaded.layers)
+    requests, groups = multiple_choice(loaded.vocabulary)
     removals = [Removal(()), *(Removal.of(layer) for layer in range(depth)), Removal.of(0, depth - 1)]
-    engine = Engine(subject, tokens=64)
+    engine = Engine(loaded, tokens=64)
     sums, _ = engine.measure(requests, groups, removals)
-    np.testing.assert_allclose(sums, plainly(subject, requests, removals), atol=2e-4)
+    np.testing.assert_allclose(sums, plainly(loaded, requests, removals), atol=2e-4)
     assert engine.path.name == "trees", engine.remarks
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_examples_before_every_question_are_read_once_and_looked_back_at(kind):
-    subject = subject_of(kind)
-    depth = len(subject.layers)
-    requests, groups = multiple_choice(subject.vocabulary, count=4)
+    loaded = subject_of(kind)
+    depth = len(loaded.layers)
+    requests, groups = multiple_choice(loaded.vocabulary, count=4)
     rng = random.Random(1)
-    head = [rng.randrange(3, subject.vocabulary) for _ in range(70)]
+    head = [rng.randrange(3, loaded.vocabulary) for _ in range(70)]
     requests = [Request((*head, *request.tokens), request.scored) for request in requests]
     removals = [Removal(()), *(Removal.of(layer) for layer in range(depth)), Removal.of(0, depth - 1)]
-    engine = Engine(subject, tokens=64)
+    engine = Engine(loaded, tokens=64)
     sums, _ = engine.measure(requests, groups, removals)
-    np.testing.assert_allclose(sums, plainly(subject, requests, removals), atol=2e-4)
+    np.testing.assert_allclose(sums, plainly(loaded, requests, removals), atol=2e-4)
     assert engine.path.name == "beginnings", engine.remarks
     states = depth - 1 + depth * (depth - 1) // 2 + depth - 2  # as a walk has them; 0 and last removed: the middle
     tokens = 70 + sum(row.length for row in engine.path.layout(requests, groups))  # those of the examples once
@@ -96,28 +96,28 @@ def test_examples_before_every_question_are_read_once_and_looked_back_at(kind):
 
 @pytest.mark.parametrize("path", [TreePath, ChainPath, PlainPath])
 def test_each_path_alone_gives_sums_and_greedy_flags(path):
-    subject = subject_of("llama")
-    requests, groups = multiple_choice(subject.vocabulary)
+    loaded = subject_of("llama")
+    requests, groups = multiple_choice(loaded.vocabulary)
     ids = torch.tensor([requests[0].tokens[:-1]])
-    top = int(subject.model(input_ids=ids).logits[0, -1].argmax())
+    top = int(loaded.model(input_ids=ids).logits[0, -1].argmax())
     requests[0] = Request((*requests[0].tokens[: -requests[0].scored], top), 1)
     ids = torch.tensor([requests[0].tokens[:-1]])
-    best = int(subject.model(input_ids=ids).logits[0, -1].argmax())
+    best = int(loaded.model(input_ids=ids).logits[0, -1].argmax())
     requests[0] = Request((*requests[0].tokens[:-1], best), 1)
-    made = path(subject)
+    made = path(loaded)
     members, (sums, greedy) = made.run(made.layout(requests, groups), [Removal(())])
     assert sorted(members) == list(range(len(requests)))
-    np.testing.assert_allclose(sums[0], plainly(subject, requests, [Removal(())])[0, members], atol=2e-4)
+    np.testing.assert_allclose(sums[0], plainly(loaded, requests, [Removal(())])[0, members], atol=2e-4)
     assert greedy[0, members.index(0)]
     assert not greedy[0].all()
 
 
 def test_work_is_shared_down_to_the_prefix_tree_of_removals():
-    subject = subject_of("llama")
-    depth = len(subject.layers)
-    requests, groups = multiple_choice(subject.vocabulary, count=1)
+    loaded = subject_of("llama")
+    depth = len(loaded.layers)
+    requests, groups = multiple_choice(loaded.vocabulary, count=1)
     removals = [Removal.of(layer) for layer in range(depth)]
-    engine = Engine(subject)
+    engine = Engine(loaded)
     engine.choose_path(requests, groups)
     engine.path.walk.work.computed = 0  # type: ignore[attr-defined]  # without the self-test's share
     engine.measure(requests, groups, removals)
@@ -129,21 +129,21 @@ def test_work_is_shared_down_to_the_prefix_tree_of_removals():
 
 
 def test_results_do_not_depend_on_what_is_measured_beside_them():
-    subject = subject_of("qwen3")
-    requests, groups = multiple_choice(subject.vocabulary)
-    removals = [Removal.of(layer) for layer in range(len(subject.layers))]
-    together, _ = Engine(subject).measure(requests, groups, removals)
+    loaded = subject_of("qwen3")
+    requests, groups = multiple_choice(loaded.vocabulary)
+    removals = [Removal.of(layer) for layer in range(len(loaded.layers))]
+    together, _ = Engine(loaded).measure(requests, groups, removals)
     for number, removal in enumerate(removals):
-        alone, _ = Engine(subject).measure(requests, groups, [removal])
+        alone, _ = Engine(loaded).measure(requests, groups, [removal])
         assert (alone[0] == together[number]).all()  # bit for bit: a resumed run must write the same bytes
 
 
 def test_removals_are_measured_in_portions_when_memory_is_short(monkeypatch):
-    subject = subject_of("llama")
-    requests, groups = multiple_choice(subject.vocabulary)
-    removals = [Removal.of(layer) for layer in range(len(subject.layers))]
-    whole, _ = Engine(subject).measure(requests, groups, removals)
-    engine, portions = Engine(subject, memory=200_000), []
+    loaded = subject_of("llama")
+    requests, groups = multiple_choice(loaded.vocabulary)
+    removals = [Removal.of(layer) for layer in range(len(loaded.layers))]
+    whole, _ = Engine(loaded).measure(requests, groups, removals)
+    engine, portions = Engine(loaded, memory=200_000), []
     engine.choose_path(requests, groups)
     run = engine.path.run
     monkeypatch.setattr(engine.path, "run", lambda rows, part: portions.append(len(part)) or run(rows, part))
@@ -154,10 +154,10 @@ def test_removals_are_measured_in_portions_when_memory_is_short(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gemma4"] if "gemma4" in FAMILIES else ["llama", "gemma3"])
 def test_later_rounds_find_the_intact_states_of_earlier_ones(kind):
-    subject = subject_of(kind)
-    depth = len(subject.layers)
-    requests, groups = multiple_choice(subject.vocabulary)
-    engine, fresh = Engine(subject), Engine(subject)
+    loaded = subject_of(kind)
+    depth = len(loaded.layers)
+    requests, groups = multiple_choice(loaded.vocabulary)
+    engine, fresh = Engine(loaded), Engine(loaded)
     engine.measure(requests, groups, [Removal.of(layer) for layer in range(depth)])
     assert engine.path.walk.work.found == 0
     second = [Removal.of(layer, depth - 1) for layer in range(depth - 1)]
@@ -170,9 +170,9 @@ def test_later_rounds_find_the_intact_states_of_earlier_ones(kind):
 
 
 def test_the_states_that_are_kept_stay_within_the_memory():
-    subject = subject_of("llama")
-    requests, groups = multiple_choice(subject.vocabulary, count=40)
-    engine = Engine(subject, memory=2_000_000)
+    loaded = subject_of("llama")
+    requests, groups = multiple_choice(loaded.vocabulary, count=40)
+    engine = Engine(loaded, memory=2_000_000)
     engine.measure(requests, groups, [Removal.of(1), Removal.of(2)])
     trunks = engine.path.walk.trunks
     assert trunks is not None
@@ -183,11 +183,11 @@ def test_the_states_that_are_kept_stay_within_the_memory():
 
 @pytest.mark.parametrize("rows", [None, 5])
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch, rows):
-    subject = subject_of("llama")
-    requests, groups = multiple_choice(subject.vocabulary, count=12)  # several rows
+    loaded = subject_of("llama")
+    requests, groups = multiple_choice(loaded.vocabulary, count=12)  # several rows
     removals = [Removal(()), Removal.of(1)]
-    expected, _ = Engine(subject).measure(requests, groups, removals)
-    engine = Engine(subject, rows=rows)
+    expected, _ = Engine(loaded).measure(requests, groups, removals)
+    engine = Engine(loaded, rows=rows)
     engine.choose_path(requests, groups)
     run, refused = engine.path.run, []
 
@@ -201,7 +201,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch, ro
     sums, _ = engine.measure(requests, groups, removals)
     assert refused
     assert engine.fits
-    assert engine.tokens == Engine(subject).tokens  # what was asked for, and stands in a journal's key
+    assert engine.tokens == Engine(loaded).tokens  # what was asked for, and stands in a journal's key
     np.testing.assert_allclose(sums, expected, atol=2e-4)
 
 
@@ -223,34 +223,34 @@ class Absolute(nn.Module):
 
 
 def test_a_model_that_ignores_masks_is_found_out_and_measured_another_way():
-    subject = subject_of("llama")
-    intact = subject.model
-    requests, groups = multiple_choice(subject.vocabulary)
+    loaded = subject_of("llama")
+    intact = loaded.model
+    requests, groups = multiple_choice(loaded.vocabulary)
     removals = [Removal(()), Removal.of(1)]
-    expected = plainly(subject, requests, removals)
-    subject.model = Absolute(intact)  # type: ignore[assignment]
-    subject.model.base_model = subject.model  # type: ignore[misc]
-    path, remarks = Trial.of(subject, requests, groups).choose()
+    expected = plainly(loaded, requests, removals)
+    loaded.model = Absolute(intact)  # type: ignore[assignment]
+    loaded.model.base_model = loaded.model  # type: ignore[misc]
+    path, remarks = Trial.of(loaded, requests, groups).choose()
     assert path.name == "chains"
     assert "differ" in remarks[0]
     assert remarks[0].startswith("trees")
-    engine = Engine(subject)
+    engine = Engine(loaded)
     sums, _ = engine.measure(requests, groups, removals)
     np.testing.assert_allclose(sums, expected, atol=2e-4)
 
 
 def test_questions_with_two_sets_of_examples_take_the_path_that_reads_each_once():
-    subject = subject_of("llama")
+    loaded = subject_of("llama")
     rng = random.Random(2)
-    requests, groups = multiple_choice(subject.vocabulary, count=6)
-    heads = [[rng.randrange(3, subject.vocabulary) for _ in range(70)] for _ in range(2)]
+    requests, groups = multiple_choice(loaded.vocabulary, count=6)
+    heads = [[rng.randrange(3, loaded.vocabulary) for _ in range(70)] for _ in range(2)]
     requests = [Request((*heads[i // 9], *request.tokens), request.scored) for i, request in enumerate(requests)]
     removals = [Removal(()), Removal.of(1)]
-    engine = Engine(subject)
+    engine = Engine(loaded)
     sums, _ = engine.measure(requests, groups, removals)
     assert len({row.beginning for row in engine.path.layout(requests, groups)}) == 2
     assert engine.path.name == "beginnings", engine.remarks
-    np.testing.assert_allclose(sums, plainly(subject, requests, removals), atol=2e-4)
+    np.testing.assert_allclose(sums, plainly(loaded, requests, removals), atol=2e-4)
 
 
 def test_the_longest_request_is_tested_wherever_it_stands():
@@ -266,15 +266,15 @@ def test_the_longest_request_is_tested_wherever_it_stands():
 
 
 def test_forwards_are_given_back_after_an_error():
-    subject = subject_of("llama")
-    walk = TreePath(subject).walk
+    loaded = subject_of("llama")
+    walk = TreePath(loaded).walk
     ids = torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(IndexError):
         walk.hidden({"input_ids": ids}, [frozenset()], torch.tensor([5]), torch.tensor([9]))
-    assert all("forward" not in vars(layer) for layer in subject.layers)
+    assert all("forward" not in vars(layer) for layer in loaded.layers)
 
 
-def mistral() -> Subject:
+def mistral() -> LoadedModel:
     """A Mistral whose layers all look back over four tokens."""
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -284,7 +284,7 @@ def mistral() -> Subject:
         num_key_value_heads=2, sliding_window=4,
     )  # fmt: skip
     ref = ModelRef(id="mistral", fingerprint="mistral", model_type="mistral", layers=4, parameters=1)
-    return Subject(MistralForCausalLM(config).eval(), None, read_anatomy(config), ref)
+    return LoadedModel(MistralForCausalLM(config).eval(), None, read_architecture(config), ref)
 
 
 def test_a_mask_of_a_kind_that_a_model_does_not_take_is_no_remark_where_another_fits():

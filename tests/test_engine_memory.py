@@ -11,12 +11,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from layerprune.architecture import read_anatomy
+from layerprune.architecture import read_architecture
 from layerprune.artifacts import ModelRef
 from layerprune.data.items import Request
 from layerprune.errors import ModelError, UsageError
 from layerprune.formatting import parse_size, rounded_up
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring import engine as module
 from layerprune.scoring.engine import Engine
@@ -44,15 +44,15 @@ class Held(TorchDispatchMode):
         return found
 
 
-def subject_of(kind: str, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes) -> Subject:
+def subject_of(kind: str, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **changes) -> LoadedModel:
     model = tiny_model(kind, **changes).to(dtype)
     model.set_attn_implementation(attention)
-    anatomy = read_anatomy(tiny_config(kind, **changes))
-    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=anatomy.depth, parameters=1)
-    return Subject(model, None, anatomy, ref)  # type: ignore[arg-type]  # no text is read here
+    architecture = read_architecture(tiny_config(kind, **changes))
+    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=architecture.depth, parameters=1)
+    return LoadedModel(model, None, architecture, ref)  # type: ignore[arg-type]  # no text is read here
 
 
-def questions(count: int, head: int = 0) -> tuple[list[Request], list[list[int]]]:
+def eval_set(count: int, head: int = 0) -> tuple[list[Request], list[list[int]]]:
     requests, groups = multiple_choice(90, count)
     return [Request((*range(3, 3 + head), *request.tokens), request.scored) for request in requests], groups
 
@@ -61,10 +61,10 @@ def pairs(depth: int) -> list[Removal]:
     return [Removal.of(one, other) for one in range(depth) for other in range(one + 1, depth)]
 
 
-def least(subject, requests, groups) -> int:
+def least(loaded, requests, groups) -> int:
     """Return what the refusal of a single byte names as enough."""
     with pytest.raises(UsageError, match="--memory 1 B does not hold one item under one removal") as refused:
-        Engine(subject, memory=1).measure(requests, groups, [Removal.of(1)])
+        Engine(loaded, memory=1).measure(requests, groups, [Removal.of(1)])
     return parse_size(str(refused.value).rpartition(" is ")[2], "")
 
 
@@ -88,9 +88,9 @@ def test_the_account_is_what_is_held(model, count, head, monkeypatch):
     """Over tokens x removals, on the path that is taken, with nothing kept for later rounds."""
     monkeypatch.setattr(module, "KEPT_SHARE", 0.0)
     kind, changes = MODELS[model]
-    subject = subject_of(kind, **changes)
-    requests, groups = questions(count, head)
-    engine = Engine(subject)
+    loaded = subject_of(kind, **changes)
+    requests, groups = eval_set(count, head)
+    engine = Engine(loaded)
     engine.choose_path(requests, groups)
     run, accounts, allowance = engine.path.run, [], engine._allowance(engine.path, 99)
 
@@ -99,7 +99,7 @@ def test_the_account_is_what_is_held(model, count, head, monkeypatch):
         return run(batch, removals)
 
     monkeypatch.setattr(engine.path, "run", noted)
-    depth = len(subject.layers)
+    depth = len(loaded.layers)
     for removals in ([Removal.of(1)], [Removal.of(layer) for layer in range(depth)], pairs(depth)):
         engine.path.read = None
         accounts.clear()
@@ -115,37 +115,37 @@ def test_the_account_is_what_is_held(model, count, head, monkeypatch):
 def test_never_more_is_held_than_is_allowed(model, head):
     """The self-test and what is kept for later rounds counted, down to the least that holds one item."""
     kind, changes = MODELS.get(model, (model, {}))
-    subject = subject_of(kind, **changes)
-    requests, groups = questions(8, head)
+    loaded = subject_of(kind, **changes)
+    requests, groups = eval_set(8, head)
     removals = [Removal(()), *(Removal.of(layer, 5) for layer in range(5))]
-    enough = least(subject, requests, groups)
-    expected = plainly(subject, requests, removals)
+    enough = least(loaded, requests, groups)
+    expected = plainly(loaded, requests, removals)
     for memory in (enough, 3 * enough):
         with Held() as held:
-            sums, _ = Engine(subject, memory=memory).measure(requests, groups, removals)
+            sums, _ = Engine(loaded, memory=memory).measure(requests, groups, removals)
         assert held.peak <= memory
         np.testing.assert_allclose(sums, expected, atol=2e-4)
     with pytest.raises(UsageError, match="the least that does"):
-        Engine(subject, memory=int(0.97 * enough)).measure(requests, groups, removals)
+        Engine(loaded, memory=int(0.97 * enough)).measure(requests, groups, removals)
 
 
 def test_a_fixed_number_of_rows_stays_within_the_memory():
-    subject = subject_of("llama", attention="eager")
-    requests, groups = questions(12)
-    memory = 2 * least(subject, requests, groups)
+    loaded = subject_of("llama", attention="eager")
+    requests, groups = eval_set(12)
+    memory = 2 * least(loaded, requests, groups)
     with Held() as held:
-        Engine(subject, rows=50, memory=memory).measure(requests, groups, pairs(len(subject.layers)))
+        Engine(loaded, rows=50, memory=memory).measure(requests, groups, pairs(len(loaded.layers)))
     assert held.peak <= memory
 
 
 def test_a_batch_is_the_same_whatever_is_measured_beside_it_when_memory_is_short():
-    subject = subject_of("llama")
-    requests, groups = questions(8)
-    memory = 4 * least(subject, requests, groups)
-    removals = pairs(len(subject.layers))
-    together, _ = Engine(subject, memory=memory).measure(requests, groups, removals)
+    loaded = subject_of("llama")
+    requests, groups = eval_set(8)
+    memory = 4 * least(loaded, requests, groups)
+    removals = pairs(len(loaded.layers))
+    together, _ = Engine(loaded, memory=memory).measure(requests, groups, removals)
     for number in (0, 7, 14):
-        alone, _ = Engine(subject, memory=memory).measure(requests, groups, [removals[number]])
+        alone, _ = Engine(loaded, memory=memory).measure(requests, groups, [removals[number]])
         assert (alone[0] == together[number]).all()
 
 
@@ -167,8 +167,8 @@ def test_a_size_that_is_advised_is_enough(size):
 def test_a_self_test_that_runs_out_of_memory_is_repeated_in_smaller_pieces(monkeypatch, error):
     from layerprune.scoring.paths import TreePath
 
-    subject = subject_of("llama")
-    requests, groups = questions(12)
+    loaded = subject_of("llama")
+    requests, groups = eval_set(12)
     run, refused = TreePath.run, []
 
     def crowded(self, batch, removals):
@@ -180,12 +180,12 @@ def test_a_self_test_that_runs_out_of_memory_is_repeated_in_smaller_pieces(monke
         return run(self, batch, removals)
 
     monkeypatch.setattr(TreePath, "run", crowded)
-    engine = Engine(subject)
+    engine = Engine(loaded)
     removals = [Removal.of(layer) for layer in range(6)]
     sums, _ = engine.measure(requests, groups, removals)
     assert refused
     assert engine.path.name == "trees", engine.remarks
-    np.testing.assert_allclose(sums, plainly(subject, requests, removals), atol=2e-4)
+    np.testing.assert_allclose(sums, plainly(loaded, requests, removals), atol=2e-4)
 
 
 def test_without_room_for_a_single_row_the_run_ends_and_says_so(monkeypatch):
@@ -196,8 +196,8 @@ def test_without_room_for_a_single_row_the_run_ends_and_says_so(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return run(self, batch, removals)
 
-    subject = subject_of("llama")
+    loaded = subject_of("llama")
     run = PlainPath.run
     monkeypatch.setattr(PlainPath, "run", full)
     with pytest.raises(ModelError, match=r"a single row of \d+ tokens does not fit"):
-        Engine(subject).measure(*questions(6), [Removal.of(1)])
+        Engine(loaded).measure(*eval_set(6), [Removal.of(1)])

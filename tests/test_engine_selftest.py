@@ -10,11 +10,11 @@ import torch
 from families import tiny_config, tiny_model
 from test_engine import multiple_choice
 
-from layerprune.architecture import read_anatomy
+from layerprune.architecture import read_architecture
 from layerprune.artifacts import ModelRef
 from layerprune.data.items import Request
 from layerprune.errors import ModelError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine, Trial, _removals, renamed, twin_of
 from layerprune.scoring.paths import BeginningPath, ChainPath, PlainPath, TreePath
@@ -23,13 +23,13 @@ from layerprune.scoring.prefix_tree import batches
 CONV = {"layer_types": ["conv", "conv", "full_attention"] * 2}
 
 
-def subject_of(kind: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **changes) -> Subject:
+def subject_of(kind: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **changes) -> LoadedModel:
     model = tiny_model(kind, seed=seed, **changes).to(dtype)
     if dtype == torch.float64:
         model.set_experts_implementation("eager")  # the default one knows no float64
-    anatomy = read_anatomy(tiny_config(kind, **changes))
-    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=anatomy.depth, parameters=1)
-    return Subject(model, None, anatomy, ref)  # type: ignore[arg-type]  # no text is read here
+    architecture = read_architecture(tiny_config(kind, **changes))
+    ref = ModelRef(id=kind, fingerprint=kind, model_type=kind, layers=architecture.depth, parameters=1)
+    return LoadedModel(model, None, architecture, ref)  # type: ignore[arg-type]  # no text is read here
 
 
 def after(head: int, requests: list[Request]) -> list[Request]:
@@ -61,9 +61,9 @@ PATHS = [
 @pytest.mark.parametrize(("kind", "changes", "without", "with_examples"), PATHS, ids=[case[0] for case in PATHS])
 def test_half_precision_hides_no_wrong_path(kind, changes, without, with_examples, head):
     """The path chosen in bfloat16 gives what plain forwards give in float64, on other weights and other questions."""
-    subject = subject_of(kind, **changes)
+    loaded = subject_of(kind, **changes)
     requests, groups = multiple_choice(90)
-    engine = Engine(subject)
+    engine = Engine(loaded)
     engine.choose_path(after(head, requests), groups)
     assert engine.path.name == (with_examples if head else without), engine.remarks
     exact = subject_of(kind, torch.float64, seed=1, **changes)
@@ -85,22 +85,22 @@ def test_a_path_that_is_refused_for_its_structure_says_so():
 @pytest.mark.parametrize("kind", [TreePath, BeginningPath])
 def test_what_rounding_hides_shows_on_the_twin(kind):
     """The same wrong path on the same model: within the limits of bfloat16, far beyond those of float64."""
-    subject = subject_of("falcon_h1")
+    loaded = subject_of("falcon_h1")
     requests, groups = multiple_choice(90)
-    trial = Trial.of(subject, requests, groups)
+    trial = Trial.of(loaded, requests, groups)
     trees, chains = trial._tried(kind).differences, trial._tried(ChainPath).differences
     assert trial._excess(trees, 2 * float(chains.mean()) + 0.01) is None
     assert "differ by" in trial.on_twin().fault(kind)
 
 
 def test_without_a_twin_half_precision_takes_the_slow_path_and_says_so(monkeypatch):
-    subject, exact = subject_of("llama"), subject_of("llama", torch.float32)
+    loaded, exact = subject_of("llama"), subject_of("llama", torch.float32)
 
     def strict(*args, **kwargs):
         raise ValueError("made for the test: hidden_size must be 4096")
 
-    monkeypatch.setattr(type(subject.model), "_from_config", strict)
-    engine = Engine(subject)
+    monkeypatch.setattr(type(loaded.model), "_from_config", strict)
+    engine = Engine(loaded)
     engine.choose_path(*multiple_choice(90))
     assert engine.path.name == "plain"
     assert "hidden_size must be 4096" in engine.remarks[0]
@@ -121,21 +121,21 @@ def test_the_twin_has_the_layers_and_lengths_of_the_model_and_the_sizes_of_a_tin
 
 
 def test_making_a_twin_draws_nothing_from_the_callers_random_numbers():
-    subject = subject_of("llama")
+    loaded = subject_of("llama")
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    twin_of(subject)
+    twin_of(loaded)
     assert (torch.rand(3) == expected).all()
 
 
 def test_a_model_that_is_no_transformers_model_has_no_twin():
-    subject = subject_of("llama")
-    inner = subject.model
-    subject.model = torch.nn.Sequential()  # type: ignore[assignment]
-    subject.model.config = inner.config  # type: ignore[assignment]
+    loaded = subject_of("llama")
+    inner = loaded.model
+    loaded.model = torch.nn.Sequential()  # type: ignore[assignment]
+    loaded.model.config = inner.config  # type: ignore[assignment]
     with pytest.raises(ModelError, match="no tiny llama"):
-        twin_of(subject)
+        twin_of(loaded)
 
 
 def test_requests_keep_their_lengths_and_what_they_have_in_common():
@@ -159,8 +159,8 @@ def test_a_layer_of_every_kind_is_removed():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layers_that_others_depend_on_are_not_removed_for_their_kind(dtype):
-    subject = subject_of("gemma3n_text", dtype)  # without layers whose keys and values are reused it cannot run
-    assert subject.anatomy.must_keep
-    engine = Engine(subject)
+    loaded = subject_of("gemma3n_text", dtype)  # without layers whose keys and values are reused it cannot run
+    assert loaded.architecture.must_keep
+    engine = Engine(loaded)
     engine.choose_path(*multiple_choice(90))
     assert engine.path.name == "plain"

@@ -22,7 +22,7 @@ from layerprune.scoring.prefix_tree import (
 )
 
 
-def questions(seed: int, count: int = 12, examples: int = 0) -> tuple[list[Request], list[list[int]]]:
+def eval_set(seed: int, count: int = 12, examples: int = 0) -> tuple[list[Request], list[list[int]]]:
     """Random questions of 2 to 5 answers; ``examples`` tokens stand before all of them."""
     rng = random.Random(seed)
     head = [rng.randrange(50) for _ in range(examples)]
@@ -42,7 +42,7 @@ def questions(seed: int, count: int = 12, examples: int = 0) -> tuple[list[Reque
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("examples", [0, 40])
 def test_every_answer_token_is_read_after_exactly_its_own_prefix(seed, examples):
-    requests, groups = questions(seed, examples=examples)
+    requests, groups = eval_set(seed, examples=examples)
     seen = set()
     for row in trees(requests, groups):
         visible = row.visible()
@@ -61,7 +61,7 @@ def test_every_answer_token_is_read_after_exactly_its_own_prefix(seed, examples)
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("examples", [0, 40])
 def test_a_row_holds_each_node_of_the_prefix_tree_once(seed, examples):
-    requests, groups = questions(seed, examples=examples)
+    requests, groups = eval_set(seed, examples=examples)
     for row in trees(requests, groups):
         own = [requests[target.request].tokens[:-1] for target in row.targets]
         prefixes = {tokens[:stop] for tokens in own for stop in range(1, len(tokens) + 1)}
@@ -69,7 +69,7 @@ def test_a_row_holds_each_node_of_the_prefix_tree_once(seed, examples):
 
 
 def test_questions_with_the_same_examples_share_a_row():
-    requests, groups = questions(1, count=6, examples=100)
+    requests, groups = eval_set(1, count=6, examples=100)
     alone = sum(tree_size([requests[i].tokens[:-1] for i in group]) for group in groups)
     together = trees(requests, groups)
     assert len(together) == 1
@@ -77,17 +77,17 @@ def test_questions_with_the_same_examples_share_a_row():
 
 
 def test_short_trees_fill_rows_together_and_long_ones_stay_alone():
-    requests, groups = questions(6, count=200)
+    requests, groups = eval_set(6, count=200)
     rows = trees(requests, groups)
     assert max(row.length for row in rows) <= PACK_TOKENS
     assert sum(row.length for row in rows) > 0.95 * PACK_TOKENS * (len(rows) - 1)  # hardly a place left free
-    long, _ = questions(7, count=5)
+    long, _ = eval_set(7, count=5)
     long = [Request((*range(100 * i, 100 * i + PACK_TOKENS), *r.tokens), r.scored) for i, r in enumerate(long)]
     assert len(trees(long, [[i] for i in range(len(long))])) == len(long)
 
 
 def test_a_joint_row_does_not_outgrow_its_limit():
-    requests, groups = questions(2, count=80, examples=200)
+    requests, groups = eval_set(2, count=80, examples=200)
     rows = trees(requests, groups)
     assert 1 < len(rows) < 80
     assert all(row.length <= ROW_TOKENS for row in rows)
@@ -95,8 +95,8 @@ def test_a_joint_row_does_not_outgrow_its_limit():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_rows_after_a_beginning_see_it_and_nothing_of_it_is_in_them(seed):
-    requests, groups = questions(seed, examples=BEGINNING_TOKENS + seed)
-    others, more = questions(100 + seed, count=4)  # begin with nothing in common
+    requests, groups = eval_set(seed, examples=BEGINNING_TOKENS + seed)
+    others, more = eval_set(100 + seed, count=4)  # begin with nothing in common
     more = [[i + len(requests) for i in group] for group in more]
     requests, groups = [*requests, *others], [*groups, *more]
     seen, kept = set(), 0
@@ -125,13 +125,13 @@ def test_a_beginning_leaves_every_question_a_token_that_predicts_its_answer():
 
 
 def test_few_questions_or_short_beginnings_are_not_worth_keeping():
-    assert [shared for shared, _ in beginnings(*questions(1, count=2, examples=BEGINNING_TOKENS))] == [0]
-    assert [shared for shared, _ in beginnings(*questions(1, count=9, examples=BEGINNING_TOKENS // 2))] == [0]
+    assert [shared for shared, _ in beginnings(*eval_set(1, count=2, examples=BEGINNING_TOKENS))] == [0]
+    assert [shared for shared, _ in beginnings(*eval_set(1, count=9, examples=BEGINNING_TOKENS // 2))] == [0]
 
 
 def test_a_batch_has_one_beginning():
-    requests, groups = questions(8, count=9, examples=BEGINNING_TOKENS)
-    others, more = questions(9, count=9, examples=BEGINNING_TOKENS + 9)
+    requests, groups = eval_set(8, count=9, examples=BEGINNING_TOKENS)
+    others, more = eval_set(9, count=9, examples=BEGINNING_TOKENS + 9)
     groups += [[i + len(requests) for i in group] for group in more]
     rows = trees_after_beginnings([*requests, *others], groups)
     assert len({row.beginning for row in rows}) == 2
@@ -149,7 +149,7 @@ def test_chains_are_the_distinct_inputs():
 
 @pytest.mark.parametrize("budget", [1, 64, 300, 10_000])
 def test_batches_take_every_row_once_and_keep_to_the_budget(budget):
-    requests, _ = questions(3, count=30)
+    requests, _ = eval_set(3, count=30)
     rows = chains(requests)
     made = list(batches(rows, budget))
     assert sorted(id(row) for batch in made for row in batch) == sorted(id(row) for row in rows)
@@ -158,7 +158,7 @@ def test_batches_take_every_row_once_and_keep_to_the_budget(budget):
 
 
 def test_a_fixed_batch_size_is_kept():
-    requests, _ = questions(4, count=10)
+    requests, _ = eval_set(4, count=10)
     assert [len(batch) for batch in batches(chains(requests)[:10], 1, 4)] == [4, 4, 2]
 
 

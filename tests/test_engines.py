@@ -13,7 +13,7 @@ import pytest
 import torch
 from families import make_plan, save_tiny
 
-from layerprune.architecture import load_config, read_anatomy
+from layerprune.architecture import load_config, read_architecture
 from layerprune.exporter import export
 from layerprune.exporter.proof import load
 from layerprune.removal import Removal
@@ -80,7 +80,9 @@ def test_mlx_lm_reads_a_pruned_checkpoint_as_transformers_does(case: str, tmp_pa
         content = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps({**content, "vocab_size": content["text_config"]["vocab_size"]}))
     removal = Removal.of(*units)
-    assert not [said for said in read_anatomy(load_config(str(base))).misread(removal) if said.startswith("mlx-lm")]
+    assert not [
+        said for said in read_architecture(load_config(str(base))).misread(removal) if said.startswith("mlx-lm")
+    ]
     export(make_plan(base, removal), tmp_path / "out")
     ours, theirs = both(tmp_path / "out")
     assert (ours - theirs).abs().max() < 1e-3 * ours.abs().max()
@@ -90,7 +92,7 @@ def out_of_step(model_type: str, changes: dict[str, Any], folder: Path) -> Path:
     """Return a checkpoint of which a plan says that mlx-lm misreads it."""
     base = save_tiny(model_type, folder / "base", **changes)
     removal = Removal.of(1)
-    assert [said for said in read_anatomy(load_config(str(base))).misread(removal) if said.startswith("mlx-lm")]
+    assert [said for said in read_architecture(load_config(str(base))).misread(removal) if said.startswith("mlx-lm")]
     export(make_plan(base, removal), folder / "out")
     return folder / "out"
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from layerprune.data.judging import definition_of
-from layerprune.data.tasks import load_questions
+from layerprune.data.tasks import load_eval_set
 from layerprune.errors import DocumentError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring import cached_evaluator
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import examine
 
@@ -29,12 +29,12 @@ REMOVALS = [Removal(()), Removal.of(1), Removal.of(4), Removal.of(1, 4)]
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("examiner")
+    folder = tmp_path_factory.mktemp("evaluator")
     audit_tiny.base_model(folder / "base")
     for name in ("one", "two"):
-        audit_tiny.questions(folder / "base", folder / "tasks", name, test=23 if name == "one" else 9, train=4)
-    subject = Subject.load(str(folder / "base"))
-    return subject, load_questions(["one", "two"], subject.encoder, use="evaluation", include_path=[folder / "tasks"])
+        audit_tiny.eval_set(folder / "base", folder / "tasks", name, test=23 if name == "one" else 9, train=4)
+    loaded = LoadedModel.load(str(folder / "base"))
+    return loaded, load_eval_set(["one", "two"], loaded.encoder, use="evaluation", include_path=[folder / "tasks"])
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +43,13 @@ def small_blocks(monkeypatch):
 
 
 def test_blocks_together_are_the_whole(asked):
-    subject, questions = asked
-    whole = examine(Engine(subject), questions, REMOVALS)
-    made = Examiner(Engine(subject), questions)
+    loaded, eval_set = asked
+    whole = examine(Engine(loaded), eval_set, REMOVALS)
+    made = CachedEvaluator(Engine(loaded), eval_set)
     assert len(made.blocks) == 5
     found = made.outcomes(REMOVALS)
     for removal in REMOVALS:
-        for name in questions.tasks:
+        for name in eval_set.tasks:
             assert found[removal][name].correct == whole[removal][name].correct
             assert found[removal][name].gold_probability == pytest.approx(
                 whole[removal][name].gold_probability, abs=2e-5
@@ -57,8 +57,8 @@ def test_blocks_together_are_the_whole(asked):
 
 
 def test_nothing_is_measured_twice(asked, monkeypatch):
-    subject, questions = asked
-    made = Examiner(Engine(subject), questions)
+    loaded, eval_set = asked
+    made = CachedEvaluator(Engine(loaded), eval_set)
     made.outcomes(REMOVALS[:2])
     measured = []
     measure = made.measure
@@ -74,10 +74,10 @@ def test_nothing_is_measured_twice(asked, monkeypatch):
 
 @pytest.mark.parametrize("cut", [0, 1, 3])
 def test_a_killed_run_goes_on_where_it_was_with_the_same_figures(asked, tmp_path, monkeypatch, cut):
-    subject, questions = asked
-    straight = Examiner(Engine(subject), questions, folder=tmp_path / "straight")
+    loaded, eval_set = asked
+    straight = CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path / "straight")
     expected = straight.outcomes(REMOVALS)
-    killed = Examiner(Engine(subject), questions, folder=tmp_path / "killed")
+    killed = CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path / "killed")
     measure = killed.measure
 
     def dies(block, removals, *rest):
@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_where_it_was_with_the_same_figures(asked, tmp_path
     (tmp_path / "killed").mkdir(exist_ok=True)
     with (tmp_path / "killed" / "journal.jsonl").open("ab") as file:
         file.write(b'{"key":"half a li')  # what a kill in the middle of a write leaves
-    resumed = Examiner(Engine(subject), questions, folder=tmp_path / "killed")
+    resumed = CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path / "killed")
     assert len(resumed.known) == cut * len(REMOVALS)
     assert resumed.outcomes(REMOVALS) == expected
     assert resumed.account == straight.account
@@ -101,24 +101,24 @@ def test_a_killed_run_goes_on_where_it_was_with_the_same_figures(asked, tmp_path
 
 
 def test_what_another_command_left_in_the_folder_is_not_counted(asked, tmp_path):
-    subject, questions = asked
-    alone = Examiner(Engine(subject), questions)
+    loaded, eval_set = asked
+    alone = CachedEvaluator(Engine(loaded), eval_set)
     alone.outcomes(REMOVALS[:2])
     for removals in (REMOVALS[:2], REMOVALS[2:]):  # an earlier command that went further
-        Examiner(Engine(subject), questions, folder=tmp_path).outcomes(removals)
-    again = Examiner(Engine(subject), questions, folder=tmp_path)
+        CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path).outcomes(removals)
+    again = CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path)
     assert again.outcomes(REMOVALS[:2]) == alone.outcomes(REMOVALS[:2])
     again.outcomes(REMOVALS[:1])
     assert again.account == alone.account
 
 
 def test_other_settings_are_another_key_and_are_left_alone(asked, tmp_path):
-    subject, questions = asked
-    Examiner(Engine(subject), questions, folder=tmp_path).outcomes(REMOVALS[:1])
-    other = Examiner(Engine(subject, tokens=77), questions, folder=tmp_path)
+    loaded, eval_set = asked
+    CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path).outcomes(REMOVALS[:1])
+    other = CachedEvaluator(Engine(loaded, tokens=77), eval_set, folder=tmp_path)
     assert not other.known
     other.outcomes(REMOVALS[:1])
-    assert Examiner(Engine(subject), questions, folder=tmp_path).known
+    assert CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path).known
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_other_settings_are_another_key_and_are_left_alone(asked, tmp_path):
     ],
 )
 def test_a_task_that_asks_otherwise_is_measured_anew(asked, tmp_path, change):
-    subject, _ = asked
-    base = subject.model.config._name_or_path
-    folder = audit_tiny.questions(base, tmp_path / "tasks", "one", test=9, train=4)
+    loaded, _ = asked
+    base = loaded.model.config._name_or_path
+    folder = audit_tiny.eval_set(base, tmp_path / "tasks", "one", test=9, train=4)
     path = folder / "one.yaml"
     path.write_text(path.read_text() + "num_fewshot: 0\nfewshot_split: train\n")
 
     def made():
-        questions = load_questions(["one"], subject.encoder, use="evaluation", include_path=[folder])
-        return Examiner(Engine(subject), questions, folder=tmp_path / "run")
+        eval_set = load_eval_set(["one"], loaded.encoder, use="evaluation", include_path=[folder])
+        return CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path / "run")
 
     made().outcomes(REMOVALS[:1])
     assert made().known
@@ -148,11 +148,11 @@ def test_a_task_that_asks_otherwise_is_measured_anew(asked, tmp_path, change):
 
 
 def test_a_task_folder_that_was_moved_is_the_same_task(asked, tmp_path):
-    subject, _ = asked
-    folder = audit_tiny.questions(subject.model.config._name_or_path, tmp_path / "tasks", "one", test=9, train=4)
+    loaded, _ = asked
+    folder = audit_tiny.eval_set(loaded.model.config._name_or_path, tmp_path / "tasks", "one", test=9, train=4)
 
     def mark(place):
-        return load_questions(["one"], subject.encoder, use="evaluation", include_path=[place]).mark()
+        return load_eval_set(["one"], loaded.encoder, use="evaluation", include_path=[place]).mark()
 
     before = mark(folder)
     shutil.copytree(folder, tmp_path / "copy")
@@ -163,7 +163,7 @@ def test_a_task_folder_that_was_moved_is_the_same_task(asked, tmp_path):
 def module(tmp_path, monkeypatch):
     """Write a file and load it as lm-eval loads a task's functions."""
 
-    def loaded(name, text):
+    def reopened(name, text):
         path = tmp_path / f"{name}.py"
         path.write_text(text)
         spec = importlib.util.spec_from_file_location(f"made_for_the_test.{name}", path)
@@ -172,7 +172,7 @@ def module(tmp_path, monkeypatch):
         spec.loader.exec_module(made)
         return made
 
-    return loaded
+    return reopened
 
 
 def test_a_filter_of_the_tasks_own_is_part_of_it(module):
@@ -207,37 +207,37 @@ def test_a_task_that_is_a_class_is_judged_as_its_file_says(module):
 
 
 def test_what_only_judging_reads_of_an_item_is_part_of_it(asked, tmp_path):
-    subject, _ = asked
-    folder = audit_tiny.questions(subject.model.config._name_or_path, tmp_path, "one", test=9, train=1)
+    loaded, _ = asked
+    folder = audit_tiny.eval_set(loaded.model.config._name_or_path, tmp_path, "one", test=9, train=1)
 
-    def loaded():
-        return load_questions(["one"], subject.encoder, use="evaluation", include_path=[folder])
+    def reopened():
+        return load_eval_set(["one"], loaded.encoder, use="evaluation", include_path=[folder])
 
-    before = loaded()
+    before = reopened()
     for path in folder.glob("one-*.jsonl"):
         lines = [json.dumps(json.loads(line) | {"unseen": 1}) for line in path.read_text().splitlines()]
         path.write_text("\n".join(lines) + "\n")
-    after = loaded()
+    after = reopened()
     assert before.data() == after.data()
     assert before.mark() != after.mark()
 
 
 def test_another_tokenizer_is_another_subject(asked):
-    subject, _ = asked
+    loaded, _ = asked
 
     def marks(tokenizer):
-        return Subject(subject.model, tokenizer, subject.anatomy, subject.ref).marks
+        return LoadedModel(loaded.model, tokenizer, loaded.architecture, loaded.ref).marks
 
-    called, other = copy.deepcopy(subject.tokenizer), copy.deepcopy(subject.tokenizer)
+    called, other = copy.deepcopy(loaded.tokenizer), copy.deepcopy(loaded.tokenizer)
     called(["a", "a b c"], padding=True, truncation=True, max_length=2)  # what a call sets says nothing
     other.add_tokens(["layerprune"])
-    assert marks(called) == subject.marks
-    assert marks(other) != subject.marks
+    assert marks(called) == loaded.marks
+    assert marks(other) != loaded.marks
 
 
 def test_other_code_of_the_models_own_is_another_subject(asked, tmp_path):
-    subject, _ = asked
-    base, own = Path(subject.model.config._name_or_path), tmp_path / "own"
+    loaded, _ = asked
+    base, own = Path(loaded.model.config._name_or_path), tmp_path / "own"
     shutil.copytree(base, own)
     config = json.loads((own / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
@@ -247,9 +247,9 @@ def test_other_code_of_the_models_own_is_another_subject(asked, tmp_path):
 
     def marks(helper):
         (own / "helper.py").write_text(helper)
-        return Subject.load(str(own), trust_remote_code=True).marks
+        return LoadedModel.load(str(own), trust_remote_code=True).marks
 
-    assert subject.marks["code"] == ""
+    assert loaded.marks["code"] == ""
     first = marks("X = 1\n")
     assert first["code"]
     assert marks("X = 1\n") == first
@@ -258,14 +258,14 @@ def test_other_code_of_the_models_own_is_another_subject(asked, tmp_path):
 
 
 def test_other_examples_before_the_same_items_are_measured_anew(asked, tmp_path):
-    subject, _ = asked
-    folder = audit_tiny.questions(subject.model.config._name_or_path, tmp_path / "tasks", "one", test=9, train=1)
+    loaded, _ = asked
+    folder = audit_tiny.eval_set(loaded.model.config._name_or_path, tmp_path / "tasks", "one", test=9, train=1)
     with (folder / "one.yaml").open("a") as file:
         file.write("num_fewshot: 1\nfewshot_split: train\n")
 
     def made():
-        questions = load_questions(["one"], subject.encoder, use="evaluation", include_path=[folder])
-        return Examiner(Engine(subject), questions, folder=tmp_path / "run")
+        eval_set = load_eval_set(["one"], loaded.encoder, use="evaluation", include_path=[folder])
+        return CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path / "run")
 
     made().outcomes(REMOVALS[:1])
     assert made().known
@@ -277,14 +277,14 @@ def test_other_examples_before_the_same_items_are_measured_anew(asked, tmp_path)
 def test_a_model_with_another_config_or_other_tools_is_measured_anew(asked, tmp_path, monkeypatch):
     from layerprune import util
 
-    subject, questions = asked
+    loaded, eval_set = asked
 
     def known():
-        return Examiner(Engine(subject), questions, folder=tmp_path).known
+        return CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path).known
 
-    Examiner(Engine(subject), questions, folder=tmp_path).outcomes(REMOVALS[:1])
+    CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path).outcomes(REMOVALS[:1])
     with monkeypatch.context() as patch:
-        patch.setattr(subject.model.config, "rms_norm_eps", 1e-3)  # the weights are the same
+        patch.setattr(loaded.model.config, "rms_norm_eps", 1e-3)  # the weights are the same
         assert not known()
     with monkeypatch.context() as patch:
         patch.setattr(util, "version", lambda name: "0.0")
@@ -293,23 +293,23 @@ def test_a_model_with_another_config_or_other_tools_is_measured_anew(asked, tmp_
 
 
 def test_a_damaged_journal_is_named(asked, tmp_path):
-    subject, questions = asked
-    Examiner(Engine(subject), questions, folder=tmp_path).outcomes(REMOVALS[:1])
+    loaded, eval_set = asked
+    CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path).outcomes(REMOVALS[:1])
     path = tmp_path / "journal.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(["no json", *lines[1:]]) + "\n")
     with pytest.raises(DocumentError, match="damaged"):
-        Examiner(Engine(subject), questions, folder=tmp_path)
+        CachedEvaluator(Engine(loaded), eval_set, folder=tmp_path)
     assert json.loads(lines[0])["block"] == 0
 
 
 @pytest.fixture(scope="module")
 def many(asked, tmp_path_factory):
     """Items enough for a race to end early: 120 of one task, 40 of another."""
-    subject, folder = asked[0], tmp_path_factory.mktemp("many")
+    loaded, folder = asked[0], tmp_path_factory.mktemp("many")
     for name, test in (("one", 120), ("two", 40)):
-        audit_tiny.questions(subject.model.config._name_or_path, folder, name, test=test, train=4)
-    return subject, load_questions(["one", "two"], subject.encoder, use="evaluation", include_path=[folder])
+        audit_tiny.eval_set(loaded.model.config._name_or_path, folder, name, test=test, train=4)
+    return loaded, load_eval_set(["one", "two"], loaded.encoder, use="evaluation", include_path=[folder])
 
 
 def missed(own):
@@ -317,10 +317,10 @@ def missed(own):
 
 
 def test_a_race_gives_full_outcomes_to_those_that_finish_and_the_first_items_of_the_others(many):
-    subject, questions = many
+    loaded, eval_set = many
     removals = [Removal(()), *(Removal.of(layer) for layer in range(6))]
-    whole = Examiner(Engine(subject), questions).outcomes(removals)
-    made = Examiner(Engine(subject), questions)
+    whole = CachedEvaluator(Engine(loaded), eval_set).outcomes(removals)
+    made = CachedEvaluator(Engine(loaded), eval_set)
     raced = made.race(removals, 1, missed)
     assert made.account == made.engine.account
     assert made.path == made.engine.path.name
@@ -336,14 +336,14 @@ def test_a_race_gives_full_outcomes_to_those_that_finish_and_the_first_items_of_
 
 def test_a_task_that_counts_for_nothing_keeps_no_race_open(many):
     """Weighed by nothing it shows no difference, whatever number of items is looked at."""
-    subject, questions = many
+    loaded, eval_set = many
     removals = [Removal(()), *(Removal.of(layer) for layer in range(6))]
 
     def harm(own):
         return {name: harms * (name == "one") for name, harms in missed(own).items()}
 
     def lengths(**how):
-        raced = Examiner(Engine(subject), questions).race(removals, 1, harm, **how)
+        raced = CachedEvaluator(Engine(loaded), eval_set).race(removals, 1, harm, **how)
         return {len(own["one"].correct) for own in raced.outcomes.values()}
 
     assert lengths() == {120}
@@ -351,17 +351,17 @@ def test_a_task_that_counts_for_nothing_keeps_no_race_open(many):
 
 
 def test_a_race_between_equals_is_run_to_its_end(many):
-    subject, questions = many
+    loaded, eval_set = many
     removals = [Removal(()), Removal.of(1)]
-    cached_evaluator = Examiner(Engine(subject), questions)
+    cached_evaluator = CachedEvaluator(Engine(loaded), eval_set)
     raced = cached_evaluator.race(removals, 1, lambda own: {name: np.ones(len(o.correct)) for name, o in own.items()})
     assert not raced.accepted
     assert raced.outcomes == cached_evaluator.outcomes(removals)
 
 
 def test_every_block_holds_the_same_share_of_every_task(asked):
-    subject, questions = asked
-    made = Examiner(Engine(subject), questions)
+    loaded, eval_set = asked
+    made = CachedEvaluator(Engine(loaded), eval_set)
     sizes = [[len(b.tasks[name].items) if name in b.tasks else 0 for name in ("one", "two")] for b in made.blocks]
     assert [sum(column) for column in zip(*sizes, strict=True)] == [23, 9]
     assert all(one in (4, 5) for one, _ in sizes)
@@ -370,11 +370,11 @@ def test_every_block_holds_the_same_share_of_every_task(asked):
 
 def test_a_short_task_does_not_keep_a_race_from_ending(many, monkeypatch, tmp_path):
     monkeypatch.setattr(cached_evaluator, "BLOCK_ITEMS", 15)
-    subject, _ = many
+    loaded, _ = many
     for name, test in (("one", 150), ("two", 6)):
-        audit_tiny.questions(subject.model.config._name_or_path, tmp_path, name, test=test, train=4)
-    questions = load_questions(["one", "two"], subject.encoder, use="evaluation", include_path=[tmp_path])
-    made = Examiner(Engine(subject), questions)
+        audit_tiny.eval_set(loaded.model.config._name_or_path, tmp_path, name, test=test, train=4)
+    eval_set = load_eval_set(["one", "two"], loaded.encoder, use="evaluation", include_path=[tmp_path])
+    made = CachedEvaluator(Engine(loaded), eval_set)
     assert [len(block.tasks["two"].items) for block in made.blocks[:1]] == [6]
     removals = [Removal(()), *(Removal.of(layer) for layer in range(6))]
     raced = made.race(removals, 1, missed)

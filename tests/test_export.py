@@ -19,7 +19,7 @@ from layerprune.artifacts import Plan, Receipt
 from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint, writer
 from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError, UsageError
-from layerprune.exporter import export, exporter, proof, rehearse, removal_plan
+from layerprune.exporter import dry_run, export, exporter, proof, removal_plan
 from layerprune.removal import Removal
 from layerprune.util import Silent
 
@@ -345,18 +345,18 @@ def test_config_that_does_not_parse(base: Path, tmp_path: Path) -> None:
 
 
 def test_rehearsal_refuses_what_export_would(base: Path) -> None:
-    rehearse(base, DROP)
+    dry_run(base, DROP)
     with pytest.raises(RefusedError, match="leaves no model"):
-        rehearse(base, Removal.from_layers(range(6)))
+        dry_run(base, Removal.from_layers(range(6)))
 
 
 def test_signature_sees_constants_that_follow_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A type that nobody has listed as bound to its place is caught before writing all the same."""
     base = save_tiny("diffllama", tmp_path / "base")
     monkeypatch.setattr(config_fields, "TAIL_ONLY", {})
-    rehearse(base, Removal.of(5))
+    dry_run(base, Removal.of(5))
     with pytest.raises(RefusedError, match="lambda_init of self_attn is"):
-        rehearse(base, Removal.of(2))
+        dry_run(base, Removal.of(2))
 
 
 MARKED = "import pathlib; (pathlib.Path({mark!r})).touch()\n"

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES, make_plan, save_tiny
 from transformers import AutoModelForCausalLM
 
-from layerprune.architecture import load_config, read_anatomy
+from layerprune.architecture import load_config, read_architecture
 from layerprune.exporter import export
 from layerprune.models.bypass import bypassed
 from layerprune.removal import Removal
@@ -34,8 +34,8 @@ def test_reloaded_equals_bypassed_base(base: Path, units: tuple[int, ...], tmp_p
     model.eval()
     tokens = torch.arange(3, 35).view(2, 16)
     intact = AutoModelForCausalLM.from_pretrained(base).eval()
-    anatomy = read_anatomy(load_config(str(base)))
-    layers = list(intact.get_submodule(anatomy.stack))
+    architecture = read_architecture(load_config(str(base)))
+    layers = list(intact.get_submodule(architecture.stack))
     with torch.no_grad():
         whole = intact(tokens, use_cache=False).logits
         with bypassed(intact, layers, removal):
@@ -45,7 +45,7 @@ def test_reloaded_equals_bypassed_base(base: Path, units: tuple[int, ...], tmp_p
     assert (whole - expected).abs().max() > 1e-3, "the removed layers did nothing, so this test shows nothing"
     assert receipt.proof is not None
     assert receipt.proof.max_difference <= 1e-5
-    assert receipt.result.layers == anatomy.depth - len(units)
+    assert receipt.result.layers == architecture.depth - len(units)
 
     common = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     cached = model.generate(tokens, use_cache=True, **common)

@@ -170,14 +170,14 @@ def test_passing_faults_are_tried_again(hub: hub_standin.Hub, base: Path, tmp_pa
 
 def test_weights_that_are_needed_and_missing_do_not_pass(base: Path, tmp_path: Path) -> None:
     """The proof forgives a base that lacks removed layers, and no other."""
-    from layerprune.architecture import load_config, read_anatomy
+    from layerprune.architecture import load_config, read_architecture
     from layerprune.exporter.proof import _removed
 
-    anatomy = read_anatomy(load_config(str(base)))
+    architecture = read_architecture(load_config(str(base)))
     names = [name for name, _ in tiny_model("llama").named_parameters()]
-    gone = {name for name in names if _removed(name, anatomy, Removal.of(1, 3))}
+    gone = {name for name in names if _removed(name, architecture, Removal.of(1, 3))}
     assert gone == {name for name in names if name.startswith(("model.layers.1.", "model.layers.3."))}
-    assert not _removed("model.layers.10.mlp.up_proj.weight", anatomy, Removal.of(1))
+    assert not _removed("model.layers.10.mlp.up_proj.weight", architecture, Removal.of(1))
 
 
 @pytest.mark.parametrize("sharded", [True, False])

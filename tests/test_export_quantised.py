@@ -14,12 +14,12 @@ import torch
 from families import make_plan, save_tiny
 from safetensors.torch import load_file, save_file
 
-from layerprune.architecture import Sources
+from layerprune.architecture import LayerMap
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import ExportError, RefusedError
-from layerprune.exporter import export, proof, quantisation, rehearse
+from layerprune.exporter import dry_run, export, proof, quantisation
 from layerprune.exporter.contents import layer_renumberer
-from layerprune.exporter.pruned_config import blueprint
+from layerprune.exporter.pruned_config import pruned_config
 from layerprune.removal import Removal
 
 DROP = Removal.of(1, 4)
@@ -120,11 +120,11 @@ def test_model_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_twin_sees_a_wrong_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were layer_types cut at the end instead of where layers went, the twin would answer differently."""
-    from layerprune.architecture import load_config, read_anatomy
+    from layerprune.architecture import load_config, read_architecture
 
     config = load_config(str(save_tiny("gemma3_text", tmp_path / "base", sliding_window=4)))
-    anatomy = read_anatomy(config)
-    assert proof.prove_on_twin(config, anatomy, DROP).max_difference == 0
+    architecture = read_architecture(config)
+    assert proof.prove_on_twin(config, architecture, DROP).max_difference == 0
     right = proof.rebuilt
 
     def wrong(config: Any, content: dict[str, Any]) -> Any:
@@ -132,10 +132,10 @@ def test_twin_sees_a_wrong_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(proof, "rebuilt", wrong)
     with pytest.raises(ExportError, match="a logit differs by"):
-        proof.prove_on_twin(config, anatomy, Removal.of(0, 2))
+        proof.prove_on_twin(config, architecture, Removal.of(0, 2))
 
 
-SOURCES = Sources.after(DROP, 6)
+SOURCES = LayerMap.after(DROP, 6)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ GONE = Removal.of(2, 3)  # of 12 layers
 
 
 def rewrite(settings: dict[str, Any], removal: Removal = GONE) -> Any:
-    sources = Sources.after(removal, 12)
+    sources = LayerMap.after(removal, 12)
     names = quantisation.module_names(quantisation.in_memory(NAMES, "model.layers", sources))
     return quantisation.rewriter(layer_renumberer("model.layers", sources), sources, names)(settings)
 
@@ -254,7 +254,7 @@ def test_a_rule_speaks_of_the_same_modules(
     content: dict[str, Any] = {field: {rule: {"bits": 8}} if keys else [rule]}
     (found,) = rewrite({"bits": 4, "version": "0.5.1", **content})[field] or [None]
     assert found == expected
-    sources = Sources.after(GONE, 12)
+    sources = LayerMap.after(GONE, 12)
     swapped = reader is fnmatch.fnmatchcase  # which takes the name first
     for old, new in quantisation.module_names(quantisation.in_memory(NAMES, "model.layers", sources)).items():
         if new is not None:
@@ -300,13 +300,13 @@ def test_rules_are_held_against_the_names_on_disk(tmp_path: Path) -> None:
     content = json.loads((base / "config.json").read_text())
     rules = {"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*\\.1\\.down_proj": {}, "-:.*\\.5\\..*up_proj": {}}}
     (base / "config.json").write_text(json.dumps({**content, "quantization_config": rules}))
-    rehearse(base, Removal.of(0))
-    drawn = blueprint(base, Removal.of(0), checkpoint=Checkpoint.open(base))
+    dry_run(base, Removal.of(0))
+    drawn = pruned_config(base, Removal.of(0), checkpoint=Checkpoint.open(base))
     assert list(drawn.config["quantization_config"]["dynamic"]) == ["-:.*\\.1\\.down_proj", "-:.*\\.4\\..*up_proj"]
     rules["dynamic"] = {"-:.*\\.1\\..*": {}}  # layer 1, and every expert 1
     (base / "config.json").write_text(json.dumps({**content, "quantization_config": rules}))
     with pytest.raises(RefusedError, match=r"would speak of other modules without these layers"):
-        rehearse(base, Removal.of(0))
+        dry_run(base, Removal.of(0))
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
@@ -315,5 +315,5 @@ def test_rules_of_the_decoder_in_a_composite_config(tmp_path: Path, key: str) ->
     content = json.loads((base / "config.json").read_text())
     content["text_config"][key] = {"ignore": ["re:.*language_model.*\\.4\\..*q_proj"]}
     (base / "config.json").write_text(json.dumps(content))
-    new = blueprint(base, Removal.of(1)).config["text_config"][key]
+    new = pruned_config(base, Removal.of(1)).config["text_config"][key]
     assert new == {"ignore": ["re:.*language_model.*\\.3\\..*q_proj"]}

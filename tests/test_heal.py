@@ -134,9 +134,9 @@ def test_held_out_loss_is_that_of_the_written_checkpoint(home, tmp_path):
     text = str(home / "prose.txt")
     log = heal(home / "pruned-2-4", tmp_path / "h", method="scaling:factor=0.5", corpus=text, window=32)
     from layerprune.data.corpus import build_corpus
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
 
-    windows = build_corpus(text, Subject.load(str(home / "base")).tokenizer, window=32).heldout
+    windows = build_corpus(text, LoadedModel.load(str(home / "base")).tokenizer, window=32).heldout
     for folder, said in ((home / "base", "base"), (home / "pruned-2-4", "before"), (tmp_path / "h", "after")):
         model = AutoModelForCausalLM.from_pretrained(folder)
         ids = torch.from_numpy(windows.ids)
@@ -347,7 +347,7 @@ def test_healers_are_listed_with_their_options():
 def test_the_audit_shows_base_pruned_and_healed(home, tmp_path):
     import audit_tiny
 
-    audit_tiny.questions(home / "base", tmp_path / "tasks", "toy", test=20)
+    audit_tiny.eval_set(home / "base", tmp_path / "tasks", "toy", test=20)
     done("heal", home / "pruned-2-4", "-o", tmp_path / "healed", "--method", "scaling:factor=0")
     words = ["--tasks", "toy", "--include-path", tmp_path / "tasks", "--no-generation"]
     said = done("audit", tmp_path / "healed", *words).stdout

@@ -11,9 +11,9 @@ from layerprune.data.corpus import Document, build_corpus
 from layerprune.errors import UsageError
 from layerprune.exporter import export
 from layerprune.healing import finetune
-from layerprune.healing.distill import Author
+from layerprune.healing.distill import AnswerWriter
 from layerprune.healing.healer import heal
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import Journal
 
@@ -49,7 +49,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(home):
-    return Subject.load(str(home / "base"), dtype="float32")
+    return LoadedModel.load(str(home / "base"), dtype="float32")
 
 
 def said(base, messages, most):
@@ -65,7 +65,7 @@ def said(base, messages, most):
 
 
 def test_every_answer_is_what_the_base_says_to_its_prompt_alone(base, tmp_path):
-    written = Author(base, 6).rewrite([Document(text="prose"), *CHATS], tmp_path)
+    written = AnswerWriter(base, 6).rewrite([Document(text="prose"), *CHATS], tmp_path)
     assert [len(document.messages) for document in written] == [2, 5, 2]
     for old, new in zip(CHATS, written, strict=True):
         for place, (role, content) in enumerate(new.messages):
@@ -75,7 +75,7 @@ def test_every_answer_is_what_the_base_says_to_its_prompt_alone(base, tmp_path):
 
 def test_it_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     monkeypatch.setattr("layerprune.healing.distill.BATCH", 1)
-    whole = Author(base, 6).rewrite(CHATS, tmp_path / "whole")
+    whole = AnswerWriter(base, 6).rewrite(CHATS, tmp_path / "whole")
     appended, append = [], Journal.append
 
     def killed(self, entry):
@@ -86,10 +86,10 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Journal, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        Author(base, 6).rewrite(CHATS, tmp_path / "cut")
-    assert Author(base, 6).rewrite(CHATS, tmp_path / "cut") == whole
+        AnswerWriter(base, 6).rewrite(CHATS, tmp_path / "cut")
+    assert AnswerWriter(base, 6).rewrite(CHATS, tmp_path / "cut") == whole
     assert len(appended) == 3
-    assert Author(base, 3).rewrite(CHATS, tmp_path / "cut") != whole  # other settings are not taken for these
+    assert AnswerWriter(base, 3).rewrite(CHATS, tmp_path / "cut") != whole  # other settings are not taken for these
 
 
 def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeypatch):
@@ -115,4 +115,4 @@ def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeyp
 
 def test_prose_asks_nothing(base, tmp_path):
     with pytest.raises(UsageError, match="the corpus holds none: give chats"):
-        Author(base, 6).rewrite([Document(text="prose")], tmp_path)
+        AnswerWriter(base, 6).rewrite([Document(text="prose")], tmp_path)

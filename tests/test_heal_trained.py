@@ -17,12 +17,12 @@ from layerprune.checkpoint import Checkpoint
 from layerprune.data.corpus import build_corpus
 from layerprune.errors import LayerpruneError, UsageError
 from layerprune.healing.base import Cut, cuts, final_norm, head_weights, in_mlp, projections, seams
-from layerprune.healing.distill import Distill, Distilled, Mix
+from layerprune.healing.distill import Distill, DistillationLoss, DistillationMix
 from layerprune.healing.finetune import Lora, Seams
 from layerprune.healing.healer import heal
 from layerprune.healing.losses import Head, NextToken
 from layerprune.healing.training import Text, Training, make_trainable, train
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.util import SILENT
 
@@ -35,7 +35,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     prose = heal_tiny.prose(folder / "prose.txt", documents=40, words=40)
     audit_tiny.base_model(folder / "base")
-    base = Subject.load(str(folder / "base"), dtype="float32")
+    base = LoadedModel.load(str(folder / "base"), dtype="float32")
     make_trainable(base.model, {name for name, _ in base.model.named_parameters()})
     corpus = build_corpus(str(prose), base.tokenizer, window=WINDOW)
     schooling = Training(steps=40, lr=0.01, precision="float32", warmup=4, measures=1)
@@ -115,7 +115,7 @@ def test_a_log_says_where_adapters_went_on_the_attention_alone(home, tmp_path, m
     assert not healed(home, "lora:steps=1,rank=2", tmp_path / "all").notes
     every = projections
     monkeypatch.setattr(
-        "layerprune.healing.finetune.projections", lambda subject: tuple(t for t in every(subject) if "attn" in t)
+        "layerprune.healing.finetune.projections", lambda loaded: tuple(t for t in every(loaded) if "attn" in t)
     )
     (note,) = healed(home, "lora:steps=1,rank=2", tmp_path / "some").notes
     assert note.startswith("adapters went on the attention alone: ")
@@ -129,35 +129,35 @@ def test_an_adapter_on_a_healed_checkpoint_says_so(home, tmp_path):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_places_are_found_in_every_family(kind):
-    subject = subject_of(kind)
-    targets = projections(subject)
-    for layer in range(len(subject.layers)):
+    loaded = subject_of(kind)
+    targets = projections(loaded)
+    for layer in range(len(loaded.layers)):
         mine = [target for target in targets if f".{layer}." in target]
         assert mine, f"layer {layer} has no linear map"
     assert not [target for target in targets if "lm_head" in target or "embed" in target]
-    assert len(final_norm(subject)) in (1, 2)
-    shapes = {tuple(subject.model.get_parameter(name).shape) for name in head_weights(subject)}
-    assert tuple(subject.model.get_output_embeddings().weight.shape) in shapes
+    assert len(final_norm(loaded)) in (1, 2)
+    shapes = {tuple(loaded.model.get_parameter(name).shape) for name in head_weights(loaded)}
+    assert tuple(loaded.model.get_output_embeddings().weight.shape) in shapes
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_peft_takes_the_targets_of_every_family(kind):
     from layerprune.healing.finetune import with_adapter
 
-    subject = subject_of(kind)
-    targets = projections(subject)
+    loaded = subject_of(kind)
+    targets = projections(loaded)
     ids = torch.arange(3, 20)[None]
-    before = subject.model(ids).logits
-    adapted = with_adapter(subject, targets, Lora(rank=2).config(targets, subject, "x"), seed=0)
-    assert torch.equal(subject.model(ids).logits, before)  # fresh adapters change nothing
+    before = loaded.model(ids).logits
+    adapted = with_adapter(loaded, targets, Lora(rank=2).config(targets, loaded, "x"), seed=0)
+    assert torch.equal(loaded.model(ids).logits, before)  # fresh adapters change nothing
     found = {name.split(".lora_A")[0] for name, _ in adapted.get_base_model().named_parameters() if ".lora_A" in name}
     assert found == set(targets)
 
 
 @pytest.mark.parametrize(("kind", "there"), [("llama", True), ("gpt2", True), ("mixtral", False), ("qwen2_moe", False)])
 def test_whether_adapters_go_on_the_mlp_is_known(kind, there):
-    subject = subject_of(kind)
-    assert in_mlp(subject, projections(subject)) is there
+    loaded = subject_of(kind)
+    assert in_mlp(loaded, projections(loaded)) is there
 
 
 def test_cuts_and_seams():
@@ -184,7 +184,7 @@ def test_a_kept_teacher_teaches_what_a_present_one_does(home, tmp_path):
 
 def test_an_intact_student_has_nothing_to_learn(home, tmp_path):
     """Taught by itself, KL and distance are zero, and stay so."""
-    teacher, student = (Subject.load(str(home / "base"), dtype="float32") for _ in range(2))
+    teacher, student = (LoadedModel.load(str(home / "base"), dtype="float32") for _ in range(2))
     windows = build_corpus(str(home / "prose.txt"), teacher.tokenizer, window=WINDOW).train.first(3)
     ids, counted = torch.tensor(windows.ids), torch.tensor(windows.counted)[:, 1:]
     labels = ids[:, 1:][counted]
@@ -196,24 +196,25 @@ def test_an_intact_student_has_nothing_to_learn(home, tmp_path):
         return float(Head(student.model).loss(hidden, grade) + goal.beside(counted)) / len(labels)
 
     with pytest.raises(UsageError, match="leave match out"):
-        Distilled(Mix(match=1.0), teacher, student, (Cut(-1, 1),))
+        DistillationLoss(DistillationMix(match=1.0), teacher, student, (Cut(-1, 1),))
     places = (Cut(1, 2), Cut(3, 4))
-    assert loss(Distilled(Mix(match=1.0), teacher, student, places)) == pytest.approx(0, abs=1e-5)
-    assert loss(Distilled(Mix(), teacher, student), without=(2,)) > 1e-3
-    assert loss(Distilled(Mix(match=1.0), teacher, student, places), without=(2,)) == pytest.approx(
-        loss(Distilled(Mix(), teacher, student), without=(2,)) + distance(teacher, ids, counted), rel=1e-4
+    assert loss(DistillationLoss(DistillationMix(match=1.0), teacher, student, places)) == pytest.approx(0, abs=1e-5)
+    assert loss(DistillationLoss(DistillationMix(), teacher, student), without=(2,)) > 1e-3
+    assert loss(DistillationLoss(DistillationMix(match=1.0), teacher, student, places), without=(2,)) == pytest.approx(
+        loss(DistillationLoss(DistillationMix(), teacher, student), without=(2,)) + distance(teacher, ids, counted),
+        rel=1e-4,
     )
-    mixed = loss(Distilled(Mix(weight=0.25), teacher, student), without=(2,))
-    parts = [loss(goal, without=(2,)) for goal in (Distilled(Mix(), teacher, student), NextToken())]
+    mixed = loss(DistillationLoss(DistillationMix(weight=0.25), teacher, student), without=(2,))
+    parts = [loss(goal, without=(2,)) for goal in (DistillationLoss(DistillationMix(), teacher, student), NextToken())]
     assert mixed == pytest.approx(0.25 * parts[0] + 0.75 * parts[1], rel=1e-5)
 
 
-def distance(subject, ids, counted):
+def distance(loaded, ids, counted):
     """Relative squared distance at the cut after layer 3 when layer 2 is gone, half of it: the other cut has none."""
     with torch.no_grad():
-        whole = subject.model(ids, output_hidden_states=True, use_cache=False).hidden_states[4][:, :-1][counted]
-        with subject.without(Removal.of(2)):
-            cut = subject.model(ids, output_hidden_states=True, use_cache=False).hidden_states[4][:, :-1][counted]
+        whole = loaded.model(ids, output_hidden_states=True, use_cache=False).hidden_states[4][:, :-1][counted]
+        with loaded.without(Removal.of(2)):
+            cut = loaded.model(ids, output_hidden_states=True, use_cache=False).hidden_states[4][:, :-1][counted]
     return float(((whole - cut).norm(dim=-1) / whole.norm(dim=-1)).pow(2).mean()) / 2
 
 

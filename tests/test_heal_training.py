@@ -14,7 +14,7 @@ from families import FAMILIES
 from heal_training import options_of, plain_training, text_loss, text_of, trainee, weights_of
 
 from layerprune.errors import DocumentError, TrainingError, UsageError
-from layerprune.healing.base import Case
+from layerprune.healing.base import HealContext
 from layerprune.healing.losses import Head, NextToken, Top, cross_entropy, divergence, divergence_from_top
 from layerprune.healing.training import _check_processes, leader_first, order, own_place, train
 
@@ -117,7 +117,7 @@ def test_processes_wait_for_a_leader_that_works_for_hours(monkeypatch):
 
     monkeypatch.setattr("accelerate.PartialState", state)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    case = Case(Path("unhealed"), SimpleNamespace(), SimpleNamespace(), Path("work"), "pruned", device="cpu")
+    case = HealContext(Path("unhealed"), SimpleNamespace(), SimpleNamespace(), Path("work"), "pruned", device="cpu")
     assert own_place(case).device == "cpu"
     with leader_first():
         pass

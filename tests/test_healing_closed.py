@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from layerprune.architecture import read_anatomy
+from layerprune.architecture import read_architecture
 from layerprune.artifacts import HealLog
 from layerprune.data.corpus import Corpus, Windows
 from layerprune.errors import RefusedError, UsageError
 from layerprune.exporter import export
 from layerprune.healing import HEALERS
-from layerprune.healing.base import Case
+from layerprune.healing.base import HealContext
 from layerprune.healing.closed_form import Linear, Rescale, Sums, best, divisors_of, solve
 from layerprune.healing.projections import Stream, down_projection, output_projections
 from layerprune.models.bypass import bypassed
-from layerprune.models.model import DTYPES, Subject
+from layerprune.models.model import DTYPES, LoadedModel
 from layerprune.registry import build
 from layerprune.removal import Removal
 
@@ -58,7 +58,7 @@ def case(base, pruned, removal, work, count=24, dtype="float64", **changes):
     corpus = Corpus(windows(count), windows(2), None)
     fields = {"folder": pruned, "plan": plan, "receipt": receipt, "work": work, "corpus": corpus}
     fields |= {"name": pruned.name, "base": str(base)}
-    return Case(**(fields | {"dtype": dtype} | changes))
+    return HealContext(**(fields | {"dtype": dtype} | changes))
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +177,7 @@ def test_it_wins_back_on_text_it_has_not_seen(home, tmp_path):
 def test_a_bias_takes_part(tmp_path):
     """GPT-2 has biases and transposed weights: both are found again."""
     families.save_tiny("gpt2", tmp_path / "base")
-    depth = read_anatomy(AutoModelForCausalLM.from_pretrained(tmp_path / "base").config).depth
+    depth = read_architecture(AutoModelForCausalLM.from_pretrained(tmp_path / "base").config).depth
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float64)
     block = model.transformer.h[1]
     for module in (block.mlp.c_proj, block.attn.c_proj):
@@ -213,7 +213,7 @@ def test_a_cut_before_the_first_layer_has_no_projection(home, tmp_path):
 
 def first_layer(kind):
     model = families.tiny_model(kind).eval()
-    return Stream(Subject(model, None, read_anatomy(model.config), None), [torch.arange(16)[None]])
+    return Stream(LoadedModel(model, None, read_architecture(model.config), None), [torch.arange(16)[None]])
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "mixtral", "olmo2"])
@@ -248,7 +248,7 @@ def test_a_refusal_comes_before_the_text_is_read(tmp_path, monkeypatch):
 )
 def test_projections_are_found_by_what_they_do(kind, attention, mlp):
     stream = first_layer(kind)
-    stack = stream.subject.anatomy.stack
+    stack = stream.loaded.architecture.stack
     assert down_projection(stream).path == f"{stack}.0.{mlp}"
     if attention is not None:
         assert [each.path for each in output_projections(stream)] == [f"{stack}.0.{attention}", f"{stack}.0.{mlp}"]
@@ -256,12 +256,12 @@ def test_projections_are_found_by_what_they_do(kind, attention, mlp):
 
 def test_a_stream_is_the_models_own_forward():
     model = families.tiny_model("llama").eval()
-    subject = Subject(model, None, read_anatomy(model.config), None)
+    loaded = LoadedModel(model, None, read_architecture(model.config), None)
     ids = torch.from_numpy(windows(5, 16, vocabulary=30).ids)
-    stream = Stream(subject, [ids[:3], ids[3:]])
+    stream = Stream(loaded, [ids[:3], ids[3:]])
     with torch.no_grad():
         plain = model(input_ids=ids, output_hidden_states=True).hidden_states
-    for depth in range(len(subject.layers)):
+    for depth in range(len(loaded.layers)):
         assert torch.equal(torch.cat(stream.states), plain[depth])
         stream.advance()
 

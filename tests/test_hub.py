@@ -22,7 +22,7 @@ from layerprune.report.card import read_card, write_card
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     base = tiny.base_model(folder / "base")
-    tiny.questions(base, folder / "tasks", test=20)
+    tiny.eval_set(base, folder / "tasks", test=20)
     out = tiny.exported(base, folder / "out")
     path = out / "layerprune" / "receipt.json"
     files = {

@@ -40,7 +40,7 @@ def test_parameters_are_those_of_the_model(folder):
 
 def test_layers_that_go_together_say_with_which(folder):
     found = inspect_model(str(folder("jamba")))
-    groups = found.anatomy.together
+    groups = found.architecture.together
     assert groups
     for group in groups:
         for layer in group:

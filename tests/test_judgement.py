@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from layerprune.artifacts import MEAN, Objective, Outcomes, TaskData
 from layerprune.errors import RefusedError, TaskError, UsageError
-from layerprune.planner.plan_documents import caveats
+from layerprune.planner.plan_documents import plan_warnings
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import (
     Intact,
@@ -24,8 +24,8 @@ from layerprune.scoring.aggregation import (
     shares,
     values,
 )
-from layerprune.scoring.metrics.ablation import harm_of
-from layerprune.search import Constraints, by_harm, greedy, one_shot, require_floors
+from layerprune.scoring.metrics.ablation import importance_of
+from layerprune.search import Constraints, by_importance, greedy, one_shot, require_floors
 from layerprune.search.base import order_moves
 
 CHANCES = {"a": 0.25, "b": 0.5}
@@ -191,7 +191,7 @@ def test_tasks_that_are_not_there_are_named():
 @pytest.mark.parametrize("objective", [MEAN, Objective(name="weighted", weights={"a": 0.2, "b": 5.0})])
 def test_the_harms_of_a_race_differ_as_the_scores_do(signal, objective):
     intact, others = drawn(4, signal, objective)
-    harms, harm = [], harm_of(intact)
+    harms, harm = [], importance_of(intact)
     for own in others:
         lost = harm(own)
         assert {name: len(harms) for name, harms in lost.items()} == {name: len(o.correct) for name, o in own.items()}
@@ -204,7 +204,7 @@ def test_the_harms_of_a_race_differ_as_the_scores_do(signal, objective):
 @pytest.mark.parametrize("objective", [Objective(name="worst"), Objective(floors={"a": 0.5})])
 def test_a_race_by_what_is_no_mean_over_items_is_refused(objective):
     with pytest.raises(UsageError, match="a race needs a score that is a mean over items"):
-        harm_of(drawn(1, objective=objective)[0])
+        importance_of(drawn(1, objective=objective)[0])
 
 
 # floors
@@ -230,7 +230,7 @@ def test_a_floor_is_a_share_of_accuracy_above_chance():
 
 def test_below_a_floor_comes_after_all_that_keep_it():
     low, high, low_enough = below((1,), 0.1, missed=0.01), below((2,), 0.5), below((3,), 0.4)
-    assert sorted([low, high, low_enough], key=by_harm) == [low_enough, high, low]
+    assert sorted([low, high, low_enough], key=by_importance) == [low_enough, high, low]
     assert order_moves([(1,), (2,), (3,)], [low, high, low_enough]) == [2, 1, 0]
     assert order_moves([(1,), (2, 4), (3,)], [low, high, low_enough]) == [1, 2, 0]  # harm per layer, where sizes differ
 
@@ -275,7 +275,7 @@ def test_below_chance_there_are_no_ties_and_a_floor_of_nothing_is_kept():
     intact = Intact(base, {"t": 0.25}, objective=Objective(floors={"t": 0.0}))
     found = [judge(intact, (layer,), own) for layer, own in enumerate((worst, worse))]
     assert [one.score for one in found] == pytest.approx([0.6 / 0.35, 0.4 / 0.35], abs=1e-6)
-    assert [one.removal for one in sorted(found, key=by_harm)] == [(1,), (0,)]
+    assert [one.removal for one in sorted(found, key=by_importance)] == [(1,), (0,)]
     assert not any(one.below_floor for one in found)  # below chance a task keeps nothing, and not less
     assert all(one.interval[0] < one.score <= one.interval[1] for one in found)
 
@@ -354,7 +354,7 @@ def test_of_a_race_no_more_is_told_than_the_items_that_all_have_seen_tell():
     assert told[0].whole == pytest.approx(told[1].whole, abs=0.1)
     assert told[0].whole < told[2].whole - 0.05
     noisy = ranked_scores(20, 12, 0, stopped=4), ranked_scores(20, 4, 0)
-    (of_a_race,), (of_all,) = (caveats(one, None) for one in noisy)
+    (of_a_race,), (of_all,) = (plan_warnings(one, None) for one in noisy)
     assert "on the 8 items that all layers saw is" in of_a_race
     assert "on 8 items is" in of_all
     assert reliability_of(whole, "toy").items == 200

@@ -54,7 +54,7 @@ def home(tmp_path_factory):
     folder = cli_tiny.make(tmp_path_factory.mktemp("killed"))
     heal_tiny.pruned(folder, 2, 4)
     prose = heal_tiny.prose(folder / "prose.txt")
-    audit_tiny.questions(folder / "base", folder / "tasks", "few", test=24, train=60)
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "few", test=24, train=60)
     (folder / "recipe.yaml").write_text(
         f"model: {folder / 'base'}\ninclude_path: [{folder / 'tasks'}]\nscore:\n  tasks: few\nplan:\n  drop: 2\n"
         f"heal:\n  method: scaling:factor=0.5\n  corpus: {prose}\n  window: 32\naudit:\n  generation: false\n"

@@ -8,8 +8,8 @@ from cli_tiny import done
 
 from layerprune.artifacts import Scores
 from layerprune.data.items import Verdict
-from layerprune.data.tasks import load_questions
-from layerprune.models.model import Subject
+from layerprune.data.tasks import load_eval_set
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import examine
@@ -24,8 +24,8 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def subject(base):
-    return Subject.load(str(base))
+def load_model(base):
+    return LoadedModel.load(str(base))
 
 
 def lay(folder, labels, target="gold"):
@@ -39,8 +39,8 @@ def lay(folder, labels, target="gold"):
     return folder
 
 
-def asked(subject, folder, use="evaluation"):
-    return load_questions(["odd"], subject.encoder, use=use, include_path=[folder])
+def asked(loaded, folder, use="evaluation"):
+    return load_eval_set(["odd"], loaded.encoder, use=use, include_path=[folder])
 
 
 ALL_LAST = [(-9.0, False)] * 3 + [(-1.0, True)]  # the model's favourite is the last choice
@@ -58,41 +58,41 @@ NO_GOLD = Verdict(False, 0.0, 0.0)
         ([[3], [-1], [7, 9], [], [-100]], "gold"),
     ],
 )
-def test_an_item_without_a_gold_answer_is_wrong(subject, tmp_path, labels, target):
-    questions = asked(subject, lay(tmp_path, labels, target))
-    task = questions.tasks["odd"]
+def test_an_item_without_a_gold_answer_is_wrong(loaded, tmp_path, labels, target):
+    eval_set = asked(loaded, lay(tmp_path, labels, target))
+    task = eval_set.tasks["odd"]
     assert [item.answerable for item in task.items] == [True, False, False, False, False]
     assert [item.chance for item in task.items] == [0.25, 0, 0, 0, 0]
     good, *bad = (task.judge(item, ALL_LAST) for item in task.items)
     assert (good.correct, good.margin) == (True, 8.0)
     assert bad == [NO_GOLD] * 4
-    assert questions.remarks() == [
+    assert eval_set.remarks() == [
         "task 'odd': the label of 4 of 5 items is none of their choices; they are counted wrong, as lm-eval does"
     ]
 
 
-def test_it_is_what_lm_eval_says(subject, tmp_path):
-    task = asked(subject, lay(tmp_path, [3, -1, 4, 9, 2])).tasks["odd"]
+def test_it_is_what_lm_eval_says(loaded, tmp_path):
+    task = asked(loaded, lay(tmp_path, [3, -1, 4, 9, 2])).tasks["odd"]
     for item in task.items:
         theirs = task.judge.task.process_results(item.key[0].doc, ALL_LAST)["acc"]
         assert task.judge(item, ALL_LAST).correct == bool(theirs)
 
 
-def test_of_several_labels_those_that_are_choices_count(subject, tmp_path):
-    task = asked(subject, lay(tmp_path, [[0, 3], [3, 9], [1, -1]])).tasks["odd"]
+def test_of_several_labels_those_that_are_choices_count(loaded, tmp_path):
+    task = asked(loaded, lay(tmp_path, [[0, 3], [3, 9], [1, -1]])).tasks["odd"]
     assert [item.chance for item in task.items] == [0.5, 0.25, 0.25]
     verdicts = [task.judge(item, ALL_LAST) for item in task.items]
     assert [one.correct for one in verdicts] == [True, True, False]
     assert verdicts[2].gold_probability == pytest.approx(0.0003, abs=1e-4)
-    assert not asked(subject, tmp_path).remarks()
+    assert not asked(loaded, tmp_path).remarks()
 
 
-def test_tasks_with_good_labels_have_nothing_said_of_them(subject, tmp_path):
-    assert asked(subject, lay(tmp_path, [0, 1, 2, 3])).remarks() == []
+def test_tasks_with_good_labels_have_nothing_said_of_them(loaded, tmp_path):
+    assert asked(loaded, lay(tmp_path, [0, 1, 2, 3])).remarks() == []
 
 
-def test_every_signal_of_a_task_with_such_items_is_scored_and_said(base, subject, tmp_path):
-    folder = audit_tiny.questions(base, tmp_path, "odd", train=60, test=2)
+def test_every_signal_of_a_task_with_such_items_is_scored_and_said(base, loaded, tmp_path):
+    folder = audit_tiny.eval_set(base, tmp_path, "odd", train=60, test=2)
     file = folder / "odd-train.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for number in (3, 40):
@@ -106,5 +106,5 @@ def test_every_signal_of_a_task_with_such_items_is_scored_and_said(base, subject
         scores = Scores.load(out / "scores.json")
         assert scores.data[0].chance == pytest.approx(0.25 * 58 / 60, abs=1e-6)
         assert scores.base["odd"].outcomes.gold_probability.count(0.0) >= 2
-    found = examine(Engine(subject), asked(subject, folder, "selection"), [INTACT], margins=True)[INTACT]["odd"]
+    found = examine(Engine(loaded), asked(loaded, folder, "selection"), [INTACT], margins=True)[INTACT]["odd"]
     assert found.margin.count(0.0) == 2

@@ -39,8 +39,8 @@ TEXTS = texts_of()
 SETS = [(0,), (3,), (1, 4), (5,)]
 
 
-def scores(metric, subject, texts=TEXTS, sets=SETS, seed=0):
-    return [c.score for c in metric.score(subject, [Removal.of(*each) for each in sets], data_of(texts, seed))]
+def scores(metric, loaded, texts=TEXTS, sets=SETS, seed=0):
+    return [c.score for c in metric.score(loaded, [Removal.of(*each) for each in sets], data_of(texts, seed))]
 
 
 # perplexity
@@ -48,57 +48,55 @@ def scores(metric, subject, texts=TEXTS, sets=SETS, seed=0):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_perplexity_is_the_rise_of_the_mean_loss_over_tokens(kind):
-    subject = subject_of(kind)
-    expected = [loss(subject, TEXTS, gone) - loss(subject, TEXTS) for gone in SETS]
-    assert scores(Perplexity(), subject) == pytest.approx(expected, abs=1e-4)
+    loaded = subject_of(kind)
+    expected = [loss(loaded, TEXTS, gone) - loss(loaded, TEXTS) for gone in SETS]
+    assert scores(Perplexity(), loaded) == pytest.approx(expected, abs=1e-4)
     assert max(map(abs, expected)) > 1e-3
 
 
 @pytest.mark.parametrize("metric", [Perplexity(), Shapley(permutations=2)])
 def test_batches_and_memory_are_those_asked_for(metric, monkeypatch):
-    subject, made = subject_of("llama"), []
+    loaded, made = subject_of("llama"), []
 
-    def engine(subject, **settings):
+    def engine(loaded, **settings):
         made.append(settings)
-        return Engine(subject, **settings)
+        return Engine(loaded, **settings)
 
     monkeypatch.setattr("layerprune.scoring.metrics.loss.Engine", engine)
-    metric.score(subject, [Removal.of(1)], replace(data_of(TEXTS, 0), rows=2, memory=10**7))
+    metric.score(loaded, [Removal.of(1)], replace(data_of(TEXTS, 0), rows=2, memory=10**7))
     assert made
     assert all(settings == {"rows": 2, "memory": 10**7} for settings in made)
 
 
 def test_the_interval_of_perplexity_holds_its_score_and_shrinks_with_more_text():
-    subject = subject_of("llama")
-    few, many = (
-        Perplexity().score(subject, [Removal.of(2)], data_of(texts_of([12] * count)))[0] for count in (10, 160)
-    )
+    loaded = subject_of("llama")
+    few, many = (Perplexity().score(loaded, [Removal.of(2)], data_of(texts_of([12] * count)))[0] for count in (10, 160))
     for found in (few, many):
         assert found.interval[0] < found.score < found.interval[1]
     assert many.interval[1] - many.interval[0] < 0.5 * (few.interval[1] - few.interval[0])
 
 
 def test_perplexity_of_a_single_text_has_no_interval():
-    subject = subject_of("llama")
-    (found,) = Perplexity().score(subject, [Removal.of(2)], data_of(TEXTS[:1]))
-    assert found.score == pytest.approx(loss(subject, TEXTS[:1], (2,)) - loss(subject, TEXTS[:1]), abs=1e-4)
+    loaded = subject_of("llama")
+    (found,) = Perplexity().score(loaded, [Removal.of(2)], data_of(TEXTS[:1]))
+    assert found.score == pytest.approx(loss(loaded, TEXTS[:1], (2,)) - loss(loaded, TEXTS[:1]), abs=1e-4)
     assert found.interval is None
 
 
 def test_losses_equal_lm_evals_rolling_log_likelihood(tmp_path):
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
 
     cli_tiny.audit_tiny.base_model(tmp_path / "base")
-    subject = Subject.load(str(tmp_path / "base"), dtype="float32")
+    loaded = LoadedModel.load(str(tmp_path / "base"), dtype="float32")
     texts = ["The old oak stands.", "A wet dog, a tin can and a big map of nothing at all."]
     from lm_eval.api.instance import Instance
 
     asked = [Instance("loglikelihood_rolling", {}, (text,), n) for n, text in enumerate(texts)]
-    encoder = subject.encoder
+    encoder = loaded.encoder
     tokens = [(encoder.prefix_token_id, *encoder.tok_encode(text, add_special_tokens=False)) for text in texts]
-    with subject.without(Removal.of(2)):
+    with loaded.without(Removal.of(2)):
         expected = [-value for value in encoder.loglikelihood_rolling(asked, disable_tqdm=True)]
-    found = text_losses(subject, tokens, [INTACT, Removal.of(2)], Data(), "")
+    found = text_losses(loaded, tokens, [INTACT, Removal.of(2)], Data(), "")
     np.testing.assert_allclose(found[1], expected, rtol=1e-5)
     assert predicted_tokens(tokens) == sum(len(text) for text in texts)  # a byte tokenizer
 
@@ -118,9 +116,9 @@ def by_hand(by, intact, own):
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "qwen2_moe"])
 def test_the_output_moves_as_plain_logits_say(kind):
-    subject = subject_of(kind)
+    loaded = subject_of(kind)
     sets = [(0,), (1, 4)]
-    said = {gone: [logits(subject, text, gone).numpy() for text in TEXTS] for gone in [(), *sets]}
+    said = {gone: [logits(loaded, text, gone).numpy() for text in TEXTS] for gone in [(), *sets]}
     for by in ("kl", "cosine", "l2"):
         for tokens in ("all", "last"):
             expected = []
@@ -128,21 +126,21 @@ def test_the_output_moves_as_plain_logits_say(kind):
                 pairs = [list(zip(a, b, strict=True)) for a, b in zip(said[()], said[gone], strict=True)]
                 values = [by_hand(by, a, b) for pair in pairs for a, b in (pair if tokens == "all" else pair[-1:])]
                 expected.append(sum(values) / len(values))
-            found = scores(Output(by=by, tokens=tokens), subject, sets=sets)
+            found = scores(Output(by=by, tokens=tokens), loaded, sets=sets)
             assert found == pytest.approx(expected, rel=1e-3, abs=1e-6), (by, tokens)
 
 
 def test_output_does_not_depend_on_the_batches(monkeypatch):
-    subject = subject_of("llama")
-    whole = scores(Output(), subject)
+    loaded = subject_of("llama")
+    whole = scores(Output(), loaded)
     monkeypatch.setattr(output, "LOGIT_BYTES", 1)
-    assert scores(Output(), subject) == pytest.approx(whole, rel=1e-4)
+    assert scores(Output(), loaded) == pytest.approx(whole, rel=1e-4)
 
 
 # taylor
 
 
-def scaled_loss(subject, layer, factor):
+def scaled_loss(loaded, layer, factor):
     """The loss with one layer's update of the stream times ``factor``, by a hook."""
 
     def scale(_, args, kwargs, out):
@@ -151,29 +149,29 @@ def scaled_loss(subject, layer, factor):
         now = before + factor * (after - before)
         return (now, *out[1:]) if isinstance(out, tuple) else now
 
-    handle = subject.layers[layer].register_forward_hook(scale, with_kwargs=True)
-    value = loss(subject, TEXTS)
+    handle = loaded.layers[layer].register_forward_hook(scale, with_kwargs=True)
+    value = loss(loaded, TEXTS)
     handle.remove()
     return value
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox", "qwen3"])
 def test_taylor_of_an_update_is_the_finite_difference_of_the_loss(kind):
-    subject, step = subject_of(kind, torch.float64), 1e-2  # norms round to float32: a smaller step drowns in that
+    loaded, step = subject_of(kind, torch.float64), 1e-2  # norms round to float32: a smaller step drowns in that
     slopes = [
-        (scaled_loss(subject, layer, 1 - step) - scaled_loss(subject, layer, 1 + step)) / (2 * step)
-        for layer in range(len(subject.layers))
+        (scaled_loss(loaded, layer, 1 - step) - scaled_loss(loaded, layer, 1 + step)) / (2 * step)
+        for layer in range(len(loaded.layers))
     ]
-    found = scores(Taylor(), subject, sets=[(layer,) for layer in range(len(slopes))])
+    found = scores(Taylor(), loaded, sets=[(layer,) for layer in range(len(slopes))])
     assert found == pytest.approx(slopes, rel=1e-2, abs=1e-4)
     assert max(map(abs, slopes)) > 1e-2
-    assert scores(Taylor(), subject, sets=[(0, 2, 5)]) == pytest.approx([found[0] + found[2] + found[5]], rel=1e-6)
+    assert scores(Taylor(), loaded, sets=[(0, 2, 5)]) == pytest.approx([found[0] + found[2] + found[5]], rel=1e-6)
 
 
 def test_taylor_of_weights_is_the_sum_of_finite_differences_of_every_weight():
-    subject, layer, step = subject_of("llama", torch.float64), 3, 1e-2
+    loaded, layer, step = subject_of("llama", torch.float64), 3, 1e-2
     expected = 0.0
-    weights = [w for w in subject.layers[layer].parameters() if w.dim() >= 2]
+    weights = [w for w in loaded.layers[layer].parameters() if w.dim() >= 2]
     picked = [(w, i) for w in weights for i in range(0, w.numel(), w.numel() // 3)]
     for weight, index in picked:
         flat = weight.data.view(-1)
@@ -181,67 +179,67 @@ def test_taylor_of_weights_is_the_sum_of_finite_differences_of_every_weight():
         at = []
         for sign in (1, -1):
             flat[index] = before + sign * step
-            at.append(loss(subject, TEXTS))
+            at.append(loss(loaded, TEXTS))
         flat[index] = before
         expected += abs(before * (at[0] - at[1]) / (2 * step))
-    everything = scores(Taylor(of="weights"), subject, sets=[(layer,)])[0]
+    everything = scores(Taylor(of="weights"), loaded, sets=[(layer,)])[0]
     for weight in weights:  # leave only the picked entries: the others' share is then nothing
         keep = torch.zeros(weight.numel(), dtype=torch.bool)
         keep[[index for other, index in picked if other is weight]] = True
         weight.requires_grad_(True)
         mask = keep.view_as(weight)
         weight.register_hook(lambda slope, mask=mask: slope * mask)
-    found = scores(Taylor(of="weights"), subject, sets=[(layer,)])[0]
+    found = scores(Taylor(of="weights"), loaded, sets=[(layer,)])[0]
     assert found == pytest.approx(expected, rel=2e-2)
     assert found < everything
 
 
 @pytest.mark.parametrize("of", ["update", "weights"])
 def test_taylor_leaves_the_model_as_it_was(of):
-    subject = subject_of("qwen2_moe")  # experts that no token reached have no slope
-    first = next(subject.layers[0].parameters()).requires_grad_(False)
-    before = loss(subject, TEXTS)
-    assert all(math.isfinite(score) for score in scores(Taylor(of=of), subject))
-    assert loss(subject, TEXTS) == before
+    loaded = subject_of("qwen2_moe")  # experts that no token reached have no slope
+    first = next(loaded.layers[0].parameters()).requires_grad_(False)
+    before = loss(loaded, TEXTS)
+    assert all(math.isfinite(score) for score in scores(Taylor(of=of), loaded))
+    assert loss(loaded, TEXTS) == before
     assert not first.requires_grad
-    assert all(parameter.grad is None for parameter in subject.model.parameters())
-    assert all("forward" not in vars(layer) for layer in subject.layers)
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+    assert all("forward" not in vars(layer) for layer in loaded.layers)
 
 
 @pytest.mark.parametrize("of", ["update", "weights"])
 def test_taylor_does_not_depend_on_the_batches(of, monkeypatch):
-    subject = subject_of("llama")
-    whole = scores(Taylor(of=of), subject)
+    loaded = subject_of("llama")
+    whole = scores(Taylor(of=of), loaded)
     monkeypatch.setattr(taylor, "BATCH_TOKENS", 9)
-    assert scores(Taylor(of=of), subject) == pytest.approx(whole, rel=1e-3)
+    assert scores(Taylor(of=of), loaded) == pytest.approx(whole, rel=1e-3)
 
 
 # magnitude
 
 
 def test_magnitude_adds_up_the_weight_matrices():
-    subject = subject_of("llama")
+    loaded = subject_of("llama")
     totals = []
     for power in (1, 2):
-        own = [0.0] * len(subject.layers)
-        for name, tensor in subject.model.state_dict().items():
+        own = [0.0] * len(loaded.layers)
+        for name, tensor in loaded.model.state_dict().items():
             if name.startswith("model.layers.") and name.endswith("proj.weight"):
                 own[int(name.split(".")[2])] += sum(abs(value) ** power for value in tensor.flatten().tolist())
         totals.append(own)
     sets = [(0,), (3,), (1, 4)]
-    found = scores(Magnitude(), subject, sets=sets)
+    found = scores(Magnitude(), loaded, sets=sets)
     assert found == pytest.approx([sum(totals[0][layer] for layer in each) for each in sets], rel=1e-6)
-    found = scores(Magnitude(norm="l2"), subject, sets=sets)
+    found = scores(Magnitude(norm="l2"), loaded, sets=sets)
     assert found == pytest.approx([math.sqrt(sum(totals[1][layer] for layer in each)) for each in sets], rel=1e-6)
 
 
 @pytest.mark.parametrize("metric", [Magnitude(), Taylor(of="weights")])
 def test_packed_weights_are_refused(metric):
-    subject = subject_of("llama")
+    loaded = subject_of("llama")
     packed = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
-    subject.layers[1].register_parameter("packed", packed)
+    loaded.layers[1].register_parameter("packed", packed)
     with pytest.raises(ModelError, match="packed"):
-        scores(metric, subject)
+        scores(metric, loaded)
 
 
 # shapley
@@ -285,29 +283,29 @@ def test_every_set_is_asked_once():
 
 
 def test_shapley_shares_out_the_whole_loss_of_a_model():
-    subject = subject_of("llama")
-    depth = len(subject.layers)
+    loaded = subject_of("llama")
+    depth = len(loaded.layers)
     metric, data = Shapley(permutations=3, texts=3), data_of(TEXTS, seed=5)
-    found = metric.score(subject, [Removal.of(layer) for layer in range(depth)], data)
+    found = metric.score(loaded, [Removal.of(layer) for layer in range(depth)], data)
     texts = [TEXTS[0], TEXTS[2], TEXTS[4]]
-    whole = loss(subject, texts, range(depth)) - loss(subject, texts)
+    whole = loss(loaded, texts, range(depth)) - loss(loaded, texts)
     assert sum(candidate.score for candidate in found) == pytest.approx(whole, abs=1e-4)
     expected = []
     for order in drawn_orders(depth, 3, seed=5):
         at = order.index(2)
-        expected.append(loss(subject, texts, order[: at + 1]) - loss(subject, texts, order[:at]))
+        expected.append(loss(loaded, texts, order[: at + 1]) - loss(loaded, texts, order[:at]))
     assert found[2].score == pytest.approx(sum(expected) / 3, abs=1e-4)
     half = 4.302653 * np.std(expected, ddof=1) / math.sqrt(3)  # Student's t with two degrees of freedom
     assert found[2].interval == pytest.approx((found[2].score - half, found[2].score + half), abs=1e-3)
-    pair = metric.score(subject, [Removal.of(1, 4)], data)[0]
+    pair = metric.score(loaded, [Removal.of(1, 4)], data)[0]
     assert pair.score == pytest.approx(found[1].score + found[4].score, abs=1e-6)
 
 
 def test_shapley_depends_on_the_seed_and_nothing_else():
-    subject = subject_of("llama")
+    loaded = subject_of("llama")
     metric = Shapley(permutations=2, texts=2)
-    assert scores(metric, subject, seed=1) == scores(metric, subject, seed=1)
-    assert scores(metric, subject, seed=1) != scores(metric, subject, seed=2)
+    assert scores(metric, loaded, seed=1) == scores(metric, loaded, seed=1)
+    assert scores(metric, loaded, seed=1) != scores(metric, loaded, seed=2)
 
 
 def test_texts_are_spread_evenly():
@@ -351,8 +349,8 @@ def test_every_metric_plans_from_the_command_line(spec, tmp_path_factory):
 
 
 def test_skipping_by_hooks_is_undone():
-    subject = subject_of("llama")
-    before = loss(subject, TEXTS)
-    with skipped(subject, [1]):
+    loaded = subject_of("llama")
+    before = loss(loaded, TEXTS)
+    with skipped(loaded, [1]):
         pass
-    assert loss(subject, TEXTS) == before
+    assert loss(loaded, TEXTS) == before

@@ -8,28 +8,28 @@ import pytest
 from cli_tiny import done, last_line
 
 from layerprune.artifacts import Candidate, Plan, Scores
-from layerprune.data.tasks import load_questions
+from layerprune.data.tasks import load_eval_set
 from layerprune.errors import ModelError, RefusedError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring import cached_evaluator
 from layerprune.scoring.aggregation import failures_last
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import examine
 from layerprune.scoring.metrics.ablation import INTACT, Ablation
 from layerprune.scoring.metrics.base import Data
 from layerprune.scoring.metrics.loss import Output, Perplexity, Shapley, breaking_players
-from layerprune.search import Constraints, Greedy, by_harm, greedy, one_shot, require_finite
+from layerprune.search import Constraints, Greedy, by_importance, greedy, one_shot, require_finite
 from layerprune.util import SILENT
 
 BROKEN = 2  # the layer without which the model overflows
 MARK = 1000.0
 
 
-def overflowing(subject, layer=BROKEN):
+def overflowing(loaded, layer=BROKEN):
     """Let a layer leave a mark in the stream that the next one takes away, and makes NaN of a stream without it."""
-    writer, reader = subject.layers[layer], subject.layers[layer + 1]
+    writer, reader = loaded.layers[layer], loaded.layers[layer + 1]
     write, read = writer.forward, reader.forward
 
     def marked(*args, **kwargs):
@@ -46,7 +46,7 @@ def overflowing(subject, layer=BROKEN):
         return read(hidden, *args, **kwargs)
 
     writer.forward, reader.forward = marked, checked
-    return subject
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(home):
-    subject = overflowing(Subject.load(str(home / "base")))
-    return subject, load_questions(["toy"], subject.encoder, use="selection", include_path=[home / "tasks"])
+    loaded = overflowing(LoadedModel.load(str(home / "base")))
+    return loaded, load_eval_set(["toy"], loaded.encoder, use="selection", include_path=[home / "tasks"])
 
 
 SINGLE = [Removal.of(layer) for layer in range(audit_tiny.DEPTH)]
@@ -77,13 +77,13 @@ def check_worst(found):
     assert [one.removal for one in found if one.not_finite] == [(BROKEN,)]
     assert max(found, key=lambda one: one.score).removal == (BROKEN,)
     assert sorted(one.score for one in found)[-1] > sorted(one.score for one in found)[-2]
-    assert sorted(found, key=by_harm)[-1].removal == (BROKEN,)
+    assert sorted(found, key=by_importance)[-1].removal == (BROKEN,)
 
 
 @pytest.mark.parametrize("signal", ["accuracy", "probability", "margin", "blend"])
 def test_ablation_ranks_it_last(asked, signal):
-    subject, questions = asked
-    found = Ablation(signal).score(subject, SINGLE, Data(questions, Examiner(Engine(subject), questions)))
+    loaded, eval_set = asked
+    found = Ablation(signal).score(loaded, SINGLE, Data(eval_set, CachedEvaluator(Engine(loaded), eval_set)))
     check_worst(found)
     outcomes = found[BROKEN].tasks["toy"].outcomes
     assert outcomes.correct == "0" * 60
@@ -92,7 +92,7 @@ def test_ablation_ranks_it_last(asked, signal):
     assert found[0].tasks["toy"].outcomes.not_finite == 0
 
 
-def text_data(subject):
+def text_data(loaded):
     return metric_tiny.data_of(metric_tiny.texts_of())
 
 
@@ -100,11 +100,11 @@ def text_data(subject):
     "metric", [Perplexity(), Output(), Output(by="cosine"), Output(by="l2"), Shapley(permutations=4)], ids=repr
 )
 def test_metrics_that_read_text_rank_it_last(metric):
-    subject = overflowing(metric_tiny.subject_of("llama"))
-    singles = [Removal.of(layer) for layer in range(len(subject.layers))]
-    found = metric.score(subject, singles, text_data(subject))
+    loaded = overflowing(metric_tiny.subject_of("llama"))
+    singles = [Removal.of(layer) for layer in range(len(loaded.layers))]
+    found = metric.score(loaded, singles, text_data(loaded))
     check_worst(found)
-    healthy = metric.score(metric_tiny.subject_of("llama"), singles, text_data(subject))
+    healthy = metric.score(metric_tiny.subject_of("llama"), singles, text_data(loaded))
     if not isinstance(metric, Shapley):  # its sets hold several layers
         rest = [layer for layer in range(len(found)) if layer not in (BROKEN, BROKEN + 1)]  # the mark stays without it
         others = [(found[layer].score, healthy[layer].score) for layer in rest]
@@ -113,38 +113,40 @@ def test_metrics_that_read_text_rank_it_last(metric):
 
 @pytest.mark.parametrize("metric", [Perplexity(), Output(), Shapley(permutations=2)], ids=repr)
 def test_a_model_that_overflows_by_itself_is_an_error_of_one_line(metric):
-    subject = metric_tiny.subject_of("llama")
-    read = subject.layers[1].forward
-    subject.layers[1].forward = lambda hidden, *args, **kwargs: read(hidden * float("nan"), *args, **kwargs)
+    loaded = metric_tiny.subject_of("llama")
+    read = loaded.layers[1].forward
+    loaded.layers[1].forward = lambda hidden, *args, **kwargs: read(hidden * float("nan"), *args, **kwargs)
     with pytest.raises(ModelError, match=r"^l\w+ of llama itself are not finite: look for weights that are not finite"):
-        metric.score(subject, [Removal.of(3)], text_data(subject))
+        metric.score(loaded, [Removal.of(3)], text_data(loaded))
 
 
 def test_ablation_of_a_model_that_overflows_by_itself_is_an_error_of_one_line(home, asked):
-    subject = Subject.load(str(home / "base"))
-    read = subject.layers[1].forward
-    subject.layers[1].forward = lambda hidden, *args, **kwargs: read(hidden * float("nan"), *args, **kwargs)
+    loaded = LoadedModel.load(str(home / "base"))
+    read = loaded.layers[1].forward
+    loaded.layers[1].forward = lambda hidden, *args, **kwargs: read(hidden * float("nan"), *args, **kwargs)
     with pytest.raises(ModelError, match=r"log-likelihoods of .*base itself are not finite"):
-        Ablation().score(subject, SINGLE, Data(asked[1], Examiner(Engine(subject), asked[1])))
+        Ablation().score(loaded, SINGLE, Data(asked[1], CachedEvaluator(Engine(loaded), asked[1])))
 
 
 def test_a_race_puts_it_out_at_once(asked, monkeypatch):
     monkeypatch.setattr(cached_evaluator, "BLOCK_ITEMS", 20)
-    subject, questions = asked
-    data = Data(questions, Examiner(Engine(subject), questions), keep=1)
-    raced = Ablation().score(subject, SINGLE, data)
+    loaded, eval_set = asked
+    data = Data(eval_set, CachedEvaluator(Engine(loaded), eval_set), keep=1)
+    raced = Ablation().score(loaded, SINGLE, data)
     check_worst(raced)
     assert raced[BROKEN].tasks["toy"].items == 20
     data.keep = None
-    assert min(raced, key=by_harm).removal == min(Ablation().score(subject, SINGLE, data), key=by_harm).removal
+    assert (
+        min(raced, key=by_importance).removal == min(Ablation().score(loaded, SINGLE, data), key=by_importance).removal
+    )
     data.keep = 5  # all that are left are among the five: clear from the start
-    assert all(one.accepted for one in Ablation().score(subject, SINGLE, data) if not one.not_finite)
+    assert all(one.accepted for one in Ablation().score(loaded, SINGLE, data) if not one.not_finite)
 
 
 def test_what_is_asked_for_other_purposes_counts_it_wrong_and_says_so(asked):
-    subject, questions = asked
+    loaded, eval_set = asked
     heard = Heard()
-    found = examine(Engine(subject), questions, [INTACT, *SINGLE], heard)
+    found = examine(Engine(loaded), eval_set, [INTACT, *SINGLE], heard)
     assert found[SINGLE[BROKEN]]["toy"].correct == "0" * 60
     assert heard.notes == ["without {2} the log-likelihoods of 60 items are not finite: counted wrong"]
 
@@ -187,9 +189,9 @@ def test_searches_leave_it_where_they_can_and_refuse_where_nothing_else_is_left(
 
 @contextmanager
 def loading(monkeypatch, layer=BROKEN):
-    load = Subject.load.__func__
+    load = LoadedModel.load.__func__
     with monkeypatch.context() as patch:
-        patch.setattr(Subject, "load", classmethod(lambda cls, *a, **k: overflowing(load(cls, *a, **k), layer)))
+        patch.setattr(LoadedModel, "load", classmethod(lambda cls, *a, **k: overflowing(load(cls, *a, **k), layer)))
         yield
 
 

@@ -19,8 +19,8 @@ from layerprune.artifacts import Plan, Scores
 from layerprune.checkpoint import new_folder, try_new_folder
 from layerprune.errors import CheckpointError, ExportError, LayerpruneError, UsageError, WriteError
 from layerprune.files import READY, check_apart, locked, published_together, settle, try_folder, writing
-from layerprune.healing.distill import Kept
-from layerprune.healing.training_state import Standing, States
+from layerprune.healing.distill import TeacherCache
+from layerprune.healing.training_state import TrainingState, TrainingStates
 from layerprune.scoring.cached_evaluator import Journal
 
 
@@ -57,7 +57,7 @@ def commands(home, out):
 
 
 SLOW = (
-    "layerprune.models.model.Subject.load", "layerprune.exporter.exporter.locate", "layerprune.auditor.inputs.locate",
+    "layerprune.models.model.LoadedModel.load", "layerprune.exporter.exporter.locate", "layerprune.auditor.inputs.locate",
     "layerprune.analysis.measurements.locate", "layerprune.healing.healer.build_corpus",
     "layerprune.planner.session.locate",
 )  # fmt: skip
@@ -232,25 +232,25 @@ def test_a_journal_whose_disk_is_full_keeps_what_it_had(tmp_path):
 
 
 def test_a_state_of_training_whose_disk_is_full_leaves_the_one_before(tmp_path):
-    states = States(tmp_path / "states")
+    states = TrainingStates(tmp_path / "states")
     weights = {"w": torch.nn.Parameter(torch.zeros(8))}
     optimizer = torch.optim.Adam(weights.values())
-    states.save(Standing(step=1), weights, optimizer)
+    states.save(TrainingState(step=1), weights, optimizer)
     large = {"w": torch.nn.Parameter(torch.zeros(5000))}
     grown = torch.optim.Adam(large.values())
     with limited(8000), pytest.raises(WriteError, match=r"File too large.*weights\.safetensors"):
-        states.save(Standing(step=2), large, optimizer)
+        states.save(TrainingState(step=2), large, optimizer)
     large["w"].grad = torch.zeros(5000)
     grown.step()
     with limited(8000), pytest.raises(WriteError, match=r"File too large.*optimizer\.pt"):
-        states.save(Standing(step=2), weights, grown)
+        states.save(TrainingState(step=2), weights, grown)
     assert states.standing().step == 1
     assert tree(tmp_path / "states" / "last") == ["optimizer.pt", "standing.json", "weights.safetensors"]
     assert tree(tmp_path / "states") == ["last", *(f"last/{name}" for name in tree(tmp_path / "states" / "last"))]
 
 
 def test_room_for_a_teachers_answers_is_taken_at_once(tmp_path):
-    kept = Kept(tmp_path / "kept", 4, 1.0)
+    kept = TeacherCache(tmp_path / "kept", 4, 1.0)
     with limited(100_000), pytest.raises(WriteError, match=r"tokens\.npy"):
         kept._make(100, 99)
     kept._make(10, 9)

@@ -56,7 +56,7 @@ def test_what_reads_no_text_plans_and_exports_without_a_tokenizer(mute, tmp_path
 
 
 def test_what_reads_text_says_that_there_is_no_tokenizer(base, mute, tmp_path):
-    audit_tiny.questions(base, tmp_path, "toy", train=20, test=2)
+    audit_tiny.eval_set(base, tmp_path, "toy", train=20, test=2)
     said = last_line("plan", mute, "--metric", "cosine", "--tasks", "toy", "--include-path", tmp_path, "--drop", 1,
                      "-o", tmp_path / "run")  # fmt: skip
     assert "has no tokenizer that transformers can read" in said

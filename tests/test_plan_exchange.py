@@ -5,7 +5,7 @@ import pytest
 from cli_tiny import done, refused
 
 from layerprune.artifacts import Plan, Scores
-from layerprune.search import by_harm
+from layerprune.search import by_importance
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_what_a_raced_exchange_found_is_judged_on_all_items(home, tmp_path):
     assert any(one.stopped for entry in scores.rounds for one in entry.candidates)
     stood = scores.rounds[-1].candidates
     assert all((one.stopped, one.tasks["toy"].items) == (False, 96) for one in stood)  # the fifth is held back
-    assert made.removal == min(stood, key=by_harm).removal
+    assert made.removal == min(stood, key=by_importance).removal
     assert not any("race had put" in warning for warning in made.warnings)
 
 
@@ -36,7 +36,7 @@ def test_its_rounds_are_told_by_the_whole_removals_they_found_best(home, tmp_pat
     judged = [entry for entry in scores.rounds if len(entry.candidates[0].removal) == 3]
     assert 2 <= len(judged) < len(scores.rounds)  # others judge single layers, and what is left when one is put back
     shown = list(tables.rounds(scores, made).columns[2].cells)
-    assert shown == [", ".join(map(str, min(entry.candidates, key=by_harm).removal)) for entry in judged]
+    assert shown == [", ".join(map(str, min(entry.candidates, key=by_importance).removal)) for entry in judged]
 
 
 def test_a_metric_of_blocks_proposes_its_best_block(home, tmp_path):

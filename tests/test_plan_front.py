@@ -13,7 +13,7 @@ from layerprune.checkpoint import Checkpoint
 from layerprune.errors import DocumentError
 from layerprune.planner.front import COLUMNS, named_points, path_of, write_plot
 from layerprune.search import Constraints
-from layerprune.search.base import Found
+from layerprune.search.base import SearchResult
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("front")
     audit_tiny.base_model(folder / "base")
     for name, items in (("toy", 20), ("other", 20), ("more", 60)):
-        audit_tiny.questions(folder / "base", folder / "tasks", name, train=items, test=2)
+        audit_tiny.eval_set(folder / "base", folder / "tasks", name, train=items, test=2)
     folder.joinpath("said.txt").write_text(done(*front(folder, folder / "run", "--up-to", "70%")).stdout)
     return folder
 
@@ -123,7 +123,7 @@ def test_a_cheap_metric_has_a_front_too_and_protected_layers_shorten_it(home, tm
 
 def test_layers_that_go_together_are_one_step():
     constraints = Constraints(6, together=(frozenset({1, 2}),))
-    path = path_of(Found(order=(4, 1, 2, 0), rounds=(), ranking=()), constraints)
+    path = path_of(SearchResult(order=(4, 1, 2, 0), rounds=(), ranking=()), constraints)
     assert [step.removal.layers for step in path] == [(4,), (1, 2, 4), (0, 1, 2, 4)]
 
 

@@ -12,8 +12,8 @@ from layerprune.checkpoint import Checkpoint
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("goals")
     audit_tiny.base_model(folder / "base")
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy", train=20, test=2)
-    audit_tiny.questions(folder / "base", folder / "tasks", "many", train=90, test=2)
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "toy", train=20, test=2)
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "many", train=90, test=2)
     return folder
 
 
@@ -125,10 +125,12 @@ def test_shapes_reach_the_plan_and_its_limits(home, tmp_path):
 
 
 def test_a_search_that_breaks_a_rule_is_found_out(home, tmp_path, monkeypatch):
-    from layerprune.search.base import Found
+    from layerprune.search.base import SearchResult
     from layerprune.search.searches import OneShot
 
-    monkeypatch.setattr(OneShot, "__call__", lambda self, judge, constraints, drop, **more: Found((0, 1), (), ()))
+    monkeypatch.setattr(
+        OneShot, "__call__", lambda self, judge, constraints, drop, **more: SearchResult((0, 1), (), ())
+    )
     said = last_line(*random(home, tmp_path / "run", "--drop", 2, "--no-adjacent", "--search", "one-shot"))
     assert "found {0, 1}, which may not go: 0 and 1 are adjacent" in said
     assert not (tmp_path / "run").exists()

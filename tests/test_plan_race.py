@@ -28,8 +28,8 @@ def test_layers_that_may_not_be_neighbours_are_chosen_as_without_a_race(home, tm
 
 
 def test_a_task_that_weighs_nothing_keeps_no_race_open(home, tmp_path):
-    audit_tiny.questions(home / "base", tmp_path / "tasks", "more", train=300, test=2)
-    audit_tiny.questions(home / "base", tmp_path / "tasks", "toy", train=300, test=2)
+    audit_tiny.eval_set(home / "base", tmp_path / "tasks", "more", train=300, test=2)
+    audit_tiny.eval_set(home / "base", tmp_path / "tasks", "toy", train=300, test=2)
     done("plan", home / "base", "--tasks", "toy,more", "--include-path", tmp_path / "tasks", "--objective", "weighted",
          "--weights", "toy=1,more=0", "--drop", 1, "--search", "one-shot", "-o", tmp_path / "run")  # fmt: skip
     assert any(one.stopped for one in Scores.load(tmp_path / "run" / "scores.json").rounds[0].candidates)

@@ -4,8 +4,8 @@ import audit_tiny
 import pytest
 from cli_tiny import done, layerprune
 
-from layerprune.planner.goals import Drop, Reached
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.planner.goals import Drop, GoalResult
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.metrics.loss import Perplexity
 
 SEARCHES = ["greedy", "blocks", "exchange"]
@@ -42,15 +42,15 @@ def documents(folder):
 def test_a_search_that_was_killed_goes_on_and_measures_the_rest(home, tmp_path, monkeypatch, search):
     words = ("--drop", 3, "--search", search)
     with monkeypatch.context() as patch:
-        whole = dying(patch, Examiner, "measure", 0)
+        whole = dying(patch, CachedEvaluator, "measure", 0)
         said = done(*plan(home, tmp_path / "straight", *words)).stderr
     assert "3 chosen: {" in said  # the best so far, with its score
     with monkeypatch.context() as patch:
-        before = dying(patch, Examiner, "measure", whole[0])
+        before = dying(patch, CachedEvaluator, "measure", whole[0])
         assert layerprune(*plan(home, tmp_path / "killed", *words)).exit_code == 130
         assert not (tmp_path / "killed" / "plan.json").exists()
     with monkeypatch.context() as patch:
-        after = dying(patch, Examiner, "measure", 0)
+        after = dying(patch, CachedEvaluator, "measure", 0)
         done(*plan(home, tmp_path / "killed", *words))
     assert before[0] == whole[0] > 2
     assert after[0] == 1  # only what was being measured when it was killed
@@ -85,9 +85,9 @@ def test_going_further_asks_only_what_is_new(home, tmp_path, monkeypatch):
         done(*plan(home, tmp_path / "alone", *words, "--drop", 3))
     with monkeypatch.context() as patch:
 
-        def step_by_step(self, desk, look):
+        def step_by_step(self, session, look):
             found = [look(count) for count in (1, 2, 3)][-1]
-            return Reached(found, found.rounds)
+            return GoalResult(found, found.rounds)
 
         patch.setattr(Drop, "pursue", step_by_step)
         stepwise = dying(patch, Perplexity, "score", 0)

@@ -6,9 +6,9 @@ import torch
 from cli_tiny import done, last_line
 
 from layerprune.architecture.tiny import save_tiny
-from layerprune.artifacts import Measured, Plan, Speed
+from layerprune.artifacts import MeasuredSpeed, Plan, Speed
 from layerprune.exporter.proof import sharing_weights
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.planner import goals
 from layerprune.planner.goals import speedup
 from layerprune.removal import Removal
@@ -24,7 +24,7 @@ def home(tmp_path_factory):
 def figures(ratio, kept):
     def at(rate):
         return {
-            name: Measured(median=rate * scale, low=rate, high=rate)
+            name: MeasuredSpeed(median=rate * scale, low=rate, high=rate)
             for name, scale in (("prefill_tokens_per_s", 10), ("decode_tokens_per_s", 1), ("first_token_s", 1))
         }
 
@@ -40,8 +40,8 @@ def clock(monkeypatch):
     timed = []
 
     def time_both(base, pruned, *, repeats, progress):
-        kept = pruned.anatomy.depth / base.anatomy.depth
-        timed.append((pruned.anatomy.depth, repeats))
+        kept = pruned.architecture.depth / base.architecture.depth
+        timed.append((pruned.architecture.depth, repeats))
         return figures(2 / (1 + kept), kept)
 
     monkeypatch.setattr(goals, "time_both", time_both)
@@ -54,19 +54,19 @@ def random(home, out, *words):
 
 @pytest.mark.parametrize("removal", [(0,), (2, 5), (1, 2, 3)])
 def test_the_timed_model_is_the_pruned_one_on_the_very_weights(home, removal):
-    subject = Subject.load(str(home / "base"))
-    pruned = sharing_weights(subject, home / "base", Removal.of(*removal))
+    loaded = LoadedModel.load(str(home / "base"))
+    pruned = sharing_weights(loaded, home / "base", Removal.of(*removal))
     tokens = torch.randint(3, 250, (2, 17), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), subject.without(Removal.of(*removal)):
-        expected = subject.model(input_ids=tokens, use_cache=False).logits
+    with torch.no_grad(), loaded.without(Removal.of(*removal)):
+        expected = loaded.model(input_ids=tokens, use_cache=False).logits
     with torch.no_grad():
         found = pruned.model(input_ids=tokens, use_cache=False).logits
         text = pruned.model.generate(tokens[:1], max_new_tokens=4, do_sample=False)  # with a cache
     assert torch.allclose(found, expected, atol=1e-5)
     assert text.shape[1] <= 21
-    assert pruned.anatomy.depth == 6 - len(removal)
+    assert pruned.architecture.depth == 6 - len(removal)
     assert not any(parameter.is_meta for parameter in pruned.model.parameters())
-    shared = {parameter.data_ptr() for parameter in subject.model.parameters()}
+    shared = {parameter.data_ptr() for parameter in loaded.model.parameters()}
     assert {parameter.data_ptr() for parameter in pruned.model.parameters()} <= shared
 
 
@@ -75,11 +75,11 @@ def test_other_families_too(home, tmp_path, type_):
     save_tiny(type_, tmp_path / type_, num_hidden_layers=4)
     for path in (home / "base").glob("tokenizer*"):
         (tmp_path / type_ / path.name).write_bytes(path.read_bytes())
-    subject = Subject.load(str(tmp_path / type_))
-    pruned = sharing_weights(subject, tmp_path / type_, Removal.of(2, 3))
+    loaded = LoadedModel.load(str(tmp_path / type_))
+    pruned = sharing_weights(loaded, tmp_path / type_, Removal.of(2, 3))
     tokens = torch.arange(3, 19)[None]
-    with torch.no_grad(), subject.without(Removal.of(2, 3)):
-        expected = subject.model(input_ids=tokens, use_cache=False).logits
+    with torch.no_grad(), loaded.without(Removal.of(2, 3)):
+        expected = loaded.model(input_ids=tokens, use_cache=False).logits
     with torch.no_grad():
         assert torch.allclose(pruned.model(input_ids=tokens, use_cache=False).logits, expected, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_the_fewest_layers_are_removed_that_are_fast_enough(home, tmp_path, cloc
 def test_a_stand_in_that_promised_too_much_is_followed_by_a_larger_removal(home, tmp_path, clock, monkeypatch):
     real = goals.speedup
     monkeypatch.setattr(goals, "speedup", lambda speed: real(speed) * (0.93 if speed.layers_kept == 4 / 6 else 1))
-    monkeypatch.setattr(goals.Faster, "_beginning", lambda self, desk: 2)
+    monkeypatch.setattr(goals.Faster, "_beginning", lambda self, session: 2)
     done(*random(home, tmp_path / "run", "--target-speedup", "1.15x"))
     assert len(Plan.load(tmp_path / "run" / "plan.json").removal) == 3
 
@@ -128,15 +128,15 @@ def test_a_size_that_the_architecture_lets_no_stand_in_reach_is_not_the_end(home
         if len(removal) > 3:
             raise RefusedError("three at most")
 
-    class Desk:
+    class ScoringSession:
         constraints = Constraints(6, check=check)
 
-    assert [len(removal) for removal in Faster(1.5, "x")._stand_ins(Desk)] == [1, 2, 3]
+    assert [len(removal) for removal in Faster(1.5, "x")._stand_ins(ScoringSession)] == [1, 2, 3]
 
 
 def test_the_lesser_of_prefill_and_decoding_counts():
     speed = figures(1.5, 0.5)
-    slower = {**speed.pruned, "decode_tokens_per_s": Measured(median=120.0, low=1, high=1)}
+    slower = {**speed.pruned, "decode_tokens_per_s": MeasuredSpeed(median=120.0, low=1, high=1)}
     assert speedup(speed) == 1.5
     assert speedup(speed.model_copy(update={"pruned": slower})) == 1.2
 

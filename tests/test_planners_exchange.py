@@ -10,7 +10,7 @@ from layerprune.errors import RefusedError, UsageError
 from layerprune.registry import build
 from layerprune.removal import Removal
 from layerprune.search import SEARCHES, Constraints, NoAdjacent, Others, one_shot
-from layerprune.search.base import by_harm
+from layerprune.search.base import by_importance
 from layerprune.search.searches import Exchange
 
 DEPTH = 9
@@ -124,7 +124,7 @@ def test_the_first_round_is_the_ranking_and_the_last_the_whole_removals_stood_at
     assert found.cost in found.rounds[-1].candidates
     assert not found.nested
     assert found.removal == Removal(found.cost.removal)
-    singles = sorted(found.rounds[0].candidates, key=by_harm)
+    singles = sorted(found.rounds[0].candidates, key=by_importance)
     assert [entry.unit for entry in found.ranking] == [one.removal[0] for one in singles]
 
 

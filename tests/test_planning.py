@@ -6,16 +6,16 @@ import cli_tiny
 import pytest
 from cli_tiny import done, last_line
 
-from layerprune.architecture import read_anatomy
+from layerprune.architecture import read_architecture
 from layerprune.architecture.tiny import save_tiny, tiny_config
 from layerprune.artifacts import Candidate, Limits, Plan, Round, Scores
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError
 from layerprune.planner import keeping_period
 from layerprune.planner.goals import _stand_in
-from layerprune.planner.plan_documents import put_out, unordered
+from layerprune.planner.plan_documents import eliminated, unordered
 from layerprune.removal import Removal
-from layerprune.search import Constraints, Found
+from layerprune.search import Constraints, SearchResult
 from layerprune.search.searches import allowed_runs
 
 LAST = ("--protect", "0,1,2,3,4")  # of six layers only the last may go
@@ -60,8 +60,8 @@ def test_the_period_is_kept_when_asked_for(home, tmp_path):
 
 
 def test_whole_periods_may_go_from_anywhere():
-    anatomy = read_anatomy(tiny_config("gemma2", num_hidden_layers=6))
-    constraints = Constraints(6, check=keeping_period(anatomy))
+    architecture = read_architecture(tiny_config("gemma2", num_hidden_layers=6))
+    constraints = Constraints(6, check=keeping_period(architecture))
     assert [run.layers for run in allowed_runs(constraints, 1)] == [(5,)]
     assert [run.layers for run in allowed_runs(constraints, 2)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
 
@@ -73,7 +73,7 @@ def test_what_export_would_refuse_is_refused_before_a_plan_is_written(home, tmp_
         asked.append((folder, removal.layers, trust_remote_code))
         raise RefusedError("layers of this model do not move")
 
-    monkeypatch.setattr("layerprune.planner.session.rehearse", refuse)
+    monkeypatch.setattr("layerprune.planner.session.dry_run", refuse)
     said = last_line(*plan(home, tmp_path / "run", "--drop", 1, *LAST, "--trust-remote-code"))
     assert said == "layers of this model do not move"
     assert asked == [(home / "gemma2", (5,), True)]
@@ -83,13 +83,13 @@ def test_what_export_would_refuse_is_refused_before_a_plan_is_written(home, tmp_
 def test_trust_reaches_the_reading_of_the_anatomy(home, tmp_path, monkeypatch):
     import layerprune.models.model
 
-    trusted, real = [], layerprune.models.model.read_anatomy
+    trusted, real = [], layerprune.models.model.read_architecture
 
     def read(config, *, trust_remote_code=False):
         trusted.append(trust_remote_code)
         return real(config, trust_remote_code=trust_remote_code)
 
-    monkeypatch.setattr("layerprune.models.model.read_anatomy", read)
+    monkeypatch.setattr("layerprune.models.model.read_architecture", read)
     done(*plan(home, tmp_path / "a", "--drop", 1, *LAST, "--trust-remote-code"))
     done(*plan(home, tmp_path / "b", "--drop", 1, *LAST))
     assert trusted == [True, False]
@@ -157,9 +157,14 @@ def test_a_target_is_reached_by_whole_periods_where_single_layers_may_not_go(hom
     wanted = whole.parameters - layer
     done("plan", home / "gemma2", *words, "--target-params", wanted, "-o", tmp_path / "run")
     assert len(Plan.load(tmp_path / "run" / "plan.json").removal) == 2
-    anatomy = read_anatomy(tiny_config("gemma2", num_hidden_layers=6))
-    desk = SimpleNamespace(constraints=Constraints(6, protect=frozenset({5}), check=keeping_period(anatomy)))
-    assert [_stand_in(desk, count) and len(_stand_in(desk, count)) for count in (1, 2, 3, 4)] == [None, 2, None, 4]
+    architecture = read_architecture(tiny_config("gemma2", num_hidden_layers=6))
+    session = SimpleNamespace(constraints=Constraints(6, protect=frozenset({5}), check=keeping_period(architecture)))
+    assert [_stand_in(session, count) and len(_stand_in(session, count)) for count in (1, 2, 3, 4)] == [
+        None,
+        2,
+        None,
+        4,
+    ]
 
 
 def test_layers_that_a_race_had_put_out_are_named_when_they_go(home, tmp_path):
@@ -182,7 +187,7 @@ def test_the_best_of_a_race_for_more_layers_have_no_order():
     rounds = (Round(removed=(), candidates=(*best, Candidate(removal=(2,), score=0.5))),)
 
     def named(*order, protect=()):
-        return unordered(Found(order, rounds, (), None), Limits(protect=protect))
+        return unordered(SearchResult(order, rounds, (), None), Limits(protect=protect))
 
     assert named(3, 4) == named(3, 4, 2) == named(3, protect=(4,)) == ()
     assert "a race for more layers had {4} among those to go after a part of the items" in named(3)[0]
@@ -209,7 +214,7 @@ def test_a_path_is_held_against_each_rounds_race(home, tmp_path):
             Round(removed=(), candidates=(one((2,), 0.1, stopped=True, accepted=True), one((4,), 0.3, stopped=True))),
             Round(removed=(2,), candidates=(second, one((2, 3), 0.9))),
         )
-        return put_out(Found((2, 4), rounds, (), None))
+        return eliminated(SearchResult((2, 4), rounds, (), None))
 
     # put out in the first round and taken in the second, where it ran to the end: that says nothing against it
     assert named(one((2, 4), 0.2)) == ()
@@ -222,7 +227,7 @@ def test_a_whole_removal_is_held_against_its_own_race_alone():
     rounds = (Round(removed=(), candidates=(one,)), Round(removed=(), candidates=(one,)))
 
     def named(**how):
-        return put_out(Found((2, 4), rounds, (), Candidate(removal=(2, 4), score=0.2, **how), nested=False))
+        return eliminated(SearchResult((2, 4), rounds, (), Candidate(removal=(2, 4), score=0.2, **how), nested=False))
 
     assert named() == named(stopped=True, accepted=True) == ()
     assert "a race had put {2, 4} out" in named(stopped=True)[0]

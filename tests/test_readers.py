@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from families import make_plan, save_tiny, tiny_config, types
 
-from layerprune.architecture import compatibility, layer_patterns, load_config, read_anatomy
+from layerprune.architecture import compatibility, layer_patterns, load_config, read_architecture
 from layerprune.architecture.stack import reread, text_config
 from layerprune.artifacts import Receipt
 from layerprune.errors import RefusedError
 from layerprune.exporter import export
-from layerprune.exporter.pruned_config import blueprint
-from layerprune.planner.session import Rules
+from layerprune.exporter.pruned_config import pruned_config
+from layerprune.planner.session import SearchRules
 from layerprune.removal import Removal
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
@@ -31,10 +31,10 @@ DEFAULT = {"rope_type": "default"}
 def pruned(model_type: str, removal: Removal, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a type's config.json, as transformers writes it, and the decoder's part of it after a removal."""
     config = tiny_config(model_type, **changes)
-    anatomy = read_anatomy(config)
+    architecture = read_architecture(config)
     before = config.to_dict()
-    after = anatomy.prune_config(before, removal)
-    for key in anatomy.path:
+    after = architecture.prune_config(before, removal)
+    for key in architecture.path:
         before, after = before[key], after[key]
     return before, after
 
@@ -83,13 +83,13 @@ def test_a_rotary_embedding_that_the_older_names_cannot_say_is_left_and_warned_o
     before, after = pruned(model_type, Removal.of(5), rope_parameters=parameters)
     assert not {"rope_theta", "rope_scaling", "rope_local_base_freq"} & after.keys()
     assert after["rope_parameters"] == before["rope_parameters"]
-    warnings = read_anatomy(tiny_config(model_type, rope_parameters=parameters)).misread(Removal.of(5))
+    warnings = read_architecture(tiny_config(model_type, rope_parameters=parameters)).misread(Removal.of(5))
     assert f"the rotary embedding of this {model_type} model stands in rope_parameters" in warnings[-1]
 
 
 def test_a_file_in_the_older_words_alone_keeps_them() -> None:
     old = {"num_hidden_layers": 6, "rope_theta": 5e5, "rope_scaling": None}
-    new = read_anatomy(tiny_config("llama")).prune_config(old, Removal.of(2))
+    new = read_architecture(tiny_config("llama")).prune_config(old, Removal.of(2))
     assert new == {**old, "num_hidden_layers": 5}
 
 
@@ -177,9 +177,9 @@ def test_a_pattern_agrees_with_the_list_beside_it_or_goes(
     model_type: str, added: dict[str, Any], units: tuple[int, ...], expected: dict[str, Any]
 ) -> None:
     config = tiny_config(model_type, **added)
-    anatomy = read_anatomy(config)
+    architecture = read_architecture(config)
     old = {**config.to_dict(), **added}
-    new = anatomy.prune_config(old, Removal.of(*units))
+    new = architecture.prune_config(old, Removal.of(*units))
     names = {key for key in [*added, "full_attention_interval", "sliding_window_pattern"] if key not in LISTS}
     assert {key: new[key] for key in names & new.keys()} == expected
     read = reread(type(config), new)
@@ -193,7 +193,7 @@ LISTS = {"num_hidden_layers", "sliding_window", "layer_types", "layers_block_typ
 
 def test_lists_that_the_config_class_translates_are_cut_too() -> None:
     old = {"num_hidden_layers": 6, "is_moe_layer": [False, *[True] * 5], "hybrid_layer_pattern": [0, 1, 1, 0, 1, 1]}
-    new = read_anatomy(tiny_config("exaone_moe")).prune_config(old, Removal.of(0))
+    new = read_architecture(tiny_config("exaone_moe")).prune_config(old, Removal.of(0))
     assert (new["is_moe_layer"], new["hybrid_layer_pattern"]) == ([True] * 5, [1, 1, 0, 1, 1])
 
 
@@ -212,14 +212,14 @@ def test_a_list_is_cut_in_the_words_of_the_file(
     old = {**config.to_dict(), "layer_types": [words[kind] for kind in config.layer_types]}
     read = type(config).from_dict(dict(old))
     assert read.layer_types == config.layer_types
-    new = read_anatomy(read).prune_config(old, Removal.of(0))
+    new = read_architecture(read).prune_config(old, Removal.of(0))
     assert new["layer_types"] == old["layer_types"][1:]
 
 
 def test_kimis_layers_by_kind_are_counted_from_one() -> None:
     linear = {"kda_layers": [1, 2, 3, 5], "full_attn_layers": [4, 6], "num_heads": 2, "head_dim": 8}
     config = tiny_config("kimi_linear", linear_attn_config=linear)
-    new = read_anatomy(config).prune_config(config.to_dict(), Removal.of(1))
+    new = read_architecture(config).prune_config(config.to_dict(), Removal.of(1))
     assert new["linear_attn_config"] == {**linear, "kda_layers": [1, 2, 4], "full_attn_layers": [3, 5]}
     assert new["layer_types"] == [LINEAR, LINEAR, FULL, LINEAR, FULL]
 
@@ -227,7 +227,7 @@ def test_kimis_layers_by_kind_are_counted_from_one() -> None:
 def test_layers_that_keep_a_copy_of_a_pattern_are_the_same_layers(tmp_path: Path) -> None:
     """EXAONE 4's attention does, and goes by layer_types."""
     folder = save_tiny("exaone4", tmp_path / "base", sliding_window=8)
-    drawn = blueprint(folder, Removal.of(0)).config
+    drawn = pruned_config(folder, Removal.of(0)).config
     assert drawn["sliding_window_pattern"] == 3  # 4 in the base
 
 
@@ -242,11 +242,11 @@ def case(folder: Path, model_type: str, **old: Any) -> Path:
 
 def test_qwen3_next_as_published(tmp_path: Path) -> None:
     folder = case(tmp_path / "base", "qwen3_next", depth=8, full_attention_interval=4)
-    drawn = blueprint(folder, Removal.of(1, 5)).config
+    drawn = pruned_config(folder, Removal.of(1, 5)).config
     assert drawn["layer_types"] == [LINEAR, LINEAR, FULL] * 2
     assert drawn["full_attention_interval"] == 3
-    anatomy = read_anatomy(load_config(str(folder)))
-    refuses = Rules(keep_period=True).check(anatomy)
+    architecture = read_architecture(load_config(str(folder)))
+    refuses = SearchRules(keep_period=True).check(architecture)
     refuses(Removal.of(0, 1, 2, 3))
     refuses(Removal.of(2, 3, 4, 5))
     with pytest.raises(RefusedError, match="layer_types of this qwen3_next model repeats every 4 layers"):
@@ -255,12 +255,12 @@ def test_qwen3_next_as_published(tmp_path: Path) -> None:
 
 def test_gemma3_as_published_in_2025(tmp_path: Path) -> None:
     folder = case(tmp_path / "base", "gemma3_text", depth=12, sliding_window_pattern=6)
-    drawn = blueprint(folder, Removal.of(3, 8)).config
+    drawn = pruned_config(folder, Removal.of(3, 8)).config
     assert drawn["layer_types"] == [*[SLIDING] * 4, FULL] * 2
     assert drawn["sliding_window_pattern"] == 5
-    broken = blueprint(folder, Removal.of(3)).config
+    broken = pruned_config(folder, Removal.of(3)).config
     assert "sliding_window_pattern" not in broken
-    warnings = read_anatomy(load_config(str(folder))).misread(Removal.of(3))
+    warnings = read_architecture(load_config(str(folder))).misread(Removal.of(3))
     assert {warning.partition(" ")[0] for warning in warnings} == {"llama.cpp", "mlx-lm"}
 
 
@@ -284,8 +284,8 @@ def test_the_period_is_the_configs_own(
     model_type: str, changes: dict[str, Any], kept: tuple[int, ...], broken: tuple[int, ...] | None
 ) -> None:
     depth = len(changes.get("layer_types", [])) or changes.get("num_hidden_layers", 6)
-    anatomy = read_anatomy(tiny_config(model_type, **{**changes, "num_hidden_layers": depth}))
-    check = Rules(keep_period=True).check(anatomy)
+    architecture = read_architecture(tiny_config(model_type, **{**changes, "num_hidden_layers": depth}))
+    check = SearchRules(keep_period=True).check(architecture)
     check(Removal.of(*kept))
     if broken is not None:
         with pytest.raises(RefusedError, match="--keep-period: "):

@@ -38,7 +38,7 @@ def said(tmp_path_factory):
         patch.setattr(audit_tiny, "DEPTH", 10)
         base = audit_tiny.base_model(home / MODEL)
         for name in TASKS:
-            audit_tiny.questions(base, home / "tasks", name)
+            audit_tiny.eval_set(base, home / "tasks", name)
         patch.setattr(tasks, "_manager", manager_of(home))
         shutil.copytree(ROOT / "recipes", home / "recipes")
         patch.chdir(home)

@@ -58,16 +58,16 @@ def decisions_by_lm_eval(folder: Path) -> dict[str, dict[str, str]]:
 
 def test_ablation_equals_lm_eval_on_the_physically_pruned_model(model, tmp_path):
     """At least 99.5 % of the decisions, and every accuracy within one item, for each of five layers."""
-    from layerprune.data.tasks import load_questions
+    from layerprune.data.tasks import load_eval_set
     from layerprune.exporter import export
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
     from layerprune.scoring.engine import Engine
     from layerprune.scoring.evaluator import examine
 
-    subject = Subject.load(str(model), dtype="float32")
-    questions = load_questions(TASKS, subject.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS)
-    engine = Engine(subject)
-    own = examine(engine, questions, [Removal.of(layer) for layer in LAYERS])
+    loaded = LoadedModel.load(str(model), dtype="float32")
+    eval_set = load_eval_set(TASKS, loaded.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS)
+    engine = Engine(loaded)
+    own = examine(engine, eval_set, [Removal.of(layer) for layer in LAYERS])
     assert engine.path.name == "trees"
     same = total = 0
     for layer in LAYERS:
@@ -75,7 +75,7 @@ def test_ablation_equals_lm_eval_on_the_physically_pruned_model(model, tmp_path)
         theirs = decisions_by_lm_eval(tmp_path / f"without-{layer}")
         for task in TASKS:
             mine = own[Removal.of(layer)][task].correct
-            reference = theirs[task][questions.tasks[task].metric]
+            reference = theirs[task][eval_set.tasks[task].metric]
             equal = sum(a == b for a, b in zip(mine, reference, strict=True))
             right = f"{mine.count(chr(49))} against {reference.count(chr(49))} right"
             print(f"layer {layer} {task}: {right}, {equal} of {len(mine)} decisions equal")

@@ -36,23 +36,23 @@ def by_lm_eval(encoder):
 
 
 def test_perplexity_equals_lm_evals_wikitext(model):  # noqa: F811
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
 
-    subject = Subject.load(str(model), dtype="float32", device="cpu")
-    encoder, removal = subject.encoder, Removal.of(15)
+    loaded = LoadedModel.load(str(model), dtype="float32", device="cpu")
+    encoder, removal = loaded.encoder, Removal.of(15)
     intact, documents, size = by_lm_eval(encoder)
-    with subject.without(removal):
+    with loaded.without(removal):
         without, *_ = by_lm_eval(encoder)
     texts = [
         (encoder.prefix_token_id, *encoder.tok_encode(document, add_special_tokens=False)) for document in documents
     ]
     assert max(map(len, texts)) <= encoder.max_length + 1  # or lm-eval reads them in windows
-    losses = text_losses(subject, texts, [INTACT, removal], SILENT, "").sum(axis=1)  # nats
+    losses = text_losses(loaded, texts, [INTACT, removal], SILENT, "").sum(axis=1)  # nats
     assert [math.exp(nats / size) for nats in losses] == pytest.approx([intact, without], rel=1e-5)
 
     data = Data()
     data.texts = texts  # what a task's items supply otherwise
-    (found,) = Perplexity().score(subject, [removal], data)
+    (found,) = Perplexity().score(loaded, [removal], data)
     rise = (math.log(without) - math.log(intact)) * size / predicted_tokens(texts)
     assert found.score == pytest.approx(rise, rel=1e-3)
     assert rise > 0.05

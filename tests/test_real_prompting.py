@@ -22,22 +22,22 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def subject():
+def load_model():
     from demo.model import fetch_model
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
 
     folder = Path(os.environ["LAYERPRUNE_MODEL"]) if "LAYERPRUNE_MODEL" in os.environ else fetch_model()
-    return Subject.load(str(folder), dtype="float32")
+    return LoadedModel.load(str(folder), dtype="float32")
 
 
-def samples_of(subject, task, shots, prompting):
+def samples_of(loaded, task, shots, prompting):
     """Return what lm-eval sent, and got back, and the accuracy it gave, per item."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     found = simple_evaluate(
-        model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=8),
+        model=HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=8),
         tasks=[task],
         task_manager=TaskManager(include_path=str(EVAL / "tasks"), include_defaults=False),
         num_fewshot=shots,
@@ -64,33 +64,33 @@ SETTINGS = {
 
 
 @pytest.fixture
-def asked(subject):
+def asked(loaded):
     def ask(task, setting):
-        from layerprune.data.tasks import asked_prompting, load_questions
+        from layerprune.data.tasks import asked_prompting, load_eval_set
 
         shots, options = SETTINGS[setting]
         prompting = asked_prompting(
             options.get("apply_chat_template"), options.get("fewshot_as_multiturn"), options.get("system_instruction"),
             shots,
         )  # fmt: skip
-        questions = load_questions(
-            [task], subject.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS, num_fewshot=shots,
+        eval_set = load_eval_set(
+            [task], loaded.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS, num_fewshot=shots,
             prompting=prompting,
         )  # fmt: skip
-        return questions.tasks[task], samples_of(subject, task, shots, options)
+        return eval_set.tasks[task], samples_of(loaded, task, shots, options)
 
     return ask
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_choices_are_asked_and_judged_as_lm_eval_does(subject, asked, setting):
+def test_choices_are_asked_and_judged_as_lm_eval_does(loaded, asked, setting):
     from layerprune.removal import Removal
     from layerprune.scoring.engine import Engine
     from layerprune.scoring.evaluator import answer_items
 
     task, samples = asked("local_arc_easy", setting)
     assert len(samples) == len(task.items) == ITEMS
-    [answers] = answer_items(Engine(subject), task.items, [Removal(())])
+    [answers] = answer_items(Engine(loaded), task.items, [Removal(())])
     difference, other = 0.0, 0
     for item, own, sample in zip(task.items, answers, samples, strict=True):
         assert [instance.args for instance in item.key] == [tuple(sent) for sent in sample["arguments"]]
@@ -111,13 +111,13 @@ def test_choices_are_asked_and_judged_as_lm_eval_does(subject, asked, setting):
         ("local_gsm8k", "chat, system, two turns"),
     ],
 )
-def test_texts_are_written_and_judged_as_lm_eval_does(subject, asked, name, setting):
+def test_texts_are_written_and_judged_as_lm_eval_does(loaded, asked, name, setting):
     from layerprune.models.generation import generate
 
     task, samples = asked(name, setting)
     assert len(samples) == len(task.items) == ITEMS
     instances = [item.queries[0].generation.instance for item in task.items]
-    written = generate(subject, instances, memory=2**30)
+    written = generate(loaded, instances, memory=2**30)
     for instance, sample in zip(instances, samples, strict=True):
         assert instance.args[0] == sample["arguments"][0][0]
     texts = sum(own.text != sample["resps"][0][0] for own, sample in zip(written, samples, strict=True))

@@ -24,7 +24,7 @@ from layerprune.report.page import commands, write_report
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     base = tiny.base_model(folder / "base")
-    tiny.questions(base, folder / "tasks", test=40)
+    tiny.eval_set(base, folder / "tasks", test=40)
     out = tiny.exported(base, folder / "out")
     audit(out, ["toy"], include_path=[folder / "tasks"], generation=False)
     return out

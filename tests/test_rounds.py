@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from layerprune.artifacts import Audit, Plan, Receipt, TaskData
 from layerprune.auditor import audit
-from layerprune.auditor.inputs import Exported
+from layerprune.auditor.inputs import ExportedFolder
 from layerprune.auditor.verification import verify
 from layerprune.errors import DocumentError
 from layerprune.exporter import export
@@ -33,11 +33,11 @@ def items(home: Path, folder: Path, count: int) -> tuple[TaskData, ...]:
     """Return the first test items of the task, as a plan that chose by them would record them."""
     import lm_eval.tasks  # noqa: F401  the questions are lm-eval's
 
-    from layerprune.data.tasks import load_questions
-    from layerprune.models.model import Subject
+    from layerprune.data.tasks import load_eval_set
+    from layerprune.models.model import LoadedModel
 
-    encoder = Subject.load(str(folder), device="cpu").encoder
-    found = load_questions(["toy"], encoder, use="evaluation", include_path=[home / "tasks"], limit=count)
+    encoder = LoadedModel.load(str(folder), device="cpu").encoder
+    found = load_eval_set(["toy"], encoder, use="evaluation", include_path=[home / "tasks"], limit=count)
     return found.data()
 
 
@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lay out a base, its first round (healed and audited) and a second round made from that."""
     folder = tmp_path_factory.mktemp("rounds")
     audit_tiny.base_model(folder / "base")
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy", train=8, test=40)
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "toy", train=8, test=40)
     first = planned(folder / "base", 1, 4, seen=items(folder, folder / "base", 6))
     export(first, folder / "once")
     heal(folder / "once", folder / "healed", method="linear", corpus="builtin", tasks=(), device="cpu")
@@ -58,7 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_receipt_holds_every_document_of_the_round_before(home: Path) -> None:
     receipt = Receipt.load(home / "twice/layerprune/receipt.json")
     (one,) = receipt.rounds
-    before = Exported.read(home / "healed")
+    before = ExportedFolder.read(home / "healed")
     assert (one.plan, one.receipt, one.heal) == (before.plan, before.receipt, before.heal)
     assert one.audit == Audit.load(home / "healed/layerprune/audit.json")
     assert receipt.base.fingerprint == one.result.fingerprint
@@ -144,7 +144,7 @@ def test_an_edited_earlier_round_is_found_by_whoever_reads_the_folder(home: Path
     change(content["earlier"])
     path.write_text(json.dumps(content))
     with pytest.raises(DocumentError, match=says):
-        Exported.read(folder)
+        ExportedFolder.read(folder)
     assert any(says in problem for problem in verify(folder).problems)
 
 

@@ -17,8 +17,8 @@ from layerprune.analysis.findings import Findings
 from layerprune.artifacts import Study
 from layerprune.artifacts.study import ALL_TASKS, MEAN, TEXT
 from layerprune.config import StudyConfig
-from layerprune.data.tasks import load_questions
-from layerprune.models.model import Subject
+from layerprune.data.tasks import load_eval_set
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import examine
@@ -34,7 +34,7 @@ DEPTH = audit_tiny.DEPTH
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = cli_tiny.make(tmp_path_factory.mktemp("study"))
-    audit_tiny.questions(folder / "base", folder / "tasks", "other")
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "other")
     (folder / "book.txt").write_text("The red fox sat under the old oak. " * 30)
     return folder
 
@@ -71,22 +71,18 @@ def journals(folder):
 @pytest.fixture(scope="module")
 def measured(home):
     """Outcomes of removals on the audit items by plain forwards, task by task: the slow, obvious way."""
-    subject = Subject.load(str(home / "base"), dtype="float32", device="cpu")
+    loaded = LoadedModel.load(str(home / "base"), dtype="float32", device="cpu")
     found = {}
     for task in ("toy", "other"):
-        questions = load_questions(
-            [task], subject.encoder, use="evaluation", include_path=[home / "tasks"], limit=AUDIT
-        )
-        engine = Engine(subject)
-        engine.path, engine.longest = PlainPath(subject), 10**9
-        found[task] = (engine, questions)
+        eval_set = load_eval_set([task], loaded.encoder, use="evaluation", include_path=[home / "tasks"], limit=AUDIT)
+        engine = Engine(loaded)
+        engine.path, engine.longest = PlainPath(loaded), 10**9
+        found[task] = (engine, eval_set)
 
     @cache
     def outcomes(*units):
         removal = Removal.of(*units)
-        return {
-            task: examine(engine, questions, [removal])[removal][task] for task, (engine, questions) in found.items()
-        }
+        return {task: examine(engine, eval_set, [removal])[removal][task] for task, (engine, eval_set) in found.items()}
 
     return outcomes
 

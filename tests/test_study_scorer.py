@@ -6,16 +6,16 @@ import audit_tiny
 import numpy as np
 import pytest
 
-from layerprune.analysis.bench import Scorer
+from layerprune.analysis.bench import StudyScorer
 from layerprune.analysis.measurements import answers_of, difference, mean_accuracy
 from layerprune.artifacts import Outcomes
-from layerprune.data.tasks import load_questions
-from layerprune.models.model import Subject
+from layerprune.data.tasks import load_eval_set
+from layerprune.models.model import LoadedModel
 from layerprune.planner import session
 from layerprune.planner.session import text_key
 from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics import METRICS, hidden_states
 from layerprune.scoring.metrics.ablation import Ablation
@@ -28,16 +28,16 @@ SINGLES = [Removal.of(layer) for layer in range(audit_tiny.DEPTH)]
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    audit_tiny.questions(audit_tiny.base_model(folder / "base"), folder / "tasks", "toy")
-    subject = Subject.load(str(folder / "base"), dtype="float32", device="cpu")
-    questions = load_questions(["toy"], subject.encoder, use="selection", include_path=[folder / "tasks"], limit=15)
-    return subject, questions
+    audit_tiny.eval_set(audit_tiny.base_model(folder / "base"), folder / "tasks", "toy")
+    loaded = LoadedModel.load(str(folder / "base"), dtype="float32", device="cpu")
+    eval_set = load_eval_set(["toy"], loaded.encoder, use="selection", include_path=[folder / "tasks"], limit=15)
+    return loaded, eval_set
 
 
 def scorer(tiny, folder=None, **changes):
-    subject, questions = tiny
-    data = Data(questions=questions, examiner=Examiner(Engine(subject), questions))
-    return Scorer(subject, replace(data, **changes), folder)
+    loaded, eval_set = tiny
+    data = Data(eval_set=eval_set, evaluator=CachedEvaluator(Engine(loaded), eval_set))
+    return StudyScorer(loaded, replace(data, **changes), folder)
 
 
 def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_path, monkeypatch):
@@ -51,7 +51,7 @@ def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_pa
     scorer(tiny, tmp_path, seed=1).judge("cosine")(SINGLES)
     other = replace(tiny[1].tasks["toy"], items=tiny[1].tasks["toy"].items[1:])
     others = replace(tiny[1], tasks={"toy": other})
-    scorer(tiny, tmp_path, questions=others).judge("cosine")(SINGLES)
+    scorer(tiny, tmp_path, eval_set=others).judge("cosine")(SINGLES)
     scorer(tiny, tmp_path, memory=10**9).judge("cosine")(SINGLES)
     with monkeypatch.context() as patch:
         patch.setattr(session, "source_of", lambda kind: "other code")
@@ -60,22 +60,22 @@ def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_pa
 
 
 def test_a_metric_of_another_version_is_another_judge(tiny):
-    subject, questions = tiny
+    loaded, eval_set = tiny
     entry, metric = build(METRICS, "cosine")
-    data = Data(questions=questions)
+    data = Data(eval_set=eval_set)
     newer = replace(entry, owner="layerprune 99")
-    assert text_key(subject, data, newer, metric) != text_key(subject, data, entry, metric)
+    assert text_key(loaded, data, newer, metric) != text_key(loaded, data, entry, metric)
 
 
 def tiny_call(tiny):
-    subject, questions = tiny
-    return subject, SINGLES, Data(questions=questions)
+    loaded, eval_set = tiny
+    return loaded, SINGLES, Data(eval_set=eval_set)
 
 
 def test_a_search_finds_what_it_finds_without_the_scorer(tiny):
-    subject, questions = tiny
-    data = Data(questions=questions, examiner=Examiner(Engine(subject), questions))
-    plain = greedy(lambda removals: Ablation().score(subject, removals, data), Constraints(audit_tiny.DEPTH), 3)
+    loaded, eval_set = tiny
+    data = Data(eval_set=eval_set, evaluator=CachedEvaluator(Engine(loaded), eval_set))
+    plain = greedy(lambda removals: Ablation().score(loaded, removals, data), Constraints(audit_tiny.DEPTH), 3)
     for racing in (False, True):
         found = scorer(tiny).find("ablation", "greedy", Constraints(audit_tiny.DEPTH), 3, racing=racing)
         assert found.order == plain.order

@@ -11,13 +11,13 @@ from cli_tiny import done, refused
 from families import make_plan, save_tiny, tiny_config, tiny_model, types
 from safetensors.torch import load_file, save_file
 
-from layerprune.architecture import Anatomy, check_weights, load_config, read_anatomy
+from layerprune.architecture import Architecture, check_weights, load_config, read_architecture
 from layerprune.architecture.architecture import sees_ahead
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import LayerpruneError, ModelError, RefusedError
 from layerprune.exporter import export
 from layerprune.inspection import inspect_model
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 
 
@@ -137,7 +137,7 @@ def test_inspect_loading_and_export_refuse_with_the_same_sentence(make, tmp_path
     said = refused("inspect", folder)
     assert UNSUITABLE[make] in said
     with pytest.raises(LayerpruneError) as loading:
-        Subject.load(str(folder), device="cpu")
+        LoadedModel.load(str(folder), device="cpu")
     assert str(loading.value) == said
     plan = make_plan(save_tiny("llama", tmp_path / "fine"), Removal.of(2))
     model = plan.model.model_copy(update={"parameters": Checkpoint.open(folder).parameters})
@@ -149,10 +149,10 @@ def test_inspect_loading_and_export_refuse_with_the_same_sentence(make, tmp_path
 
 def test_what_it_advises_works(tmp_path: Path) -> None:
     """A stale depth, once it is set as the sentence says, is an ordinary model."""
-    assert inspect_model(str(edited(stale_depth(tmp_path / "a"), num_hidden_layers=4))).anatomy.depth == 4
+    assert inspect_model(str(edited(stale_depth(tmp_path / "a"), num_hidden_layers=4))).architecture.depth == 4
     types_of_six = ["full_attention"] * 6
     deep = edited(deeper(tmp_path / "b"), num_hidden_layers=6, layer_types=types_of_six)
-    assert inspect_model(str(deep)).anatomy.depth == 6
+    assert inspect_model(str(deep)).architecture.depth == 6
     assert inspect_model(str(edited(foreign_shapes(tmp_path / "c"), vocab_size=96))).removable == 6
     tied = edited(headless_embedder(tmp_path / "d"), tie_word_embeddings=True)
     found = inspect_model(str(tied))
@@ -186,18 +186,18 @@ def test_a_depth_that_its_own_lists_contradict_is_set_by_the_weights(
     said = refused("inspect", whole)
     assert said.endswith(f"; the weights hold {layers} layers: {wanted}")
     with pytest.raises(ModelError) as loading:
-        Subject.load(str(whole), device="cpu")
+        LoadedModel.load(str(whole), device="cpu")
     assert str(loading.value) == said
     fields.update(num_hidden_layers=layers, layer_types=fields["layer_types"][:layers])
     (whole / "config.json").write_text(json.dumps(content))
-    assert inspect_model(str(whole)).anatomy.depth == layers
+    assert inspect_model(str(whole)).architecture.depth == layers
 
 
 def test_an_encoder_type_that_is_a_decoder_can_be_pruned(tmp_path: Path) -> None:
     """The type is not what is refused: with is_decoder it is causal, though its architecture may be another's name."""
     folder = edited(save_tiny("bert", tmp_path / "model"), architectures=["BertForMaskedLM"])
     assert inspect_model(str(folder)).removable == 6
-    assert Subject.load(str(with_tokenizer(folder)), device="cpu").anatomy.depth == 6
+    assert LoadedModel.load(str(with_tokenizer(folder)), device="cpu").architecture.depth == 6
 
 
 def with_tokenizer(folder: Path) -> Path:
@@ -224,7 +224,7 @@ def test_a_loaded_model_that_sees_ahead_is_refused_though_no_tiny_one_could_be_t
     said = done("inspect", folder).stdout
     assert "could not be tried on a tiny model, and is tried when it is loaded (no tiny one)" in said
     with pytest.raises(RefusedError, match="this llama model is not causal"):
-        Subject.load(str(folder), device="cpu")
+        LoadedModel.load(str(folder), device="cpu")
     architecture._tried.cache_clear()
 
 
@@ -235,7 +235,7 @@ def test_trying_leaves_the_random_numbers_of_others_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    read_anatomy(tiny_config("llama"))
+    read_architecture(tiny_config("llama"))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -256,41 +256,41 @@ def test_a_twin_of_long_rope_can_be_tried() -> None:
     from transformers import Phi3Config
 
     config = Phi3Config(num_hidden_layers=2, pad_token_id=0, rope_parameters=rope)
-    assert read_anatomy(config).untried == ""
+    assert read_architecture(config).untried == ""
 
 
-def shapes(model_type: str, **changes: object) -> tuple[dict[str, tuple[int, ...]], object, Anatomy]:
+def shapes(model_type: str, **changes: object) -> tuple[dict[str, tuple[int, ...]], object, Architecture]:
     config = tiny_config(model_type, **changes)
     found = {name: tuple(value.shape) for name, value in tiny_model(model_type, **changes).state_dict().items()}
-    return found, config, read_anatomy(config)
+    return found, config, read_architecture(config)
 
 
 def test_a_multi_token_prediction_head_is_no_layer_too_many() -> None:
-    disk, config, anatomy = shapes("deepseek_v3", num_nextn_predict_layers=1)
+    disk, config, architecture = shapes("deepseek_v3", num_nextn_predict_layers=1)
     head = {"model.layers.6.eh_proj.weight": (32, 64), "model.layers.6.mlp.gate_proj.weight": (48, 32)}
-    check_weights("it", {**disk, **head}, config, anatomy)
+    check_weights("it", {**disk, **head}, config, architecture)
     layer = {"model.layers.6.mlp.gate_proj.weight": (48, 32), "model.layers.7.mlp.gate_proj.weight": (48, 32)}
     with pytest.raises(RefusedError, match="hold layers up to 7"):
-        check_weights("it", {**disk, **layer}, config, anatomy)
+        check_weights("it", {**disk, **layer}, config, architecture)
 
 
 def test_packed_weights_stand_for_those_they_replace() -> None:
-    disk, config, anatomy = shapes("llama")
+    disk, config, architecture = shapes("llama")
     packed = {name.replace(".weight", ".qweight"): (4, side[0]) for name, side in disk.items() if "_proj" in name}
     plain = {name: side for name, side in disk.items() if "_proj" not in name}
     config.quantization_config = {"quant_method": "gptq", "bits": 4}  # type: ignore[attr-defined]
-    check_weights("it", {**plain, **packed}, config, anatomy)
+    check_weights("it", {**plain, **packed}, config, architecture)
     less = {name: side for name, side in packed.items() if ".layers.5." not in name}
     kept = {name: side for name, side in plain.items() if ".layers.5." not in name}
     with pytest.raises(RefusedError, match=r"the weights hold 5 layers \(0 to 4\)"):
-        check_weights("it", {**kept, **less}, config, anatomy)
+        check_weights("it", {**kept, **less}, config, architecture)
 
 
 def test_a_head_of_any_name_with_a_few_outputs_is_no_language_model() -> None:
-    disk, config, anatomy = shapes("llama")
+    disk, config, architecture = shapes("llama")
     with pytest.raises(RefusedError, match=r"its weights hold quality\.out\.weight \[3, 32\]"):
-        check_weights("it", {**disk, "quality.out.weight": (3, 32)}, config, anatomy)
-    said = check_weights("it", {**disk, "vision.patch.weight": (32, 48)}, config, anatomy)
+        check_weights("it", {**disk, "quality.out.weight": (3, 32)}, config, architecture)
+    said = check_weights("it", {**disk, "vision.patch.weight": (32, 48)}, config, architecture)
     (remark,) = said
     assert remark.startswith("a LlamaForCausalLM does not read 1 of its tensors, vision.patch.weight for one")
 
@@ -321,7 +321,7 @@ def test_folders_of_another_kind_say_what_they_are(files: list[str], says: str, 
         tiny_config("llama").save_pretrained(folder)
     assert says in refused("inspect", folder)
     with pytest.raises(ModelError) as error:
-        Subject.load(str(folder))
+        LoadedModel.load(str(folder))
     assert str(error.value) == refused("inspect", folder)
 
 

@@ -8,11 +8,11 @@ import json
 import audit_tiny
 import pytest
 
-from layerprune.data.items import Item, Questions, TaskQuestions, Verdict
-from layerprune.data.tasks import asked_prompting, check_turns, load_questions
+from layerprune.data.items import EvalSet, EvalTask, Item, Verdict
+from layerprune.data.tasks import asked_prompting, check_turns, load_eval_set
 from layerprune.errors import TaskError, UsageError
 from layerprune.models.generation import batches, generate
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import examine
@@ -40,7 +40,7 @@ metadata:
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     audit_tiny.base_model(folder / "base")
-    audit_tiny.questions(folder / "base", folder / "tasks", "toy")
+    audit_tiny.eval_set(folder / "base", folder / "tasks", "toy")
     rows = [{"question": f"say {n}:", "answer": f" word {n}", "gold": n % 2} for n in range(40)]
     (folder / "tasks" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     only_test = f"test: {folder}/tasks/rows.jsonl"
@@ -63,22 +63,22 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def subject(place):
-    return Subject.load(str(place / "base"))
+def load_model(place):
+    return LoadedModel.load(str(place / "base"))
 
 
-def load(place, subject, *names, use="evaluation", **options):
-    return load_questions(names, subject.encoder, use=use, include_path=[place / "tasks"], **options)
+def load(place, loaded, *names, use="evaluation", **options):
+    return load_eval_set(names, loaded.encoder, use=use, include_path=[place / "tasks"], **options)
 
 
-def by_lm_eval(place, subject, task, metric, num_fewshot=None, limit=None, **prompting):
+def by_lm_eval(place, loaded, task, metric, num_fewshot=None, limit=None, **prompting):
     """Return lm-eval's own per-item values, from its own loop and its own model."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     found = simple_evaluate(
-        model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=7),
+        model=HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=7),
         tasks=[task],
         task_manager=TaskManager(include_path=str(place / "tasks"), include_defaults=False),
         num_fewshot=num_fewshot,
@@ -91,12 +91,12 @@ def by_lm_eval(place, subject, task, metric, num_fewshot=None, limit=None, **pro
 
 
 @pytest.mark.parametrize("shots", [0, 2])
-def test_choices_are_judged_as_lm_eval_judges_them(place, subject, shots):
-    questions = load(place, subject, "toy", num_fewshot=shots)
-    own = examine(Engine(subject), questions, [INTACT, Removal.of(2)])
-    assert own[INTACT]["toy"].correct == by_lm_eval(place, subject, "toy", "acc", shots)
-    with subject.without(Removal.of(2)):
-        assert own[Removal.of(2)]["toy"].correct == by_lm_eval(place, subject, "toy", "acc", shots)
+def test_choices_are_judged_as_lm_eval_judges_them(place, loaded, shots):
+    eval_set = load(place, loaded, "toy", num_fewshot=shots)
+    own = examine(Engine(loaded), eval_set, [INTACT, Removal.of(2)])
+    assert own[INTACT]["toy"].correct == by_lm_eval(place, loaded, "toy", "acc", shots)
+    with loaded.without(Removal.of(2)):
+        assert own[Removal.of(2)]["toy"].correct == by_lm_eval(place, loaded, "toy", "acc", shots)
     assert own[INTACT]["toy"].correct != own[Removal.of(2)]["toy"].correct
 
 
@@ -112,10 +112,10 @@ PROMPTINGS = [
 
 
 @pytest.fixture
-def chatty(subject):
-    subject.tokenizer.chat_template = CHAT
-    yield subject
-    subject.tokenizer.chat_template = None
+def chatty(loaded):
+    loaded.tokenizer.chat_template = CHAT
+    yield loaded
+    loaded.tokenizer.chat_template = None
 
 
 @pytest.mark.parametrize("prompting", PROMPTINGS)
@@ -123,12 +123,12 @@ def chatty(subject):
 def test_prompts_go_through_the_chat_template_as_in_lm_eval(place, chatty, task, metric, prompting):
     shots = 2 if task == "toy" else 0
     asked = asked_prompting(**prompting, num_fewshot=shots or None)
-    questions = load(place, chatty, task, num_fewshot=shots or None, prompting=asked, limit=20)
-    prompts = [query.asked() for item in questions.tasks[task].items for query in item.queries]
+    eval_set = load(place, chatty, task, num_fewshot=shots or None, prompting=asked, limit=20)
+    prompts = [query.asked() for item in eval_set.tasks[task].items for query in item.queries]
     plain = [query.asked() for item in load(place, chatty, task, limit=20).tasks[task].items for query in item.queries]
     assert prompts != plain
-    assert questions.data()[0].prompting == asked
-    own = examine(Engine(chatty), questions, [INTACT])[INTACT]
+    assert eval_set.data()[0].prompting == asked
+    own = examine(Engine(chatty), eval_set, [INTACT])[INTACT]
     theirs = by_lm_eval(place, chatty, task, metric, shots or None, 20, **prompting)
     assert own[task].correct == theirs[: len(own[task].correct)]
 
@@ -159,14 +159,14 @@ def test_promptings_that_contradict_themselves_are_refused(options, message):
 
 
 def test_turns_asked_for_where_no_task_has_examples_are_refused(place, chatty):
-    questions = load(place, chatty, "toy", limit=2)
+    eval_set = load(place, chatty, "toy", limit=2)
     with pytest.raises(UsageError, match="needs examples, and toy has none: give --num-fewshot"):
-        check_turns(True, questions)
-    check_turns(None, questions)
+        check_turns(True, eval_set)
+    check_turns(None, eval_set)
     check_turns(True, load(place, chatty, "toy", num_fewshot=1, limit=2))
 
 
-def test_a_template_that_the_tokenizer_does_not_have_is_refused(place, subject, chatty):
+def test_a_template_that_the_tokenizer_does_not_have_is_refused(place, loaded, chatty):
     with pytest.raises(UsageError, match="no template named 'tools'; it has one, which needs no name"):
         load(place, chatty, "toy", prompting=asked_prompting("tools"))
     chatty.tokenizer.chat_template = {"default": CHAT, "tool_use": CHAT.replace("user", "human")}
@@ -177,55 +177,55 @@ def test_a_template_that_the_tokenizer_does_not_have_is_refused(place, subject, 
     assert item.key[0].args[0].startswith("<user>")
     chatty.tokenizer.chat_template = None
     with pytest.raises(UsageError, match="the tokenizer has no chat template; leave it out"):
-        load(place, subject, "toy", prompting=asked_prompting(True))
+        load(place, loaded, "toy", prompting=asked_prompting(True))
 
 
-def test_log_likelihoods_and_generations_are_judged_as_lm_eval_judges_them(place, subject):
-    questions = load(place, subject, "cloze", "writing", limit=8)
-    engine = Engine(subject)
-    own = examine(engine, questions, [INTACT])[INTACT]
-    assert own["cloze"].correct == by_lm_eval(place, subject, "cloze", "acc", limit=8)
-    assert own["writing"].correct == by_lm_eval(place, subject, "writing", "exact_match", limit=8)
+def test_log_likelihoods_and_generations_are_judged_as_lm_eval_judges_them(place, loaded):
+    eval_set = load(place, loaded, "cloze", "writing", limit=8)
+    engine = Engine(loaded)
+    own = examine(engine, eval_set, [INTACT])[INTACT]
+    assert own["cloze"].correct == by_lm_eval(place, loaded, "cloze", "acc", limit=8)
+    assert own["writing"].correct == by_lm_eval(place, loaded, "writing", "exact_match", limit=8)
     assert own["writing"].gold_probability is None
     assert len(own["cloze"].gold_probability) == 8
 
 
 @pytest.mark.parametrize("gone", [(), (0,), (2, 4)])
-def test_generated_text_under_a_removal_is_that_of_the_smaller_model_token_by_token(place, subject, gone):
+def test_generated_text_under_a_removal_is_that_of_the_smaller_model_token_by_token(place, loaded, gone):
     """Batched, with a cache, on shared weights; against one text at a time without any of it."""
     import torch
 
-    questions = load(place, subject, "writing")
-    items = questions.tasks["writing"].items
+    eval_set = load(place, loaded, "writing")
+    items = eval_set.tasks["writing"].items
     instances = [query.generation.instance for item in items for query in item.queries]
-    assert len({len(subject.encoder.tok_encode(instance.args[0])) for instance in instances}) > 1  # some are padded
-    written = generate(subject, instances, Removal.of(*gone), memory=2**30)
+    assert len({len(loaded.encoder.tok_encode(instance.args[0])) for instance in instances}) > 1  # some are padded
+    written = generate(loaded, instances, Removal.of(*gone), memory=2**30)
     assert len({own.text for own in written}) > 1
-    with subject.without(Removal.of(*gone)) as model, torch.no_grad():
+    with loaded.without(Removal.of(*gone)) as model, torch.no_grad():
         for instance, own in zip(instances, written, strict=True):
-            ids = subject.encoder.tok_encode(instance.args[0])
+            ids = loaded.encoder.tok_encode(instance.args[0])
             start = len(ids)
             for _ in range(4):
                 ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-            text = subject.tokenizer.decode(ids[start:])
+            text = loaded.tokenizer.decode(ids[start:])
             assert text.split("\n")[0].split("</s>")[0] == own.text
             assert (own.prompt, own.ids) == (tuple(ids[:start]), tuple(ids[start : start + len(own.ids)]))
-            ended = subject.tokenizer.decode(own.ids)
+            ended = loaded.tokenizer.decode(own.ids)
             assert len(own.ids) == 4 or any(ended.endswith(stop) for stop in ("\n", "</s>"))
-            assert "\n" not in subject.tokenizer.decode(own.ids[:-1])
+            assert "\n" not in loaded.tokenizer.decode(own.ids[:-1])
 
 
-def test_an_answer_ends_with_the_token_that_completes_its_stop_sequence(place, subject):
-    items = load(place, subject, "writing").tasks["writing"].items
+def test_an_answer_ends_with_the_token_that_completes_its_stop_sequence(place, loaded):
+    items = load(place, loaded, "writing").tasks["writing"].items
     instances = [query.generation.instance for item in items for query in item.queries]
 
     def stopped_by(*stops):
         changed = [copy.deepcopy(instance) for instance in instances]
         for instance in changed:
             instance.arguments = (instance.args[0], {**instance.args[1], "until": list(stops)})
-        return generate(subject, changed, memory=2**30)
+        return generate(loaded, changed, memory=2**30)
 
-    whole, decode, cut = stopped_by(), subject.tokenizer.decode, 0
+    whole, decode, cut = stopped_by(), loaded.tokenizer.decode, 0
     stop = next(c for own in whole for c in own.text[:-1] if c.isascii() and c.isprintable())
     for own, before in zip(stopped_by(stop), whole, strict=True):
         places = [n for n in range(1, len(before.ids) + 1) if stop in decode(before.ids[:n])]
@@ -235,27 +235,27 @@ def test_an_answer_ends_with_the_token_that_completes_its_stop_sequence(place, s
     assert cut
 
 
-def test_texts_are_batched_by_setting_and_length_as_far_as_the_cache_may_grow(place, subject):
-    instances = [i.queries[0].generation.instance for i in load(place, subject, "writing").tasks["writing"].items]
-    lengths = [len(subject.encoder.tok_encode(instance.args[0])) for instance in instances]
-    together = batches(subject, instances, memory=2**30)
+def test_texts_are_batched_by_setting_and_length_as_far_as_the_cache_may_grow(place, loaded):
+    instances = [i.queries[0].generation.instance for i in load(place, loaded, "writing").tasks["writing"].items]
+    lengths = [len(loaded.encoder.tok_encode(instance.args[0])) for instance in instances]
+    together = batches(loaded, instances, memory=2**30)
     assert sorted(place for batch in together for place in batch) == list(range(len(instances)))
     assert [len(batch) for batch in together] == [16, 2]
     ordered = [lengths[place] for batch in together for place in batch]
     assert ordered == sorted(lengths, reverse=True)
-    most = 3 * (max(lengths) + 4) * subject.cache_bytes
-    assert max(map(len, batches(subject, instances, memory=most))) == 3
-    assert {len(batch) for batch in batches(subject, instances, memory=1)} == {1}
+    most = 3 * (max(lengths) + 4) * loaded.cache_bytes
+    assert max(map(len, batches(loaded, instances, memory=most))) == 3
+    assert {len(batch) for batch in batches(loaded, instances, memory=1)} == {1}
 
 
-def test_a_task_without_accuracy_is_refused_by_name(place, subject):
+def test_a_task_without_accuracy_is_refused_by_name(place, loaded):
     with pytest.raises(TaskError, match=r"'rolling' has no accuracy to lose \(its metrics: word_perplexity\)"):
-        load(place, subject, "rolling")
+        load(place, loaded, "rolling")
 
 
-def test_gold_probability_and_chance_of_choices(place, subject):
-    questions = load(place, subject, "toy", limit=5)
-    task = questions.tasks["toy"]
+def test_gold_probability_and_chance_of_choices(place, loaded):
+    eval_set = load(place, loaded, "toy", limit=5)
+    task = eval_set.tasks["toy"]
     assert {item.chance for item in task.items} == {0.25}
     assert task.data().chance == 0.25
     verdict = task.judge(task.items[0], [(-1.0, False), (-2.0, False), (-3.0, False), (-4.0, False)])
@@ -264,16 +264,16 @@ def test_gold_probability_and_chance_of_choices(place, subject):
     assert verdict == Verdict(gold == 0, pytest.approx(weights[gold], abs=1e-4), 1.0 if gold == 0 else -float(gold))
 
 
-def test_selection_takes_the_training_split_and_evaluation_the_test_split(place, subject):
-    selection, evaluation = load(place, subject, "toy", use="selection"), load(place, subject, "toy")
+def test_selection_takes_the_training_split_and_evaluation_the_test_split(place, loaded):
+    selection, evaluation = load(place, loaded, "toy", use="selection"), load(place, loaded, "toy")
     first, second = selection.tasks["toy"], evaluation.tasks["toy"]
     assert (first.split, len(first.items)) == ("train", 20)
     assert (second.split, len(second.items)) == ("test", 60)
     assert not {item.fingerprint for item in first.items} & {item.fingerprint for item in second.items}
 
 
-def test_without_a_training_split_halves_are_disjoint_and_whole(place, subject):
-    halves = [load(place, subject, "halves", use=use).tasks["halves"] for use in ("selection", "evaluation")]
+def test_without_a_training_split_halves_are_disjoint_and_whole(place, loaded):
+    halves = [load(place, loaded, "halves", use=use).tasks["halves"] for use in ("selection", "evaluation")]
     marks = [{item.fingerprint for item in half.items} for half in halves]
     assert not marks[0] & marks[1]
     assert len(marks[0] | marks[1]) == 40
@@ -281,26 +281,26 @@ def test_without_a_training_split_halves_are_disjoint_and_whole(place, subject):
     assert [half.split for half in halves] == ["half of test", "half of test"]
 
 
-def test_a_limit_samples_the_selection_by_seed_and_takes_the_first_of_the_evaluation(place, subject):
+def test_a_limit_samples_the_selection_by_seed_and_takes_the_first_of_the_evaluation(place, loaded):
     def marks(**options):
-        return [item.fingerprint for item in load(place, subject, "toy", **options).tasks["toy"].items]
+        return [item.fingerprint for item in load(place, loaded, "toy", **options).tasks["toy"].items]
 
     assert marks(use="selection", limit=6, seed=1) == marks(use="selection", limit=6, seed=1)
     assert marks(use="selection", limit=6, seed=1) != marks(use="selection", limit=6, seed=2)
     assert marks(limit=6) == marks()[:6]
 
 
-def test_seen_items_are_left_out_and_counted(place, subject):
-    everything = [item.fingerprint for item in load(place, subject, "toy").tasks["toy"].items]
-    rest = load(place, subject, "toy", exclude=set(everything[:15])).tasks["toy"]
+def test_seen_items_are_left_out_and_counted(place, loaded):
+    everything = [item.fingerprint for item in load(place, loaded, "toy").tasks["toy"].items]
+    rest = load(place, loaded, "toy", exclude=set(everything[:15])).tasks["toy"]
     assert rest.excluded == 15
     assert [item.fingerprint for item in rest.items] == everything[15:]
     with pytest.raises(TaskError, match="no items left for evaluation"):
-        load(place, subject, "toy", exclude=set(everything))
+        load(place, loaded, "toy", exclude=set(everything))
 
 
-def test_a_selection_item_is_never_its_own_example(place, subject):
-    task = load(place, subject, "toy", use="selection", num_fewshot=6).tasks["toy"]
+def test_a_selection_item_is_never_its_own_example(place, loaded):
+    task = load(place, loaded, "toy", use="selection", num_fewshot=6).tasks["toy"]
     assert len(task.items) == 20
     for item in task.items:
         context, _ = item.key[0].args
@@ -309,17 +309,17 @@ def test_a_selection_item_is_never_its_own_example(place, subject):
         assert context.count(asked) == 1
 
 
-def test_unknown_names_and_folders_are_one_line(place, subject):
+def test_unknown_names_and_folders_are_one_line(place, loaded):
     with pytest.raises(TaskError, match=r"unknown task 'halve'. Did you mean 'halves'\?"):
-        load_questions(["toy", "halve"], subject.encoder, use="selection", include_path=[place / "tasks"])
+        load_eval_set(["toy", "halve"], loaded.encoder, use="selection", include_path=[place / "tasks"])
     with pytest.raises(TaskError, match="does not exist"):
-        load_questions(["toy"], subject.encoder, use="selection", include_path=[place / "nothing"])
+        load_eval_set(["toy"], loaded.encoder, use="selection", include_path=[place / "nothing"])
 
 
 def test_held_back_items_are_a_fixed_share_and_disjoint():
     items = tuple(Item(f"{n:016x}", 0.5, ()) for n in range(50))
-    task = TaskQuestions("t", "train", "acc", 0, items, lambda item, answers: Verdict(True, None))
-    seen, unseen = Questions({"t": task}).held_back(0.2)
+    task = EvalTask("t", "train", "acc", 0, items, lambda item, answers: Verdict(True, None))
+    seen, unseen = EvalSet({"t": task}).held_back(0.2)
     assert (len(seen), len(unseen)) == (40, 10)
     assert {i.fingerprint for i in seen.tasks["t"].items}.isdisjoint(i.fingerprint for i in unseen.tasks["t"].items)
     assert seen.followed_by(unseen).tasks["t"].items == (*seen.tasks["t"].items, *unseen.tasks["t"].items)

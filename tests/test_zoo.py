@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from families import types
 
 import zoo
-from layerprune.architecture import read_anatomy
+from layerprune.architecture import read_architecture
 from layerprune.architecture.tiny import tiny_config
 from layerprune.errors import RefusedError
 from layerprune.removal import Removal
@@ -69,7 +69,7 @@ def test_page_has_every_type_and_enough_exact_ones() -> None:
 )
 def test_refused_types_say_why(model_type: str, says: str) -> None:
     with pytest.raises(RefusedError, match=says):
-        read_anatomy(tiny_config(model_type))
+        read_architecture(tiny_config(model_type))
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_refused_types_say_why(model_type: str, says: str) -> None:
 )
 def test_constraints_are_known_from_the_config(model_type: str, units: tuple[int, ...], says: str) -> None:
     with pytest.raises(RefusedError, match=re.escape(says)):
-        read_anatomy(tiny_config(model_type)).check(Removal.of(*units))
+        read_architecture(tiny_config(model_type)).check(Removal.of(*units))
 
 
 def test_inverse_layer_scaling_lets_only_the_last_layers_go() -> None:
-    anatomy = read_anatomy(tiny_config("gpt2", scale_attn_by_inverse_layer_idx=True))
-    anatomy.check(Removal.of(4, 5))
+    architecture = read_architecture(tiny_config("gpt2", scale_attn_by_inverse_layer_idx=True))
+    architecture.check(Removal.of(4, 5))
     with pytest.raises(RefusedError, match="scale_attn_by_inverse_layer_idx"):
-        anatomy.check(Removal.of(4))
+        architecture.check(Removal.of(4))
 
 
 def test_an_encoder_type_is_exact_as_a_decoder_and_says_so(tmp_path: Path) -> None:

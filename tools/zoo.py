@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from layerprune.architecture import Anatomy, load_config, read_anatomy
+from layerprune.architecture import Architecture, load_config, read_architecture
 from layerprune.architecture.architecture import check_causal
 from layerprune.architecture.tiny import save_tiny, tiny_config, types
 from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
@@ -98,7 +98,7 @@ def zoo(names: Iterable[str] | None = None, progress: Progress = SILENT) -> list
 def judge(model_type: str, folder: Path) -> Verdict:
     """Try one type in an empty folder: remove one, several, the first and the last layer.
 
-    Only what ``Anatomy.check`` allows is tried; a refusal by export that it did not foresee counts as wrong.
+    Only what ``Architecture.check`` allows is tried; a refusal by export that it did not foresee counts as wrong.
 
     Exact means: no missing or unexpected keys, the logits of the base with those layers bypassed, and generation with
     a cache that agrees with generation without one as the base's does.
@@ -108,16 +108,16 @@ def judge(model_type: str, folder: Path) -> Verdict:
     except Exception as error:  # noqa: BLE001  whatever keeps transformers from building it
         return Verdict(model_type, "unavailable", one_line(error))
     try:
-        anatomy = read_anatomy(load_config(str(base)))
+        architecture = read_architecture(load_config(str(base)))
     except RefusedError as error:
         return Verdict(model_type, "refused", str(error))
-    allowed = [removal for removal in trials(anatomy) if not refusal(anatomy, removal)]
+    allowed = [removal for removal in trials(architecture) if not refusal(architecture, removal)]
     worst = 0.0
     generates = agreements(base)
     for number, removal in enumerate(allowed):
         out = folder / str(number)
         try:
-            receipt = export(tiny_plan(base, anatomy, removal), out)
+            receipt = export(tiny_plan(base, architecture, removal), out)
         except LayerpruneError as error:
             return Verdict(model_type, "wrong", f"{removal}: {error}")
         assert receipt.proof is not None
@@ -127,10 +127,10 @@ def judge(model_type: str, folder: Path) -> Verdict:
             said = f"with a cache it generates the tokens it does without for {agreed} of {PROMPTS} prompts"
             return Verdict(model_type, "wrong", f"{removal}: {said}, the base for {generates}")
     if not allowed:
-        return Verdict(model_type, "refused", "; ".join(anatomy.remarks))
-    kind: Kind = "constrained" if anatomy.constrained else "exact"
+        return Verdict(model_type, "refused", "; ".join(architecture.remarks))
+    kind: Kind = "constrained" if architecture.constrained else "exact"
     encoder = encodes(model_type)
-    reason = "; ".join((*anatomy.remarks, *([AS_DECODER] if encoder else [])))
+    reason = "; ".join((*architecture.remarks, *([AS_DECODER] if encoder else [])))
     return Verdict(model_type, kind, reason, tuple(allowed), worst, encoder)
 
 
@@ -147,18 +147,18 @@ def encodes(model_type: str) -> bool:
     return False
 
 
-def trials(anatomy: Anatomy) -> list[Removal]:
+def trials(architecture: Architecture) -> list[Removal]:
     """Return the removals to try: one, several, first, last, and each group that goes together."""
-    depth = anatomy.depth
-    groups = [tuple(sorted(group)) for group in anatomy.together]
+    depth = architecture.depth
+    groups = [tuple(sorted(group)) for group in architecture.together]
     units = [(depth // 3,), (1, depth // 2), (0,), (depth - 1,), *groups]
     return [Removal.from_layers(entry) for entry in dict.fromkeys(units)]
 
 
-def refusal(anatomy: Anatomy, removal: Removal) -> str:
+def refusal(architecture: Architecture, removal: Removal) -> str:
     """Return why a removal is refused, empty when it is not."""
     try:
-        anatomy.check(removal)
+        architecture.check(removal)
     except RefusedError as error:
         return str(error)
     return ""
@@ -186,11 +186,13 @@ def _generated(model: nn.Module, tokens: torch.Tensor, *, cache: bool) -> torch.
     return model.generate(tokens, use_cache=cache, **settings)
 
 
-def tiny_plan(base: Path, anatomy: Anatomy, removal: Removal) -> Plan:
+def tiny_plan(base: Path, architecture: Architecture, removal: Removal) -> Plan:
     """Return a plan that nobody chose, to try an export."""
     checkpoint = Checkpoint.open(base)
-    found, parameters = locate(str(base)), anatomy.parameters()
-    model = reference(found, checkpoint, model_type=anatomy.model_type, layers=anatomy.depth, parameters=parameters)
+    found, parameters = locate(str(base)), architecture.parameters()
+    model = reference(
+        found, checkpoint, model_type=architecture.model_type, layers=architecture.depth, parameters=parameters
+    )
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
         model=model, metric=metric, search=SearchRef(name="none"), limits=Limits(), requested=str(len(removal)),

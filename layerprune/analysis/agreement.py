@@ -178,7 +178,7 @@ def judged(bench: Bench, rankings: Sequence[Ranking]) -> dict[str, Any]:
 
 def losses_of(bench: Bench) -> dict[str, Losses]:
     """Return what each unit's removal loses on the audit items, by signal."""
-    data = [one for examiner in bench.audits.values() for one in examiner.questions.data()]
+    data = [one for evaluator in bench.audits.values() for one in evaluator.eval_set.data()]
 
     def answered(removal: Removal) -> dict[str, Outcomes]:
         return {task: bench.outcomes(removal, task) for task in bench.tasks}

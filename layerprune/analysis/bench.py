@@ -11,17 +11,17 @@ from layerprune.artifacts import BaseTask, Outcomes
 from layerprune.artifacts.study import TextSource
 from layerprune.auditor.performance import read_text, windows_of
 from layerprune.config import ScoreConfig, StudyConfig
-from layerprune.data.items import Item, Query, Questions, Request, TaskQuestions, fingerprint
-from layerprune.data.tasks import load_questions, prompting_of
-from layerprune.models.model import Subject
-from layerprune.planner.session import Desk, Remembered, Shares, text_key
+from layerprune.data.items import EvalSet, EvalTask, Item, Query, Request, fingerprint
+from layerprune.data.tasks import load_eval_set, prompting_of
+from layerprune.models.model import LoadedModel
+from layerprune.planner.session import CachedMetric, ScoringSession, SplitShares, text_key
 from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import JOURNAL, Examiner, Journal
+from layerprune.scoring.cached_evaluator import JOURNAL, CachedEvaluator, Journal
 from layerprune.scoring.metrics import METRICS, cheapest_search
 from layerprune.scoring.metrics.ablation import INTACT, examine_base
 from layerprune.scoring.metrics.base import Data
-from layerprune.search import SEARCHES, Constraints, Found, Judge, Others, bound, next_to_go, parse_drop
+from layerprune.search import SEARCHES, Constraints, Judge, Others, SearchResult, bound, next_to_go, parse_drop
 from layerprune.util import Progress
 
 # The model on the bench: items that choose, items that judge, plain text, and every removal that is asked about.
@@ -38,8 +38,8 @@ class Bench:
     request: StudyConfig
     folder: Path
     progress: Progress
-    desk: Desk
-    audits: dict[str, Examiner]  # one a task, on items that no choice has seen
+    session: ScoringSession
+    audits: dict[str, CachedEvaluator]  # one a task, on items that no choice has seen
     audit_base: dict[str, BaseTask]
     text: TextSource | None
     text_data: Data | None
@@ -49,31 +49,31 @@ class Bench:
     def open(cls, request: StudyConfig, folder: Path, progress: Progress) -> Bench:
         """Load model, items and text; raises ``TaskError`` for a task on which the intact model is at chance."""
         content = None if request.text is None else read_text(request.text)
-        desk = Desk.open(scoring_of(request), folder / SELECTION, progress)
-        asked = None if request.budget is None else evaluations(request, len(desk.constraints.moves))
-        desk.bring_items(Shares(), asked)
+        session = ScoringSession.open(scoring_of(request), folder / SELECTION, progress)
+        asked = None if request.budget is None else evaluations(request, len(session.constraints.moves))
+        session.bring_items(SplitShares(), asked)
         if request.budget is not None:  # as many to judge as to choose
-            most = desk.request.limit
+            most = session.request.limit
             request = replace(request, limit=most, audit_limit=min(most, request.audit_limit))
-        text, data = _text(request, content, desk) if content is not None else (None, None)
-        engine = desk.data.examiner.engine  # type: ignore[union-attr]  # ablation answers items
-        questions = _audit_questions(request, desk)
+        text, data = _text(request, content, session) if content is not None else (None, None)
+        engine = session.data.evaluator.engine  # type: ignore[union-attr]  # ablation answers items
+        eval_set = _audit_questions(request, session)
         audits = {
-            name: Examiner(engine, Questions({name: task}), progress, folder / AUDIT / name)
-            for name, task in questions.tasks.items()
+            name: CachedEvaluator(engine, EvalSet({name: task}), progress, folder / AUDIT / name)
+            for name, task in eval_set.tasks.items()
         }
-        bench = cls(request, folder, progress, desk, audits, {}, text, data)
-        for examiner in audits.values():
-            bench.audit_base |= examine_base(examiner.questions, [examiner])
+        bench = cls(request, folder, progress, session, audits, {}, text, data)
+        for evaluator in audits.values():
+            bench.audit_base |= examine_base(evaluator.eval_set, [evaluator])
         return bench
 
     @property
-    def subject(self) -> Subject:
-        return self.desk.subject
+    def load_model(self) -> LoadedModel:
+        return self.session.loaded
 
     @property
     def constraints(self) -> Constraints:
-        return self.desk.constraints
+        return self.session.constraints
 
     @property
     def specs(self) -> list[str]:
@@ -91,24 +91,24 @@ class Bench:
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.audits)
 
-    def scorer(self) -> Scorer:
+    def scorer(self) -> StudyScorer:
         """Return what judges on the selection items of all tasks."""
-        return Scorer(self.subject, self.desk.data, self.folder / SELECTION)
+        return StudyScorer(self.loaded, self.session.data, self.folder / SELECTION)
 
-    def scorer_for(self, task: str) -> Scorer:
+    def scorer_for(self, task: str) -> StudyScorer:
         """Return what judges on one task's selection items."""
-        whole = self.desk.data
-        assert whole.questions is not None
-        assert whole.examiner is not None
-        questions = Questions({task: whole.questions.tasks[task]})
-        data = replace(whole, questions=questions, examiner=OneTask(whole.examiner, task))  # type: ignore[arg-type]
-        return Scorer(self.subject, data, self.folder / SELECTION)
+        whole = self.session.data
+        assert whole.eval_set is not None
+        assert whole.evaluator is not None
+        eval_set = EvalSet({task: whole.eval_set.tasks[task]})
+        data = replace(whole, eval_set=eval_set, evaluator=OneTask(whole.evaluator, task))  # type: ignore[arg-type]
+        return StudyScorer(self.loaded, data, self.folder / SELECTION)
 
-    def scorer_on_text(self) -> Scorer | None:
+    def scorer_on_text(self) -> StudyScorer | None:
         """Return what judges on the plain text; None without one."""
         if self.text_data is None:
             return None
-        return Scorer(self.subject, self.text_data, self.folder / TEXT)
+        return StudyScorer(self.loaded, self.text_data, self.folder / TEXT)
 
     def answer(self, removals: Iterable[Removal], task: str) -> None:
         """Answer a task's audit items under all removals in one go, so that what they share is computed once."""
@@ -134,7 +134,7 @@ def evaluations(request: StudyConfig, moves: int) -> int:
 class OneTask:
     """An examiner that shows one of its tasks: what was answered for all tasks is not asked again for one."""
 
-    whole: Examiner
+    whole: CachedEvaluator
     task: str
 
     def outcomes(self, removals: Sequence[Removal], label: str = "scoring") -> dict[Removal, dict[str, Outcomes]]:
@@ -142,11 +142,11 @@ class OneTask:
         return {removal: {self.task: outcomes[self.task]} for removal, outcomes in found.items()}
 
 
-def _audit_questions(request: StudyConfig, desk: Desk) -> Questions:
-    seen = {mark for data in desk.everything.data() for mark in data.fingerprints} if desk.everything else set()
-    return load_questions(
+def _audit_questions(request: StudyConfig, session: ScoringSession) -> EvalSet:
+    seen = {mark for data in session.everything.data() for mark in data.fingerprints} if session.everything else set()
+    return load_eval_set(
         request.tasks,
-        desk.subject.encoder,
+        session.loaded.encoder,
         use="evaluation",
         include_path=request.include_path,
         data_dir=request.data_dir,
@@ -158,19 +158,19 @@ def _audit_questions(request: StudyConfig, desk: Desk) -> Questions:
     )
 
 
-def _text(request: StudyConfig, content: str, desk: Desk) -> tuple[TextSource, Data]:
+def _text(request: StudyConfig, content: str, session: ScoringSession) -> tuple[TextSource, Data]:
     """Cut the text into windows that metrics read as they read questions with their answers."""
     assert request.text is not None
-    windows = [tuple(window) for window in windows_of(content, desk.subject, most=TEXT_WINDOWS)]
+    windows = [tuple(window) for window in windows_of(content, session.loaded, most=TEXT_WINDOWS)]
     items = tuple(Item(fingerprint(list(ids)), 0.0, (Query((Request(ids, len(ids) - 1),)),)) for ids in windows)
-    task = TaskQuestions("text", request.text.name, "none", 0, items, judge=None)  # type: ignore[arg-type]
+    task = EvalTask("text", request.text.name, "none", 0, items, judge=None)  # type: ignore[arg-type]
     source = TextSource(
         source=request.text.name,
         sha256=hashlib.sha256(content.encode()).hexdigest(),
         windows=len(windows),
         tokens=sum(len(window) - 1 for window in windows),
     )
-    data = Data(questions=Questions({"text": task}), seed=request.seed, progress=desk.data.progress)
+    data = Data(eval_set=EvalSet({"text": task}), seed=request.seed, progress=session.data.progress)
     return source, data
 
 
@@ -178,13 +178,13 @@ def _text(request: StudyConfig, content: str, desk: Desk) -> tuple[TextSource, D
 
 
 @dataclass(frozen=True)
-class Scorer:
+class StudyScorer:
     """One model and the data that its layers are judged on.
 
     Metrics that answer items are remembered by the examiner in ``data``; what the others say is kept in ``folder``.
     """
 
-    subject: Subject
+    loaded: LoadedModel
     data: Data
     folder: Path | None = None
 
@@ -193,16 +193,16 @@ class Scorer:
         entry, metric = build(METRICS, spec)
         data = replace(self.data, keep=keep, seed=self.data.seed if seed is None else seed)
         if metric.needs == "items":
-            return Remembered(lambda removals: metric.score(self.subject, removals, data), progress=data.progress)
+            return CachedMetric(lambda removals: metric.score(self.loaded, removals, data), progress=data.progress)
         journal = None  # what reads nothing costs nothing to ask again
         if metric.needs == "text" and self.folder is not None:
-            journal = Journal(self.folder / JOURNAL, text_key(self.subject, data, entry, metric))
-        return Remembered(lambda removals: metric.score(self.subject, removals, data), journal, progress=data.progress)
+            journal = Journal(self.folder / JOURNAL, text_key(self.loaded, data, entry, metric))
+        return CachedMetric(lambda removals: metric.score(self.loaded, removals, data), journal, progress=data.progress)
 
     def find(
         self, metric: str, search: str, constraints: Constraints, drop: int, *, seed: int | None = None,
         racing: bool = True,
-    ) -> Found:  # fmt: skip
+    ) -> SearchResult:  # fmt: skip
         """Return what a search finds by a metric when ``drop`` units are to go."""
         _, look = build(SEARCHES, search)
         races = racing and len({len(move) for move in constraints.moves}) == 1
@@ -210,7 +210,7 @@ class Scorer:
         def own(keep: int | None) -> Judge:
             return self.judge(metric, seed=seed, keep=keep if races else None)
 
-        def choose(spec: str, within: Constraints, count: int) -> Found:
+        def choose(spec: str, within: Constraints, count: int) -> SearchResult:
             return self.find(spec, cheapest_search(spec), within, count, seed=seed, racing=racing)
 
         others = Others(choose, own)

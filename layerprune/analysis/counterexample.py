@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from layerprune.architecture import read_anatomy
+from layerprune.architecture import read_architecture
 from layerprune.artifacts import ModelRef
 from layerprune.artifacts.study import Counterexample
-from layerprune.data.items import Answer, Item, Query, Questions, Request, TaskQuestions, Verdict, fingerprint
+from layerprune.data.items import Answer, EvalSet, EvalTask, Item, Query, Request, Verdict, fingerprint
 from layerprune.errors import UsageError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import INTACT
 from layerprune.scoring.metrics.base import Data
@@ -134,7 +134,7 @@ def _add(
     layer.mlp.down_proj.weight[written, units] = factor / SILU_OF_ONE
 
 
-def counting(vocabulary: int = 32) -> Questions:
+def counting(vocabulary: int = 32) -> EvalSet:
     """Return the task "what comes after x?", one item per token, with four choices; x itself is one of them."""
     choices = [[(x + step) % vocabulary for step in range(min(4, vocabulary))] for x in range(vocabulary)]
     items = tuple(
@@ -145,8 +145,8 @@ def counting(vocabulary: int = 32) -> Questions:
         )
         for x, offered in enumerate(choices)
     )
-    task = TaskQuestions("counting", "all tokens", "acc", 0, items, _judge)
-    return Questions({task.name: task})
+    task = EvalTask("counting", "all tokens", "acc", 0, items, _judge)
+    return EvalSet({task.name: task})
 
 
 def _judge(item: Item, answers: Sequence[Answer]) -> Verdict:
@@ -157,17 +157,17 @@ def _judge(item: Item, answers: Sequence[Answer]) -> Verdict:
     return Verdict(logs.index(top) == 1, weights[1] / sum(weights))
 
 
-def subject_of(model: LlamaForCausalLM) -> Subject:
+def subject_of(model: LlamaForCausalLM) -> LoadedModel:
     """Return a model in memory as a subject; it has no tokenizer, so only token ids can be asked."""
-    anatomy = read_anatomy(model.config)
+    architecture = read_architecture(model.config)
     ref = ModelRef(
         id="counterexample",
         fingerprint="in memory",
         model_type=model.config.model_type,
-        layers=anatomy.depth,
+        layers=architecture.depth,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-    return Subject(model, None, anatomy, ref)  # type: ignore[arg-type]
+    return LoadedModel(model, None, architecture, ref)  # type: ignore[arg-type]
 
 
 # The counterexample, measured: what cosine says of its layers, and what each is worth.
@@ -178,10 +178,10 @@ EPSILON = 1e-6
 
 def counterexample_shown(epsilon: float = EPSILON) -> Counterexample:
     """Build the three-layer llama for this epsilon and ask it its task, intact and without each layer."""
-    subject, questions = subject_of(counterexample(epsilon)), counting()
+    loaded, eval_set = subject_of(counterexample(epsilon)), counting()
     layers = [Removal.of(layer) for layer in range(3)]
-    scores = [candidate.score for candidate in Cosine().score(subject, layers, Data(questions=questions))]
-    found = Examiner(Engine(subject), questions).outcomes([INTACT, *layers])
+    scores = [candidate.score for candidate in Cosine().score(loaded, layers, Data(eval_set=eval_set))]
+    found = CachedEvaluator(Engine(loaded), eval_set).outcomes([INTACT, *layers])
     accuracies = [outcomes["counting"].accuracy for outcomes in found.values()]
     return Counterexample(
         epsilon=epsilon,

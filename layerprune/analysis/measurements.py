@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerprune.analysis.agreement import judged, ranked
-from layerprune.analysis.bench import CALIBRATED_SHARES, DRAWS, SELECTION, SHARES, Bench, Scorer
+from layerprune.analysis.bench import CALIBRATED_SHARES, DRAWS, SELECTION, SHARES, Bench, StudyScorer
 from layerprune.analysis.counterexample import counterexample_shown
-from layerprune.architecture import load_config, read_anatomy
+from layerprune.architecture import load_config, read_architecture
 from layerprune.artifacts import MetricRef, Outcomes, Study
 from layerprune.artifacts.study import Calibrated, Contrast, Intact, Point, RemovalPath
 from layerprune.checkpoint import locate
@@ -79,14 +79,14 @@ def check(request: StudyConfig) -> None:
     if request.text is not None and not request.text.is_file():
         raise UsageError(f"the text {request.text} is not a file; give a .txt or .jsonl file")
     folder = locate(request.model, request.revision).path
-    anatomy = read_anatomy(load_config(folder, trust_remote_code=request.trust_remote_code))
+    architecture = read_architecture(load_config(folder, trust_remote_code=request.trust_remote_code))
     limits = Constraints(
-        anatomy.depth,
-        protect=parse_protect(request.protect, anatomy.depth),
-        must_keep=anatomy.must_keep,
-        together=anatomy.together,
+        architecture.depth,
+        protect=parse_protect(request.protect, architecture.depth),
+        must_keep=architecture.must_keep,
+        together=architecture.together,
     )
-    inner = [move for move in limits.moves if not {0, anatomy.depth - 1} & set(move)]
+    inner = [move for move in limits.moves if not {0, architecture.depth - 1} & set(move)]
     if len(inner) < 2:
         raise UsageError(
             f"a study compares rankings, also without the end layers: {len(inner)} others may go and two are needed; "
@@ -95,27 +95,27 @@ def check(request: StudyConfig) -> None:
     for count in request.counts:
         limits.require(count)
     if request.greedy is not None:
-        limits.require(parse_drop(request.greedy, anatomy.depth, "--greedy"))
+        limits.require(parse_drop(request.greedy, architecture.depth, "--greedy"))
 
 
 def provenance(bench: Bench) -> dict[str, Any]:
     """Return what was studied, on which items, with which tools."""
-    request, subject = bench.request, bench.subject
+    request, loaded = bench.request, bench.loaded
     return {
-        "model": subject.ref,
+        "model": loaded.ref,
         "metrics": tuple(_metric_ref(spec) for spec in bench.specs),
         "units": tuple(unit.layers for unit in bench.units),
-        "selection": bench.desk.data.questions.data(),  # type: ignore[union-attr]
-        "audit": tuple(one for examiner in bench.audits.values() for one in examiner.questions.data()),
+        "selection": bench.session.data.eval_set.data(),  # type: ignore[union-attr]
+        "audit": tuple(one for evaluator in bench.audits.values() for one in evaluator.eval_set.data()),
         "text": bench.text,
         "intact": {
             task: Intact(
-                selection_accuracy=bench.desk.base[task].accuracy, accuracy=base.accuracy, p_value=base.p_value
+                selection_accuracy=bench.session.base[task].accuracy, accuracy=base.accuracy, p_value=base.p_value
             )
             for task, base in bench.audit_base.items()
         },
-        "dtype": str(subject.dtype).removeprefix("torch."),
-        "device": subject.device.type,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
         "seed": request.seed,
         "versions": tool_versions(),
     }
@@ -223,12 +223,12 @@ def search_of(spec: str) -> str:
     return "blocks" if metric.scope == "contiguous blocks" else "one-shot"
 
 
-def _one_shot(scorer: Scorer, spec: str, constraints: Constraints, count: int) -> Removal:
+def _one_shot(scorer: StudyScorer, spec: str, constraints: Constraints, count: int) -> Removal:
     return scorer.find(spec, "one-shot", constraints, count, racing=False).removal
 
 
 def _followed(
-    choice: Choice, scorer: Scorer, constraints: Constraints, counts: Sequence[int], seeds: Sequence[int]
+    choice: Choice, scorer: StudyScorer, constraints: Constraints, counts: Sequence[int], seeds: Sequence[int]
 ) -> Choice:
     for count in counts:
         try:

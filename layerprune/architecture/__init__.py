@@ -3,18 +3,18 @@
 Read from the config and a model on the meta device; no table of architectures stands between a new type and its export.
 """
 
-from layerprune.architecture.architecture import Anatomy, read_anatomy
+from layerprune.architecture.architecture import Architecture, read_architecture
 from layerprune.architecture.stack import build_on_meta, find_stack, load_config, positions
 from layerprune.architecture.validation import check_weights
-from layerprune.removal import Sources
+from layerprune.removal import LayerMap
 
 __all__ = [
-    "Anatomy",
-    "Sources",
+    "Architecture",
+    "LayerMap",
     "build_on_meta",
     "check_weights",
     "find_stack",
     "load_config",
     "positions",
-    "read_anatomy",
+    "read_architecture",
 ]

@@ -1,4 +1,4 @@
-"""``read_anatomy``: what can be removed from a model, read off its config."""
+"""``read_architecture``: what can be removed from a model, read off its config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerprune.architecture.config_fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS
 from layerprune.architecture.stack import build_on_meta, find_stack, reread, text_config
 from layerprune.architecture.tiny import twin_config, with_noise
 from layerprune.errors import RefusedError, one_line
-from layerprune.removal import Removal, Sources
+from layerprune.removal import LayerMap, Removal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ class Counts:
     packed: int  # outside the stack, with one slice per layer
     inside: Mapping[frozenset[int], int]  # by the layers that share them
 
-    def after(self, sources: Sources) -> int:
+    def after(self, sources: LayerMap) -> int:
         """Return the parameters of what is left."""
         left = set(sources.layers)
         inside = sum(size for layers, size in self.inside.items() if layers & left)
@@ -71,7 +71,7 @@ NOTHING = Removal(())
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Architecture:
     """The decoder stack of one model, and what removing layers from it takes."""
 
     model_type: str
@@ -95,11 +95,11 @@ class Anatomy:
     def parameters(self, removal: Removal = NOTHING) -> int:
         """Return how many parameters the model has without the removed layers: unique ones, as it is in memory."""
         assert self.counts is not None  # read_anatomy counts
-        return self.counts.after(Sources.after(removal, self.depth))
+        return self.counts.after(LayerMap.after(removal, self.depth))
 
     def check(self, removal: Removal) -> None:
         """Raise ``RefusedError``, naming field or module, for a removal that cannot be exported; builds no model."""
-        sources, name = Sources.after(removal, self.depth), self.model_type
+        sources, name = LayerMap.after(removal, self.depth), self.model_type
         if not len(sources):
             raise RefusedError(f"removing all {self.depth} layers leaves no model; keep at least one")
         gone = set(removal)
@@ -118,7 +118,7 @@ class Anatomy:
 
     def misread(self, removal: Removal) -> tuple[str, ...]:
         """Return warnings about readers (llama.cpp, vLLM, mlx-lm) that would take the result for another model."""
-        found = compatibility.misread(self.model_type, self.fields, Sources.after(removal, self.depth))
+        found = compatibility.misread(self.model_type, self.fields, LayerMap.after(removal, self.depth))
         return found if self._rope is not None else (*found, compatibility.unsaid(self.model_type))
 
     def heads(self) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ class Anatomy:
 
     def out_of_step(self, removal: Removal) -> tuple[str, ...]:
         """Return what no longer repeats from layer to layer as in the base, and which readers that leads astray."""
-        sources = Sources.after(removal, self.depth)
+        sources = LayerMap.after(removal, self.depth)
         after = {**self.fields, **self._edits(sources)}
         remade = layer_patterns.derived(type(self._decoder), after) if any(it.follows for it in self._rhythms) else {}
         found = []
@@ -152,7 +152,7 @@ class Anatomy:
         target = new
         for key in self.path:
             target = target.setdefault(key, {})
-        sources, base = Sources.after(removal, self.depth), dict(target)
+        sources, base = LayerMap.after(removal, self.depth), dict(target)
         for key in SUPERSEDED - self.fields.keys():
             target.pop(key, None)
         target.update(self._edits(sources, base))
@@ -194,12 +194,12 @@ class Anatomy:
         return {} if self.config is None else compatibility.mirrored(self._decoder)
 
     @cached_property
-    def _rhythms(self) -> tuple[layer_patterns.Rhythm, ...]:
+    def _rhythms(self) -> tuple[layer_patterns.LayerPeriod, ...]:
         if self.config is None:
             return ()
         steps = config_fields.repeating(self.fields, self.depth)
         own = [
-            layer_patterns.Rhythm(name, tuple(kinds), layer_patterns.repeats(kinds), False)
+            layer_patterns.LayerPeriod(name, tuple(kinds), layer_patterns.repeats(kinds), False)
             for name, kinds in steps.items()
         ]
         return (
@@ -207,7 +207,7 @@ class Anatomy:
             *(it for it in own if it.period > 1),
         )
 
-    def _edits(self, sources: Sources, written: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    def _edits(self, sources: LayerMap, written: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """Return the fields that change.
 
         ``written`` are those of config.json: the class translates some and keeps others under another name. A list of
@@ -229,7 +229,7 @@ class Anatomy:
         return "; ".join(self.remarks) or "its architecture needs it"
 
 
-def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Anatomy:
+def read_architecture(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Architecture:
     """Read the anatomy off a config, building the model on the meta device (no weights, no memory).
 
     Raises ``ModelError`` when transformers cannot build the model or it has no decoder stack, ``RefusedError`` when the
@@ -244,7 +244,7 @@ def read_anatomy(config: PretrainedConfig, *, trust_remote_code: bool = False) -
     fields = _fields(config, path)
     limits = config_fields.limits(config.model_type, fields, depth)
     untried = check_causal(config, path, trust_remote_code=trust_remote_code)
-    return Anatomy(
+    return Architecture(
         model_type=config.model_type, depth=depth, stack=stack, must_keep=frozenset(limits.must_keep),
         together=tuple(limits.together), keep_one=tuple(limits.keep_one), tail_only=limits.tail_only,
         remarks=tuple(limits.remarks), untried=untried, config=config, path=path,

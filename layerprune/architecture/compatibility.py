@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture.config_fields import FIELDS
 from layerprune.architecture.stack import reread
-from layerprune.removal import Sources
+from layerprune.removal import LayerMap
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -89,12 +89,12 @@ READERS: dict[str, tuple[Period | Depth, ...]] = {
 }
 
 
-def misread(model_type: str, fields: Mapping[str, Any], sources: Sources) -> tuple[str, ...]:
+def misread(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -> tuple[str, ...]:
     """Return a warning for each reader that would take the result for another model."""
     return tuple(text for text, _ in _misreadings(model_type, fields, sources))
 
 
-def led_astray(model_type: str, fields: Mapping[str, Any], sources: Sources) -> tuple[str, ...]:
+def led_astray(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -> tuple[str, ...]:
     """Return a warning for each reader that reads the base rightly and would take the result for another model."""
     return tuple(text for text, base in _misreadings(model_type, fields, sources) if base)
 
@@ -114,7 +114,7 @@ def fitting(model_type: str, fields: Mapping[str, Any], depth: int) -> dict[str,
     return found
 
 
-def _misreadings(model_type: str, fields: Mapping[str, Any], sources: Sources) -> Iterator[tuple[str, bool]]:
+def _misreadings(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -> Iterator[tuple[str, bool]]:
     """Yield warnings, and whether the reader reads the base rightly."""
     for reader in READERS.get(model_type, ()):
         if isinstance(reader, Depth):
@@ -131,7 +131,7 @@ def _misreadings(model_type: str, fields: Mapping[str, Any], sources: Sources) -
             yield _misread_period(model_type, reader, period, wrong, len(after)), right
 
 
-def _misread_depth(model_type: str, reader: Depth, sources: Sources) -> str:
+def _misread_depth(model_type: str, reader: Depth, sources: LayerMap) -> str:
     return (
         f"{reader.name} gives {model_type} models of {reader.depth} layers, and no others, their own {reader.own}: it "
         f"would misread this one with {len(sources)} layers"

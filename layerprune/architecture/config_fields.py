@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from layerprune.errors import RefusedError
-from layerprune.removal import Sources
+from layerprune.removal import LayerMap
 
 Kind = Literal["list", "indices", "first", "last", "end", "keyed"]
 
@@ -68,7 +68,7 @@ ALSO_DEPTH = ("num_blocks",)
 MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 
 
-def edits(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
+def edits(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
     """Return the fields of a decoder config that change, with their new values; the depth itself is not among them.
 
     Raises ``RefusedError`` for a list of one entry per layer whose meaning is not known, naming the key.
@@ -93,7 +93,7 @@ def _looks_per_layer(key: str, value: Any, depth: int) -> bool:
     return isinstance(value, list) and len(value) == depth and depth > 1 and key not in NOT_PER_LAYER
 
 
-def _revalued(key: str, value: Any, kind: Kind, sources: Sources) -> Any:
+def _revalued(key: str, value: Any, kind: Kind, sources: LayerMap) -> Any:
     origin = sources.layers
     match kind:
         case "list":
@@ -163,7 +163,7 @@ RECURRENT = {"linear_attention", "mamba", "recurrent", "conv"}
 
 @dataclass
 class Limits:
-    """Constraints of one model, to become fields of ``Anatomy``."""
+    """Constraints of one model, to become fields of ``Architecture``."""
 
     must_keep: set[int] = field(default_factory=set)
     together: list[frozenset[int]] = field(default_factory=list)
@@ -265,7 +265,7 @@ def _experts_between(fields: dict[str, Any], depth: int) -> tuple[int, int]:
     return start, depth - 1 if end < 0 else end
 
 
-def type_edits(model_type: str, fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
+def type_edits(model_type: str, fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
     """Return further config changes that a type needs; raises ``RefusedError`` where there are none that would do."""
     changed: dict[str, Any] = {}
     if model_type == "minicpm3":  # residuals are scaled by scale_depth / sqrt(depth)
@@ -283,7 +283,7 @@ def type_edits(model_type: str, fields: dict[str, Any], sources: Sources) -> dic
     return changed
 
 
-def _kimi_lists(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
+def _kimi_lists(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
     """Kimi Linear's linear_attn_config lists its layers by kind, counted from one."""
     given = fields.get("linear_attn_config")
     if not isinstance(given, dict):
@@ -293,7 +293,7 @@ def _kimi_lists(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
     return {"linear_attn_config": {**given, **new}} if new else {}
 
 
-def _sparse_step(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
+def _sparse_step(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
     """Every decoder_sparse_step-th layer has experts: write the dense ones down instead."""
     step = fields.get("decoder_sparse_step")
     if not step or step == 1:
@@ -303,7 +303,7 @@ def _sparse_step(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
-def _moe_interval(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
+def _moe_interval(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
     """ERNIE 4.5: every moe_layer_interval-th layer between two bounds has experts; what is left must be one run."""
     step = fields.get("moe_layer_interval")
     if not step or step == 1:
@@ -317,7 +317,7 @@ def _moe_interval(fields: dict[str, Any], sources: Sources) -> dict[str, Any]:
     raise RefusedError(f"moe_layer_interval={step} cannot say which of the remaining layers have experts ({sparse})")
 
 
-def _check_indexers(fields: dict[str, Any], sources: Sources) -> None:
+def _check_indexers(fields: dict[str, Any], sources: LayerMap) -> None:
     kinds = fields.get("indexer_types")
     if kinds and kinds[sources.layers[0]] == "shared":
         first = sources.layers[0]

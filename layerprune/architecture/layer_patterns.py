@@ -125,7 +125,7 @@ def repeats(kinds: Sequence[Any]) -> int:
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class LayerPeriod:
     """How a list of one entry per layer repeats in the base."""
 
     name: str
@@ -139,7 +139,7 @@ class Rhythm:
         return list(new) == again or (self.follows and list(new) == _flat(self.name, remade, len(new)))
 
 
-def rhythms(kind: type[PretrainedConfig], fields: Fields, depth: int) -> tuple[Rhythm, ...]:
+def rhythms(kind: type[PretrainedConfig], fields: Fields, depth: int) -> tuple[LayerPeriod, ...]:
     """Return what repeats from layer to layer in a config; lists that say the same of all layers do not."""
     own = derived(kind, fields)
     deep = derived(kind, {**fields, **{key: 2 * DEEPER * depth for key in DEPTH_KEYS if fields.get(key) == depth}})
@@ -150,7 +150,7 @@ def rhythms(kind: type[PretrainedConfig], fields: Fields, depth: int) -> tuple[R
         follows = bool(kinds) and kinds == _flat(name, own, depth) and any(kind != far[0] for kind in far)
         period = repeats(kinds)
         if period > 1 or (period == 0 and follows):
-            found.append(Rhythm(name, tuple(kinds), period, follows))
+            found.append(LayerPeriod(name, tuple(kinds), period, follows))
     return tuple(found)
 
 

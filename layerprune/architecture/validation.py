@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerprune.architecture.architecture import Anatomy
+from layerprune.architecture.architecture import Architecture
 from layerprune.architecture.config_fields import DEPTH_KEYS, FIELDS, MTP_KEYS
 from layerprune.architecture.stack import build_on_meta
 from layerprune.errors import ModelError, RefusedError, one_line
@@ -33,7 +33,7 @@ WIDTHS = ("hidden_size", "n_embd", "d_model", "vocab_size", "intermediate_size",
 
 
 @dataclass(frozen=True)
-class Fit:
+class CheckpointFit:
     """What transformers would find in these weights, by names in memory."""
 
     missing: tuple[str, ...]
@@ -45,7 +45,7 @@ def check_weights(
     where: str,
     shapes: Mapping[str, Shape],
     config: PretrainedConfig,
-    anatomy: Anatomy,
+    architecture: Architecture,
     *,
     trust_remote_code: bool = False,
 ) -> tuple[str, ...]:
@@ -62,14 +62,14 @@ def check_weights(
         _check_quantisation(where, quantisation)
         fit = _as_quantised(fit)
     hidden = getattr(config.get_text_config(decoder=True), "hidden_size", 0)
-    _check_task(where, named, model, config, _heads(fit, shapes, anatomy, hidden))
-    _check_depth(where, fit, model, anatomy)
+    _check_task(where, named, model, config, _heads(fit, shapes, architecture, hidden))
+    _check_depth(where, fit, model, architecture)
     _check_shapes(where, fit, config)
     _check_missing(where, named, fit, model, shapes)
-    return tuple(_remarks(named, fit, model, anatomy))
+    return tuple(_remarks(named, fit, model, architecture))
 
 
-def _fit(model: nn.Module, shapes: Mapping[str, Shape]) -> Fit:
+def _fit(model: nn.Module, shapes: Mapping[str, Shape]) -> CheckpointFit:
     import torch
     from transformers.utils import logging
 
@@ -93,7 +93,7 @@ def _fit(model: nn.Module, shapes: Mapping[str, Shape]) -> Fit:
         if shown:
             logging.enable_progress_bar()
     mismatched = [(str(name), tuple(disk), tuple(made)) for name, disk, made in info["mismatched_keys"]]
-    return Fit(tuple(_in_order(info["missing_keys"])), tuple(_in_order(info["unexpected_keys"])),
+    return CheckpointFit(tuple(_in_order(info["missing_keys"])), tuple(_in_order(info["unexpected_keys"])),
                tuple(sorted(mismatched)))  # fmt: skip
 
 
@@ -102,13 +102,13 @@ def _in_order(names: Collection[str]) -> list[str]:
     return sorted(map(str, names), key=lambda name: [(len(part), part) for part in name.split(".")])
 
 
-def _as_quantised(fit: Fit) -> Fit:
+def _as_quantised(fit: CheckpointFit) -> CheckpointFit:
     """Leave out what packing explains: other shapes, and a weight in whose place its module has other tensors."""
     packed = {name.rpartition(".")[0] for name in fit.unexpected}
     packed |= {place.rpartition(".experts.")[0] + ".experts" for place in packed if ".experts." in place}
     packed |= {re.sub(r"_(blocks|scales|packed)$", "", name) for name in fit.unexpected}
     missing = [name for name in fit.missing if not {name, name.rpartition(".")[0]} & packed]
-    return Fit(tuple(missing), fit.unexpected, ())
+    return CheckpointFit(tuple(missing), fit.unexpected, ())
 
 
 def _check_quantisation(where: str, settings: Any) -> None:
@@ -123,12 +123,12 @@ def _check_quantisation(where: str, settings: Any) -> None:
         )
 
 
-def _heads(fit: Fit, shapes: Mapping[str, Shape], anatomy: Anatomy, hidden: int) -> list[str]:
+def _heads(fit: CheckpointFit, shapes: Mapping[str, Shape], architecture: Architecture, hidden: int) -> list[str]:
     """Return the unexpected tensors that are a head of another kind, with their shapes."""
     found = []
     for name in fit.unexpected:
         shape = shapes.get(name, ())
-        outside = _layer(name, anatomy.stack) is None and not MTP.search(name)
+        outside = _layer(name, architecture.stack) is None and not MTP.search(name)
         few = len(shape) == 2 and shape[1] == hidden and shape[0] < min(FEW, hidden)
         if outside and (HEAD.search(name) or few):
             found.append(f"{name} {list(shape)}" if shape else name)
@@ -177,12 +177,12 @@ def _layer(name: str, stack: str) -> int | None:
     return None
 
 
-def _check_depth(where: str, fit: Fit, model: nn.Module, anatomy: Anatomy) -> None:
-    fields, depth = anatomy.fields, anatomy.depth
+def _check_depth(where: str, fit: CheckpointFit, model: nn.Module, architecture: Architecture) -> None:
+    fields, depth = architecture.fields, architecture.depth
     key = next((key for key in DEPTH_KEYS if key in fields), "num_hidden_layers")
     wanted: dict[int, set[str]] = defaultdict(set)
     for name in model.state_dict():
-        layer = _layer(name, anatomy.stack)
+        layer = _layer(name, architecture.stack)
         if layer is not None:
             wanted[layer].add(name)
     absent = [layer for layer, names in sorted(wanted.items()) if names and names <= {*fit.missing}]
@@ -200,8 +200,8 @@ def _check_depth(where: str, fit: Fit, model: nn.Module, anatomy: Anatomy) -> No
             f"to {depth - len(absent)}"
         )
     more = {layer for name in fit.unexpected if not MTP.search(name)
-            if (layer := _layer(name, anatomy.stack)) is not None and layer >= depth}  # fmt: skip
-    heads = {_layer(name, anatomy.stack) for name in fit.unexpected if MTP.search(name)}
+            if (layer := _layer(name, architecture.stack)) is not None and layer >= depth}  # fmt: skip
+    heads = {_layer(name, architecture.stack) for name in fit.unexpected if MTP.search(name)}
     allowed = sum(int(fields.get(name) or 0) for name in MTP_KEYS)
     extra = sorted(more - heads)
     if len(extra) > allowed:
@@ -212,7 +212,7 @@ def _check_depth(where: str, fit: Fit, model: nn.Module, anatomy: Anatomy) -> No
         )
 
 
-def _check_shapes(where: str, fit: Fit, config: PretrainedConfig) -> None:
+def _check_shapes(where: str, fit: CheckpointFit, config: PretrainedConfig) -> None:
     if not fit.mismatched:
         return
     pairs = [(name, disk, made) for name, disk, made in fit.mismatched if len(disk) == len(made)]
@@ -232,7 +232,9 @@ def _check_shapes(where: str, fit: Fit, config: PretrainedConfig) -> None:
     )
 
 
-def _check_missing(where: str, named: Sequence[str], fit: Fit, model: nn.Module, shapes: Mapping[str, Shape]) -> None:
+def _check_missing(
+    where: str, named: Sequence[str], fit: CheckpointFit, model: nn.Module, shapes: Mapping[str, Shape]
+) -> None:
     if not fit.missing:
         return
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -256,12 +258,12 @@ def _check_missing(where: str, named: Sequence[str], fit: Fit, model: nn.Module,
     )
 
 
-def _remarks(named: Sequence[str], fit: Fit, model: nn.Module, anatomy: Anatomy) -> list[str]:
+def _remarks(named: Sequence[str], fit: CheckpointFit, model: nn.Module, architecture: Architecture) -> list[str]:
     found = []
-    if anatomy.untried:
+    if architecture.untried:
         found.append(
             "whether it is causal could not be tried on a tiny model, and is tried when it is loaded "
-            f"({anatomy.untried})"
+            f"({architecture.untried})"
         )
     base = bool(named) and named[0].endswith("Model") and not LANGUAGE_MODEL.search(named[0])
     if base and model.config.tie_word_embeddings:

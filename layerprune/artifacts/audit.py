@@ -201,7 +201,7 @@ class OwnAnswers(Part):
     models: dict[str, Followed] = Field(description="by label, as in the tasks")
 
 
-class Measured(Part):
+class MeasuredSpeed(Part):
     """A figure repeated: the median, and the spread between the quartiles."""
 
     median: float
@@ -217,8 +217,8 @@ class Speed(Part):
     repeats: int
     prompt_tokens: int
     new_tokens: int
-    base: dict[str, Measured] = Field(description="prefill_tokens_per_s, decode_tokens_per_s, first_token_s")
-    pruned: dict[str, Measured]
+    base: dict[str, MeasuredSpeed] = Field(description="prefill_tokens_per_s, decode_tokens_per_s, first_token_s")
+    pruned: dict[str, MeasuredSpeed]
     peak_bytes: dict[str, int] | None = Field(description="by model, on an accelerator; None where it cannot be told")
     layers_kept: float = Field(description="share of layers kept: the ideal for time per token")
 

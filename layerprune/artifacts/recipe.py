@@ -210,7 +210,7 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _checked(marked: Marked, place: Place, check: Check) -> list[Fault]:
+def _checked(marked: MarkedYaml, place: Place, check: Check) -> list[Fault]:
     value: Any = marked.data
     for key in place:
         value = value.get(key) if isinstance(value, dict) else None
@@ -223,7 +223,7 @@ def _checked(marked: Marked, place: Place, check: Check) -> list[Fault]:
     return []
 
 
-def _apply(marked: Marked, change: str) -> list[Fault]:
+def _apply(marked: MarkedYaml, change: str) -> list[Fault]:
     import yaml
 
     key, equals, text = change.partition("=")
@@ -264,7 +264,7 @@ class Fault:
         return f"{place}: {self.key + ': ' if self.key else ''}{self.message}"
 
 
-def faults_of(error: ValidationError, model: type[BaseModel], marked: Marked) -> list[Fault]:
+def faults_of(error: ValidationError, model: type[BaseModel], marked: MarkedYaml) -> list[Fault]:
     """Return pydantic's findings as faults; a value that fits no branch of a union is one fault, not one a branch."""
     messages: dict[Place, list[str]] = {}
     values: dict[Place, Any] = {}
@@ -327,7 +327,7 @@ def _message(entry: Any, path: Place, model: type[BaseModel]) -> str:
 
 
 @dataclass
-class Marked:
+class MarkedYaml:
     """Plain data, and the 1-based line of each of its keys and entries."""
 
     data: dict[str, Any]
@@ -342,7 +342,7 @@ class Marked:
         return None
 
 
-def read_marked(path: Path) -> Marked:
+def read_marked(path: Path) -> MarkedYaml:
     """Read a YAML mapping; raises ``DocumentError`` when the file cannot be read or is not one."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -358,12 +358,12 @@ def read_marked(path: Path) -> Marked:
         raise DocumentError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(data, dict):
         raise DocumentError(f"{path} holds {type(data).__name__} where a recipe's keys are expected")
-    marked = Marked(data)
+    marked = MarkedYaml(data)
     _mark(node, (), marked)
     return marked
 
 
-def _mark(node: yaml.Node | None, place: Place, marked: Marked) -> None:
+def _mark(node: yaml.Node | None, place: Place, marked: MarkedYaml) -> None:
     if node is None:
         return
     marked.lines.setdefault(place, node.start_mark.line + 1)

@@ -32,7 +32,7 @@ from layerprune.artifacts import (
 from layerprune.auditor.comparison import adjusted, compare_task, flipped_items, overall, verdict
 from layerprune.auditor.generation import PROMPTS, Text, agreement, health, own_answers_of, write
 from layerprune.auditor.inputs import (
-    Exported,
+    ExportedFolder,
     Loading,
     check_same_tokens,
     check_unseen,
@@ -44,18 +44,18 @@ from layerprune.auditor.layerwise import (
     ask_layers,
     cosine_ranking,
     layerwise,
-    layerwise_questions,
+    layerwise_eval_set,
     parts_of,
     recorded_ranking,
 )
 from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, time_both, windows_of
 from layerprune.checkpoint.location import record, source_of
 from layerprune.config import AuditConfig
-from layerprune.data.items import Questions, is_written
-from layerprune.data.tasks import check_turns, load_questions, prompting_of
+from layerprune.data.items import EvalSet, is_written
+from layerprune.data.tasks import check_turns, load_eval_set, prompting_of
 from layerprune.errors import DocumentError, UsageError
 from layerprune.files import check_places, locked, published_together, try_folder
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.report.card import card_faults, read_card, unlike_the_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
@@ -78,7 +78,7 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
     compared = (config.compare or {}).items()
     others = {label: plan if isinstance(plan, Plan) else read_plan(plan) for label, plan in compared}
     rankings = [scores if isinstance(scores, Scores) else read_scores(scores) for scores in config.scores]
-    exported = Exported.read(folder)
+    exported = ExportedFolder.read(folder)
     read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
     inside = exported.folder / "layerprune"
     with locked(exported.folder):
@@ -202,7 +202,7 @@ INTACT = Removal(())
 class Job:
     """What an audit was asked for, validated before any model is loaded."""
 
-    exported: Exported
+    exported: ExportedFolder
     base: str | None
     tasks: tuple[str, ...]
     compare: Mapping[str, Plan]
@@ -246,7 +246,7 @@ class Alone:
     cache: int | None
     dtype: str
     device: str
-    subject: Subject | None  # kept in memory only for what needs both models at once
+    loaded: LoadedModel | None  # kept in memory only for what needs both models at once
 
 
 def measure(job: Job, progress: Progress) -> Findings:
@@ -255,46 +255,46 @@ def measure(job: Job, progress: Progress) -> Findings:
     check_weights(exported, job.base)
     text = read_text(job.text) if job.text else None
     progress.note(f"loading the pruned model {exported.folder}")
-    subject = job.loading.subject(str(exported.folder))
+    loaded = job.loading.loaded(str(exported.folder))
     if text is not None:
-        windows_of(text, subject)  # too short a text is refused before anything is measured
-    questions = _questions(job, subject.encoder, progress)
-    pruned = _alone(job, subject, questions, progress)
-    del subject
+        windows_of(text, loaded)  # too short a text is refused before anything is measured
+    eval_set = _questions(job, loaded.encoder, progress)
+    pruned = _alone(job, loaded, eval_set, progress)
+    del loaded
     model, revision = source_of(exported.receipt.base, job.base)
     progress.note(f"loading the base model {model}")
-    base = job.loading.subject(model, revision)
-    check_same_tokens(questions, base.encoder)
+    base = job.loading.loaded(model, revision)
+    check_same_tokens(eval_set, base.encoder)
     engine = job.loading.engine(base)
     removals = {label: Removal.from_layers(plan.removal) for label, plan in job.compare.items()}
     wanted = list(dict.fromkeys([INTACT, *removals.values()]))
-    found = examine(engine, questions, wanted, progress, "asking the base model")
+    found = examine(engine, eval_set, wanted, progress, "asking the base model")
     outcomes = {PRUNED: pruned.outcomes, **{label: found[removal] for label, removal in removals.items()}}
-    tasks = _compare(questions, found[INTACT], outcomes, job.seed)
-    by_layer, rankings = _layer_by_layer(job, engine, questions, tasks, progress)
+    tasks = _compare(eval_set, found[INTACT], outcomes, job.seed)
+    by_layer, rankings = _layer_by_layer(job, engine, eval_set, tasks, progress)
     findings = Findings(
         tasks=tasks,
         dtype=pruned.dtype,
         device=pruned.device,
         cache=_both(cache_bytes_per_token(base), pruned.cache),
-        text=_text(job, text, base, pruned.subject, progress),
+        text=_text(job, text, base, pruned.loaded, progress),
         generation=None,
         own_answers=(),
-        speed=time_both(base, pruned.subject, progress=progress) if job.speed and pruned.subject else None,
+        speed=time_both(base, pruned.loaded, progress=progress) if job.speed and pruned.loaded else None,
         layerwise=by_layer,
         rankings=rankings,
     )
     if not job.generation:
         return findings
     texts = write(base, PROMPTS, progress, "base model writes")
-    own = own_answers_of(engine, questions, PROMPTS, texts, progress)
+    own = own_answers_of(engine, eval_set, PROMPTS, texts, progress)
     generation = health(base, PROMPTS, texts, pruned.written)
     read = examine(engine, own, wanted, progress, "the base's own answers, read by it")
-    smaller = pruned.subject
+    smaller = pruned.loaded
     del base, engine
     if smaller is None:  # one model in memory at a time
         progress.note(f"loading the pruned model {exported.folder} again, to read what the base wrote")
-        smaller = job.loading.subject(str(exported.folder))
+        smaller = job.loading.loaded(str(exported.folder))
     label = "the base's own answers, read by the pruned model"
     models = {
         PRUNED: examine(job.loading.engine(smaller), own, [INTACT], progress, label)[INTACT],
@@ -303,30 +303,30 @@ def measure(job: Job, progress: Progress) -> Findings:
     return replace(findings, generation=generation, own_answers=agreement(own, read[INTACT], models, job.seed))
 
 
-def _alone(job: Job, subject: Subject, questions: Questions, progress: Progress) -> Alone:
-    found = examine(job.loading.engine(subject), questions, [INTACT], progress, "asking the pruned model")
+def _alone(job: Job, loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> Alone:
+    found = examine(job.loading.engine(loaded), eval_set, [INTACT], progress, "asking the pruned model")
     return Alone(
         outcomes=found[INTACT],
-        written=write(subject, PROMPTS, progress, "pruned model writes") if job.generation else [],
-        cache=cache_bytes_per_token(subject),
-        dtype=str(subject.dtype).removeprefix("torch."),
-        device=str(subject.device),
-        subject=subject if job.text or job.speed else None,
+        written=write(loaded, PROMPTS, progress, "pruned model writes") if job.generation else [],
+        cache=cache_bytes_per_token(loaded),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        loaded=loaded if job.text or job.speed else None,
     )
 
 
 def _layer_by_layer(
-    job: Job, engine: Engine, questions: Questions, tasks: Sequence[AuditedTask], progress: Progress
+    job: Job, engine: Engine, eval_set: EvalSet, tasks: Sequence[AuditedTask], progress: Progress
 ) -> tuple[Layerwise | None, tuple[Ranking, ...]]:
     if not job.layerwise:
         return None, job.rankings
-    plan, few = job.exported.plan, layerwise_questions(questions)
-    parts = parts_of(plan, engine.subject.anatomy)
+    plan, few = job.exported.plan, layerwise_eval_set(eval_set)
+    parts = parts_of(plan, engine.loaded.architecture)
     whole = PRUNED if job.exported.heal is None else UNHEALED
     found = layerwise(ask_layers(engine, few, parts, progress), parts, tasks, whole)
     if "cosine" in (plan.metric and plan.metric.spec, *(ranking.metric for ranking in job.rankings)):
         return found, job.rankings
-    cosine = cosine_ranking(engine.subject, few, progress)
+    cosine = cosine_ranking(engine.loaded, few, progress)
     return found, (*job.rankings, *([cosine] if cosine else []))
 
 
@@ -334,7 +334,9 @@ def _both(base: int | None, pruned: int | None) -> tuple[int, int] | None:
     return None if base is None or pruned is None else (base, pruned)
 
 
-def _text(job: Job, text: str | None, base: Subject, pruned: Subject | None, progress: Progress) -> TextLoss | None:
+def _text(
+    job: Job, text: str | None, base: LoadedModel, pruned: LoadedModel | None, progress: Progress
+) -> TextLoss | None:
     if text is None or job.text is None or pruned is None:
         return None
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -343,9 +345,9 @@ def _text(job: Job, text: str | None, base: Subject, pruned: Subject | None, pro
     return text_loss(base, pruned, windows_of(text, base), source, unhealed=before, seed=job.seed, progress=progress)
 
 
-def _questions(job: Job, encoder: object, progress: Progress) -> Questions:
+def _questions(job: Job, encoder: object, progress: Progress) -> EvalSet:
     seen = seen_items(*job.compare.values()) | job.exported.seen
-    questions = load_questions(
+    eval_set = load_eval_set(
         job.tasks,
         encoder,  # type: ignore[arg-type]  # an HFLM, which lm-eval leaves untyped
         use="evaluation",
@@ -357,18 +359,18 @@ def _questions(job: Job, encoder: object, progress: Progress) -> Questions:
         seed=job.seed,
         exclude=seen,
     )
-    check_unseen(questions, seen)
-    for remark in questions.remarks():
+    check_unseen(eval_set, seen)
+    for remark in eval_set.remarks():
         progress.note(remark)
-    check_turns(job.turns, questions)
-    return questions
+    check_turns(job.turns, eval_set)
+    return eval_set
 
 
 def _compare(
-    questions: Questions, base: Mapping[str, Outcomes], models: Mapping[str, Mapping[str, Outcomes]], seed: int
+    eval_set: EvalSet, base: Mapping[str, Outcomes], models: Mapping[str, Mapping[str, Outcomes]], seed: int
 ) -> tuple[AuditedTask, ...]:
     compared = []
-    for name, task in questions.tasks.items():
+    for name, task in eval_set.tasks.items():
         outcomes = {label: found[name] for label, found in models.items()}
         chances = [item.chance for item in task.items]
         found = compare_task(task.data(), chances, task.excluded, base[name], outcomes, seed)

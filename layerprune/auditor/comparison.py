@@ -21,7 +21,7 @@ from layerprune.artifacts import (
     Units,
 )
 from layerprune.auditor.generation import SAMPLES
-from layerprune.data.items import Item, TaskQuestions
+from layerprune.data.items import EvalTask, Item
 from layerprune.data.judging import choices_of, gold_of
 from layerprune.stats import above_chance, bootstrap_interval, holm, mcnemar, mean_interval, paired_interval
 
@@ -224,7 +224,7 @@ SHOWN = 20  # items each way and task: enough to read, and an audit stays a few 
 LONGEST = 500  # characters of a question; few-shot examples stand before it and are cut off
 
 
-def flipped_items(task: TaskQuestions, base: Outcomes, pruned: Outcomes) -> tuple[FlippedItem, ...]:
+def flipped_items(task: EvalTask, base: Outcomes, pruned: Outcomes) -> tuple[FlippedItem, ...]:
     """Return the flipped items of one task, right to wrong first, each way by how far the gold probability moved."""
     places = [place for place, pair in enumerate(zip(base.correct, pruned.correct, strict=True)) if pair[0] != pair[1]]
 
@@ -238,7 +238,7 @@ def flipped_items(task: TaskQuestions, base: Outcomes, pruned: Outcomes) -> tupl
     return tuple(_flipped(task, task.items[place], place, base, pruned) for place in (*lost, *won))
 
 
-def _flipped(task: TaskQuestions, item: Item, place: int, base: Outcomes, pruned: Outcomes) -> FlippedItem:
+def _flipped(task: EvalTask, item: Item, place: int, base: Outcomes, pruned: Outcomes) -> FlippedItem:
     lm_task = getattr(task.judge, "task", None)
     offered = lm_task is not None and lm_task.OUTPUT_TYPE == "multiple_choice"
     doc = item.key[0].doc

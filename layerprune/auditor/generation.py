@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from layerprune.artifacts import OWN_ANSWER, Continuation, Followed, Generation, Interval, Outcomes, OwnAnswers
 from layerprune.data.items import (
     AgreementJudge,
+    EvalSet,
+    EvalTask,
     OwnAnswer,
-    Questions,
-    TaskQuestions,
     fingerprint,
     is_written,
     own_answer_items,
 )
 from layerprune.models.generation import can_be_batched, padded
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.scoring.cached_evaluator import own_answers
 from layerprune.scoring.engine import Engine
 from layerprune.stats import bootstrap_interval
@@ -43,7 +43,7 @@ WORSE = 0.25  # share of prompts, beyond the base's own faults, from which on th
 
 
 @torch.no_grad()
-def surprise(judge: Subject, text: Text) -> float | None:
+def surprise(judge: LoadedModel, text: Text) -> float | None:
     """Return the nats per token that ``judge`` needs for a text after its prompt; None for an empty text."""
     if not text.ids:
         return None
@@ -86,7 +86,7 @@ def _has_broken_characters(text: str) -> bool:
     )
 
 
-def health(judge: Subject, prompts: Sequence[str], base: Sequence[Text], pruned: Sequence[Text]) -> Generation:
+def health(judge: LoadedModel, prompts: Sequence[str], base: Sequence[Text], pruned: Sequence[Text]) -> Generation:
     """Compare both models' texts; ``judge`` is the base model, which tells likely words from unlikely ones."""
     continuations = tuple(
         _beside(judge, prompt, ours, theirs) for prompt, ours, theirs in zip(prompts, base, pruned, strict=True)
@@ -112,7 +112,7 @@ def counts(continuations: Sequence[Continuation]) -> dict[str, Any]:
     }
 
 
-def _beside(judge: Subject, prompt: str, base: Text, pruned: Text) -> Continuation:
+def _beside(judge: LoadedModel, prompt: str, base: Text, pruned: Text) -> Continuation:
     nats, base_nats = surprise(judge, pruned), surprise(judge, base)
     return Continuation(
         prompt=prompt,
@@ -151,14 +151,16 @@ class Text:
     ended: bool  # the model ended it itself
 
 
-def write(subject: Subject, prompts: Sequence[str], progress: Progress = SILENT, label: str = "writing") -> list[Text]:
+def write(
+    loaded: LoadedModel, prompts: Sequence[str], progress: Progress = SILENT, label: str = "writing"
+) -> list[Text]:
     """Continue each prompt greedily by up to ``NEW_TOKENS`` tokens, through the chat template where there is one."""
-    encoded = [_encoded(subject.tokenizer, prompt) for prompt in prompts]
-    batches = [encoded] if can_be_batched(subject, encoded) else [[prompt] for prompt in encoded]
+    encoded = [_encoded(loaded.tokenizer, prompt) for prompt in prompts]
+    batches = [encoded] if can_be_batched(loaded, encoded) else [[prompt] for prompt in encoded]
     texts = []
     with progress.task(label, len(prompts), "texts") as advance:
         for batch in batches:
-            texts += _continue(subject, batch)
+            texts += _continue(loaded, batch)
             advance(len(batch))
     return texts
 
@@ -171,23 +173,23 @@ def _encoded(tokenizer: Any, prompt: str) -> list[int]:
 
 
 @torch.no_grad()
-def _continue(subject: Subject, prompts: Sequence[Sequence[int]]) -> list[Text]:
+def _continue(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[Text]:
     from transformers import GenerationConfig
 
-    ends = subject.encoder.ends
+    ends = loaded.encoder.ends
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0)
     )
-    ids, mask = (tensor.to(subject.device) for tensor in padded(prompts))
-    found = subject.model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    ids, mask = (tensor.to(loaded.device) for tensor in padded(prompts))
+    found = loaded.model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
     return [
-        _text(subject, prompt, row[ids.shape[1] :].tolist(), ends) for prompt, row in zip(prompts, found, strict=True)
+        _text(loaded, prompt, row[ids.shape[1] :].tolist(), ends) for prompt, row in zip(prompts, found, strict=True)
     ]
 
 
-def _text(subject: Subject, prompt: Sequence[int], fresh: Sequence[int], ends: set[int]) -> Text:
+def _text(loaded: LoadedModel, prompt: Sequence[int], fresh: Sequence[int], ends: set[int]) -> Text:
     stop = next((place for place, token in enumerate(fresh) if token in ends), len(fresh))
-    text = str(subject.tokenizer.decode(fresh[:stop], skip_special_tokens=False))
+    text = str(loaded.tokenizer.decode(fresh[:stop], skip_special_tokens=False))
     return Text(tuple(prompt), tuple(fresh[:stop]), text, ended=stop < len(fresh))
 
 
@@ -220,14 +222,14 @@ SAMPLES = "sample prompts"
 
 
 def own_answers_of(
-    engine: Engine, questions: Questions, prompts: Sequence[str], texts: Sequence[Text], progress: Progress
-) -> Questions:
+    engine: Engine, eval_set: EvalSet, prompts: Sequence[str], texts: Sequence[Text], progress: Progress
+) -> EvalSet:
     """Return the base's answers as items to be read: to the tasks that have it write, and to the sample prompts.
 
     ``texts`` are what the base wrote to the sample ``prompts``; an empty one is nothing to read.
     """
-    written = {name: task for name, task in questions.tasks.items() if is_written(task)}
-    tasks = dict(own_answers(engine, Questions(written), progress=progress).tasks) if written else {}
+    written = {name: task for name, task in eval_set.tasks.items() if is_written(task)}
+    tasks = dict(own_answers(engine, EvalSet(written), progress=progress).tasks) if written else {}
     own = {
         fingerprint(prompt): OwnAnswer(text.prompt_ids, text.ids, None)
         for prompt, text in zip(prompts, texts, strict=True)
@@ -235,12 +237,12 @@ def own_answers_of(
     }
     if own:
         items = own_answer_items(own)
-        tasks[SAMPLES] = TaskQuestions(SAMPLES, "the same for all models", OWN_ANSWER, 0, items, AgreementJudge())
-    return Questions(tasks)
+        tasks[SAMPLES] = EvalTask(SAMPLES, "the same for all models", OWN_ANSWER, 0, items, AgreementJudge())
+    return EvalSet(tasks)
 
 
 def agreement(
-    questions: Questions, base: Mapping[str, Outcomes], models: Mapping[str, Mapping[str, Outcomes]], seed: int
+    eval_set: EvalSet, base: Mapping[str, Outcomes], models: Mapping[str, Mapping[str, Outcomes]], seed: int
 ) -> tuple[OwnAnswers, ...]:
     """Return each model beside the base on the answers to each task's prompts."""
     return tuple(
@@ -251,7 +253,7 @@ def agreement(
             base_outcomes=base[name],
             models={label: followed(base[name], found[name], seed) for label, found in models.items()},
         )
-        for name, task in questions.tasks.items()
+        for name, task in eval_set.tasks.items()
     )
 
 

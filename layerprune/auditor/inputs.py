@@ -11,10 +11,10 @@ from layerprune.artifacts import PRUNED, UNHEALED, Audit, HealLog, ModelRef, Pla
 from layerprune.artifacts.receipt import audit_faults, chain_faults
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.checkpoint.location import learn, source_of
-from layerprune.data.items import Encoder, Questions, encode
+from layerprune.data.items import Encoder, EvalSet, encode
 from layerprune.errors import DocumentError, TaskError, UsageError
 from layerprune.files import check_plain
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.report.card import unlike_the_card
 from layerprune.scoring.engine import Engine
 
@@ -25,7 +25,7 @@ RESERVED = ("base", PRUNED, UNHEALED)
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFolder:
     """The documents of an exported folder, found to belong together; there may be no healing and no audit yet."""
 
     folder: Path
@@ -45,7 +45,7 @@ class Exported:
         return self.plan.seen | self.receipt.seen_before | (self.heal.met if self.heal else frozenset())
 
     @classmethod
-    def read(cls, folder: Path) -> Exported:
+    def read(cls, folder: Path) -> ExportedFolder:
         """Read the documents; every command that reads an exported folder does it here.
 
         Raises ``DocumentError`` for a folder export did not write, and where one document contradicts another or is not
@@ -90,9 +90,9 @@ def seen_items(*plans: Plan) -> frozenset[str]:
     return frozenset(mark for plan in plans for mark in plan.seen)
 
 
-def check_unseen(questions: Questions, seen: Collection[str]) -> None:
+def check_unseen(eval_set: EvalSet, seen: Collection[str]) -> None:
     """Raise ``TaskError`` when an item had a say in a plan: an audit of such items would be no audit."""
-    for task in questions.tasks.values():
+    for task in eval_set.tasks.values():
         shared = [item.fingerprint for item in task.items if item.fingerprint in seen]
         if shared:
             raise TaskError(f"task {task.name!r}: {len(shared)} items have been seen by a plan, {shared[0]} for one")
@@ -111,7 +111,7 @@ def check_compared(compare: Mapping[str, Plan], receipt: Receipt) -> Mapping[str
     return compare
 
 
-def columns(compare: Mapping[str, Plan], exported: Exported) -> Mapping[str, Plan]:
+def columns(compare: Mapping[str, Plan], exported: ExportedFolder) -> Mapping[str, Plan]:
     """Return the plans whose removals are examined beside the folder: those asked for, its own first if it was healed.
 
     The base with a plan's layers bypassed is the exported checkpoint before healing: no other copy of it is needed.
@@ -138,8 +138,8 @@ class Loading:
     memory: int | None = None  # bytes that evaluating may hold beside the weights
     trust_remote_code: bool = False
 
-    def subject(self, model: str, revision: str | None = None) -> Subject:
-        return Subject.load(
+    def load_model(self, model: str, revision: str | None = None) -> LoadedModel:
+        return LoadedModel.load(
             model,
             revision=revision,
             dtype=self.dtype,
@@ -147,11 +147,11 @@ class Loading:
             trust_remote_code=self.trust_remote_code,
         )
 
-    def engine(self, subject: Subject) -> Engine:
-        return Engine(subject, rows=self.rows, memory=self.memory)
+    def engine(self, loaded: LoadedModel) -> Engine:
+        return Engine(loaded, rows=self.rows, memory=self.memory)
 
 
-def check_weights(exported: Exported, where: str | None) -> None:
+def check_weights(exported: ExportedFolder, where: str | None) -> None:
     """Raise ``DocumentError`` unless base and exported folder hold the weights the documents name; loads neither.
 
     ``where`` the base is; None: where it was exported from.
@@ -166,7 +166,7 @@ def check_weights(exported: Exported, where: str | None) -> None:
         )
 
 
-def check_folder(exported: Exported) -> None:
+def check_folder(exported: ExportedFolder) -> None:
     """Raise ``DocumentError`` unless the folder holds the files that its receipt, or its healing log, names.
 
     Weights by fingerprint, which reads their headers; config, tokenizer and what else goes along by hash.
@@ -188,9 +188,9 @@ def check_folder(exported: Exported) -> None:
             raise DocumentError(f"{path} is not the file {wrote}: put that back; verify lists all that was changed")
 
 
-def check_same_tokens(questions: Questions, encoder: Encoder) -> None:
+def check_same_tokens(eval_set: EvalSet, encoder: Encoder) -> None:
     """Raise ``DocumentError`` when another tokenizer would put the questions into other tokens."""
-    for task in questions.tasks.values():
+    for task in eval_set.tasks.values():
         for item in task.items:
             own = tuple(encode(instance, encoder) for instance in item.key)
             if any(mine.parts != asked.parts for mine, asked in zip(own, item.queries, strict=True)):

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from layerprune import formatting
-from layerprune.architecture import Anatomy
+from layerprune.architecture import Architecture
 from layerprune.artifacts import (
     AuditedTask,
     Compensated,
@@ -26,9 +26,9 @@ from layerprune.artifacts import (
     Units,
     Without,
 )
-from layerprune.data.items import Questions, hash_share
+from layerprune.data.items import EvalSet, hash_share
 from layerprune.errors import DocumentError, RefusedError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import examine
@@ -48,35 +48,35 @@ def chosen(fingerprints: Sequence[str], most: int = ITEMS) -> list[int]:
     return sorted(places[:most])
 
 
-def layerwise_questions(questions: Questions) -> Questions:
+def layerwise_eval_set(eval_set: EvalSet) -> EvalSet:
     """Return the layerwise items of every task; one that generates text is left out: it would take hours."""
-    return Questions(
+    return EvalSet(
         {
             name: replace(task, items=tuple(task.items[place] for place in chosen([i.fingerprint for i in task.items])))
-            for name, task in questions.tasks.items()
+            for name, task in eval_set.tasks.items()
             if not any(query.generation for item in task.items for query in item.queries)
         }
     )
 
 
-def parts_of(plan: Plan, anatomy: Anatomy) -> tuple[Units, ...]:
+def parts_of(plan: Plan, architecture: Architecture) -> tuple[Units, ...]:
     """Return what of the removal can go by itself, in the plan's order: single units, or those that go together."""
     groups: dict[int, Units] = {
-        unit: tuple(sorted(group & set(plan.removal))) for group in anatomy.together for unit in group
+        unit: tuple(sorted(group & set(plan.removal))) for group in architecture.together for unit in group
     }
     return tuple(dict.fromkeys(groups.get(unit, (unit,)) for unit in plan.order))
 
 
 def ask_layers(
-    engine: Engine, questions: Questions, parts: Sequence[Units], progress: Progress
+    engine: Engine, eval_set: EvalSet, parts: Sequence[Units], progress: Progress
 ) -> dict[Units, dict[str, str]]:
     """Ask the base without each part alone and without the first 2, 3, ... of them; what it cannot do is left out."""
-    anatomy = engine.subject.anatomy
+    architecture = engine.loaded.architecture
     asked = [*parts, *(_all_of(parts[:count]) for count in range(2, len(parts)))]
-    removals = [removal for removal in map(Removal.from_layers, asked) if _can_go(anatomy, removal)]
-    if len(parts) < 2 or not questions.tasks or not removals:  # one part alone is the whole removal
+    removals = [removal for removal in map(Removal.from_layers, asked) if _can_go(architecture, removal)]
+    if len(parts) < 2 or not eval_set.tasks or not removals:  # one part alone is the whole removal
         return {}
-    found = examine(engine, questions, list(dict.fromkeys(removals)), progress, "asking layer by layer")
+    found = examine(engine, eval_set, list(dict.fromkeys(removals)), progress, "asking layer by layer")
     return {one.layers: {name: outcomes.correct for name, outcomes in own.items()} for one, own in found.items()}
 
 
@@ -84,9 +84,9 @@ def _all_of(parts: Sequence[Units]) -> Units:
     return tuple(sorted(unit for part in parts for unit in part))
 
 
-def _can_go(anatomy: Anatomy, removal: Removal) -> bool:
+def _can_go(architecture: Architecture, removal: Removal) -> bool:
     try:
-        anatomy.check(removal)
+        architecture.check(removal)
     except RefusedError:
         return False
     return True
@@ -222,16 +222,16 @@ def recorded_ranking(scores: Scores, base: ModelRef) -> Ranking:
     )
 
 
-def cosine_ranking(subject: Subject, questions: Questions, progress: Progress) -> Ranking | None:
+def cosine_ranking(loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> Ranking | None:
     """Return the cosine score of every layer on the layerwise items; None where there is no prompt to read."""
-    if not questions.tasks:
+    if not eval_set.tasks:
         return None
-    data = Data(questions=questions, progress=progress)
-    removals = [Removal.of(layer) for layer in range(subject.anatomy.depth)]
-    found = Cosine().score(subject, removals, data)
+    data = Data(eval_set=eval_set, progress=progress)
+    removals = [Removal.of(layer) for layer in range(loaded.architecture.depth)]
+    found = Cosine().score(loaded, removals, data)
     return Ranking(
         metric="cosine",
         unit=Cosine.unit,
-        source=f"{len(questions)} audit items",
+        source=f"{len(eval_set)} audit items",
         ranking=tuple(Ranked(unit=one.removal[0], score=one.score) for one in found),
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from layerprune.artifacts import Measured, Speed, TextLoss
+from layerprune.artifacts import MeasuredSpeed, Speed, TextLoss
 from layerprune.errors import UsageError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.stats import bootstrap_interval
 from layerprune.util import SILENT, Progress
@@ -25,26 +25,26 @@ PROMPT_TOKENS = 256
 NEW_TOKENS = 32
 
 
-def cache_bytes_per_token(subject: Subject) -> int | None:
+def cache_bytes_per_token(loaded: LoadedModel) -> int | None:
     """Return the bytes one more token adds to the key-value cache; None where layers keep other state."""
-    sizes = [_cache_bytes(subject, tokens) for tokens in (8, 16)]
+    sizes = [_cache_bytes(loaded, tokens) for tokens in (8, 16)]
     if sizes[0] is None or sizes[1] is None:
         return None
     return (sizes[1] - sizes[0]) // 8
 
 
 @torch.no_grad()
-def _cache_bytes(subject: Subject, tokens: int) -> int | None:
-    ids = torch.zeros(1, tokens, dtype=torch.long, device=subject.device)
-    layers = getattr(subject.model(input_ids=ids, use_cache=True).get("past_key_values"), "layers", None)
+def _cache_bytes(loaded: LoadedModel, tokens: int) -> int | None:
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=loaded.device)
+    layers = getattr(loaded.model(input_ids=ids, use_cache=True).get("past_key_values"), "layers", None)
     if not layers or any(not isinstance(getattr(layer, "keys", None), torch.Tensor) for layer in layers):
         return None
     return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in layers)
 
 
 def time_both(
-    base: Subject,
-    pruned: Subject,
+    base: LoadedModel,
+    pruned: LoadedModel,
     *,
     repeats: int = REPEATS,
     prompt_tokens: int = PROMPT_TOKENS,
@@ -78,22 +78,22 @@ def time_both(
         peak_bytes={name: _peak(subjects[name], prompt_tokens, new_tokens) for name in subjects}
         if base.device.type == "cuda"
         else None,
-        layers_kept=pruned.anatomy.depth / base.anatomy.depth,
+        layers_kept=pruned.architecture.depth / base.architecture.depth,
     )
 
 
 @torch.no_grad()
-def _time(subject: Subject, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
+def _time(loaded: LoadedModel, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
     """Return seconds to the first token and rates in tokens per second of one run."""
-    ids = torch.arange(prompt_tokens, device=subject.device)[None] % subject.vocabulary
-    start = _now(subject)
-    out = subject.model(input_ids=ids, use_cache=True)
+    ids = torch.arange(prompt_tokens, device=loaded.device)[None] % loaded.vocabulary
+    start = _now(loaded)
+    out = loaded.model(input_ids=ids, use_cache=True)
     token = out.logits[:, -1:].argmax(-1)
-    first = _now(subject)
+    first = _now(loaded)
     for _ in range(new_tokens):
-        out = subject.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        out = loaded.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
         token = out.logits[:, -1:].argmax(-1)
-    end = _now(subject)
+    end = _now(loaded)
     return {
         "first_token_s": first - start,
         "prefill_tokens_per_s": prompt_tokens / (first - start),
@@ -101,34 +101,34 @@ def _time(subject: Subject, prompt_tokens: int, new_tokens: int) -> dict[str, fl
     }
 
 
-def _now(subject: Subject) -> float:
-    if subject.device.type == "cuda":
-        torch.cuda.synchronize(subject.device)
+def _now(loaded: LoadedModel) -> float:
+    if loaded.device.type == "cuda":
+        torch.cuda.synchronize(loaded.device)
     return time.perf_counter()
 
 
-def _peak(subject: Subject, prompt_tokens: int, new_tokens: int) -> int:
+def _peak(loaded: LoadedModel, prompt_tokens: int, new_tokens: int) -> int:
     """Return the accelerator memory of one run above what both models' weights take, plus this model's weights."""
-    torch.cuda.reset_peak_memory_stats(subject.device)
-    before = torch.cuda.memory_allocated(subject.device)
-    _time(subject, prompt_tokens, new_tokens)
-    weights = sum(parameter.nbytes for parameter in subject.model.parameters())
-    return int(torch.cuda.max_memory_allocated(subject.device) - before + weights)
+    torch.cuda.reset_peak_memory_stats(loaded.device)
+    before = torch.cuda.memory_allocated(loaded.device)
+    _time(loaded, prompt_tokens, new_tokens)
+    weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    return int(torch.cuda.max_memory_allocated(loaded.device) - before + weights)
 
 
-def _medians(runs: list[dict[str, float]]) -> dict[str, Measured]:
-    def measured(name: str) -> Measured:
+def _medians(runs: list[dict[str, float]]) -> dict[str, MeasuredSpeed]:
+    def measured(name: str) -> MeasuredSpeed:
         low, median, high = np.quantile([run[name] for run in runs], [0.25, 0.5, 0.75]).tolist()
-        return Measured(median=median, low=low, high=high)
+        return MeasuredSpeed(median=median, low=low, high=high)
 
     return {name: measured(name) for name in runs[0]}
 
 
-def _device_name(subject: Subject) -> str:
-    if subject.device.type == "cuda":
-        return torch.cuda.get_device_name(subject.device)
+def _device_name(loaded: LoadedModel) -> str:
+    if loaded.device.type == "cuda":
+        return torch.cuda.get_device_name(loaded.device)
     threads = torch.get_num_threads()
-    return f"{subject.device.type}, {threads} thread{'s' if threads != 1 else ''}"
+    return f"{loaded.device.type}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 # Both models on running text: perplexity, and how far their next-token distributions are apart.
@@ -153,25 +153,25 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}: each line of a .jsonl text is an object with a field 'text': {error}") from error
 
 
-def windows_of(text: str, subject: Subject, window: int = WINDOW, most: int = WINDOWS) -> list[list[int]]:
+def windows_of(text: str, loaded: LoadedModel, window: int = WINDOW, most: int = WINDOWS) -> list[list[int]]:
     """Cut a text into windows of ``window`` tokens, evenly spread ones where there are more than ``most``.
 
     Each window is headed by the token that lm-eval puts before a text (the model's beginning-of-text token), and is
     shorter where the model reads no more.
     """
-    window = window if subject.positions is None else min(window, subject.positions - 1)
-    ids = subject.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    window = window if loaded.positions is None else min(window, loaded.positions - 1)
+    ids = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     cut = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
     if len(cut) < 2:
         raise UsageError(f"the text has {len(ids)} tokens; at least {2 * window} are needed to measure on it")
     chosen = np.unique(np.linspace(0, len(cut) - 1, min(most, len(cut))).round().astype(int))
-    return [[subject.encoder.prefix_token_id, *cut[index]] for index in chosen]
+    return [[loaded.encoder.prefix_token_id, *cut[index]] for index in chosen]
 
 
 @torch.no_grad()
 def text_loss(
-    base: Subject,
-    pruned: Subject,
+    base: LoadedModel,
+    pruned: LoadedModel,
     windows: Sequence[Sequence[int]],
     source: str,
     *,
@@ -212,6 +212,6 @@ def text_loss(
     )
 
 
-def _logs(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = subject.model(input_ids=ids.to(subject.device), use_cache=False).logits[0, :-1]
+def _logs(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = loaded.model(input_ids=ids.to(loaded.device), use_cache=False).logits[0, :-1]
     return logits.float().log_softmax(-1)

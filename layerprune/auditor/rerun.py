@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerprune.artifacts import PRUNED, UNHEALED, Audit, AuditedTask, Outcomes
-from layerprune.auditor.inputs import Exported, Loading
+from layerprune.auditor.inputs import ExportedFolder, Loading
 from layerprune.checkpoint.location import source_of
-from layerprune.data.items import Encoder, Item, Questions, TaskQuestions
+from layerprune.data.items import Encoder, EvalSet, EvalTask, Item
 from layerprune.data.judging import choices_of
-from layerprune.data.tasks import load_questions
+from layerprune.data.tasks import load_eval_set
 from layerprune.errors import UsageError
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
@@ -59,11 +59,11 @@ def repeat(
     Of every task it is also looked whether it has the audited items, and whether any was left out that no earlier step
     has seen. ``seed`` None draws anew each time, so that nobody can know beforehand which items will be asked.
     """
-    exported = Exported.read(folder)
+    exported = ExportedFolder.read(folder)
     audit = exported.audit or Audit.load(Path(folder) / "layerprune" / Audit.filename)
     drawn = _draw(audit, count, seed)
     loading = replace(loading or Loading(), dtype=audit.dtype)
-    pruned = loading.subject(str(folder))
+    pruned = loading.loaded(str(folder))
     load = _loader(pruned.encoder, include_path, data_dir)
     explained = exported.seen
     tasks = {
@@ -72,21 +72,21 @@ def repeat(
     }
     problems, unexplained = _passed_over(audit, tasks)
     problems += _chances(audit, tasks)
-    questions = Questions({name: task.asked for name, task in tasks.items() if task.asked.items})
-    if not questions.tasks:
+    eval_set = EvalSet({name: task.asked for name, task in tasks.items() if task.asked.items})
+    if not eval_set.tasks:
         return Repeated(0, 0, None, problems, unexplained)
-    found = {PRUNED: _ask(loading.engine(pruned), questions, progress, "asking the pruned model")}
+    found = {PRUNED: _ask(loading.engine(pruned), eval_set, progress, "asking the pruned model")}
     del pruned, load  # both hold the model
-    subject = loading.subject(*source_of(exported.receipt.base, base))
-    found["base"] = _ask(loading.engine(subject), questions, progress, "asking the base model")
+    loaded = loading.loaded(*source_of(exported.receipt.base, base))
+    found["base"] = _ask(loading.engine(loaded), eval_set, progress, "asking the base model")
     repeated = _compare(audit, tasks, found)
     return replace(repeated, problems=(*problems, *repeated.problems), unexplained=unexplained)
 
 
 def _loader(encoder: Encoder, include_path: Sequence[str | Path], data_dir: Path | None) -> Load:
-    def load(task: AuditedTask, exclude: Set[str]) -> TaskQuestions:
+    def load(task: AuditedTask, exclude: Set[str]) -> EvalTask:
         name = task.data.task
-        return load_questions(
+        return load_eval_set(
             [name], encoder, use="evaluation", include_path=include_path, data_dir=data_dir,
             num_fewshot=task.data.num_fewshot, prompting=task.data.prompting, exclude=exclude,
         ).tasks[name]  # fmt: skip
@@ -103,7 +103,7 @@ def _draw(audit: Audit, count: int, seed: int | None) -> list[Set[int]]:
     return [{place for task, place in chosen if task == number} for number in range(len(audit.tasks))]
 
 
-def _passed_over(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[tuple[str, ...], int]:
+def _passed_over(audit: Audit, tasks: Mapping[str, MatchedItems]) -> tuple[tuple[str, ...], int]:
     """Return what is wrong with the choice of items, and how many only a compared plan can explain."""
     problems, unexplained = [], 0
     others = set(audit.compared) - {UNHEALED}
@@ -116,7 +116,7 @@ def _passed_over(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[tuple[str,
     return tuple(problems), unexplained
 
 
-def _chances(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[str, ...]:
+def _chances(audit: Audit, tasks: Mapping[str, MatchedItems]) -> tuple[str, ...]:
     """Return the tasks whose chance level, or how far the base is above it, is not what their items give."""
     problems = []
     for task in audit.tasks:
@@ -131,18 +131,18 @@ def _chances(audit: Audit, tasks: Mapping[str, Refound]) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def _ask(engine: Engine, questions: Questions, progress: Progress, label: str) -> dict[str, Outcomes]:
+def _ask(engine: Engine, eval_set: EvalSet, progress: Progress, label: str) -> dict[str, Outcomes]:
     intact = Removal(())
-    return examine(engine, questions, [intact], progress, label, margins=True)[intact]
+    return examine(engine, eval_set, [intact], progress, label, margins=True)[intact]
 
 
-def _compare(audit: Audit, tasks: Mapping[str, Refound], found: Mapping[str, Mapping[str, Outcomes]]) -> Repeated:
+def _compare(audit: Audit, tasks: Mapping[str, MatchedItems], found: Mapping[str, Mapping[str, Outcomes]]) -> Repeated:
     problems: list[str] = []
     same, changes = 0, []
     for task in audit.tasks:
         name = task.data.task
-        questions = tasks[name].asked
-        if not questions.items:
+        eval_set = tasks[name].asked
+        if not eval_set.items:
             continue
         for label, written in (("base", task.base_outcomes), (PRUNED, task.models[PRUNED].outcomes)):
             again = found[label][name]
@@ -153,7 +153,7 @@ def _compare(audit: Audit, tasks: Mapping[str, Refound], found: Mapping[str, Map
                 if change is not None:
                     changes.append(change)
                 moved = change is not None and change > PROBABILITY_TOLERANCE
-                if moved or not (agrees or _on_the_edge(questions, number, again, audit.dtype)):
+                if moved or not (agrees or _on_the_edge(eval_set, number, again, audit.dtype)):
                     mark = task.data.fingerprints[index]
                     problems.append(f"{name}: item {mark} does not repeat for the {label} model")
     items = sum(len(task.places) for task in tasks.values())
@@ -166,7 +166,7 @@ def _change(again: Outcomes, number: int, written: Outcomes, index: int) -> floa
     return abs(again.gold_probability[number] - written.gold_probability[index])
 
 
-def _on_the_edge(task: TaskQuestions, number: int, again: Outcomes, dtype: str) -> bool:
+def _on_the_edge(task: EvalTask, number: int, again: Outcomes, dtype: str) -> bool:
     """Whether rounding alone may have decided an item; one without a margin is never so excused."""
     if again.margin is None:
         return False
@@ -180,40 +180,40 @@ def _on_the_edge(task: TaskQuestions, number: int, again: Outcomes, dtype: str) 
 # The items of an audit, found again among their task's own: which are there, and which the audit passed over.
 
 
-Load = Callable[[AuditedTask, Set[str]], TaskQuestions]  # a task's evaluation items but for those so fingerprinted
+Load = Callable[[AuditedTask, Set[str]], EvalTask]  # a task's evaluation items but for those so fingerprinted
 
 
 @dataclass(frozen=True)
-class Refound:
+class MatchedItems:
     """What became of one task's audited items."""
 
-    asked: TaskQuestions  # the drawn items that are there
+    asked: EvalTask  # the drawn items that are there
     places: tuple[int, ...]  # of each of them among the audit's outcomes
     missing: tuple[str, ...]  # fingerprints in the audit that the task does not have, or not so often
     chances: tuple[float, ...] | None  # of guessing each audited item; None where some are missing
     unexplained: int  # items that no earlier step has seen and that the audit left out all the same
 
 
-def refind(task: AuditedTask, drawn: Set[int], explained: Set[str], limit: int | None, load: Load) -> Refound:
+def refind(task: AuditedTask, drawn: Set[int], explained: Set[str], limit: int | None, load: Load) -> MatchedItems:
     """Build one task's items anew and find the audited ones; ``drawn`` are the places of those to be asked.
 
     ``explained`` are the items that the audit had to leave out, ``limit`` is the audit's.
     """
-    questions = load(task, frozenset())
-    found = _matched(task.data.fingerprints, questions.items)
+    eval_set = load(task, frozenset())
+    found = _matched(task.data.fingerprints, eval_set.items)
     missing = tuple(mark for mark, at in zip(task.data.fingerprints, found, strict=True) if at is None)
-    chances = None if missing else tuple(questions.items[at].chance for at in found if at is not None)
+    chances = None if missing else tuple(eval_set.items[at].chance for at in found if at is not None)
     there = {at for at in found if at is not None}
-    unexplained = _unexplained(questions.items, there, explained, limit == len(found))
-    left_out = {item.fingerprint for item in questions.items} - set(task.data.fingerprints)
+    unexplained = _unexplained(eval_set.items, there, explained, limit == len(found))
+    left_out = {item.fingerprint for item in eval_set.items} - set(task.data.fingerprints)
     if task.data.num_fewshot and left_out and there:
         # few-shot examples are drawn item after item, so the items the audit left out have to be left out here too
-        questions = load(task, left_out)
-        found = _matched(task.data.fingerprints, questions.items)
+        eval_set = load(task, left_out)
+        found = _matched(task.data.fingerprints, eval_set.items)
     asked = [(place, at) for place, at in enumerate(found) if place in drawn and at is not None]
-    items = tuple(questions.items[at] for _, at in asked)
+    items = tuple(eval_set.items[at] for _, at in asked)
     places = tuple(place for place, _ in asked)
-    return Refound(replace(questions, items=items), places, missing, chances, unexplained)
+    return MatchedItems(replace(eval_set, items=items), places, missing, chances, unexplained)
 
 
 def _matched(fingerprints: Sequence[str], items: Sequence[Item]) -> list[int | None]:

@@ -321,7 +321,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Stored elements, duplicates and packing as they are; what the model has is ``Anatomy.parameters``."""
+        """Stored elements, duplicates and packing as they are; what the model has is ``Architecture.parameters``."""
         return sum(tensor.elements for tensor in self.tensors.values())
 
     @property

@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from layerprune.artifacts import PRUNED, Audit
-from layerprune.artifacts.audit import Measured
+from layerprune.artifacts.audit import MeasuredSpeed
 from layerprune.cli import command as opt
 from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console
@@ -186,7 +186,7 @@ def _speed(audit: Audit) -> list[str]:
     return [f"speed on {audit.speed.device}, {audit.speed.dtype}: {', '.join(changes)}"]
 
 
-def _change(before: Measured, after: Measured) -> str:
+def _change(before: MeasuredSpeed, after: MeasuredSpeed) -> str:
     return f"{before.median:.4g} -> {after.median:.4g} ({percent_change(after.median / before.median - 1)})"
 
 

@@ -50,11 +50,11 @@ def table(title: str, *columns: str, numbers: Iterable[str] = (), wrapped: Itera
 def ranking(scores: Scores, plan: Plan | None = None) -> Table:
     """Return the first round, least harm first: 0-based layers, score, interval, relevance per task."""
     from layerprune.artifacts import OWN_ANSWER
-    from layerprune.search import by_harm
+    from layerprune.search import by_importance
     from layerprune.stats import clipped
 
     tasks = [data.task for data in scores.data if data.task in scores.base]
-    candidates = sorted(scores.rounds[0].candidates, key=by_harm)
+    candidates = sorted(scores.rounds[0].candidates, key=by_importance)
     intervals = any(candidate.interval for candidate in candidates)  # cosine and its like have none
     columns = ["layer", scores.metric.unit, *(["95 % interval"] if intervals else []), *tasks]
     raced = any(candidate.stopped for candidate in candidates)
@@ -122,14 +122,14 @@ def _ci(interval: Interval | None, times: int = 1, places: int = 3) -> str:
 
 def rounds(scores: Scores, plan: Plan) -> Table:
     """Return what each round of a search ended with."""
-    from layerprune.search import by_harm
+    from layerprune.search import by_importance
 
     columns = ["round", "judged", "removed so far", scores.metric.unit, "95 % interval"]
     made = table(f"{plan.search.name}, round by round", *columns, numbers=set(columns) - {"removed so far"})
     laid = all(entry.removed for entry in scores.rounds[1:])  # round on round; else whole removals are judged
     for number, entry in enumerate(scores.rounds, 1):
         whole = [candidate for candidate in entry.candidates if len(candidate.removal) == len(plan.order)]
-        best = chosen(entry.candidates, plan.order) if laid else min(whole, key=by_harm, default=None)
+        best = chosen(entry.candidates, plan.order) if laid else min(whole, key=by_importance, default=None)
         if best is not None:
             made.add_row(str(number), str(len(entry.candidates)), names(best.removal), *_cost(scores, best))
     return made
@@ -155,17 +155,17 @@ def chosen(candidates: Iterable[Candidate], order: Units) -> Candidate | None:
 def inspected(found: Inspection) -> Table:
     """Return a model's facts."""
     made = table(found.model, "what", "value", wrapped=["value"])
-    anatomy = found.anatomy
+    architecture = found.architecture
     stays = [layer.index for layer in found.layers if layer.refusal]
     facts = {
-        "type": anatomy.model_type,
-        "decoder layers": f"{anatomy.depth} (numbered 0 to {anatomy.depth - 1})",
-        "stack": anatomy.stack,
+        "type": architecture.model_type,
+        "decoder layers": f"{architecture.depth} (numbered 0 to {architecture.depth - 1})",
+        "stack": architecture.stack,
         "parameters": f"{found.parameters:,}",
         "weights on disk": in_words(found.nbytes),
-        "can go on their own": f"{found.removable} of {anatomy.depth} layers",
+        "can go on their own": f"{found.removable} of {architecture.depth} layers",
         "cannot go first": names(tuple(stays)) or "none",
-        "go together": "; ".join(names(tuple(sorted(group))) for group in anatomy.together) or "none",
+        "go together": "; ".join(names(tuple(sorted(group))) for group in architecture.together) or "none",
         "config fields that change": ", ".join(found.changes) or "none",
         "can be exported": "yes" if found.removable else "no",
     }

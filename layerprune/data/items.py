@@ -80,7 +80,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class TaskQuestions:
+class EvalTask:
     """The items of one task that a step may use."""
 
     name: str
@@ -117,10 +117,10 @@ class TaskQuestions:
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvalSet:
     """All tasks' items, by task name."""
 
-    tasks: dict[str, TaskQuestions]
+    tasks: dict[str, EvalTask]
 
     def __len__(self) -> int:
         return sum(len(task.items) for task in self.tasks.values())
@@ -146,21 +146,21 @@ class Questions:
                 digest.update(json.dumps(part, separators=(",", ":")).encode() + b"\n")
         return digest.hexdigest()
 
-    def followed_by(self, other: Questions) -> Questions:
+    def followed_by(self, other: EvalSet) -> EvalSet:
         """Return these items with the other's after them, task by task."""
-        return Questions(
+        return EvalSet(
             {name: replace(task, items=(*task.items, *other.tasks[name].items)) for name, task in self.tasks.items()}
         )
 
-    def held_back(self, share: float, purpose: str = "held back") -> tuple[Questions, Questions]:
+    def held_back(self, share: float, purpose: str = "held back") -> tuple[EvalSet, EvalSet]:
         """Split every task by item fingerprint into (the rest, about ``share`` of the items)."""
-        parts: tuple[dict[str, TaskQuestions], ...] = ({}, {})
+        parts: tuple[dict[str, EvalTask], ...] = ({}, {})
         for name, task in self.tasks.items():
             ordered = sorted(task.items, key=lambda item: hash_share(item.fingerprint, purpose))
             chosen = {item.fingerprint for item in ordered[: round(share * len(ordered))]}
             for part, wanted in zip(parts, (False, True), strict=True):
                 part[name] = replace(task, items=tuple(i for i in task.items if (i.fingerprint in chosen) is wanted))
-        return Questions(parts[0]), Questions(parts[1])
+        return EvalSet(parts[0]), EvalSet(parts[1])
 
 
 def fingerprint(content: Any) -> str:
@@ -199,12 +199,12 @@ class AgreementJudge:
         return Verdict(agreed == tokens, None, answer=total / tokens, agreed=agreed / tokens)
 
 
-def is_written(task: TaskQuestions) -> bool:
+def is_written(task: EvalTask) -> bool:
     """Whether the task's items have the model write."""
     return all(query.generation is not None for item in task.items for query in item.queries)
 
 
-def with_own_answers(task: TaskQuestions, answers: Sequence[OwnAnswer], *, only_right: bool = False) -> TaskQuestions:
+def with_own_answers(task: EvalTask, answers: Sequence[OwnAnswer], *, only_right: bool = False) -> EvalTask:
     """Return the task's items as the model's own answers to them, in order; ``only_right`` leaves out wrong ones."""
     items = [
         replace(item, chance=0.0, queries=(_read(own),), key=None)
@@ -227,7 +227,7 @@ def _read(own: OwnAnswer) -> Query:
 
 
 class Encoder(Protocol):
-    """The part of lm-eval's ``TemplateLM`` that turns text into tokens (``Subject.encoder`` is an ``HFLM``)."""
+    """The part of lm-eval's ``TemplateLM`` that turns text into tokens (``LoadedModel.encoder`` is an ``HFLM``)."""
 
     max_length: int
     tokenizer: Any

@@ -15,10 +15,10 @@ from layerprune.artifacts import PLAIN, Prompting
 from layerprune.config import PromptOptions
 from layerprune.data.items import (
     Encoder,
+    EvalSet,
+    EvalTask,
     Item,
-    Questions,
     Request,
-    TaskQuestions,
     Verdict,
     encode,
     fingerprint,
@@ -31,15 +31,15 @@ from layerprune.errors import TaskError, UsageError, did_you_mean, one_line
 
 
 __all__ = [
+    "EvalSet",
+    "EvalTask",
     "Item",
-    "Questions",
     "Request",
-    "TaskQuestions",
     "Verdict",
     "asked_prompting",
     "check_turns",
     "item_texts",
-    "load_questions",
+    "load_eval_set",
     "prompting_of",
 ]
 
@@ -48,7 +48,7 @@ FEWSHOT_SEED = 1234  # lm-eval's own default, so that prompts agree with its pub
 Use = Literal["selection", "evaluation"]
 
 
-def load_questions(
+def load_eval_set(
     names: Sequence[str],
     encoder: Encoder,
     *,
@@ -61,7 +61,7 @@ def load_questions(
     exclude: Collection[str] = frozenset(),
     prompting: Prompting = PLAIN,
     ungraded: bool = False,
-) -> Questions:
+) -> EvalSet:
     """Load tasks and build their items.
 
     Selection takes the training split, or a fixed half of the evaluation split where there is none; evaluation takes
@@ -77,7 +77,7 @@ def load_questions(
     prompts = Prompts.of(prompting, encoder)
     tasks = load_tasks(names, include_path, data_dir)
     with templates_compiled_once():
-        return Questions(
+        return EvalSet(
             {
                 name: _build(name, task, prompts, use, limit, num_fewshot, seed, exclude, ungraded)
                 for name, task in tasks.items()
@@ -90,7 +90,7 @@ def item_texts(
 ) -> dict[str, tuple[str, dict[str, str]]]:
     """Return by task the split that an audit asks and its items' texts by fingerprint: question, choices, answer.
 
-    Raises ``TaskError`` as ``load_questions`` does.
+    Raises ``TaskError`` as ``load_eval_set`` does.
     """
     found = {}
     tasks = load_tasks(names, include_path, data_dir)
@@ -117,7 +117,7 @@ def _build(
     seed: int,
     exclude: Collection[str],
     ungraded: bool,
-) -> TaskQuestions:
+) -> EvalTask:
     shots = _set_fewshot(task, num_fewshot)
     judge = LmEvalJudge(task, ungraded=ungraded and task.OUTPUT_TYPE == "generate_until")
     docs, split = _docs(task, use)
@@ -141,7 +141,7 @@ def _build(
         raise TaskError(
             f"task {name!r} has no items left for {use} ({len(docs)} in {split}, {excluded} already seen by the plan)"
         )
-    return TaskQuestions(
+    return EvalTask(
         name, split, judge.metric, shots, tuple(items), judge, excluded=excluded, prompting=prompts.prompting,
         definition=definition_of(task),
     )  # fmt: skip
@@ -347,11 +347,11 @@ def asked_prompting(
     )
 
 
-def check_turns(fewshot_as_multiturn: bool | None, questions: Questions) -> None:
+def check_turns(fewshot_as_multiturn: bool | None, eval_set: EvalSet) -> None:
     """Raise ``UsageError`` where turns were asked for and no task has examples to make turns of."""
-    if fewshot_as_multiturn and not any(task.num_fewshot for task in questions.tasks.values()):
-        names = ", ".join(questions.tasks)
-        have = "has" if len(questions.tasks) == 1 else "have"
+    if fewshot_as_multiturn and not any(task.num_fewshot for task in eval_set.tasks.values()):
+        names = ", ".join(eval_set.tasks)
+        have = "has" if len(eval_set.tasks) == 1 else "have"
         raise UsageError(f"--fewshot-as-multiturn needs examples, and {names} {have} none: give --num-fewshot too")
 
 

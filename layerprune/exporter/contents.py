@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from layerprune.architecture import Sources
+from layerprune.architecture import LayerMap
 from layerprune.architecture.config_fields import PACKED
 from layerprune.artifacts import Change, DroppedHeads
 from layerprune.checkpoint import Checkpoint, Tensor, contained
@@ -104,7 +104,7 @@ def _likeness(prefix: str, layers: Mapping[int, int], stack: str, sizes: Sequenc
     return right, common, -abs(len(ours) - len(theirs))
 
 
-def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: Sources) -> WeightPlan:
+def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: LayerMap) -> WeightPlan:
     """Return the tensors to write: kept layers renumbered, removed ones and MTP heads left out, the rest as it is."""
     parts: list[Part] = []
     dropped: list[str] = []
@@ -131,7 +131,7 @@ def _heads(checkpoint: Checkpoint, stack: DiskStack, dropped: Sequence[str]) -> 
     return DroppedHeads(tensors=len(heads), bytes=size) if heads else None
 
 
-def _new_name(tensor: Tensor, stack: DiskStack, sources: Sources) -> str | None:
+def _new_name(tensor: Tensor, stack: DiskStack, sources: LayerMap) -> str | None:
     place = stack.split(tensor.name)
     if place is None:
         return None if MTP_HEAD.match(tensor.name) and len(sources) < sources.depth else tensor.name
@@ -173,7 +173,7 @@ def rebuilt(config: PretrainedConfig, content: dict[str, Any]) -> PretrainedConf
         raise RefusedError(f"the pruned config is not one that {name} accepts: {one_line(error)}") from error
 
 
-def prune_generation(content: dict[str, Any], sources: Sources) -> dict[str, Any]:
+def prune_generation(content: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
     """Return the generation config of the pruned model: layer counts mapped, and left out where that is not possible.
 
     A count of the first layers becomes the count of those that are left of them. Left out are counts that become none
@@ -202,7 +202,7 @@ def _counts(value: Any) -> bool:
     return _is_count(value) or (isinstance(value, list) and any(map(_counts, value)))
 
 
-def _left_of(count: int, sources: Sources) -> int:
+def _left_of(count: int, sources: LayerMap) -> int:
     """Return how many layers of the result come from the first ``count`` of the base."""
     return sum(layer < count for layer in sources.layers)
 
@@ -236,7 +236,7 @@ class Extras:
     notes: tuple[str, ...]  # what is left behind though it belongs to the model, and why
 
 
-def plan_extras(folder: Path, weights: set[str], renumber: Callable[[Any], Any], sources: Sources) -> Extras:
+def plan_extras(folder: Path, weights: set[str], renumber: Callable[[Any], Any], sources: LayerMap) -> Extras:
     """Sort the folder's files; ``weights`` are the weight files, ``renumber`` rewrites layer paths in JSON content.
 
     Raises ``CheckpointError`` for a file to carry that is a link or no regular file, or cannot be read.
@@ -260,7 +260,7 @@ def _as_file(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def layer_renumberer(stack: str, sources: Sources) -> Callable[[Any], Any]:
+def layer_renumberer(stack: str, sources: LayerMap) -> Callable[[Any], Any]:
     """Return a function that renumbers layer paths in JSON content, keys and values, and drops those of removed layers.
 
     Understood are paths such as ``model.layers.3.mlp`` and the same as a pattern (``re:model\\.layers\\.3\\..*``). A

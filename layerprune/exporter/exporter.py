@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerprune.architecture import Sources, load_config, read_anatomy
+from layerprune.architecture import LayerMap, load_config, read_architecture
 from layerprune.artifacts import Earlier, FileEntry, Limits, ModelRef, Plan, Receipt, as_removal
 from layerprune.checkpoint import (
     Checkpoint,
@@ -39,7 +39,7 @@ from layerprune.exporter.contents import (
     read_json,
 )
 from layerprune.exporter.proof import prove
-from layerprune.exporter.pruned_config import Blueprint, blueprint, layer_sizes
+from layerprune.exporter.pruned_config import PrunedConfig, layer_sizes, pruned_config
 from layerprune.files import check_plain
 from layerprune.removal import Removal
 from layerprune.search import parse_protect
@@ -57,9 +57,9 @@ class Job:
     plan: Plan
     base: Folder
     checkpoint: Checkpoint
-    blueprint: Blueprint
+    pruned_config: PrunedConfig
     removal: Removal
-    sources: Sources
+    sources: LayerMap
     old_config: dict[str, Any]
     weights: WeightPlan
     shards: tuple[Shard, ...]
@@ -114,7 +114,7 @@ def removal_plan(
     folder = locate(model, revision)
     checkpoint = folder.open()
     with progress.task("reading the model", None):
-        drawn = blueprint(
+        drawn = pruned_config(
             folder.path, Removal(()), checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
         )
     named = parse_protect(layers, drawn.depth, "--remove")
@@ -139,11 +139,11 @@ def _plan_job(
     checkpoint = folder.open()
     removal = as_removal(plan.removal)
     with progress.task("checking that the removal can be written down", None):
-        drawn = blueprint(
+        drawn = pruned_config(
             folder.path, removal, checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
         )
     _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{drawn.parameters[0]} parameters")
-    sources = Sources.after(removal, drawn.depth)
+    sources = LayerMap.after(removal, drawn.depth)
     weights = _plan_weights(checkpoint, drawn, sources)
     needed = {checkpoint.tensors[name].file for name in weights.origin.values()} & set(checkpoint.absent)
     if needed:
@@ -160,7 +160,7 @@ def _plan_job(
     if earlier is not None and earlier.changed:
         progress.note(CHANGED)
     return Job(
-        plan=plan, base=folder, checkpoint=checkpoint, blueprint=drawn, removal=removal, sources=sources,
+        plan=plan, base=folder, checkpoint=checkpoint, pruned_config=drawn, removal=removal, sources=sources,
         old_config=read_json(contained(folder.path, "config.json")), weights=weights,
         shards=tuple(plan_shards(weights.parts, max_shard_size)),
         extras=plan_extras(folder.path, checkpoint.names, drawn.rules(sources, checkpoint), sources),
@@ -193,7 +193,7 @@ def _check_planned(plan: Plan, folder: Folder, planned: str, found: str) -> None
         )
 
 
-def _plan_weights(checkpoint: Checkpoint, drawn: Blueprint, sources: Sources) -> WeightPlan:
+def _plan_weights(checkpoint: Checkpoint, drawn: PrunedConfig, sources: LayerMap) -> WeightPlan:
     stack = find_disk_stack(checkpoint, drawn.stack, drawn.sizes)
     return plan_weights(checkpoint, stack, sources)
 
@@ -218,7 +218,7 @@ def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
             write_file(folder / name, (job.base.path / name).read_bytes())
         for name, content in job.extras.rewritten.items():
             write_file(folder / name, content)
-        config = json.dumps(job.blueprint.config, indent=2, ensure_ascii=False) + "\n"
+        config = json.dumps(job.pruned_config.config, indent=2, ensure_ascii=False) + "\n"
         write_file(folder / "config.json", config.encode())
         shards = {path.name: entry for path, entry in followed.entries().items()}
     entries = {name: entry_of(folder / name) for name in _files(folder) if name not in shards} | shards
@@ -247,8 +247,8 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
     receipt = Receipt(
         base=job.plan.model,
         result=ModelRef(
-            id=out.name, revision=None, fingerprint=written.fingerprint(), model_type=job.blueprint.model_type,
-            layers=len(job.sources), parameters=job.blueprint.parameters[1],
+            id=out.name, revision=None, fingerprint=written.fingerprint(), model_type=job.pruned_config.model_type,
+            layers=len(job.sources), parameters=job.pruned_config.parameters[1],
         ),
         removal=job.plan.removal,
         plan_sha256=job.plan.sha256(),
@@ -257,7 +257,7 @@ def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], pro
         dropped_files=job.extras.dropped,
         bytes_before=job.checkpoint.nbytes,
         bytes_after=written.nbytes,
-        config_changes=config_changes(job.old_config, job.blueprint.config) | job.extras.changes,
+        config_changes=config_changes(job.old_config, job.pruned_config.config) | job.extras.changes,
         missing_keys=proven.loaded.missing,
         unexpected_keys=proven.loaded.unexpected,
         proof=proven.logits,
@@ -292,11 +292,13 @@ def weigh(folder: Path, removals: Sequence[Removal], *, trust_remote_code: bool 
     """Return the size each removal leaves; from headers alone, whether or not export would refuse it."""
     checkpoint = Checkpoint.open(folder)
     config = load_config(str(folder), trust_remote_code=trust_remote_code)
-    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
-    stack = find_disk_stack(checkpoint, anatomy.stack, layer_sizes(config, anatomy.stack, trust_remote_code))
+    architecture = read_architecture(config, trust_remote_code=trust_remote_code)
+    stack = find_disk_stack(checkpoint, architecture.stack, layer_sizes(config, architecture.stack, trust_remote_code))
     weights = []
     for removal in removals:
-        sources = Sources.after(removal, anatomy.depth)
+        sources = LayerMap.after(removal, architecture.depth)
         planned = plan_weights(checkpoint, stack, sources)
-        weights.append(Weight(anatomy.parameters(removal), sum(part.nbytes for part in planned.parts), planned.heads))
+        weights.append(
+            Weight(architecture.parameters(removal), sum(part.nbytes for part in planned.parts), planned.heads)
+        )
     return weights

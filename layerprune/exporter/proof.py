@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from layerprune.architecture import Anatomy, Sources, load_config, read_anatomy
+from layerprune.architecture import Architecture, LayerMap, load_config, read_architecture
 from layerprune.architecture.architecture import tiny_twin
 from layerprune.architecture.config_fields import PACKED
 from layerprune.architecture.tiny import VOCABULARY, twin_config
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
 
 
 WINDOWS, WINDOW_TOKENS = 4, 32
@@ -73,7 +73,7 @@ def load(folder: Path, *, trust_remote_code: bool, device: str | None = None) ->
 
 
 def prove_whole(
-    base: Path, result: Path, anatomy: Anatomy, removal: Removal, *, trust_remote_code: bool = False
+    base: Path, result: Path, architecture: Architecture, removal: Removal, *, trust_remote_code: bool = False
 ) -> tuple[LogitsProof, Loaded]:
     """Compare base-with-bypass and result on a few windows of tokens; both are loaded whole, one after the other.
 
@@ -81,12 +81,12 @@ def prove_whole(
     when a logit differs by more than rounding, or a key of the result is missing, unexpected or of another shape.
     """
     model, base_info = load(base, trust_remote_code=trust_remote_code)
-    lacking = [key for key in base_info.missing if not _removed(key, anatomy, removal)]
+    lacking = [key for key in base_info.missing if not _removed(key, architecture, removal)]
     if lacking or base_info.mismatched:
         fault = (*lacking, *base_info.mismatched)[0]
         raise ModelError(f"the base {base} is itself incomplete: transformers does not find {fault}")
     tokens = windows(base, _vocabulary(model))
-    with bypasser(anatomy, removal)(model):
+    with bypasser(architecture, removal)(model):
         expected = logits(model, tokens)
     del model
     gc.collect()
@@ -95,10 +95,10 @@ def prove_whole(
     return compare_logits(expected, logits(model, tokens), "whole models", tokens), info
 
 
-def _removed(key: str, anatomy: Anatomy, removal: Removal) -> bool:
+def _removed(key: str, architecture: Architecture, removal: Removal) -> bool:
     """Return whether a weight, named as in memory, belongs to a layer that is removed."""
-    inside = key.startswith(f"{anatomy.stack}.")
-    return inside and int(key[len(anatomy.stack) + 1 :].partition(".")[0]) in removal
+    inside = key.startswith(f"{architecture.stack}.")
+    return inside and int(key[len(architecture.stack) + 1 :].partition(".")[0]) in removal
 
 
 def check_keys(info: Loaded, base: Loaded) -> None:
@@ -162,11 +162,11 @@ def _vocabulary(model: nn.Module) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def bypasser(anatomy: Anatomy, removal: Removal) -> Callable[[nn.Module], Any]:
+def bypasser(architecture: Architecture, removal: Removal) -> Callable[[nn.Module], Any]:
     """Return a function from a loaded base model to the context in which the removed layers are bypassed."""
     from layerprune.models.bypass import bypassed
 
-    return lambda model: bypassed(model, list(model.get_submodule(anatomy.stack).children()), removal)
+    return lambda model: bypassed(model, list(model.get_submodule(architecture.stack).children()), removal)
 
 
 # The checks after writing: whole models where they fit and run, else tiny ones with the same layers.
@@ -176,7 +176,7 @@ MEMORY_FACTOR = 1.2  # of a model's bytes on disk: what loading and running it o
 
 
 @dataclass(frozen=True)
-class Proven:
+class ProofResult:
     """The outcome of the checks after writing."""
 
     logits: LogitsProof
@@ -184,7 +184,7 @@ class Proven:
     notes: tuple[str, ...]
 
 
-def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code: bool = False) -> Proven:
+def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code: bool = False) -> ProofResult:
     """Compare the written checkpoint with the base without the removed layers; the notes say what was not compared.
 
     Raises ``ExportError`` when they differ or a key does not fit.
@@ -201,7 +201,7 @@ def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code
             f"{len(base.absent)} of the base's {len(base.files)} weight files hold only what is removed: they were "
             "sampled by byte ranges for the fingerprint, and not fetched"
         )
-    return Proven(LogitsProof.model_validate(told["logits"]), Loaded(**keys), tuple(notes))
+    return ProofResult(LogitsProof.model_validate(told["logits"]), Loaded(**keys), tuple(notes))
 
 
 def compare_apart(base: str, result: str, nbytes: int, layers: list[int], trust_remote_code: bool) -> dict[str, Any]:
@@ -214,24 +214,24 @@ def compare_apart(base: str, result: str, nbytes: int, layers: list[int], trust_
     return {"logits": found.logits.model_dump(mode="json"), "loaded": loaded, "notes": list(found.notes)}
 
 
-def _compared(base: Path, result: Path, nbytes: int, removal: Removal, trust_remote_code: bool) -> Proven:
+def _compared(base: Path, result: Path, nbytes: int, removal: Removal, trust_remote_code: bool) -> ProofResult:
     import psutil
 
     config = load_config(str(base), trust_remote_code=trust_remote_code)
-    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+    architecture = read_architecture(config, trust_remote_code=trust_remote_code)
     quantised = "quantization_config" in read_json(result / "config.json")
     needed, free = nbytes * MEMORY_FACTOR, psutil.virtual_memory().available
     if needed > free:
         reason = f"the model takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
     else:
         try:
-            logits, loaded = prove_whole(base, result, anatomy, removal, trust_remote_code=trust_remote_code)
+            logits, loaded = prove_whole(base, result, architecture, removal, trust_remote_code=trust_remote_code)
         except CannotLoadError as error:
             if not quantised:
                 raise
             reason = f"this machine cannot run the quantised model: {error}"
         else:
-            return Proven(logits, loaded, ())
+            return ProofResult(logits, loaded, ())
     notes = (f"whole models were not compared: {reason}",)
     if not quantised:
         _, loaded = load(result, trust_remote_code=trust_remote_code, device="meta")
@@ -239,7 +239,7 @@ def _compared(base: Path, result: Path, nbytes: int, removal: Removal, trust_rem
     else:
         loaded = Loaded()
         notes += ("keys were not checked by loading: only the names on disk were",)
-    return Proven(prove_on_twin(config, anatomy, removal, trust_remote_code=trust_remote_code), loaded, notes)
+    return ProofResult(prove_on_twin(config, architecture, removal, trust_remote_code=trust_remote_code), loaded, notes)
 
 
 # The logits proof for a model that does not fit or run here: on a tiny random model with the same layers.
@@ -249,7 +249,7 @@ METHOD = "tiny random model with the same layers, and the weights as bytes"
 
 
 def prove_on_twin(
-    config: PretrainedConfig, anatomy: Anatomy, removal: Removal, *, trust_remote_code: bool = False
+    config: PretrainedConfig, architecture: Architecture, removal: Removal, *, trust_remote_code: bool = False
 ) -> LogitsProof:
     """Prune a tiny twin of the model in memory, by the same config change, and compare logits as for whole models.
 
@@ -258,29 +258,29 @@ def prove_on_twin(
     import torch
 
     try:
-        small = twin_config(config, anatomy.path)
+        small = twin_config(config, architecture.path)
         base = tiny_twin(small, trust_remote_code)
     except Exception as error:  # strict config classes and modelling code raise what they like
         said = f"no tiny {config.model_type} could be built to prove the export on"
         raise RefusedError(f"{said}: {one_line(error)}") from error
-    twin = read_anatomy(small, trust_remote_code=trust_remote_code)
+    twin = read_architecture(small, trust_remote_code=trust_remote_code)
     pruned_config = rebuilt(small, twin.prune_config(small.to_diff_dict(), removal))
     pruned = tiny_twin(pruned_config, trust_remote_code)
-    hand_over(base, pruned, anatomy.stack, Sources.after(removal, anatomy.depth))
+    hand_over(base, pruned, architecture.stack, LayerMap.after(removal, architecture.depth))
     tokens = torch.randint(3, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
     with bypasser(twin, removal)(base):
         expected = logits(base, tokens)
     return compare_logits(expected, logits(pruned, tokens), METHOD, tokens)
 
 
-def _slices(value: torch.Tensor, axis: int, sources: Sources) -> torch.Tensor:
+def _slices(value: torch.Tensor, axis: int, sources: LayerMap) -> torch.Tensor:
     import torch
 
     chunks = value.chunk(sources.depth, dim=axis)
     return torch.cat([chunks[layer] for layer in sources.layers], dim=axis)
 
 
-def hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: Sources, *, share: bool = False) -> None:
+def hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: LayerMap, *, share: bool = False) -> None:
     """Give a pruned model the base's weights of the layers it keeps, and everything outside the stack.
 
     ``share``: the very tensors and no copies. Raises ``ExportError`` when they do not fit.
@@ -328,7 +328,9 @@ def loadable(checkpoint: Checkpoint) -> Iterator[Path]:
 # The pruned model in memory, built as a user would load it, on the base's own weights: for timing it before export.
 
 
-def sharing_weights(subject: Subject, folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> Subject:
+def sharing_weights(
+    loaded: LoadedModel, folder: Path, removal: Removal, *, trust_remote_code: bool = False
+) -> LoadedModel:
     """Return the model that ``export`` would write, without a copy of any weight; ``folder`` is the base's.
 
     Raises ``RefusedError`` or ``ExportError`` where it cannot be built so.
@@ -336,17 +338,19 @@ def sharing_weights(subject: Subject, folder: Path, removal: Removal, *, trust_r
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
 
-    base, anatomy = subject.model, subject.anatomy
-    config = rebuilt(base.config, anatomy.prune_config(read_json(folder / "config.json"), removal))
+    base, architecture = loaded.model, loaded.architecture
+    config = rebuilt(base.config, architecture.prune_config(read_json(folder / "config.json"), removal))
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
             config,
-            dtype=subject.dtype,
+            dtype=loaded.dtype,
             attn_implementation=base.config._attn_implementation,
             trust_remote_code=trust_remote_code,
         )
-    hand_over(base, model, anatomy.stack, Sources.after(removal, anatomy.depth), share=True)
-    model.to(subject.device).eval()  # buffers; the weights are there already
-    return Subject(model, subject.tokenizer, read_anatomy(config, trust_remote_code=trust_remote_code), subject.ref)
+    hand_over(base, model, architecture.stack, LayerMap.after(removal, architecture.depth), share=True)
+    model.to(loaded.device).eval()  # buffers; the weights are there already
+    return LoadedModel(
+        model, loaded.tokenizer, read_architecture(config, trust_remote_code=trust_remote_code), loaded.ref
+    )

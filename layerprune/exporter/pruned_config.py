@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture import (
-    Anatomy,
-    Sources,
+    Architecture,
+    LayerMap,
     build_on_meta,
     check_weights,
     layer_patterns,
     load_config,
-    read_anatomy,
+    read_architecture,
 )
 from layerprune.architecture.config_fields import PACKED
 from layerprune.architecture.stack import find_stack, text_config
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class PrunedConfig:
     """The result before its weights."""
 
     model_type: str
@@ -46,7 +46,7 @@ class Blueprint:
     config: dict[str, Any]  # the new content of config.json
     weights: tuple[str, ...]  # names of the base's in memory
 
-    def rules(self, sources: Sources, checkpoint: Checkpoint | None = None) -> Callable[[Any], Any]:
+    def rules(self, sources: LayerMap, checkpoint: Checkpoint | None = None) -> Callable[[Any], Any]:
         """Return a function that rewrites quantisation rules, by the module names in memory and in the checkpoint."""
         pairs = [*quantisation.in_memory(self.weights, self.stack, sources)]
         if checkpoint is not None:
@@ -58,14 +58,14 @@ class Blueprint:
         return quantisation.rewriter(textual, sources, quantisation.module_names(pairs))
 
 
-def blueprint(
+def pruned_config(
     folder: Path,
     removal: Removal,
     *,
     checkpoint: Checkpoint | None = None,
     name: str = "",
     trust_remote_code: bool = False,
-) -> Blueprint:
+) -> PrunedConfig:
     """Return the blueprint of what a removal leaves of the model in ``folder``, of which only the config is read.
 
     ``checkpoint``: its weights, whose names and shapes are held against the config, and whose modules quantisation
@@ -79,8 +79,8 @@ def blueprint(
             draw, folder=str(folder), layers=list(removal.layers), trust_remote_code=trust_remote_code,
             shapes=str(shapes), name=name or str(folder),
         )  # fmt: skip
-    found = Blueprint(**{**drawn, **{key: tuple(drawn[key]) for key in ("sizes", "parameters", "weights")}})
-    sources = Sources.after(removal, found.depth)
+    found = PrunedConfig(**{**drawn, **{key: tuple(drawn[key]) for key in ("sizes", "parameters", "weights")}})
+    sources = LayerMap.after(removal, found.depth)
     for part in (found.config, *(value for value in found.config.values() if isinstance(value, dict))):
         for key in quantisation.FIELDS:
             if removal and isinstance(part.get(key), dict):
@@ -88,13 +88,13 @@ def blueprint(
     return found
 
 
-def rehearse(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> None:
+def dry_run(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> None:
     """Raise ``RefusedError`` where ``export`` would refuse the removal before writing; seconds, no weights are read.
 
-    Beyond ``Anatomy.check`` this builds base and result on the meta device and compares their layers.
+    Beyond ``Architecture.check`` this builds base and result on the meta device and compares their layers.
     """
     checkpoint = Checkpoint.open(folder) if any(folder.glob("*.safetensors")) else None
-    blueprint(folder, removal, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
+    pruned_config(folder, removal, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
 
 
 def draw(folder: str, layers: list[int], trust_remote_code: bool, shapes: str, name: str) -> dict[str, Any]:
@@ -102,17 +102,17 @@ def draw(folder: str, layers: list[int], trust_remote_code: bool, shapes: str, n
     removal = Removal.from_layers(layers)
     old = read_json(contained(Path(folder), "config.json"))
     config = load_config(folder, trust_remote_code=trust_remote_code)
-    anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
+    architecture = read_architecture(config, trust_remote_code=trust_remote_code)
     laid = {key: tuple(shape) for key, shape in read_json(Path(shapes)).items()}
     if laid:
-        check_weights(name, laid, config, anatomy, trust_remote_code=trust_remote_code)
-    sources = Sources.after(removal, anatomy.depth)
-    new = anatomy.prune_config(old, removal)
-    check_signature(anatomy, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
+        check_weights(name, laid, config, architecture, trust_remote_code=trust_remote_code)
+    sources = LayerMap.after(removal, architecture.depth)
+    new = architecture.prune_config(old, removal)
+    check_signature(architecture, config, rebuilt(config, new), sources, trust_remote_code=trust_remote_code)
     model = build_on_meta(config, trust_remote_code=trust_remote_code)
-    parameters = [anatomy.parameters(), anatomy.parameters(removal)]
-    return {"model_type": anatomy.model_type, "depth": anatomy.depth, "stack": anatomy.stack,
-            "sizes": _sizes(model, anatomy.stack), "parameters": parameters, "config": new,
+    parameters = [architecture.parameters(), architecture.parameters(removal)]
+    return {"model_type": architecture.model_type, "depth": architecture.depth, "stack": architecture.stack,
+            "sizes": _sizes(model, architecture.stack), "parameters": parameters, "config": new,
             "weights": list(model.state_dict())}  # fmt: skip
 
 
@@ -135,7 +135,12 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def check_signature(
-    anatomy: Anatomy, base: PretrainedConfig, result: PretrainedConfig, sources: Sources, *, trust_remote_code: bool
+    architecture: Architecture,
+    base: PretrainedConfig,
+    result: PretrainedConfig,
+    sources: LayerMap,
+    *,
+    trust_remote_code: bool,
 ) -> None:
     """Raise ``RefusedError`` unless each layer of the result is built like the base layer it comes from.
 
@@ -144,16 +149,16 @@ def check_signature(
     """
     before = build_on_meta(base, trust_remote_code=trust_remote_code)
     after = build_on_meta(result, trust_remote_code=trust_remote_code)
-    if find_stack(after, result) != anatomy.stack:
-        raise RefusedError(f"the pruned config builds another stack than {anatomy.stack!r}")
-    old, new = _layers(before, anatomy.stack), _layers(after, anatomy.stack)
+    if find_stack(after, result) != architecture.stack:
+        raise RefusedError(f"the pruned config builds another stack than {architecture.stack!r}")
+    old, new = _layers(before, architecture.stack), _layers(after, architecture.stack)
     signature = partial(signed, ignored=POSITION | _patterns(base, result))
     if len(new) != len(sources):
         raise RefusedError(f"the pruned config builds {len(new)} layers where {len(sources)} are left")
     for index, layer in enumerate(sources.layers):
         _compare(signature(old[layer]), signature(new[index]), f"layer {layer} as the new layer {index}")
-    outside = _outside(before, anatomy.stack, sources.depth, len(sources))
-    _compare(outside, _outside(after, anatomy.stack, 1, 1), "what stands outside the stack")
+    outside = _outside(before, architecture.stack, sources.depth, len(sources))
+    _compare(outside, _outside(after, architecture.stack, 1, 1), "what stands outside the stack")
 
 
 def _patterns(base: PretrainedConfig, result: PretrainedConfig) -> set[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
 from typing import Any
 
-from layerprune.architecture import Sources
+from layerprune.architecture import LayerMap
 from layerprune.errors import RefusedError
 
 Names = Mapping[str, str | None]  # module or tensor of the base -> its name in the result, None where it is gone
@@ -93,7 +93,7 @@ BETWEEN_DOTS = re.compile(r"(\\?\.)(?![*+?])")
 FUSED = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}  # names that vLLM's fused modules have beside their parts
 
 
-def in_memory(names: Iterable[str], stack: str, sources: Sources) -> Iterator[tuple[str, str | None]]:
+def in_memory(names: Iterable[str], stack: str, sources: LayerMap) -> Iterator[tuple[str, str | None]]:
     """Yield weights, named as in memory, with their names in the result, None where they are gone."""
     for name in names:
         layer, _, rest = name[len(stack) + 1 :].partition(".") if name.startswith(f"{stack}.") else ("", "", "")
@@ -124,7 +124,7 @@ def _paths(name: str) -> list[str]:
     return found + ([".".join(fused[:end]) for end in range(len(parts), 0, -1)] if fused != parts else [])
 
 
-def rewriter(textual: Callable[[Any], Any], sources: Sources, names: Names) -> Callable[[Any], Any]:
+def rewriter(textual: Callable[[Any], Any], sources: LayerMap, names: Names) -> Callable[[Any], Any]:
     """Return a function that rewrites the rules in JSON content, keys and values, for the result.
 
     ``textual`` renumbers paths in a string that are written out; it raises ``RefusedError`` or returns None for one
@@ -174,7 +174,7 @@ def _hits(matches: tuple[Match, ...], rule: str, name: str) -> tuple[bool, ...]:
     return tuple(match(rule, name) for match in matches)
 
 
-def _others(value: str, textual: Callable[[Any], Any], sources: Sources) -> Iterator[str]:
+def _others(value: str, textual: Callable[[Any], Any], sources: LayerMap) -> Iterator[str]:
     """Yield what a rule might be in the result: as it is, by its paths, with other numbers, with layers listed."""
     yield value
     try:

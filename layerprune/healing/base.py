@@ -15,7 +15,7 @@ from layerprune.artifacts import LossPoint, Plan, Receipt, as_removal
 from layerprune.checkpoint import Checkpoint, Tensor
 from layerprune.data.corpus import Corpus
 from layerprune.errors import RefusedError, UsageError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.util import SILENT, Progress
 
@@ -39,7 +39,7 @@ class Record:
 
 
 @dataclass
-class Case:
+class HealContext:
     """One checkpoint to heal, and all a method may look at."""
 
     folder: Path  # the unhealed checkpoint, never written to
@@ -77,20 +77,20 @@ class Case:
             raise UsageError("this method reads text: give it a corpus with --corpus")
         return self.corpus
 
-    def subject(self, dtype: str | None = None) -> Subject:
+    def load_model(self, dtype: str | None = None) -> LoadedModel:
         """Load the unhealed checkpoint."""
         return self._load(str(self.folder), None, dtype)
 
-    def base_subject(self, dtype: str | None = None) -> Subject:
+    def load_base(self, dtype: str | None = None) -> LoadedModel:
         """Load the intact base model; ``UsageError`` where it is not at hand."""
         if self.base is None:
             raise UsageError("this method looks at the base model: say where it is with --base")
         return self._load(self.base, self.base_revision, dtype)
 
-    def _load(self, model: str, revision: str | None, dtype: str | None) -> Subject:
-        from layerprune.models.model import Subject
+    def _load(self, model: str, revision: str | None, dtype: str | None) -> LoadedModel:
+        from layerprune.models.model import LoadedModel
 
-        loaded = Subject.load(
+        loaded = LoadedModel.load(
             model,
             revision=revision,
             dtype=dtype or self.dtype,
@@ -115,7 +115,7 @@ class Healer(Protocol):
     cost: ClassVar[str]  # in words
     source: ClassVar[str]  # paper, or where it comes from
 
-    def heal(self, case: Case) -> Iterator[Changed]:
+    def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield each tensor that changes, once, by its name on disk (``names.names_on_disk``: a tied one may have two).
 
         What it read and settled on goes into ``case.record``. Raises ``RefusedError``, naming what stands in the way,
@@ -219,36 +219,36 @@ def seams(removal: Removal, depth: int, width: int) -> tuple[int, ...]:
     return tuple(sorted(near & set(range(left))))
 
 
-def layer_weights(subject: Subject, layers: Sequence[int]) -> set[str]:
+def layer_weights(loaded: LoadedModel, layers: Sequence[int]) -> set[str]:
     """Return the names of all weights of some decoder layers."""
-    chosen = {id(weight) for layer in layers for weight in subject.layers[layer].parameters()}
-    return {name for name, weight in subject.model.named_parameters() if id(weight) in chosen}
+    chosen = {id(weight) for layer in layers for weight in loaded.layers[layer].parameters()}
+    return {name for name, weight in loaded.model.named_parameters() if id(weight) in chosen}
 
 
-def last_layers(subject: Subject, count: int) -> tuple[int, ...]:
+def last_layers(loaded: LoadedModel, count: int) -> tuple[int, ...]:
     """Return the last ``count`` layers; ``UsageError`` for more than there are."""
-    depth = len(subject.layers)
+    depth = len(loaded.layers)
     if not 0 <= count <= depth:
         raise UsageError(f"the last {count} layers were asked for and the model has {depth}")
     return tuple(range(depth - count, depth))
 
 
-def head_weights(subject: Subject) -> set[str]:
+def head_weights(loaded: LoadedModel) -> set[str]:
     """Return the names of what stands behind the stack: the output embeddings and the decoder's final norm.
 
     Output embeddings that are tied to the input's are trained as what they are, both.
     """
-    model = subject.model
+    model = loaded.model
     wanted = {id(weight) for weight in model.get_output_embeddings().parameters()}
-    return {name for name, weight in model.named_parameters() if id(weight) in wanted} | final_norm(subject)
+    return {name for name, weight in model.named_parameters() if id(weight) in wanted} | final_norm(loaded)
 
 
-def final_norm(subject: Subject) -> set[str]:
+def final_norm(loaded: LoadedModel) -> set[str]:
     """Return the names of the weights of the norm behind the last layer: outside the stack, and one-dimensional."""
-    inside = {id(weight) for layer in subject.layers for weight in layer.parameters()}
+    inside = {id(weight) for layer in loaded.layers for weight in layer.parameters()}
     return {
         name
-        for name, weight in subject.model.named_parameters()
+        for name, weight in loaded.model.named_parameters()
         if id(weight) not in inside and weight.dim() == 1 and name.rpartition(".")[0].split(".")[-1] in FINAL_NORMS
     }
 
@@ -256,7 +256,7 @@ def final_norm(subject: Subject) -> set[str]:
 FINAL_NORMS = {"norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm"}
 
 
-def projections(subject: Subject) -> tuple[str, ...]:
+def projections(loaded: LoadedModel) -> tuple[str, ...]:
     """Return the paths of the linear maps inside the attention and the MLP of every layer.
 
     Where experts are fused into one tensor only the attention's: peft would stretch an adapter of an MLP to experts
@@ -265,10 +265,10 @@ def projections(subject: Subject) -> tuple[str, ...]:
     from transformers.pytorch_utils import Conv1D
 
     parts = [
-        (child, part) for layer in subject.layers for child, part in layer.named_children() if child in ATTENTION | MLP
+        (child, part) for layer in loaded.layers for child, part in layer.named_children() if child in ATTENTION | MLP
     ]
     fused = any(child in MLP and weight.dim() > 2 for child, part in parts for weight in part.parameters())
-    paths = {id(module): name for name, module in subject.model.named_modules()}
+    paths = {id(module): name for name, module in loaded.model.named_modules()}
     found = [
         paths[id(module)]
         for child, part in parts
@@ -278,15 +278,15 @@ def projections(subject: Subject) -> tuple[str, ...]:
     ]
     if not found:
         raise RefusedError(
-            f"a {subject.anatomy.model_type} model has no linear maps in its attention or MLP for an adapter; "
+            f"a {loaded.architecture.model_type} model has no linear maps in its attention or MLP for an adapter; "
             "use partial, seams or distill"
         )
     return tuple(found)
 
 
-def in_mlp(subject: Subject, targets: Sequence[str]) -> bool:
+def in_mlp(loaded: LoadedModel, targets: Sequence[str]) -> bool:
     """Return whether some of these paths lie in the MLP of a layer."""
-    paths = {id(module): name for name, module in subject.model.named_modules()}
-    children = [named for layer in subject.layers for named in layer.named_children()]
+    paths = {id(module): name for name, module in loaded.model.named_modules()}
+    children = [named for layer in loaded.layers for named in layer.named_children()]
     homes = tuple(paths[id(part)] for child, part in children if child in MLP)
     return any(target == home or target.startswith(f"{home}.") for target in targets for home in homes)

@@ -12,7 +12,7 @@ from torch import nn
 from layerprune.checkpoint import Checkpoint
 from layerprune.data.corpus import Windows
 from layerprune.errors import ModelError, RefusedError
-from layerprune.healing.base import Case, Changed, Needs, Stored, cuts, names_on_disk, read_tensor, stored_as
+from layerprune.healing.base import Changed, HealContext, Needs, Stored, cuts, names_on_disk, read_tensor, stored_as
 from layerprune.healing.losses import id_batches
 from layerprune.healing.projections import (
     CHECK_TOKENS,
@@ -22,7 +22,7 @@ from layerprune.healing.projections import (
     output_projections,
     watching,
 )
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.walk import replaced_forwards, split_hidden
 
@@ -75,19 +75,19 @@ class Linear:
         if self.tokens < 1:
             raise ValueError(f"tokens is {self.tokens}; it must be at least 1")
 
-    def heal(self, case: Case) -> Iterator[Changed]:
+    def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the refitted projections, first to last."""
         places = self._places(case)
         windows = case.text.train.first(max(2, -(-self.tokens // case.text.train.window)))
-        subject, base = case.subject(), case.base_subject()
-        projections = _projections(subject, id_batches(windows)[0][:1, :CHECK_TOKENS], list(places))
+        loaded, base = case.load_model(), case.load_base()
+        projections = _projections(loaded, id_batches(windows)[0][:1, :CHECK_TOKENS], list(places))
         checkpoint = Checkpoint.open(case.folder)
         wanted = [name for each in projections.values() for name in each.weights()]
-        names = names_on_disk(subject.model, checkpoint, wanted)
+        names = names_on_disk(loaded.model, checkpoint, wanted)
         case.record.tokens = windows.tokens
         last = max(places)
         with case.progress.task("fitting down projections", last + 1, "layers") as advance:
-            healed, intact = Stream(subject, id_batches(windows)), Stream(base, id_batches(windows))
+            healed, intact = Stream(loaded, id_batches(windows)), Stream(base, id_batches(windows))
             while healed.depth <= last:
                 layer = healed.depth
                 if layer in places:
@@ -97,7 +97,7 @@ class Linear:
                 healed.advance()
                 advance()
 
-    def _places(self, case: Case) -> dict[int, int]:
+    def _places(self, case: HealContext) -> dict[int, int]:
         """Return the layers to fit, of the pruned model, and the base depth whose stream each should hand on."""
         found = {cut.after: cut.resumes for cut in cuts(case.removal, case.plan.model.layers)}
         if found.pop(-1, None) is not None:
@@ -109,7 +109,7 @@ class Linear:
             raise RefusedError("nothing was removed from this checkpoint, so there is nothing to heal")
         return found
 
-    def _correction(self, projection: Projection, healed: Stream, intact: Stream, case: Case) -> torch.Tensor:
+    def _correction(self, projection: Projection, healed: Stream, intact: Stream, case: HealContext) -> torch.Tensor:
         """Return D, (features, hidden): what is to be added for each feature of the projection."""
         fitting, choosing = self._sums(projection, healed, intact)
         ridges = RIDGES if self.ridge == "auto" else (float(self.ridge),)
@@ -157,9 +157,9 @@ class Linear:
             yield from stored_as(names[f"{projection.path}.bias"], bias)
 
 
-def _projections(subject: Subject, ids: torch.Tensor, layers: list[int]) -> dict[int, Projection]:
+def _projections(loaded: LoadedModel, ids: torch.Tensor, layers: list[int]) -> dict[int, Projection]:
     """Find every projection on a few tokens, (rows, tokens): a refusal must not come after minutes of reading."""
-    stream, found = Stream(subject, [ids]), {}
+    stream, found = Stream(loaded, [ids]), {}
     while stream.depth <= max(layers):
         if stream.depth in layers:
             found[stream.depth] = down_projection(stream)
@@ -169,18 +169,18 @@ def _projections(subject: Subject, ids: torch.Tensor, layers: list[int]) -> dict
 
 def _follow(intact: Stream, healed: Stream, depth: int, first: int) -> None:
     """Carry the base's stream to ``depth``; as far as both models are the same, the healed one's is taken over."""
-    if healed.depth == first and intact.depth == 0 and _same(intact.subject, healed.subject, first):
+    if healed.depth == first and intact.depth == 0 and _same(intact.loaded, healed.loaded, first):
         intact.states = [states.clone() for states in healed.states]
         intact.depth = first
     while intact.depth < depth:
         intact.advance()
 
 
-def _same(one: Subject, other: Subject, layers: int) -> bool:
+def _same(one: LoadedModel, other: LoadedModel, layers: int) -> bool:
     """Whether two models do the same up to a layer: equal embeddings and equal layers."""
 
-    def parts(subject: Subject) -> list[nn.Module]:
-        return [subject.model.get_input_embeddings(), *subject.layers[:layers]]
+    def parts(loaded: LoadedModel) -> list[nn.Module]:
+        return [loaded.model.get_input_embeddings(), *loaded.layers[:layers]]
 
     def equal(a: nn.Module, b: nn.Module) -> bool:
         pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
@@ -229,18 +229,18 @@ class Rescale:
         if self.tokens < 1:
             raise ValueError(f"tokens is {self.tokens}; it must be at least 1")
 
-    def heal(self, case: Case) -> Iterator[Changed]:
+    def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the output projections behind the first cut, each divided by the factors of the cuts before it."""
         removed = case.removal
         if not removed:
             raise RefusedError("nothing was removed from this checkpoint, so there is nothing to heal")
-        subject = case.subject("float32")
+        loaded = case.loaded("float32")
         windows = case.text.train.first(max(1, -(-self.tokens // case.text.train.window)))
         ids = torch.from_numpy(windows.ids[:1, :CHECK_TOKENS])
-        writers = _writers(subject, case, ids)
+        writers = _writers(loaded, case, ids)
         checkpoint = Checkpoint.open(case.folder)
         wanted = [name for layer in writers for each in layer for name in each.weights()]
-        names = names_on_disk(subject.model, checkpoint, wanted)
+        names = names_on_disk(loaded.model, checkpoint, wanted)
         factors = self._factors(case, windows)
         divisors = divisors_of(factors, removed, case.plan.model.layers)
         if all(divisor == 1 for divisor in divisors):
@@ -249,16 +249,16 @@ class Rescale:
             )
         for layer in removed:
             case.record.found[f"factor_{layer}"] = round(factors[layer], 6)
-        _check(subject, writers, divisors, ids)
+        _check(loaded, writers, divisors, ids)
         for layer, divisor in zip(writers, divisors, strict=True):
             for each in layer if divisor != 1 else ():
                 for name in each.weights():
                     value = read_tensor(checkpoint, names[name][0]).double() / divisor
                     yield from stored_as(names[name], value)
 
-    def _factors(self, case: Case, windows: Windows) -> list[float]:
+    def _factors(self, case: HealContext, windows: Windows) -> list[float]:
         """Return for each layer of the base the geometric mean of |out| / |in|."""
-        base = case.base_subject()
+        base = case.load_base()
         case.record.tokens = windows.tokens
         with case.progress.task("reading text with the base", windows.tokens, "tokens") as advance:
 
@@ -271,12 +271,12 @@ class Rescale:
 
 
 @torch.no_grad()
-def lengthening(subject: Subject, batches: Iterable[torch.Tensor]) -> torch.Tensor:
+def lengthening(loaded: LoadedModel, batches: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return the geometric mean over tokens of |out| / |in| of each layer of the intact model, (layers,), float64.
 
     ``batches`` are token ids, (rows, tokens), without padding. Raises ``ModelError`` where a mean is not a number.
     """
-    logs, count = torch.zeros(len(subject.layers), dtype=torch.float64), 0
+    logs, count = torch.zeros(len(loaded.layers), dtype=torch.float64), 0
 
     def make(index: int, original: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -288,10 +288,10 @@ def lengthening(subject: Subject, batches: Iterable[torch.Tensor]) -> torch.Tens
 
         return forward
 
-    with replaced_forwards(subject.layers, make):
+    with replaced_forwards(loaded.layers, make):
         for ids in batches:
             count += ids.numel()
-            subject.model(input_ids=ids, use_cache=False)
+            loaded.model(input_ids=ids, use_cache=False)
     factors = (logs / count).exp()
     if not factors.isfinite().all():
         raise ModelError("the layers' average effect is not a number: the model's states overflow; try --dtype float32")
@@ -309,10 +309,10 @@ def divisors_of(factors: list[float], removed: Removal, depth: int) -> list[floa
     return found
 
 
-def _writers(subject: Subject, case: Case, ids: torch.Tensor) -> list[list[Projection]]:
+def _writers(loaded: LoadedModel, case: HealContext, ids: torch.Tensor) -> list[list[Projection]]:
     """Return what each layer writes into the stream through; none for those in front of the first cut."""
     kept = case.removal.kept(case.plan.model.layers)
-    stream = Stream(subject, [ids])
+    stream = Stream(loaded, [ids])
     found: list[list[Projection]] = []
     while stream.depth < len(kept):
         behind = kept[stream.depth] > min(case.removal)
@@ -322,9 +322,9 @@ def _writers(subject: Subject, case: Case, ids: torch.Tensor) -> list[list[Proje
 
 
 @torch.no_grad()
-def _check(subject: Subject, writers: list[list[Projection]], divisors: list[float], ids: torch.Tensor) -> None:
+def _check(loaded: LoadedModel, writers: list[list[Projection]], divisors: list[float], ids: torch.Tensor) -> None:
     """Try on a few tokens that dividing what is written is multiplying the stream at the cuts; weights are put back."""
-    ids = ids.to(subject.device)
+    ids = ids.to(loaded.device)
 
     def make(index: int, original: Any) -> Any:
         factor = divisors[index] / (divisors[index - 1] if index else 1.0)
@@ -335,18 +335,18 @@ def _check(subject: Subject, writers: list[list[Projection]], divisors: list[flo
 
         return forward
 
-    with replaced_forwards(subject.layers, make):
-        expected = subject.model(input_ids=ids, use_cache=False).logits.double()
+    with replaced_forwards(loaded.layers, make):
+        expected = loaded.model(input_ids=ids, use_cache=False).logits.double()
     kept = [(each, each.matrix.clone(), each.bias_value) for layer in writers for each in layer]
     for layer, divisor in zip(writers, divisors, strict=True):
         for each in layer:
             each.put(each.matrix / divisor, None if each.bias_value is None else each.bias_value / divisor)
-    folded = subject.model(input_ids=ids, use_cache=False).logits.double()
+    folded = loaded.model(input_ids=ids, use_cache=False).logits.double()
     for each, matrix, bias in kept:
         each.put(matrix, bias)
     if not (folded - expected).abs().max() <= CHECK_TOLERANCE * expected.abs().max():
         raise RefusedError(
-            f"a {subject.anatomy.model_type} model reads its residual stream without a norm somewhere, or writes to it "
+            f"a {loaded.architecture.model_type} model reads its residual stream without a norm somewhere, or writes to it "
             "elsewhere, too: a factor cannot be folded into its weights"
         )
 

@@ -16,9 +16,9 @@ from layerprune.data.corpus import Document, Windows, pack_documents, render
 from layerprune.errors import UsageError
 from layerprune.files import reserve, writing
 from layerprune.healing.base import (
-    Case,
     Changed,
     Cut,
+    HealContext,
     cuts,
     final_norm,
     head_weights,
@@ -29,7 +29,7 @@ from layerprune.healing.base import (
 from layerprune.healing.finetune import Trained, heal_weights, option, precision_of
 from layerprune.healing.losses import Grade, Head, Top, cross_entropy, divergence, divergence_from_top, own
 from layerprune.healing.training import leader_first, own_place
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.scoring.cached_evaluator import Journal
 from layerprune.util import SILENT, Progress
 
@@ -63,45 +63,45 @@ class Distill(Trained):
         if self.answer_tokens < 1:
             raise ValueError(f"answer_tokens is {self.answer_tokens} and has to be at least 1")
 
-    def heal(self, case: Case) -> Iterator[Changed]:
+    def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the distilled weights; the base is loaded once, and writes before it teaches."""
-        teacher = own_place(case).base_subject(precision_of(case))
+        teacher = own_place(case).load_base(precision_of(case))
         if self.answers == "base":
             case = self._with_answers(case, teacher)
         yield from heal_weights(
-            case, self, lambda subject: self._chosen(case, subject), lambda student: self._goal(case, teacher, student)
+            case, self, lambda loaded: self._chosen(case, loaded), lambda student: self._goal(case, teacher, student)
         )
 
-    def _with_answers(self, case: Case, teacher: Subject) -> Case:
+    def _with_answers(self, case: HealContext, teacher: LoadedModel) -> HealContext:
         """Return the case with a text whose answers are the base's; what is held out stays as it is."""
-        author, corpus = Author(teacher, self.answer_tokens), case.text
+        author, corpus = AnswerWriter(teacher, self.answer_tokens), case.text
         with leader_first():  # the first one writes, the others read
             documents = author.rewrite(corpus.documents, case.work / "answers", case.progress)
         train = pack_documents(documents, teacher.tokenizer, corpus.train.window, "what the base has written")
         case.record.notes.append(f"{len(documents)} chats were answered by the base before they were read")
         return replace(case, corpus=replace(corpus, train=train))
 
-    def _chosen(self, case: Case, subject: Subject) -> set[str]:
-        every = range(len(subject.layers))
+    def _chosen(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        every = range(len(loaded.layers))
         if self.train == "all":
-            return {name for name, _ in subject.model.named_parameters()}
+            return {name for name, _ in loaded.model.named_parameters()}
         if self.train == "seams":
-            return layer_weights(subject, seams(case.removal, case.receipt.base.layers, 1))
+            return layer_weights(loaded, seams(case.removal, case.receipt.base.layers, 1))
         if self.train == "last":
-            return layer_weights(subject, last_layers(subject, min(3, len(every)))) | head_weights(subject)
-        return layer_weights(subject, every) | final_norm(subject)
+            return layer_weights(loaded, last_layers(loaded, min(3, len(every)))) | head_weights(loaded)
+        return layer_weights(loaded, every) | final_norm(loaded)
 
-    def _goal(self, case: Case, teacher: Subject, student: Subject) -> Distilled:
+    def _goal(self, case: HealContext, teacher: LoadedModel, student: LoadedModel) -> DistillationLoss:
         if teacher.vocabulary != student.vocabulary:
             raise UsageError(f"the base has {teacher.vocabulary} tokens and the pruned model {student.vocabulary}")
         kept = None
         if self.keep:
             windows = case.text.train
-            kept = Kept.of(case.work / "teacher", teacher, windows, self.keep, self.temperature)
+            kept = TeacherCache.of(case.work / "teacher", teacher, windows, self.keep, self.temperature)
             with leader_first():  # the first one asks, the others find the answers
                 case.record.tokens += kept.fill(teacher, windows, self.forward_windows(case, teacher), case.progress)
-        mix = Mix(self.weight, self.temperature, self.match)
-        return Distilled(mix, teacher, student, cuts(case.removal, case.receipt.base.layers), kept)
+        mix = DistillationMix(self.weight, self.temperature, self.match)
+        return DistillationLoss(mix, teacher, student, cuts(case.removal, case.receipt.base.layers), kept)
 
 
 # What a teacher says of every window, kept on disk: its likeliest tokens at every place, with their probabilities.
@@ -113,7 +113,7 @@ TOKENS, PROBABILITIES, DONE = "tokens.npy", "probabilities.npy", "done"
 
 
 @dataclass(frozen=True)
-class Kept:
+class TeacherCache:
     """The top ``k`` tokens of a teacher at a temperature; 8 k bytes a place."""
 
     folder: Path
@@ -121,13 +121,13 @@ class Kept:
     temperature: float
 
     @classmethod
-    def of(cls, home: Path, teacher: Subject, windows: Windows, k: int, temperature: float) -> Kept:
+    def of(cls, home: Path, teacher: LoadedModel, windows: Windows, k: int, temperature: float) -> TeacherCache:
         """Return the keeping place for this teacher and text; nothing is computed yet."""
         digest = hashlib.sha256(f"{teacher.ref.fingerprint} {teacher.dtype} {k} {temperature}".encode())
         digest.update(windows.ids.tobytes())
         return cls(home / digest.hexdigest()[:16], min(k, teacher.vocabulary), temperature)
 
-    def fill(self, teacher: Subject, windows: Windows, micro: int, progress: Progress) -> int:
+    def fill(self, teacher: LoadedModel, windows: Windows, micro: int, progress: Progress) -> int:
         """Ask the teacher about every window that it has not been asked about; return how many tokens it read.
 
         Killed and called again, it goes on where it was.
@@ -188,7 +188,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Mix:
+class DistillationMix:
     """What a distilled student is graded by."""
 
     weight: float = 1.0  # of the teacher's word; the rest is the text's next token
@@ -197,14 +197,14 @@ class Mix:
 
 
 @dataclass
-class Distilled:
+class DistillationLoss:
     """The goal of distillation: KL from the teacher, the text itself, and the teacher's states at the cuts."""
 
-    mix: Mix
-    teacher: Subject
-    student: Subject
+    mix: DistillationMix
+    teacher: LoadedModel
+    student: LoadedModel
     cuts: Sequence[Cut] = ()
-    kept: Kept | None = None  # the teacher's word on disk; None: it is asked on the way
+    kept: TeacherCache | None = None  # the teacher's word on disk; None: it is asked on the way
     _matcher: Matcher | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -256,7 +256,7 @@ class Distilled:
 class Matcher:
     """Watches both models at the cuts: how far the student's states are from those they stand for."""
 
-    def __init__(self, teacher: Subject, student: Subject, cuts: Sequence[Cut]) -> None:
+    def __init__(self, teacher: LoadedModel, student: LoadedModel, cuts: Sequence[Cut]) -> None:
         self.cuts = [cut for cut in cuts if cut.after >= 0]  # before its first layer a student has nothing to move
         if not self.cuts:
             raise UsageError("match compares states at cuts, and no cut has a layer before it; leave match out")
@@ -292,10 +292,10 @@ BATCH = 8  # chats that are answered together
 
 
 @dataclass(frozen=True)
-class Author:
+class AnswerWriter:
     """A model that answers greedily, in at most so many tokens a turn."""
 
-    subject: Subject
+    loaded: LoadedModel
     most: int
 
     def rewrite(self, documents: Sequence[Document], folder: Path, progress: Progress = SILENT) -> list[Document]:
@@ -307,7 +307,7 @@ class Author:
         chats = [document.messages for document in documents if document.text is None]
         if not chats:
             raise UsageError("the base writes answers to prompts, and the corpus holds none: give chats")
-        key = hashlib.sha256(f"{self.subject.ref.fingerprint} {self.most} {chats}".encode()).hexdigest()
+        key = hashlib.sha256(f"{self.loaded.ref.fingerprint} {self.most} {chats}".encode()).hexdigest()
         journal = Journal(folder / "answers.jsonl", key)
         with progress.task("the base writes answers", len(chats) - len(journal.entries), "chats") as advance:
             for start in range(len(journal.entries), len(chats), BATCH):
@@ -330,7 +330,7 @@ class Author:
     @torch.no_grad()
     def _write(self, prompts: Sequence[Sequence[tuple[str, str]]]) -> Iterator[str]:
         """Yield what the model says next in each chat."""
-        tokenizer: Any = self.subject.tokenizer
+        tokenizer: Any = self.loaded.tokenizer
         rows = [
             tokenizer(
                 render(tokenizer, [{"role": role, "content": content} for role, content in prompt], True),
@@ -341,9 +341,9 @@ class Author:
         ]
         width = max(map(len, rows))
         spare = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-        ids = torch.tensor([[spare] * (width - len(row)) + row for row in rows], device=self.subject.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.subject.device)
-        written: Any = self.subject.model.generate(
+        ids = torch.tensor([[spare] * (width - len(row)) + row for row in rows], device=self.loaded.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.loaded.device)
+        written: Any = self.loaded.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=self.most, do_sample=False, pad_token_id=spare
         )  # type: ignore[operator]
         for row in written[:, width:]:

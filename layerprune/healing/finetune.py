@@ -15,8 +15,8 @@ from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError, UsageError
 from layerprune.files import writing
 from layerprune.healing.base import (
-    Case,
     Changed,
+    HealContext,
     Needs,
     Stored,
     head_weights,
@@ -31,8 +31,8 @@ from layerprune.healing.base import (
 )
 from layerprune.healing.losses import Goal, NextToken
 from layerprune.healing.training import Precision, Text, Training, leads, make_trainable, own_place, train
-from layerprune.healing.training_state import Standing
-from layerprune.models.model import Subject, fast_bfloat16
+from layerprune.healing.training_state import TrainingState
+from layerprune.models.model import LoadedModel, fast_bfloat16
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 # What all methods that train have in common: their options, how the model is made ready, what is written down.
 
 
-Choose = Callable[[Subject], set[str]]
-MakeGoal = Callable[[Subject], Goal]
+Choose = Callable[[LoadedModel], set[str]]
+MakeGoal = Callable[[LoadedModel], Goal]
 
 # Tokens of one forward pass. Measured on two cores: more is no faster; a GPU wants more.
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}
@@ -82,12 +82,12 @@ class Trained:
         if not 0 <= self.warmup < 1 or self.decay < 0:
             raise ValueError("warmup is a share from 0 to below 1, decay at least 0")
 
-    def forward_windows(self, case: Case, subject: Subject) -> int:
+    def forward_windows(self, case: HealContext, loaded: LoadedModel) -> int:
         """Return how many windows one forward pass takes."""
-        tokens = MICRO_TOKENS.get(subject.device.type, MICRO_TOKENS["cpu"])
+        tokens = MICRO_TOKENS.get(loaded.device.type, MICRO_TOKENS["cpu"])
         return self.micro or max(1, tokens // case.text.train.window)
 
-    def training(self, case: Case, subject: Subject, precision: Precision) -> Training:
+    def training(self, case: HealContext, loaded: LoadedModel, precision: Precision) -> Training:
         """Return the run that these options ask for on this text and machine."""
         windows = case.text.train
         steps = self.steps or max(1, math.ceil(self.epochs * len(windows) / self.batch))
@@ -95,7 +95,7 @@ class Trained:
             steps=steps,
             lr=self.lr,
             batch=self.batch,
-            micro=self.forward_windows(case, subject),
+            micro=self.forward_windows(case, loaded),
             warmup=round(self.warmup * steps),
             measures=min(self.measures, steps),
             patience=self.patience,
@@ -104,11 +104,11 @@ class Trained:
             precision=precision,
             recompute=self.recompute,
             seed=case.seed,
-            subject=f"{self!r} of {subject.ref.fingerprint}, receipt {case.receipt.sha256()}",
+            loaded=f"{self!r} of {loaded.ref.fingerprint}, receipt {case.receipt.sha256()}",
         )
 
 
-def ready(case: Case) -> tuple[Subject, Precision]:
+def ready(case: HealContext) -> tuple[LoadedModel, Precision]:
     """Load the unhealed checkpoint for training, and say what its products are made in.
 
     Weights are loaded as they are stored, so that those that are trained lose nothing. Raises ``UsageError`` for
@@ -119,10 +119,10 @@ def ready(case: Case) -> tuple[Subject, Precision]:
     precision = precision_of(case)
     stored = {tensor.dtype for tensor in Checkpoint.open(case.folder).tensors.values()}
     dtype = "bfloat16" if precision == "bfloat16" and stored <= {"BF16"} else "float32"
-    return own_place(case).subject(dtype), precision
+    return own_place(case).loaded(dtype), precision
 
 
-def precision_of(case: Case) -> Precision:
+def precision_of(case: HealContext) -> Precision:
     """Return what matrix products are made in: as asked, else bfloat16 where it is fast."""
     if case.dtype in ("bfloat16", "float32"):
         return cast(Precision, case.dtype)
@@ -130,28 +130,28 @@ def precision_of(case: Case) -> Precision:
     return "bfloat16" if on_gpu or fast_bfloat16() else "float32"
 
 
-def run(case: Case, subject: Subject, goal: Goal, training: Training) -> Standing:
+def run(case: HealContext, loaded: LoadedModel, goal: Goal, training: Training) -> TrainingState:
     """Train what requires a gradient in the subject's model, and write down how it went."""
     corpus, record = case.text, case.record
     few = max(1, HELDOUT_TOKENS // corpus.heldout.window)
     text = Text(corpus.train, corpus.heldout.spread(few))
-    standing = train(subject.model, goal, text, training, case.work / "training", case.progress)
+    standing = train(loaded.model, goal, text, training, case.work / "training", case.progress)
     record.tokens += standing.tokens
     record.curve += standing.curve
     record.found |= {"steps": standing.step, "best_step": standing.best_step, "precision": training.precision}
-    record.dtype, record.device = training.precision, str(subject.device)
+    record.dtype, record.device = training.precision, str(loaded.device)
     if standing.stopped:
         record.notes.append(f"stopped at step {standing.step} of {training.steps}: the held-out loss no longer fell")
     return standing
 
 
-def heal_weights(case: Case, method: Trained, choose: Choose, goal: MakeGoal) -> Iterator[Changed]:
+def heal_weights(case: HealContext, method: Trained, choose: Choose, goal: MakeGoal) -> Iterator[Changed]:
     """Train the weights that ``choose`` names towards ``goal`` and yield them under their names on disk."""
-    subject, precision = ready(case)
-    weights = make_trainable(subject.model, choose(subject), torch.bfloat16 if precision == "bfloat16" else None)
-    stored = names_on_disk(subject.model, Checkpoint.open(case.folder), weights)
+    loaded, precision = ready(case)
+    weights = make_trainable(loaded.model, choose(loaded), torch.bfloat16 if precision == "bfloat16" else None)
+    stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
     case.record.found["trained"] = sum(weight.numel() for weight in weights.values())
-    run(case, subject, goal(subject), method.training(case, subject, precision))
+    run(case, loaded, goal(loaded), method.training(case, loaded, precision))
     for name, weight in weights.items():
         yield from stored_as(stored[name], weight.detach())
 
@@ -180,24 +180,24 @@ class Lora(Trained):
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise ValueError("rank is at least 1, alpha above 0, dropout from 0 to below 1")
 
-    def heal(self, case: Case) -> Iterator[Changed]:
+    def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the merged weights; the adapter itself is attached, for peft to load on the unhealed checkpoint."""
-        subject, precision = ready(case)
-        targets = projections(subject)
-        if not in_mlp(subject, targets):
+        loaded, precision = ready(case)
+        targets = projections(loaded)
+        if not in_mlp(loaded, targets):
             why = "no linear map of an MLP was found, or its experts are fused"
             case.record.notes.append(f"adapters went on the attention alone: {why}")
         weights = [f"{target}.weight" for target in targets]
-        stored = names_on_disk(subject.model, Checkpoint.open(case.folder), weights)
-        make_trainable(subject.model, set(), torch.bfloat16 if precision == "bfloat16" else None)
-        adapted = with_adapter(subject, targets, self.config(targets, subject, case.name), case.seed)
+        stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
+        make_trainable(loaded.model, set(), torch.bfloat16 if precision == "bfloat16" else None)
+        adapted = with_adapter(loaded, targets, self.config(targets, loaded, case.name), case.seed)
         case.record.found["trained"] = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
-        run(case, subject, NextToken(), self.training(case, subject, precision))
+        run(case, loaded, NextToken(), self.training(case, loaded, precision))
         if leads():
             save_adapter(adapted, case.attachments / ADAPTER)
         yield from merged(adapted, targets, stored, case)
 
-    def config(self, targets: tuple[str, ...], subject: Subject, base: str) -> LoraConfig:
+    def config(self, targets: tuple[str, ...], loaded: LoadedModel, base: str) -> LoraConfig:
         """Return peft's account of the adapter; ``base`` is what it says it belongs to."""
         from peft import LoraConfig
         from transformers.pytorch_utils import Conv1D
@@ -207,21 +207,21 @@ class Lora(Trained):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it; it need not be whole
             lora_dropout=self.dropout,
             target_modules=list(targets),
-            fan_in_fan_out=isinstance(subject.model.get_submodule(targets[0]), Conv1D),
+            fan_in_fan_out=isinstance(loaded.model.get_submodule(targets[0]), Conv1D),
             task_type="CAUSAL_LM",
             base_model_name_or_path=base,
         )
 
 
-def with_adapter(subject: Subject, targets: tuple[str, ...], config: LoraConfig, seed: int) -> PeftModel:
+def with_adapter(loaded: LoadedModel, targets: tuple[str, ...], config: LoraConfig, seed: int) -> PeftModel:
     """Put fresh adapters, which change nothing yet, into the subject's model; peft's wrapper around it is returned."""
     from peft import get_peft_model
 
     base = config.base_model_name_or_path
     torch.manual_seed(seed)  # peft draws one half of every adapter
-    adapted = get_peft_model(subject.model, config)
+    adapted = get_peft_model(loaded.model, config)
     config.base_model_name_or_path = base  # peft puts the folder here that the model was read from
-    names = [name for name, weight in subject.model.named_parameters() if weight.requires_grad]
+    names = [name for name, weight in loaded.model.named_parameters() if weight.requires_grad]
     stray = sorted({name.partition(".lora_")[0] for name in names} - set(targets))
     if stray:  # it would be trained and never merged
         raise RefusedError(
@@ -245,7 +245,7 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
         config.save_pretrained(str(folder))
 
 
-def merged(adapted: PeftModel, targets: tuple[str, ...], stored: Stored, case: Case) -> Iterator[Changed]:
+def merged(adapted: PeftModel, targets: tuple[str, ...], stored: Stored, case: HealContext) -> Iterator[Changed]:
     """Yield each adapted weight with its update added in float32, one at a time, from the weight as it is stored."""
     checkpoint = Checkpoint.open(case.folder)
     model = adapted.get_base_model()
@@ -272,12 +272,12 @@ class Partial(Trained):
     cost: ClassVar[str] = "a forward pass of everything and a backward pass of the part, over the text"
     source: ClassVar[str] = "Reassessing Layer Pruning in LLMs, arXiv:2411.15558"
 
-    def heal(self, case: Case) -> Iterator[Changed]:
-        def chosen(subject: Subject) -> set[str]:
-            names = layer_weights(subject, last_layers(subject, self.layers))
-            return names | head_weights(subject) if self.head else names
+    def heal(self, case: HealContext) -> Iterator[Changed]:
+        def chosen(loaded: LoadedModel) -> set[str]:
+            names = layer_weights(loaded, last_layers(loaded, self.layers))
+            return names | head_weights(loaded) if self.head else names
 
-        yield from heal_weights(case, self, chosen, lambda subject: NextToken())
+        yield from heal_weights(case, self, chosen, lambda loaded: NextToken())
 
 
 @dataclass(frozen=True)
@@ -295,8 +295,8 @@ class Seams(Trained):
         if self.width < 1:
             raise ValueError(f"width is {self.width} and has to be at least 1")
 
-    def heal(self, case: Case) -> Iterator[Changed]:
-        def chosen(subject: Subject) -> set[str]:
-            return layer_weights(subject, seams(case.removal, case.receipt.base.layers, self.width))
+    def heal(self, case: HealContext) -> Iterator[Changed]:
+        def chosen(loaded: LoadedModel) -> set[str]:
+            return layer_weights(loaded, seams(case.removal, case.receipt.base.layers, self.width))
 
-        yield from heal_weights(case, self, chosen, lambda subject: NextToken())
+        yield from heal_weights(case, self, chosen, lambda loaded: NextToken())

@@ -15,7 +15,7 @@ import torch
 
 from layerprune.architecture import build_on_meta, load_config, positions
 from layerprune.artifacts import FileEntry, HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
-from layerprune.auditor.inputs import Exported, check_folder, check_weights
+from layerprune.auditor.inputs import ExportedFolder, check_folder, check_weights
 from layerprune.checkpoint import Checkpoint, Tensor, new_folder, try_new_folder, write_shards
 from layerprune.checkpoint.companions import companions, left_out
 from layerprune.checkpoint.location import lies_at, record, source_of
@@ -28,10 +28,10 @@ from layerprune.errors import ExportError, ModelError, UsageError, one_line
 from layerprune.exporter import proof
 from layerprune.files import check_plain, checked_name, listed, locked, refuse_link, same_file, write_all, writing
 from layerprune.healing import HEALERS
-from layerprune.healing.base import Case, Changed, Healer
+from layerprune.healing.base import Changed, HealContext, Healer
 from layerprune.healing.losses import mean_nats
 from layerprune.healing.training import leads
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.registry import build, options_of, spec_of
 from layerprune.report.card import OURS, write_card
 from layerprune.report.page import REPORT
@@ -78,7 +78,7 @@ def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options:
     if leads():
         clear(out)
     _check_new(out)
-    exported = Exported.read(checkpoint)
+    exported = ExportedFolder.read(checkpoint)
     if not leads():
         deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
         return None
@@ -125,7 +125,7 @@ def _empty(attachments: Path) -> None:
         shutil.rmtree(attachments)
 
 
-def _published(healer: Healer, method: HealerRef, case: Case, exported: Exported, out: Path) -> HealLog:
+def _published(healer: Healer, method: HealerRef, case: HealContext, exported: ExportedFolder, out: Path) -> HealLog:
     """Let the method heal, write what it changed to ``out``, and measure what was written."""
     watch = _Stopwatch()
     changed = watch.timed(iter(healer.heal(case)))
@@ -147,7 +147,7 @@ def _published(healer: Healer, method: HealerRef, case: Case, exported: Exported
     return log
 
 
-def _carried(exported: Exported, checkpoint: Checkpoint, progress: Progress) -> list[str]:
+def _carried(exported: ExportedFolder, checkpoint: Checkpoint, progress: Progress) -> list[str]:
     """Return the files of the unhealed folder that belong to the model, and say which an older export copied beside."""
     found = companions(exported.folder, exported.receipt.files, checkpoint.names)
     for note in [*found.notes, *([left_out(found.left)] if found.left else [])]:
@@ -155,7 +155,7 @@ def _carried(exported: Exported, checkpoint: Checkpoint, progress: Progress) -> 
     return sorted({*exported.receipt.files} - {CARD, *found.left})  # the card is written anew
 
 
-def _case(request: HealConfig, healer: Healer, exported: Exported, work: Path, progress: Progress) -> Case:
+def _case(request: HealConfig, healer: Healer, exported: ExportedFolder, work: Path, progress: Progress) -> HealContext:
     """See that everything belongs together and is at hand, and read the corpus."""
     if healer.needs == "text" and request.corpus is None:
         raise UsageError(f"{request.method} reads text: give a corpus, such as --corpus FILE or --corpus builtin")
@@ -168,7 +168,7 @@ def _case(request: HealConfig, healer: Healer, exported: Exported, work: Path, p
         if overlap:
             said = ", ".join(f"{count} items of {task}" for task, count in overlap.items())
             progress.note(f"the corpus holds {said}: {corpus.ref.dropped_documents} documents left out")
-    return Case(
+    return HealContext(
         folder=exported.folder,
         plan=exported.plan,
         receipt=exported.receipt,
@@ -185,7 +185,7 @@ def _case(request: HealConfig, healer: Healer, exported: Exported, work: Path, p
     )
 
 
-def _base(request: HealConfig, healer: Healer, exported: Exported) -> str | None:
+def _base(request: HealConfig, healer: Healer, exported: ExportedFolder) -> str | None:
     """Return where the base is: as told, or where it was exported from when it is needed or still a folder there."""
     if request.base is not None:
         return request.base
@@ -196,7 +196,7 @@ def _base(request: HealConfig, healer: Healer, exported: Exported) -> str | None
     return None if home is None else str(home)
 
 
-def _corpus(request: HealConfig, exported: Exported) -> Corpus:
+def _corpus(request: HealConfig, exported: ExportedFolder) -> Corpus:
     from transformers import AutoTokenizer
 
     window, tasks = _window(request, exported), request.tasks
@@ -210,7 +210,7 @@ def _corpus(request: HealConfig, exported: Exported) -> Corpus:
     return build_corpus(str(request.corpus), tokenizer, window=window, seed=request.seed, items=items)
 
 
-def _window(request: HealConfig, exported: Exported) -> int:
+def _window(request: HealConfig, exported: ExportedFolder) -> int:
     config = load_config(str(exported.folder), trust_remote_code=request.trust_remote_code)
     most = positions(build_on_meta(config, trust_remote_code=request.trust_remote_code))
     if request.window is None:
@@ -221,7 +221,7 @@ def _window(request: HealConfig, exported: Exported) -> int:
     return request.window
 
 
-def _result(exported: Exported, name: str, folder: Path, trust_remote_code: bool) -> ModelRef:
+def _result(exported: ExportedFolder, name: str, folder: Path, trust_remote_code: bool) -> ModelRef:
     """Return what was written, once transformers has found every weight in it."""
     new, old = (
         proof.load(path, trust_remote_code=trust_remote_code, device="meta")[1] for path in (folder, exported.folder)
@@ -231,20 +231,20 @@ def _result(exported: Exported, name: str, folder: Path, trust_remote_code: bool
     return exported.result.model_copy(update={"id": name, "revision": None, "fingerprint": fingerprint})
 
 
-def _heldout(case: Case, folder: Path) -> HeldOut | None:
+def _heldout(case: HealContext, folder: Path) -> HeldOut | None:
     """Measure the unhealed checkpoint, the healed one as it was written and, where it is at hand, the base."""
     if case.corpus is None:
         return None
     windows = case.corpus.heldout
 
-    def nats(subject: Subject, which: str) -> float:
-        return mean_nats(subject.model, windows, case.progress, f"held-out loss of the {which} model")
+    def nats(loaded: LoadedModel, which: str) -> float:
+        return mean_nats(loaded.model, windows, case.progress, f"held-out loss of the {which} model")
 
-    before, after = nats(case.subject(), "unhealed"), nats(replace(case, folder=folder).subject(), "healed")
-    return HeldOut(before=before, after=after, base=None if case.base is None else nats(case.base_subject(), "base"))
+    before, after = nats(case.load_model(), "unhealed"), nats(replace(case, folder=folder).load_model(), "healed")
+    return HeldOut(before=before, after=after, base=None if case.base is None else nats(case.load_base(), "base"))
 
 
-def _chain(exported: Exported) -> dict[str, Any]:
+def _chain(exported: ExportedFolder) -> dict[str, Any]:
     return {
         "base": exported.receipt.base,
         "unhealed": exported.result,
@@ -254,7 +254,7 @@ def _chain(exported: Exported) -> dict[str, Any]:
     }
 
 
-def _account(case: Case) -> dict[str, Any]:
+def _account(case: HealContext) -> dict[str, Any]:
     record = case.record
     return {
         "corpus": case.corpus.ref if case.corpus else None,

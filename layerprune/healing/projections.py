@@ -12,7 +12,7 @@ from torch import nn
 
 from layerprune.errors import RefusedError
 from layerprune.healing.base import ATTENTION, MLP
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.scoring.walk import Walk, replaced_forwards, split_hidden
 
 # The projections that write into the residual stream, found by what they do and not by a table of names.
@@ -80,7 +80,7 @@ def output_projections(stream: Stream) -> list[Projection]:
 
     A push on the attention's goes on through the MLP, which is silenced for it. Raises ``RefusedError`` as above.
     """
-    children = stream.subject.layers[stream.depth].named_children()
+    children = stream.loaded.layers[stream.depth].named_children()
     with _silent([child for name, child in children if name in MLP | AFTER_MLP]):
         rest = [each for each in _linear_modules(stream) if not _of_mlp(stream, each)]
         first = [each for each in rest if _arrives(stream, each.module)]
@@ -90,25 +90,25 @@ def output_projections(stream: Stream) -> list[Projection]:
 
 
 def _linear_modules(stream: Stream) -> list[Projection]:
-    subject, depth = stream.subject, stream.depth
+    loaded, depth = stream.loaded, stream.depth
     width = stream.states[0].shape[-1]
-    modules = subject.layers[depth].named_modules()
+    modules = loaded.layers[depth].named_modules()
     return [
-        Projection(f"{subject.anatomy.stack}.{depth}.{name}", module)
+        Projection(f"{loaded.architecture.stack}.{depth}.{name}", module)
         for name, module in modules
         if _writes(module, width)
     ]
 
 
 def _of_mlp(stream: Stream, projection: Projection) -> bool:
-    inner = projection.path.removeprefix(f"{stream.subject.anatomy.stack}.{stream.depth}.")
+    inner = projection.path.removeprefix(f"{stream.loaded.architecture.stack}.{stream.depth}.")
     return inner.partition(".")[0] in MLP or not set(inner.split(".")) & ATTENTION
 
 
 def _refusal(stream: Stream, part: str, found: list[Projection]) -> RefusedError:
     count = f"{len(found)} of its linear modules write" if found else "none of its linear modules writes"
     return RefusedError(
-        f"the {part} of layer {stream.depth} of this {stream.subject.anatomy.model_type} model has no single output "
+        f"the {part} of layer {stream.depth} of this {stream.loaded.architecture.model_type} model has no single output "
         f"projection to fold anything into: {count} into the residual stream as it is (a norm or a scale may stand "
         "behind them, or experts may be chosen); a method that trains heals it"
     )
@@ -182,19 +182,19 @@ CHECK_TOLERANCE = 1e-2  # of the largest state
 class Stream:
     """The states of all windows in front of one layer."""
 
-    def __init__(self, subject: Subject, ids: Sequence[torch.Tensor]) -> None:
+    def __init__(self, loaded: LoadedModel, ids: Sequence[torch.Tensor]) -> None:
         """Embed batches of token ids, each (windows, tokens).
 
         Raises ``RefusedError`` where layers hand each other more than the residual stream.
         """
-        self.subject = subject
-        self.walk = Walk(subject.model, subject.layers)
+        self.loaded = loaded
+        self.walk = Walk(loaded.model, loaded.layers)
         few = ids[0][:1, :CHECK_TOKENS]
-        self.walk.learn_outputs({"input_ids": few.to(subject.device)})
+        self.walk.learn_outputs({"input_ids": few.to(loaded.device)})
         self._check(few)
         self.depth = 0
         self.ids = list(ids)
-        self.states = [_entering(subject, rows) for rows in ids]  # each (windows, tokens, hidden)
+        self.states = [_entering(loaded, rows) for rows in ids]  # each (windows, tokens, hidden)
 
     def outputs(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield, batch by batch, its number and what the layer at ``depth`` makes of it; nothing is moved on."""
@@ -208,27 +208,27 @@ class Stream:
         self.depth += 1
 
     def _through(self, layer: int, ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return self.walk.through(layer, states, {"input_ids": ids.to(self.subject.device)})
+        return self.walk.through(layer, states, {"input_ids": ids.to(self.loaded.device)})
 
     def _check(self, ids: torch.Tensor) -> None:
         """See that carrying is the model's own forward."""
-        carried = _entering(self.subject, ids)
-        for layer in range(len(self.subject.layers)):
+        carried = _entering(self.loaded, ids)
+        for layer in range(len(self.loaded.layers)):
             carried = self._through(layer, ids, carried)
-        plain = _leaving(self.subject, ids)
+        plain = _leaving(self.loaded, ids)
         if not (carried - plain).abs().max() <= CHECK_TOLERANCE * plain.abs().max():
             raise RefusedError(
-                f"the layers of a {self.subject.anatomy.model_type} model hand each other more than the residual "
+                f"the layers of a {self.loaded.architecture.model_type} model hand each other more than the residual "
                 "stream: they cannot be fitted one by one"
             )
 
 
-def _entering(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
-    return _seen(subject, ids, 0)[0]
+def _entering(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
+    return _seen(loaded, ids, 0)[0]
 
 
-def _leaving(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
-    return _seen(subject, ids, len(subject.layers) - 1)[1]
+def _leaving(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
+    return _seen(loaded, ids, len(loaded.layers) - 1)[1]
 
 
 class _Enough(Exception):
@@ -236,7 +236,7 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def _seen(subject: Subject, ids: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _seen(loaded: LoadedModel, ids: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what enters and what leaves a layer in a plain forward."""
     found: list[torch.Tensor] = []
 
@@ -251,8 +251,8 @@ def _seen(subject: Subject, ids: torch.Tensor, layer: int) -> tuple[torch.Tensor
 
         return forward
 
-    with replaced_forwards(subject.layers, make), suppress(_Enough):
-        subject.model(input_ids=ids.to(subject.device), use_cache=False)
+    with replaced_forwards(loaded.layers, make), suppress(_Enough):
+        loaded.model(input_ids=ids.to(loaded.device), use_cache=False)
     return found[0], found[1]
 
 

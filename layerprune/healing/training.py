@@ -22,9 +22,9 @@ from torch import nn
 from layerprune.artifacts import LossPoint
 from layerprune.data.corpus import Windows
 from layerprune.errors import TrainingError, UsageError
-from layerprune.healing.base import Case
+from layerprune.healing.base import HealContext
 from layerprune.healing.losses import Goal, Head, mean_nats
-from layerprune.healing.training_state import Standing, States, key_of
+from layerprune.healing.training_state import TrainingState, TrainingStates, key_of
 from layerprune.util import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Training:
     precision: Precision = "bfloat16"  # of matrix products; trained weights are float32 always
     recompute: bool = False  # activations on the way back (gradient checkpointing): slower, far less memory
     seed: int = 0
-    subject: str = ""  # what is trained and by which method: fresh adapters look alike in every model of one shape
+    loaded: str = ""  # what is trained and by which method: fresh adapters look alike in every model of one shape
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -103,7 +103,7 @@ def make_trainable(model: nn.Module, names: set[str], frozen: torch.dtype | None
 
 def train(
     model: PreTrainedModel, goal: Goal, text: Text, options: Training, folder: Path, progress: Progress = SILENT
-) -> Standing:
+) -> TrainingState:
     """Train the weights of ``model`` that require a gradient; leave it with those of the lowest held-out loss.
 
     ``folder`` holds the run's states; a run with the same settings goes on there. Works in one process, or in several
@@ -171,8 +171,8 @@ class _Run:
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         arrays = (text.train.ids, text.train.counted, text.heldout.ids)
         key = key_of(asdict(options), goal.key, arrays, self.weights)
-        self.states = States(folder / key[:16])
-        self.standing = Standing()
+        self.states = TrainingStates(folder / key[:16])
+        self.standing = TrainingState()
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), lr=options.lr, betas=BETAS, weight_decay=options.decay, fused=True
         )
@@ -224,7 +224,7 @@ class _Run:
             self._note(f"stopped after step {self.standing.step}; the same command goes on from there")
             raise KeyboardInterrupt
 
-    def finish(self) -> Standing:
+    def finish(self) -> TrainingState:
         """Put the best weights in place."""
         if self.standing.best_step != self.standing.step:
             self.states.restore_best(self.weights)
@@ -359,7 +359,7 @@ def leader_first() -> AbstractContextManager[None]:
     return _state().main_process_first() if _together() else nullcontext()
 
 
-def own_place(case: Case) -> Case:
+def own_place(case: HealContext) -> HealContext:
     """Return the case on this process's own device, where several processes were launched."""
     import torch
 

@@ -28,7 +28,7 @@ WEIGHTS, OPTIMIZER, STANDING = "weights.safetensors", "optimizer.pt", "standing.
 
 
 @dataclass
-class Standing:
+class TrainingState:
     """How far a run has come, in plain figures."""
 
     step: int = 0  # steps done
@@ -45,7 +45,7 @@ class Standing:
         return json.dumps({**asdict(self), "curve": [point.model_dump() for point in self.curve]}, allow_nan=False)
 
     @classmethod
-    def of_json(cls, text: str) -> Standing:
+    def of_json(cls, text: str) -> TrainingState:
         content = json.loads(text)
         return cls(**{**content, "curve": [LossPoint(**point) for point in content["curve"]]})
 
@@ -61,7 +61,7 @@ def key_of(settings: Mapping[str, Any], goal: str, arrays: Iterable[np.ndarray[A
     return digest.hexdigest()
 
 
-class States:
+class TrainingStates:
     """The states of one run in one folder: the last one, and the best weights by the held-out loss."""
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ class States:
     def best(self) -> Path:
         return self.folder / "best"
 
-    def save(self, standing: Standing, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, standing: TrainingState, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
         """Replace the last state."""
         with _replacing(self.last) as folder:
             _write_weights(weights, folder / WEIGHTS)
@@ -90,13 +90,13 @@ class States:
         with _replacing(self.best) as folder:
             _write_weights(weights, folder / WEIGHTS)
 
-    def standing(self) -> Standing | None:
+    def standing(self) -> TrainingState | None:
         """Return where the run stood, None for a run that has not begun; ``DocumentError`` for a damaged state."""
         path = self._whole(self.last) / STANDING
         if not path.is_file():
             return None
         try:
-            return Standing.of_json(path.read_text(encoding="utf-8"))
+            return TrainingState.of_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DocumentError(f"{path} is damaged ({one_line(error)}); remove {self.folder} to begin anew") from error
 

@@ -18,7 +18,7 @@ from layerprune.removal import Removal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from layerprune.architecture import Anatomy
+    from layerprune.architecture import Architecture
 
 
 # Running a model as if some of its decoder layers were not there, without changing a weight.
@@ -119,16 +119,16 @@ SAME = {torch.float64: 1e-12, torch.float32: 1e-5}
 SAME_HALF, CACHED_HALF = 1e-3, 0.05
 
 
-def pruned_view(model: PreTrainedModel, anatomy: Anatomy, removal: Removal) -> PreTrainedModel:
+def pruned_view(model: PreTrainedModel, architecture: Architecture, removal: Removal) -> PreTrainedModel:
     """Return ``model`` without the layers of ``removal``; parameters and buffers are shared, not copied.
 
     Raises ``RefusedError`` where the view's logits are not those of the model run with the layers bypassed, where it
-    does not generate with a cache, and where ``anatomy`` refuses the removal.
+    does not generate with a cache, and where ``architecture`` refuses the removal.
     """
-    what = f"a {anatomy.model_type} model without {removal} does not generate with a cache in memory"
+    what = f"a {architecture.model_type} model without {removal} does not generate with a cache in memory"
     try:
-        view = _without(model, anatomy, removal)
-        read, cached = _differences(model, view, anatomy, removal)
+        view = _without(model, architecture, removal)
+        read, cached = _differences(model, view, architecture, removal)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:  # models raise any
         raise RefusedError(f"{what}: {one_line(error)}") from error
     if not (read <= SAME.get(model.dtype, SAME_HALF) and cached <= SAME.get(model.dtype, CACHED_HALF)):
@@ -136,18 +136,19 @@ def pruned_view(model: PreTrainedModel, anatomy: Anatomy, removal: Removal) -> P
     return view
 
 
-def _without(model: PreTrainedModel, anatomy: Anatomy, removal: Removal) -> PreTrainedModel:
-    kept = removal.kept(anatomy.depth)
+def _without(model: PreTrainedModel, architecture: Architecture, removal: Removal) -> PreTrainedModel:
+    kept = removal.kept(architecture.depth)
     content = model.config.to_dict()
     before, after = (
-        type(model.config).from_dict(copy.deepcopy(each)) for each in (content, anatomy.prune_config(content, removal))
+        type(model.config).from_dict(copy.deepcopy(each))
+        for each in (content, architecture.prune_config(content, removal))
     )
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     view = copy.deepcopy(model, memo)
     for part in (*_nested(view.config), ()):
         _adopt(*(_at(config, part) for config in (view.config, before, after)))
-    parent, _, name = anatomy.stack.rpartition(".")
-    layers = list(view.get_submodule(anatomy.stack).children())
+    parent, _, name = architecture.stack.rpartition(".")
+    layers = list(view.get_submodule(architecture.stack).children())
     for place, layer in enumerate(kept):
         for module in layers[layer].modules():
             if getattr(module, "layer_idx", None) == layer:
@@ -180,11 +181,11 @@ def _adopt(config: Any, before: Any, after: Any) -> None:
 
 @torch.no_grad()
 def _differences(
-    model: PreTrainedModel, view: PreTrainedModel, anatomy: Anatomy, removal: Removal
+    model: PreTrainedModel, view: PreTrainedModel, architecture: Architecture, removal: Removal
 ) -> tuple[float, float]:
     """Return the largest difference of a logit, as a share of the largest: reading a text, and a step with a cache."""
     ids = torch.tensor([PROBE], device=model.device) % view.get_input_embeddings().weight.shape[0]
-    with bypassed(model, list(model.get_submodule(anatomy.stack).children()), removal):
+    with bypassed(model, list(model.get_submodule(architecture.stack).children()), removal):
         expected = model(input_ids=ids, use_cache=False).logits[0].double()  # (tokens, vocabulary)
     read = view(input_ids=ids, use_cache=False).logits[0]
     cache = view(input_ids=ids[:, :-1], use_cache=True).past_key_values

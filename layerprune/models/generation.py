@@ -23,7 +23,7 @@ from layerprune.removal import Removal
 from layerprune.util import SILENT, Progress
 
 if TYPE_CHECKING:
-    from layerprune.models.model import Subject
+    from layerprune.models.model import LoadedModel
 
 
 # Rows generated together at most; what their keys and values take is a second bound. A step reads all weights once
@@ -100,7 +100,7 @@ class Written:
 
 
 def generate(
-    subject: Subject,
+    loaded: LoadedModel,
     instances: Sequence[Any],
     removal: Removal = Removal(()),  # noqa: B008  # frozen
     *,
@@ -117,15 +117,15 @@ def generate(
     a task says of sampling. ``done`` hears of finished instances, ``progress`` of a model that has to do without a
     cache.
     """
-    kept = {} if removal else subject.encoder.kept
-    marks = [_mark(subject.encoder, instance, greedy) for instance in instances]
+    kept = {} if removal else loaded.encoder.kept
+    marks = [_mark(loaded.encoder, instance, greedy) for instance in instances]
     found = {place: kept[mark] for place, mark in enumerate(marks) if mark in kept}
     done(len(found))
     missing = [place for place in range(len(instances)) if place not in found]
     asked = [instances[place] for place in missing]
-    with _without(subject, removal, progress):
-        for batch in batches(subject, asked, memory, rows) if asked else ():
-            written = _write(subject.encoder, [asked[number] for number in batch], greedy)
+    with _without(loaded, removal, progress):
+        for batch in batches(loaded, asked, memory, rows) if asked else ():
+            written = _write(loaded.encoder, [asked[number] for number in batch], greedy)
             found |= zip([missing[number] for number in batch], written, strict=True)
             done(len(batch))
     kept.update({mark: found[place] for place, mark in enumerate(marks) if mark is not None})
@@ -189,68 +189,68 @@ def _cut(encoder: Wrapper, prompt: list[int], ids: list[int], stops: list[str]) 
 
 
 @contextmanager
-def _without(subject: Subject, removal: Removal, progress: Progress) -> Iterator[None]:
+def _without(loaded: LoadedModel, removal: Removal, progress: Progress) -> Iterator[None]:
     """Have the subject's encoder generate without the layers of ``removal``: on a view, else bypassed and uncached."""
-    encoder = subject.encoder
+    encoder = loaded.encoder
     if not removal:
         yield
         return
     try:
-        view = pruned_view(subject.model, subject.anatomy, removal)
+        view = pruned_view(loaded.model, loaded.architecture, removal)
     except RefusedError as refusal:
         progress.note(f"generating without a key-value cache, which is slow: {refusal}")
-        with subject.without(removal) as model, encoder.running(model, use_cache=False):
+        with loaded.without(removal) as model, encoder.running(model, use_cache=False):
             yield
         return
     with encoder.running(view, use_cache=True):
         yield
 
 
-def batches(subject: Subject, instances: Sequence[Any], memory: int, rows: int | None = None) -> list[list[int]]:
+def batches(loaded: LoadedModel, instances: Sequence[Any], memory: int, rows: int | None = None) -> list[list[int]]:
     """Divide instances (by index) into batches of one setting and of like length, the longest first."""
-    lengths = [len(ids) for ids in _encoded(subject, instances)]
+    lengths = [len(ids) for ids in _encoded(loaded, instances)]
     settings = [json.dumps(instance.args[1], sort_keys=True, default=str) for instance in instances]
-    if rows != 1 and len(instances) > 1 and not _takes_padding(subject, instances):
+    if rows != 1 and len(instances) > 1 and not _takes_padding(loaded, instances):
         rows = 1
-    most = rows or (CUDA_ROWS if subject.device.type == "cuda" else CPU_ROWS)
+    most = rows or (CUDA_ROWS if loaded.device.type == "cuda" else CPU_ROWS)
     found: list[list[int]] = []
     for place in sorted(range(len(instances)), key=lambda place: (settings[place], -lengths[place])):
         first = found[-1][0] if found else None
         if first is not None and settings[first] == settings[place] and len(found[-1]) < most:
-            new = normalize_gen_kwargs(instances[first].args[1], subject.encoder.max_gen_toks)["max_gen_toks"]
+            new = normalize_gen_kwargs(instances[first].args[1], loaded.encoder.max_gen_toks)["max_gen_toks"]
             tokens = (lengths[first] + int(new)) * (len(found[-1]) + 1)
-            if rows is not None or tokens * subject.cache_bytes <= memory:
+            if rows is not None or tokens * loaded.cache_bytes <= memory:
                 found[-1].append(place)
                 continue
         found.append([place])
     return found
 
 
-def _encoded(subject: Subject, instances: Sequence[Any]) -> list[list[int]]:
-    return [subject.encoder.tok_encode(instance.args[0]) for instance in instances]
+def _encoded(loaded: LoadedModel, instances: Sequence[Any]) -> list[list[int]]:
+    return [loaded.encoder.tok_encode(instance.args[0]) for instance in instances]
 
 
-def _takes_padding(subject: Subject, instances: Sequence[Any]) -> bool:
+def _takes_padding(loaded: LoadedModel, instances: Sequence[Any]) -> bool:
     """Whether the model may be given padded prompts, tried once on a few of them: the shortest and the longest too."""
-    if subject.encoder.padded is None:
-        ordered = sorted(_encoded(subject, instances), key=len)
+    if loaded.encoder.padded is None:
+        ordered = sorted(_encoded(loaded, instances), key=len)
         few = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
-        subject.encoder.padded = can_be_batched(subject, few)
-    return bool(subject.encoder.padded)
+        loaded.encoder.padded = can_be_batched(loaded, few)
+    return bool(loaded.encoder.padded)
 
 
 @torch.no_grad()
-def can_be_batched(subject: Subject, prompts: Sequence[Sequence[int]]) -> bool:
+def can_be_batched(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> bool:
     """Whether the model gives padded prompts the next token that it gives each of them alone."""
     ids, mask = padded(prompts)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     try:
-        together = _next(subject, ids, attention_mask=mask.to(subject.device), position_ids=places.to(subject.device))
+        together = _next(loaded, ids, attention_mask=mask.to(loaded.device), position_ids=places.to(loaded.device))
     except (TypeError, ValueError, RuntimeError):  # a model that takes no mask or position: one by one, then
         return False
-    alone = torch.cat([_next(subject, torch.tensor([list(prompt)])) for prompt in prompts])
+    alone = torch.cat([_next(loaded, torch.tensor([list(prompt)])) for prompt in prompts])
     difference = float((alone.exp() * (alone - together)).sum(-1).mean())
-    return difference <= EXACT.get(subject.dtype, HALF)  # NaN is not
+    return difference <= EXACT.get(loaded.dtype, HALF)  # NaN is not
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -261,7 +261,7 @@ def padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor
     return ids, mask
 
 
-def _next(subject: Subject, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+def _next(loaded: LoadedModel, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
     """Return the log-probabilities of the next token, (rows, vocabulary)."""
-    logits: torch.Tensor = subject.model(input_ids=ids.to(subject.device), use_cache=False, **inputs).logits[:, -1]
+    logits: torch.Tensor = loaded.model(input_ids=ids.to(loaded.device), use_cache=False, **inputs).logits[:, -1]
     return logits.double().log_softmax(-1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from layerprune.architecture import Anatomy, check_weights, find_stack, load_config, positions, read_anatomy
+from layerprune.architecture import Architecture, check_weights, find_stack, load_config, positions, read_architecture
 from layerprune.architecture.architecture import refuse_when_seen_ahead
 from layerprune.artifacts import ModelRef
 from layerprune.checkpoint import Checkpoint, Folder, locate
@@ -33,12 +33,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass
-class Subject:
+class LoadedModel:
     """One loaded causal language model."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None  # None: the model has none, and nothing that reads text was asked
-    anatomy: Anatomy
+    architecture: Architecture
     ref: ModelRef
 
     @classmethod
@@ -51,7 +51,7 @@ class Subject:
         device: str = "auto",
         trust_remote_code: bool = False,
         reads_text: bool = True,
-    ) -> Subject:
+    ) -> LoadedModel:
         """Load a local folder or a Hub model for evaluation.
 
         ``dtype``: auto (the checkpoint's own, except that a CPU without fast bfloat16 gets float32), float32, bfloat16
@@ -64,8 +64,8 @@ class Subject:
         folder = locate(model, revision)
         config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
         checkpoint = Checkpoint.open(folder.path)
-        anatomy = read_anatomy(config, trust_remote_code=trust_remote_code)
-        check_weights(folder.id, checkpoint.shapes, config, anatomy, trust_remote_code=trust_remote_code)
+        architecture = read_architecture(config, trust_remote_code=trust_remote_code)
+        check_weights(folder.id, checkpoint.shapes, config, architecture, trust_remote_code=trust_remote_code)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -89,10 +89,10 @@ class Subject:
             raise ModelError(f"{model} lacks {len(info['missing_keys'])} of its weights, {first} for one")
         loaded.eval()
         refuse_when_seen_ahead(loaded, config)
-        return cls(loaded, tokenizer, anatomy, _reference(folder, checkpoint, config, anatomy))
+        return cls(loaded, tokenizer, architecture, _reference(folder, checkpoint, config, architecture))
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Subject:
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
         """Return a model that is loaded already, as it is; it is put into evaluation mode.
 
         Its files are read where it was loaded from, a folder or the Hub's cache: plans name the weights there. Raises
@@ -106,11 +106,11 @@ class Subject:
         trusted = runs_own_code(model)
         config = load_config(str(folder.path), trust_remote_code=trusted)
         checkpoint = Checkpoint.open(folder.path)
-        anatomy = read_anatomy(config, trust_remote_code=trusted)
+        architecture = read_architecture(config, trust_remote_code=trusted)
         _check_unchanged(model, checkpoint, where)
         model.eval()
         refuse_when_seen_ahead(model, config)
-        return cls(model, tokenizer, anatomy, _reference(folder, checkpoint, config, anatomy))
+        return cls(model, tokenizer, architecture, _reference(folder, checkpoint, config, architecture))
 
     @cached_property
     def layers(self) -> list[nn.Module]:
@@ -196,8 +196,8 @@ class Subject:
             yield self.model
 
 
-def _reference(folder: Folder, checkpoint: Checkpoint, config: Any, anatomy: Anatomy) -> ModelRef:
-    depth, parameters = anatomy.depth, anatomy.parameters()
+def _reference(folder: Folder, checkpoint: Checkpoint, config: Any, architecture: Architecture) -> ModelRef:
+    depth, parameters = architecture.depth, architecture.parameters()
     return reference(folder, checkpoint, model_type=config.model_type, layers=depth, parameters=parameters)
 
 

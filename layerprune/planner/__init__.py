@@ -5,7 +5,7 @@ from layerprune.planner.front import front_model
 from layerprune.planner.goals import HELD_BACK, Drop, Farthest, Goal, goal_of
 from layerprune.planner.plan_documents import laid, lay, plan_from_scores, replan
 from layerprune.planner.planner import plan_model, score_model
-from layerprune.planner.session import Rules, keeping_period
+from layerprune.planner.session import SearchRules, keeping_period
 
 __all__ = [
     "FRONT_FOLDER",
@@ -13,7 +13,7 @@ __all__ = [
     "Drop",
     "Farthest",
     "Goal",
-    "Rules",
+    "SearchRules",
     "front_model",
     "goal_of",
     "keeping_period",

@@ -12,14 +12,14 @@ from typing import Any
 
 from layerprune.artifacts import Candidate
 from layerprune.artifacts.base import pretty, write_atomically
-from layerprune.data.items import Questions
+from layerprune.data.items import EvalSet
 from layerprune.errors import DocumentError, RefusedError, UsageError, one_line
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import Examiner, own_answers
+from layerprune.scoring.cached_evaluator import CachedEvaluator, own_answers
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import INTACT
 from layerprune.scoring.racing import LEAST_ITEMS
-from layerprune.search import Asking, Constraints, Found, Greedy, Search
+from layerprune.search import Asking, Constraints, Greedy, Search, SearchResult
 from layerprune.util import Progress
 
 FILENAME = "budget.json"  # in the run folder: the number of items that a run began with
@@ -30,7 +30,7 @@ DIFFERING = 0.2  # share of answers that differ between two removals, for the wi
 
 
 @dataclass(frozen=True)
-class Fitting:
+class TimeBudget:
     """What decides how many items fit."""
 
     seconds: float  # the budget
@@ -41,7 +41,7 @@ class Fitting:
     progress: Progress
 
     def items(
-        self, load: Callable[[int], Questions], engine: Engine, removals: Sequence[Removal], *, answers: bool
+        self, load: Callable[[int], EvalSet], engine: Engine, removals: Sequence[Removal], *, answers: bool
     ) -> int:
         """Return how many items of each task fit; says so, and what they tell apart.
 
@@ -70,9 +70,9 @@ class Fitting:
         self._record(most)
         return most
 
-    def say(self, questions: Questions) -> None:
+    def say(self, eval_set: EvalSet) -> None:
         """Say up front how many items there are, and from what difference on they tell two removals apart."""
-        count = len(questions)
+        count = len(eval_set)
         width = 100 * 1.96 * math.sqrt(DIFFERING / count)
         self.progress.note(
             f"{self._budget}: {count:,} items in all, each under {self.evaluations:,} removals; two removals whose "
@@ -80,18 +80,18 @@ class Fitting:
         )
 
     def _timed(
-        self, questions: Questions, engine: Engine, removals: Sequence[Removal], answers: bool
+        self, eval_set: EvalSet, engine: Engine, removals: Sequence[Removal], answers: bool
     ) -> tuple[float, float]:
         """Return the seconds that an item of each task takes once, for the own answer, and under each removal."""
-        items = max(len(task.items) for task in questions.tasks.values())
+        items = max(len(task.items) for task in eval_set.tasks.values())
         start = time.monotonic()
         if answers:
-            questions = own_answers(engine, questions, progress=self.progress)
+            eval_set = own_answers(engine, eval_set, progress=self.progress)
         once = time.monotonic() - start
-        examiner = Examiner(engine, questions, self.progress)
-        examiner.prepare()  # the self-test is run once, whatever the number
+        evaluator = CachedEvaluator(engine, eval_set, self.progress)
+        evaluator.prepare()  # the self-test is run once, whatever the number
         start = time.monotonic()
-        examiner.outcomes([INTACT, *removals], "measuring the speed")
+        evaluator.outcomes([INTACT, *removals], "measuring the speed")
         return once / items, (time.monotonic() - start) / items / (len(removals) + 1)
 
     @property
@@ -131,7 +131,7 @@ def evaluations(search: Search, constraints: Constraints, drop: int) -> int:
 
     plain = Greedy() if isinstance(search, Greedy) else search
     try:
-        found: Found = plain(judge, constraints, drop)
+        found: SearchResult = plain(judge, constraints, drop)
     except RefusedError:  # told when it is really looked for
         return max(1, len(asked))
     return len(asked | {found.removal})

@@ -18,26 +18,26 @@ from layerprune.errors import UsageError
 from layerprune.exporter.contents import Weight
 from layerprune.files import check_places, locked, refuse_link
 from layerprune.formatting import in_words
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.planner.plan_documents import laid
 from layerprune.planner.planner import Searcher, counted_by_accuracy, prepare
 from layerprune.registry import build
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import combined_losses, rounded
 from layerprune.scoring.metrics import METRICS
-from layerprune.search import SEARCHES, Constraints, Found, next_to_go
+from layerprune.search import SEARCHES, Constraints, SearchResult, next_to_go
 from layerprune.util import SILENT, Progress
 
 # The whole trade-off at once: one path of removals, and a plan for each step of it.
 
 
 def front_model(
-    request: PlanConfig, *, run_folder: Path, progress: Progress = SILENT, subject: Subject | None = None
+    request: PlanConfig, *, run_folder: Path, progress: Progress = SILENT, loaded: LoadedModel | None = None
 ) -> tuple[Scores, Front]:
     """Search once, judge every step of the path on the held-back items, and write a plan for each.
 
     Into ``run_folder``: scores.json, and in ``front/`` the plans, front.json, front.csv and front.png. Raises
-    ``UsageError`` for a search whose smaller removals do not lie within its larger ones. ``subject``: the model, where
+    ``UsageError`` for a search whose smaller removals do not lie within its larger ones. ``loaded``: the model, where
     it is loaded already.
     """
     _, metric = build(METRICS, request.metric)
@@ -54,18 +54,18 @@ def front_model(
     with locked(run_folder, request.model):
         files = (Scores.filename, *(f"{FOLDER}/{name}" for name in (Front.filename, TABLE, PLOT)))
         check_places(run_folder, files=files, folders=(FOLDER,))
-        searcher = Searcher.open(request, run_folder, progress, subject)
-        reached = searcher.goal.pursue(searcher.desk, searcher)
-        path = path_of(reached.found, searcher.desk.constraints)
-        prepare(searcher.desk, [found.removal for found in path])
-        scores = searcher.desk.scores(reached.rounds)
+        searcher = Searcher.open(request, run_folder, progress, loaded)
+        reached = searcher.goal.pursue(searcher.session, searcher)
+        path = path_of(reached.found, searcher.session.constraints)
+        prepare(searcher.session, [found.removal for found in path])
+        scores = searcher.session.scores(reached.rounds)
         plans = [searcher.plan(replace(reached, found=found), scores) for found in path]
-        front = _front(plans, searcher.desk.weigh(Removal(()), *(found.removal for found in path)))
+        front = _front(plans, searcher.session.weigh(Removal(()), *(found.removal for found in path)))
         _write(run_folder, scores, plans, front, progress)
     return scores, front
 
 
-def path_of(found: Found, constraints: Constraints) -> list[Found]:
+def path_of(found: SearchResult, constraints: Constraints) -> list[SearchResult]:
     """Return what was found after each stroke, smallest removal first; what goes together goes in one stroke."""
     size = {unit: len(move) for move in constraints.moves for unit in move}
     path, place = [], 0

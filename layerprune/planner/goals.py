@@ -11,15 +11,15 @@ from layerprune import stats
 from layerprune.artifacts import OWN_ANSWER, Certificate, CertifiedStep, Outcomes, Round, Speed, Target
 from layerprune.auditor.performance import REPEATS, time_both
 from layerprune.config import CERTIFY_LIMIT, PlanConfig
-from layerprune.data.items import Questions, is_written
+from layerprune.data.items import EvalSet, is_written
 from layerprune.errors import RefusedError, UsageError
 from layerprune.exporter.contents import Weight
 from layerprune.exporter.proof import sharing_weights
 from layerprune.formatting import in_words, parse_count, parse_size
-from layerprune.planner.session import Desk, Shares
+from layerprune.planner.session import ScoringSession, SplitShares
 from layerprune.removal import Removal
 from layerprune.scoring.metrics.ablation import INTACT
-from layerprune.search import Found, check_drop, parse_drop
+from layerprune.search import SearchResult, check_drop, parse_drop
 from layerprune.search.searches import allowed_runs
 
 # Share of the selection items that no search sees: the chosen removal is judged on them once, for the prediction.
@@ -29,14 +29,14 @@ HELD_BACK = 0.2
 class Look(Protocol):
     """Searches for the removal of so many units that harms least; asked for more, it goes on from what it knows."""
 
-    def __call__(self, drop: int) -> Found: ...
+    def __call__(self, drop: int) -> SearchResult: ...
 
 
 @dataclass(frozen=True)
-class Reached:
+class GoalResult:
     """Where a goal led."""
 
-    found: Found
+    found: SearchResult
     rounds: tuple[Round, ...]  # everything that was judged on the way
     target: Target | None = None
     certificate: Certificate | None = None
@@ -51,28 +51,28 @@ class Goal(Protocol):
         ...
 
     @property
-    def shares(self) -> Shares:
+    def shares(self) -> SplitShares:
         """How the selection items are divided."""
         ...
 
-    def require(self, desk: Desk) -> None:
+    def require(self, session: ScoringSession) -> None:
         """Raise ``UsageError`` when the model cannot get there, before anything slow; the items are not there yet."""
         ...
 
-    def most(self, desk: Desk) -> int:
+    def most(self, session: ScoringSession) -> int:
         """Return the most layers that may have to go, for what the search costs at most."""
         ...
 
-    def pursue(self, desk: Desk, look: Look) -> Reached:
+    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
         """Search until it is reached."""
         ...
 
 
-def counts_up_to(desk: Desk, up_to: str | None, requested: str) -> list[int]:
+def counts_up_to(session: ScoringSession, up_to: str | None, requested: str) -> list[int]:
     """Return every number of units that may go, up to ``--up-to``; raises ``UsageError`` when there is none."""
-    depth = desk.constraints.depth
+    depth = session.constraints.depth
     most = depth if up_to is None else parse_drop(up_to, depth, "--up-to")
-    within = [count for count in desk.constraints.counts() if count <= most]
+    within = [count for count in session.constraints.counts() if count <= most]
     if not within:
         what = f"no {most} layers or fewer" if up_to is not None else f"none of the {depth} layers"
         raise UsageError(f"{requested} cannot begin: {what} may go")
@@ -84,17 +84,17 @@ class Drop:
     """A count or a share of the layers."""
 
     requested: str
-    shares: Shares = field(default=Shares(HELD_BACK), init=False)
+    shares: SplitShares = field(default=SplitShares(HELD_BACK), init=False)
 
-    def require(self, desk: Desk) -> None:
-        desk.constraints.require(self.most(desk))
+    def require(self, session: ScoringSession) -> None:
+        session.constraints.require(self.most(session))
 
-    def pursue(self, desk: Desk, look: Look) -> Reached:
-        found = look(self.most(desk))
-        return Reached(found, found.rounds)
+    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
+        found = look(self.most(session))
+        return GoalResult(found, found.rounds)
 
-    def most(self, desk: Desk) -> int:
-        return parse_drop(self.requested, desk.constraints.depth)
+    def most(self, session: ScoringSession) -> int:
+        return parse_drop(self.requested, session.constraints.depth)
 
 
 # The goal that the options of ``plan`` amount to.
@@ -187,38 +187,38 @@ class Smaller:
     what: Literal["parameters", "bytes"]
     wanted: int
     requested: str
-    shares: Shares = field(default=Shares(HELD_BACK), init=False)
+    shares: SplitShares = field(default=SplitShares(HELD_BACK), init=False)
 
-    def require(self, desk: Desk) -> None:
-        self._plausible(desk)
+    def require(self, session: ScoringSession) -> None:
+        self._plausible(session)
 
-    def most(self, desk: Desk) -> int:
+    def most(self, session: ScoringSession) -> int:
         """One layer more than if the largest ones went: layers are much alike."""
-        return self._plausible(desk)[:2][-1]
+        return self._plausible(session)[:2][-1]
 
-    def pursue(self, desk: Desk, look: Look) -> Reached:
-        (intact,) = desk.weigh(Removal(()))
+    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
+        (intact,) = session.weigh(Removal(()))
         left = self._size(intact)
         refusal: RefusedError | None = None
         reached = False
-        for count in self._plausible(desk):
+        for count in self._plausible(session):
             try:
                 found = look(count)
             except RefusedError as error:  # whole periods only, say: the next number may do
                 refusal = refusal or error
                 continue
-            left, reached = self._size(desk.weigh(found.removal)[0]), True
+            left, reached = self._size(session.weigh(found.removal)[0]), True
             if left <= self.wanted:
                 target = Target(what=self.what, wanted=self.wanted, base=self._size(intact), reached=left)
-                return Reached(found, found.rounds, target=target)
+                return GoalResult(found, found.rounds, target=target)
         if refusal and not reached:
             raise refusal
         raise RefusedError(f"{self.requested} was not reached: the search's largest removal leaves {self._words(left)}")
 
-    def _plausible(self, desk: Desk) -> list[int]:
+    def _plausible(self, session: ScoringSession) -> list[int]:
         """Return the numbers of units that can reach it if the largest go; raises ``UsageError`` when none can."""
-        moves, counts = desk.constraints.moves, desk.constraints.counts()
-        intact, *without = desk.weigh(Removal(()), *[Removal.of(*move) for move in moves])
+        moves, counts = session.constraints.moves, session.constraints.counts()
+        intact, *without = session.weigh(Removal(()), *[Removal.of(*move) for move in moves])
         base = self._size(intact)
         if base <= self.wanted:
             raise UsageError(f"{self.requested}: the model has {self._words(base)} as it is; ask for less")
@@ -229,7 +229,7 @@ class Smaller:
             most = counts[-1] if counts else 0
             least = self._words(base - sum(saved[:most]))
             raise UsageError(
-                f"{self.requested} cannot be reached: {most} of {desk.constraints.depth} layers may go, "
+                f"{self.requested} cannot be reached: {most} of {session.constraints.depth} layers may go, "
                 f"which leaves {least} of {self._words(base)}"
             )
         return enough
@@ -257,55 +257,55 @@ class Faster:
 
     wanted: float
     requested: str
-    shares: Shares = field(default=Shares(HELD_BACK), init=False)
+    shares: SplitShares = field(default=SplitShares(HELD_BACK), init=False)
 
-    def require(self, desk: Desk) -> None:
-        most = self._stand_ins(desk)[-1]
-        best = speedup(_timed(desk, most, STAND_IN_REPEATS))
+    def require(self, session: ScoringSession) -> None:
+        most = self._stand_ins(session)[-1]
+        best = speedup(_timed(session, most, STAND_IN_REPEATS))
         if best < self.wanted:
             raise UsageError(
-                f"{self.requested} cannot be reached: with {len(most)} of {desk.constraints.depth} layers removed, "
+                f"{self.requested} cannot be reached: with {len(most)} of {session.constraints.depth} layers removed, "
                 f"as many as may go, the model is {best:.2f} times as fast here"
             )
 
-    def most(self, desk: Desk) -> int:
+    def most(self, session: ScoringSession) -> int:
         """One layer more than if all the time were spent in the layers."""
-        least = math.ceil(desk.constraints.depth * (1 - 1 / self.wanted)) + 1
-        counts = desk.constraints.counts()
+        least = math.ceil(session.constraints.depth * (1 - 1 / self.wanted)) + 1
+        counts = session.constraints.counts()
         return next((count for count in counts if count >= least), counts[-1])
 
-    def pursue(self, desk: Desk, look: Look) -> Reached:
-        beginning, reached = self._beginning(desk), 1.0
+    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
+        beginning, reached = self._beginning(session), 1.0
         refusal: RefusedError | None = None
-        for count in (count for count in desk.constraints.counts() if count >= beginning):
+        for count in (count for count in session.constraints.counts() if count >= beginning):
             try:
                 found = look(count)
             except RefusedError as error:  # whole periods only, say: the next number may do
                 refusal = refusal or error
                 continue
-            speed = _timed(desk, found.removal, REPEATS)
+            speed = _timed(session, found.removal, REPEATS)
             reached = speedup(speed)
-            desk.progress.note(f"{count} removed: {reached:.2f} times as fast")
+            session.progress.note(f"{count} removed: {reached:.2f} times as fast")
             if reached >= self.wanted:
                 target = Target(what="speed-up", wanted=self.wanted, base=1.0, reached=round(reached, 4), speed=speed)
-                return Reached(found, found.rounds, target=target)
+                return GoalResult(found, found.rounds, target=target)
         if refusal and reached == 1.0:
             raise refusal
         raise RefusedError(f"{self.requested} was not reached: the largest removal is {reached:.2f} times as fast here")
 
-    def _beginning(self, desk: Desk) -> int:
+    def _beginning(self, session: ScoringSession) -> int:
         """Return the smallest number of units whose stand-in is fast enough, found by halving."""
-        stand_ins = self._stand_ins(desk)
+        stand_ins = self._stand_ins(session)
         low, high = 0, len(stand_ins) - 1
         while low < high:
             middle = (low + high) // 2
-            fast = speedup(_timed(desk, stand_ins[middle], STAND_IN_REPEATS)) >= self.wanted
+            fast = speedup(_timed(session, stand_ins[middle], STAND_IN_REPEATS)) >= self.wanted
             low, high = (low, middle) if fast else (middle + 1, high)
         return len(stand_ins[low])
 
-    def _stand_ins(self, desk: Desk) -> list[Removal]:
+    def _stand_ins(self, session: ScoringSession) -> list[Removal]:
         """Return one allowed removal of each size that has one, smallest first; ``UsageError`` when none has."""
-        found = [_stand_in(desk, count) for count in counts_up_to(desk, None, self.requested)]
+        found = [_stand_in(session, count) for count in counts_up_to(session, None, self.requested)]
         allowed = [removal for removal in found if removal is not None]
         if not allowed:
             raise UsageError(f"{self.requested} cannot begin: none of the layers may go")
@@ -318,24 +318,24 @@ def speedup(speed: Speed) -> float:
     return min(speed.pruned[name].median / speed.base[name].median for name in names)
 
 
-def _timed(desk: Desk, removal: Removal, repeats: int) -> Speed:
+def _timed(session: ScoringSession, removal: Removal, repeats: int) -> Speed:
     """Time the intact model and the pruned one in turn, as export would write it."""
-    trust = desk.request.trust_remote_code
-    pruned = sharing_weights(desk.subject, desk.checkpoint, removal, trust_remote_code=trust)
-    return time_both(desk.subject, pruned, repeats=repeats, progress=desk.progress)
+    trust = session.request.trust_remote_code
+    pruned = sharing_weights(session.loaded, session.checkpoint, removal, trust_remote_code=trust)
+    return time_both(session.loaded, pruned, repeats=repeats, progress=session.progress)
 
 
-def _stand_in(desk: Desk, count: int) -> Removal | None:
+def _stand_in(session: ScoringSession, count: int) -> Removal | None:
     """Return some removal of ``count`` units, from the end, else a run of neighbours; None where neither is allowed."""
     removed = Removal(())
     try:
         while len(removed) < count:
-            removed = removed.add(*desk.constraints.first_open(desk.constraints.moves[::-1], removed, count))
+            removed = removed.add(*session.constraints.first_open(session.constraints.moves[::-1], removed, count))
         return removed
     except RefusedError:  # step by step there is no way, but whole periods may go
         pass
     try:
-        return allowed_runs(desk.constraints, count)[-1]
+        return allowed_runs(session.constraints, count)[-1]
     except RefusedError:
         return None
 
@@ -357,20 +357,20 @@ class Farthest:
         return f"--front --up-to {self.up_to}"
 
     @property
-    def shares(self) -> Shares:
-        return Shares(HELD_BACK, examined=True)
+    def shares(self) -> SplitShares:
+        return SplitShares(HELD_BACK, examined=True)
 
-    def require(self, desk: Desk) -> None:
-        if not desk.request.tasks:
+    def require(self, session: ScoringSession) -> None:
+        if not session.request.tasks:
             raise UsageError("a front shows accuracy: give tasks, such as --tasks arc_easy")
-        counts_up_to(desk, self.up_to, self.requested)
+        counts_up_to(session, self.up_to, self.requested)
 
-    def pursue(self, desk: Desk, look: Look) -> Reached:
-        found = look(self.most(desk))
-        return Reached(found, found.rounds)
+    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
+        found = look(self.most(session))
+        return GoalResult(found, found.rounds)
 
-    def most(self, desk: Desk) -> int:
-        return counts_up_to(desk, self.up_to, self.requested)[-1]
+    def most(self, session: ScoringSession) -> int:
+        return counts_up_to(session, self.up_to, self.requested)[-1]
 
 
 # As far as a loss can be ruled out: the search proposes a path, items it has not seen decide how far to follow it.
@@ -387,41 +387,41 @@ class MaxDrop:
     up_to: str | None = None
 
     @property
-    def shares(self) -> Shares:
-        return Shares(HELD_BACK, certify=self.items, examined=True)
+    def shares(self) -> SplitShares:
+        return SplitShares(HELD_BACK, certify=self.items, examined=True)
 
-    def require(self, desk: Desk) -> None:
-        if not desk.request.tasks:
+    def require(self, session: ScoringSession) -> None:
+        if not session.request.tasks:
             raise UsageError(f"{self.requested} needs items that certify: give tasks, such as --tasks arc_easy")
-        counts_up_to(desk, self.up_to, self.requested)
+        counts_up_to(session, self.up_to, self.requested)
 
-    def most(self, desk: Desk) -> int:
-        return counts_up_to(desk, self.up_to, self.requested)[-1]
+    def most(self, session: ScoringSession) -> int:
+        return counts_up_to(session, self.up_to, self.requested)[-1]
 
-    def pursue(self, desk: Desk, look: Look) -> Reached:
-        examiner = desk.certification
-        assert examiner is not None  # shares asks for it
-        base = _bits(examiner.outcomes([INTACT], "the intact model")[INTACT])
+    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
+        evaluator = session.certification
+        assert evaluator is not None  # shares asks for it
+        base = _bits(evaluator.outcomes([INTACT], "the intact model")[INTACT])
         self._enough(len(base))
 
         def answers(removal: Removal) -> str:
-            return _bits(examiner.outcomes([removal], f"certifying {removal}")[removal])
+            return _bits(evaluator.outcomes([removal], f"certifying {removal}")[removal])
 
-        counts = counts_up_to(desk, self.up_to, self.requested)
+        counts = counts_up_to(session, self.up_to, self.requested)
         path, found = walk(look, counts, base, answers, self.limit, self.confidence)
         if not found.certified:
             raise RefusedError(self._nothing(path[0].removal, found.steps[0]))
-        fingerprints = {data.task: data.fingerprints for data in examiner.questions.data()}
+        fingerprints = {data.task: data.fingerprints for data in evaluator.eval_set.data()}
         certificate = Certificate(
             limit=self.limit,
             confidence=self.confidence,
-            statement=self._statement(path[found.certified - 1].removal, examiner.questions, len(base)),
+            statement=self._statement(path[found.certified - 1].removal, evaluator.eval_set, len(base)),
             fingerprints=fingerprints,
             steps=tuple(_step(own.removal, step) for own, step in zip(path, found.steps, strict=True)),
-            selection_limit=desk.request.limit,
+            selection_limit=session.request.limit,
             certify_limit=self.items,
         )
-        return Reached(path[found.certified - 1], path[-1].rounds, certificate=certificate)
+        return GoalResult(path[found.certified - 1], path[-1].rounds, certificate=certificate)
 
     def _enough(self, items: int) -> None:
         """Raise ``UsageError`` where not even a removal that changes no answer could be certified."""
@@ -447,8 +447,8 @@ class MaxDrop:
             f"(p = {step.p_value:.2g}); {more}"
         )
 
-    def _statement(self, removal: Removal, questions: Questions, items: int) -> str:
-        tasks = questions.tasks
+    def _statement(self, removal: Removal, eval_set: EvalSet, items: int) -> str:
+        tasks = eval_set.tasks
         own = [name for name, task in tasks.items() if task.metric == OWN_ANSWER]
         meant = f" (of {', '.join(own)}: the share of prompts answered token for token as before)" if own else ""
         unseen = "" if own or any(is_written(task) for task in tasks.values()) else ". Not looked at: generated text"
@@ -467,13 +467,13 @@ def walk(
     answers: Callable[[Removal], str],
     limit: float,
     confidence: float,
-) -> tuple[list[Found], stats.Certificate]:
+) -> tuple[list[SearchResult], stats.Certificate]:
     """Search removal after removal and certify each, until one fails or the search can go no further.
 
     The search sees nothing of ``answers``, so the path is fixed beforehand as far as they are concerned, even though it
     is laid only as far as it is walked. Returns the path, the failed step included, and the statistics.
     """
-    path: list[Found] = []
+    path: list[SearchResult] = []
     refusals: list[RefusedError] = []
 
     def steps() -> Iterator[str]:

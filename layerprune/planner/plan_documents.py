@@ -9,24 +9,24 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from layerprune import artifacts
-from layerprune.architecture import Anatomy, load_config, read_anatomy
+from layerprune.architecture import Architecture, load_config, read_architecture
 from layerprune.artifacts import Front, Limits, Plan, Prediction, Scores, SearchRef, Units, read_scores
 from layerprune.artifacts.plan import FOLDER, PLOT, TABLE
 from layerprune.checkpoint.location import record
 from layerprune.config import PlanConfig
 from layerprune.errors import DocumentError, ModelError, RefusedError, UsageError
-from layerprune.exporter import rehearse
+from layerprune.exporter import dry_run
 from layerprune.files import locked, published_together, refuse_link, writing
-from layerprune.planner.session import FREE, Rules
+from layerprune.planner.session import FREE, SearchRules
 from layerprune.registry import build, options_of
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import NOISY, asked_objective, can_be_split, rejudged, reliability_of
 from layerprune.search import (
     SEARCHES,
     Constraints,
-    Found,
     Move,
     Search,
+    SearchResult,
     parse_drop,
     parse_protect,
     require_finite,
@@ -42,7 +42,7 @@ from layerprune.util import SILENT, Progress
 
 def written(
     scores: Scores,
-    found: Found,
+    found: SearchResult,
     search: SearchRef,
     limits: Limits,
     requested: str,
@@ -65,16 +65,16 @@ def written(
         warnings=(
             *warnings,
             *ends(scores, found.removal.layers, limits),
-            *put_out(found),
+            *eliminated(found),
             *unordered(found, limits),
-            *caveats(scores, predicted),
+            *plan_warnings(scores, predicted),
         ),
         seed=scores.seed,
         versions=scores.versions,
     )
 
 
-def put_out(found: Found) -> tuple[str, ...]:
+def eliminated(found: SearchResult) -> tuple[str, ...]:
     """Return a warning where layers are to go that a race had put out, on a part of the items, as not among the next.
 
     Recorded scores of a race for fewer layers lead there, and constraints that skip those that won: in the one round of
@@ -99,7 +99,7 @@ def put_out(found: Found) -> tuple[str, ...]:
     )
 
 
-def unordered(found: Found, limits: Limits) -> tuple[str, ...]:
+def unordered(found: SearchResult, limits: Limits) -> tuple[str, ...]:
     """Return a warning where fewer layers go than a race was run for: it told the best from the rest, and no more.
 
     A layer that is clearly among the best stops there, so that scores of such layers are of different items.
@@ -187,7 +187,7 @@ def _planned(kind: type[Planned], path: Path, scores: str) -> Planned | None:
 NAMED = 5  # removals named one by one
 
 
-def caveats(scores: Scores, predicted: Prediction | None) -> tuple[str, ...]:
+def plan_warnings(scores: Scores, predicted: Prediction | None) -> tuple[str, ...]:
     """Return what is to be said about how the removals were judged, and on how much."""
     return (*_failures(scores), *_noise(scores), *_floors(scores, predicted))
 
@@ -261,11 +261,11 @@ def _floors(scores: Scores, predicted: Prediction | None) -> Iterator[str]:
 FOR_SCORES = (
     "drop", "protect", "search", "keep_period", "no_adjacent", "contiguous", "objective", "weights", "floor",
 )  # fmt: skip
-UNREHEARSED = "planned without the model: whether export and other readers take the result was not looked at"
+NO_DRY_RUN = "planned without the model: whether export and other readers take the result was not looked at"
 
 
 def replan(
-    scores: Scores, drop: str, protect: str | None = None, *, search: str | None = None, rules: Rules = FREE
+    scores: Scores, drop: str, protect: str | None = None, *, search: str | None = None, rules: SearchRules = FREE
 ) -> Plan:
     """Plan from recorded scores, without a model; a search that needs what was not scored is a ``UsageError``.
 
@@ -276,17 +276,19 @@ def replan(
     moves = _moves(scores)
     entry, chosen = build(SEARCHES, search or _search_of(scores, wanted))
     with TemporaryDirectory() as folder:
-        anatomy = _anatomy(scores, Path(folder))
-        constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), anatomy, rules)
+        architecture = _anatomy(scores, Path(folder))
+        constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), architecture, rules)
         found = _found(chosen, scores, constraints, wanted)
         if misfit := constraints.misfit(found.removal, wanted):
             raise RefusedError(f"the search {entry.name!r} found {found.removal}, which may not go: {misfit}")
         require_finite(found)
         _require_floors(scores, found)
-        if anatomy is not None:
-            rehearse(Path(folder), found.removal)
-    limits = rules.limits(constraints.protect, anatomy)
-    warnings = (*anatomy.misread(found.removal), *anatomy.heads()) if anatomy is not None else (UNREHEARSED,)
+        if architecture is not None:
+            dry_run(Path(folder), found.removal)
+    limits = rules.limits(constraints.protect, architecture)
+    warnings = (
+        (*architecture.misread(found.removal), *architecture.heads()) if architecture is not None else (NO_DRY_RUN,)
+    )
     how = artifacts.SearchRef(name=entry.name, options=options_of(chosen))
     return written(scores, found, how, limits, drop, None, warnings)
 
@@ -312,7 +314,7 @@ def plan_from_scores(
             name = None if weights else recorded.name
             weights, floors = weights or recorded.weights, recorded.floors if floors is None else floors
         again = rejudged(read, asked_objective(name, weights, floors))
-    planned = replan(again, config.drop, config.protect, search=config.search, rules=Rules.of(config))
+    planned = replan(again, config.drop, config.protect, search=config.search, rules=SearchRules.of(config))
     copy = run_folder / Scores.filename
     with locked(run_folder):
         theirs = copy.exists() and not isinstance(scores, Scores) and copy.samefile(scores)
@@ -326,7 +328,7 @@ def plan_from_scores(
     return again, planned
 
 
-def _require_floors(scores: Scores, found: Found) -> None:
+def _require_floors(scores: Scores, found: SearchResult) -> None:
     """Raise ``RefusedError`` when what is to go, or one of its layers alone, leaves a task below its floor."""
     asked = [found.cost] if found.cost else scores.rounds[0].candidates
     below = [one for one in asked if one.below_floor and set(one.removal) <= set(found.removal)]
@@ -350,35 +352,35 @@ def _search_of(scores: Scores, wanted: int) -> str:
     return "greedy" if laid and len(scores.rounds) >= wanted > 1 else "one-shot"
 
 
-def _anatomy(scores: Scores, folder: Path) -> Anatomy | None:
+def _anatomy(scores: Scores, folder: Path) -> Architecture | None:
     """Lay the recorded config into ``folder`` and read it; None where it cannot be read without the model."""
     if scores.config is None:
         return None
     with writing(folder / "config.json"):
         (folder / "config.json").write_text(scores.config, encoding="utf-8")
     try:
-        return read_anatomy(load_config(str(folder)))
+        return read_architecture(load_config(str(folder)))
     except ModelError:  # it takes the model's own code, or another transformers: the plan says what was not looked at
         return None
 
 
 def _constraints(
-    scores: Scores, moves: list[Move], protect: frozenset[int], anatomy: Anatomy | None, rules: Rules
+    scores: Scores, moves: list[Move], protect: frozenset[int], architecture: Architecture | None, rules: SearchRules
 ) -> Constraints:
-    if anatomy is None and rules.keep_period:
+    if architecture is None and rules.keep_period:
         raise UsageError("--keep-period needs the model's config, and scores.json holds none; plan from the model")
     return Constraints(
         scores.model.layers,
         protect=protect,
-        must_keep=frozenset() if anatomy is None else anatomy.must_keep,
+        must_keep=frozenset() if architecture is None else architecture.must_keep,
         together=tuple(frozenset(move) for move in moves if len(move) > 1),
         units=tuple(unit for move in moves for unit in move),
-        check=None if anatomy is None else rules.check(anatomy),
+        check=None if architecture is None else rules.check(architecture),
         shape=rules.shape,
     )
 
 
-def _found(chosen: Search, scores: Scores, constraints: Constraints, wanted: int) -> Found:
+def _found(chosen: Search, scores: Scores, constraints: Constraints, wanted: int) -> SearchResult:
     try:
         return chosen(table_judge(scores.rounds), constraints, wanted, seed=scores.seed)
     except KeyError as error:

@@ -9,21 +9,21 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 
-from layerprune.architecture import Anatomy
+from layerprune.architecture import Architecture
 from layerprune.artifacts import MEAN, BaseTask, Candidate, EngineReport, Limits, MetricRef, Objective, Round, Scores
 from layerprune.checkpoint import contained, locate
 from layerprune.config import PlanConfig, ScoreConfig
-from layerprune.data.items import Questions, is_written
-from layerprune.data.tasks import check_turns, load_questions, prompting_of
+from layerprune.data.items import EvalSet, is_written
+from layerprune.data.tasks import check_turns, load_eval_set, prompting_of
 from layerprune.errors import RefusedError, TaskError, UsageError
-from layerprune.exporter import rehearse, weigh
+from layerprune.exporter import dry_run, weigh
 from layerprune.exporter.contents import Weight
-from layerprune.models.model import Subject
-from layerprune.planner.budget import Fitting
+from layerprune.models.model import LoadedModel
+from layerprune.planner.budget import TimeBudget
 from layerprune.registry import Entry, build, options_of, spec_of
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import additive, asked_objective, check_tasks, signal_of, unit_of
-from layerprune.scoring.cached_evaluator import JOURNAL, Examiner, Journal, journal_key, own_answers
+from layerprune.scoring.cached_evaluator import JOURNAL, CachedEvaluator, Journal, journal_key, own_answers
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics.ablation import Ablation, examine_base
@@ -36,7 +36,7 @@ from layerprune.util import SILENT, Progress, source_of, tool_versions
 
 
 @dataclass(frozen=True)
-class Rules:
+class SearchRules:
     """What a removal has to keep to beside the protected layers and what the architecture demands."""
 
     keep_period: bool = False  # what repeats from layer to layer goes on repeating
@@ -48,7 +48,7 @@ class Rules:
             raise UsageError("no_adjacent and contiguous exclude each other; ask for one of them")
 
     @classmethod
-    def of(cls, config: PlanConfig) -> Rules:
+    def of(cls, config: PlanConfig) -> SearchRules:
         """Return the rules among the options of ``plan``."""
         return cls(config.keep_period, config.no_adjacent, config.contiguous)
 
@@ -57,30 +57,30 @@ class Rules:
         """The rule about neighbours."""
         return NoAdjacent() if self.no_adjacent else Contiguous() if self.contiguous else Anything()
 
-    def check(self, anatomy: Anatomy) -> Callable[[Removal], None]:
+    def check(self, architecture: Architecture) -> Callable[[Removal], None]:
         """Return what raises ``RefusedError`` for a removal that may not be."""
-        return keeping_period(anatomy) if self.keep_period else anatomy.check
+        return keeping_period(architecture) if self.keep_period else architecture.check
 
-    def limits(self, protect: frozenset[int], anatomy: Anatomy | None) -> Limits:
+    def limits(self, protect: frozenset[int], architecture: Architecture | None) -> Limits:
         """Return the rules as a plan records them."""
         return Limits(
             protect=tuple(sorted(protect)),
-            architecture=anatomy.remarks if anatomy is not None else (),
+            architecture=architecture.remarks if architecture is not None else (),
             keep_period=self.keep_period,
             no_adjacent=self.no_adjacent,
             contiguous=self.contiguous,
         )
 
 
-FREE = Rules()
+FREE = SearchRules()
 
 
-def keeping_period(anatomy: Anatomy) -> Callable[[Removal], None]:
-    """Return ``Anatomy.check`` that refuses, too, what breaks a period or makes other readers misread the model."""
+def keeping_period(architecture: Architecture) -> Callable[[Removal], None]:
+    """Return ``Architecture.check`` that refuses, too, what breaks a period or makes other readers misread the model."""
 
     def check(removal: Removal) -> None:
-        anatomy.check(removal)
-        broken = anatomy.out_of_step(removal)
+        architecture.check(removal)
+        broken = architecture.out_of_step(removal)
         if broken:
             raise RefusedError(f"--keep-period: {'; '.join(broken)}")
 
@@ -106,20 +106,20 @@ def check_objective(objective: Objective, racing: bool | None, name: str, metric
 
 
 @dataclass
-class Desk:
+class ScoringSession:
     """Everything a scoring run has on its desk: first model, metric and constraints, then the items."""
 
     request: ScoreConfig
     entry: Entry
     metric: Metric
-    subject: Subject
+    loaded: LoadedModel
     constraints: Constraints
     data: Data
     progress: Progress = SILENT
     folder: Path | None = None  # the run folder; None: nothing is written down
-    everything: Questions | None = None  # the items of all slices
-    held_back: Examiner | None = None
-    certification: Examiner | None = None
+    everything: EvalSet | None = None  # the items of all slices
+    held_back: CachedEvaluator | None = None
+    certification: CachedEvaluator | None = None
     base: dict[str, BaseTask] = field(default_factory=dict)
     said: set[Removal] = field(default_factory=set)  # removals named as not finite
     began: float = field(default_factory=time.monotonic)
@@ -130,10 +130,10 @@ class Desk:
         request: ScoreConfig,
         folder: Path | None,
         progress: Progress,
-        rules: Rules = FREE,
-        subject: Subject | None = None,
-    ) -> Desk:
-        """Validate the request and load the model, where ``subject`` is not loaded already."""
+        rules: SearchRules = FREE,
+        loaded: LoadedModel | None = None,
+    ) -> ScoringSession:
+        """Validate the request and load the model, where ``loaded`` is not loaded already."""
         began = time.monotonic()
         entry, metric = build(METRICS, request.metric)
         if request.budget is not None and metric.needs != "items":
@@ -145,9 +145,9 @@ class Desk:
         objective = asked_objective(request.objective, request.weights, request.floor)
         racing = request.racing if isinstance(request, PlanConfig) else None
         check_objective(objective, racing, entry.name, metric)
-        if subject is None:
+        if loaded is None:
             progress.note(f"loading {request.model}")
-            subject = Subject.load(
+            loaded = LoadedModel.load(
                 request.model,
                 revision=request.revision,
                 dtype=request.dtype,
@@ -155,22 +155,22 @@ class Desk:
                 trust_remote_code=request.trust_remote_code,
                 reads_text=bool(request.tasks),  # a metric that needs items or text was refused without them
             )
-        if subject.tokenizer is None:
+        if loaded.tokenizer is None:
             progress.note(f"{request.model} has no tokenizer: the metric {entry.name!r} needs none")
-        anatomy = subject.anatomy
+        architecture = loaded.architecture
         constraints = Constraints(
-            anatomy.depth,
-            protect=parse_protect(request.protect, anatomy.depth),
-            must_keep=anatomy.must_keep,
-            together=anatomy.together,
-            check=rules.check(anatomy),
+            architecture.depth,
+            protect=parse_protect(request.protect, architecture.depth),
+            must_keep=architecture.must_keep,
+            together=architecture.together,
+            check=rules.check(architecture),
             shape=rules.shape,
         )
         rows = request.batch_size if isinstance(request.batch_size, int) else None
         data = Data(objective=objective, seed=request.seed, progress=progress, rows=rows, memory=request.memory)
-        return cls(request, entry, metric, subject, constraints, data, progress, folder, began=began)
+        return cls(request, entry, metric, loaded, constraints, data, progress, folder, began=began)
 
-    def bring_items(self, shares: Shares, evaluations: int | None = None) -> None:
+    def bring_items(self, shares: SplitShares, evaluations: int | None = None) -> None:
         """Load the items, divide them, and see that the intact model is above chance on every task.
 
         ``evaluations``: how many removals each item will be answered under, for a budget; by default each move alone.
@@ -181,37 +181,35 @@ class Desk:
         answers = isinstance(self.metric, Ablation) and self.metric.signal == "answers"
         only_right = isinstance(self.metric, Ablation) and self.metric.only == "right"
         ungraded = answers and not only_right
-        questions = _questions(self.request, self.subject, shares.certify, ungraded=ungraded)
+        eval_set = _questions(self.request, self.loaded, shares.certify, ungraded=ungraded)
         if budget is not None:
-            budget.say(questions)
-        for remark in questions.remarks():
+            budget.say(eval_set)
+        for remark in eval_set.remarks():
             self.progress.note(remark)
-        check_turns(self.request.fewshot_as_multiturn, questions)
-        check_tasks(self.data.objective, list(questions.tasks))
+        check_turns(self.request.fewshot_as_multiturn, eval_set)
+        check_tasks(self.data.objective, list(eval_set.tasks))
         judged = self.metric.needs == "items"
         if not judged and not shares.examined:
-            self.everything = self.data.questions = questions
+            self.everything = self.data.eval_set = eval_set
             return
-        engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
+        engine = Engine(self.loaded, rows=self.data.rows, memory=self.data.memory)
         if answers:
-            questions = own_answers(
-                engine, questions, only_right=only_right, folder=self.folder, progress=self.progress
-            )
+            eval_set = own_answers(engine, eval_set, only_right=only_right, folder=self.folder, progress=self.progress)
         elif isinstance(self.metric, Ablation):
-            for name in (name for name, task in questions.tasks.items() if is_written(task)):
+            for name in (name for name, task in eval_set.tasks.items() if is_written(task)):
                 self.progress.note(
                     f"task {name!r} has the model write, under every removal; ablation:signal=answers reads what the "
                     "intact model wrote instead, at about the cost of choices"
                 )
-        slices = Slices.of(questions, shares, self.request)
-        self.data.questions, self.everything = slices.search, slices.everything
+        slices = ItemSplit.of(eval_set, shares, self.request)
+        self.data.eval_set, self.everything = slices.search, slices.everything
 
-        def examiner(part: Questions | None) -> Examiner | None:
-            return None if part is None else Examiner(engine, part, self.progress, self.folder)
+        def evaluator(part: EvalSet | None) -> CachedEvaluator | None:
+            return None if part is None else CachedEvaluator(engine, part, self.progress, self.folder)
 
-        self.data.examiner = examiner(slices.search) if judged else None
-        self.held_back, self.certification = examiner(slices.held_back), examiner(slices.certification)
-        examiners = [each for each in (self.data.examiner, self.held_back, self.certification) if each is not None]
+        self.data.evaluator = evaluator(slices.search) if judged else None
+        self.held_back, self.certification = evaluator(slices.held_back), evaluator(slices.certification)
+        examiners = [each for each in (self.data.evaluator, self.held_back, self.certification) if each is not None]
         with _nothing_left_when_refused(self.folder):
             judged_items = slices.everything if judged else slices.unseen
             base = examine_base(judged_items, examiners, signal_of(self.metric_ref()))
@@ -219,26 +217,26 @@ class Desk:
         remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
         self.progress.note(f"evaluation path: {examiners[0].path} ({remarks})")
 
-    def _budget(self, shares: Shares, evaluations: int | None) -> Fitting:
+    def _budget(self, shares: SplitShares, evaluations: int | None) -> TimeBudget:
         """Set the request's limit to the most items that fit into the budget."""
         request, moves = self.request, [Removal.of(*move) for move in self.constraints.moves]
         assert request.budget is not None
         if shares.certify:
             raise UsageError("--budget: how many items certify --max-drop has to be fixed beforehand; leave it out")
         asked = {
-            "model": self.subject.marks, "metric": spec_of(self.entry.name, self.metric), "tasks": [*request.tasks],
+            "model": self.loaded.marks, "metric": spec_of(self.entry.name, self.metric), "tasks": [*request.tasks],
             "budget": request.budget, "seed": request.seed, "limit": request.limit,
             "prompting": prompting_of(request).model_dump(mode="json"), "num_fewshot": request.num_fewshot,
             "evaluations": evaluations or len(moves), "rows": self.data.rows, "memory": self.data.memory,
         }  # fmt: skip
-        fitting = Fitting(request.budget, self.began, evaluations or len(moves), asked, self.folder, self.progress)
+        fitting = TimeBudget(request.budget, self.began, evaluations or len(moves), asked, self.folder, self.progress)
         answers = isinstance(self.metric, Ablation) and self.metric.signal == "answers"
         ungraded = isinstance(self.metric, Ablation) and answers and self.metric.only != "right"
 
-        def load(items: int) -> Questions:
-            return _questions(replace(request, limit=items), self.subject, 0, ungraded=ungraded)
+        def load(items: int) -> EvalSet:
+            return _questions(replace(request, limit=items), self.loaded, 0, ungraded=ungraded)
 
-        engine = Engine(self.subject, rows=self.data.rows, memory=self.data.memory)
+        engine = Engine(self.loaded, rows=self.data.rows, memory=self.data.memory)
         most = fitting.items(load, engine, moves, answers=answers)
         self.request = replace(request, limit=min(most, request.limit))
         return fitting
@@ -255,21 +253,21 @@ class Desk:
         entry, metric = build(METRICS, spec)
         return self._remembered(entry, metric, replace(self.data, keep=None))
 
-    def _remembered(self, entry: Entry, metric: Metric, data: Data) -> Remembered:
+    def _remembered(self, entry: Entry, metric: Metric, data: Data) -> CachedMetric:
         def ask(removals: Sequence[Removal]) -> list[Candidate]:
-            return metric.score(self.subject, removals, data)
+            return metric.score(self.loaded, removals, data)
 
         # what answers items is written down block by block already; what is asked once, or costs nothing, need not be
         worth = metric.needs == "text" and metric.scope == "any set"
         if self.folder is None or not worth:
-            return Remembered(ask, progress=self.progress, said=self.said)
-        journal = Journal(self.folder / JOURNAL, text_key(self.subject, data, entry, metric))
-        return Remembered(ask, journal, progress=self.progress, said=self.said)
+            return CachedMetric(ask, progress=self.progress, said=self.said)
+        journal = Journal(self.folder / JOURNAL, text_key(self.loaded, data, entry, metric))
+        return CachedMetric(ask, journal, progress=self.progress, said=self.said)
 
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""
         return Scores(
-            model=self.subject.ref,
+            model=self.loaded.ref,
             metric=self.metric_ref(),
             data=self.everything.data() if self.everything else (),
             base=self.base,
@@ -281,15 +279,15 @@ class Desk:
         )
 
     def _engine_report(self) -> EngineReport | None:
-        examiner = self.data.examiner
-        if examiner is None:
+        evaluator = self.data.evaluator
+        if evaluator is None:
             return None
         return EngineReport(
-            path=examiner.path,
-            dtype=str(self.subject.dtype).removeprefix("torch."),
-            device=self.subject.device.type,
-            computed=examiner.account.computed,
-            naive=examiner.account.naive,
+            path=evaluator.path,
+            dtype=str(self.loaded.dtype).removeprefix("torch."),
+            device=self.loaded.device.type,
+            computed=evaluator.account.computed,
+            naive=evaluator.account.naive,
         )
 
     def metric_ref(self) -> MetricRef:
@@ -312,20 +310,20 @@ class Desk:
         (weight,) = self.weigh(removal)
         return () if weight.heads is None else (weight.heads.words,)
 
-    def rehearse(self, removal: Removal) -> None:
+    def dry_run(self, removal: Removal) -> None:
         """Raise ``RefusedError`` where export would refuse: before a plan is written that nobody can carry out."""
-        rehearse(self.checkpoint, removal, trust_remote_code=self.request.trust_remote_code)
+        dry_run(self.checkpoint, removal, trust_remote_code=self.request.trust_remote_code)
 
     @property
     def checkpoint(self) -> Path:
         """The folder of the model on disk."""
-        return locate(self.request.model, self.subject.ref.revision).path  # the very snapshot that was scored
+        return locate(self.request.model, self.loaded.ref.revision).path  # the very snapshot that was scored
 
 
-def _questions(request: ScoreConfig, subject: Subject, more: int, *, ungraded: bool) -> Questions:
-    return load_questions(
+def _questions(request: ScoreConfig, loaded: LoadedModel, more: int, *, ungraded: bool) -> EvalSet:
+    return load_eval_set(
         request.tasks,
-        subject.encoder,
+        loaded.encoder,
         use="selection",
         include_path=request.include_path,
         data_dir=request.data_dir,
@@ -355,10 +353,10 @@ def _nothing_left_when_refused(folder: Path | None) -> Iterator[None]:
 Question = tuple[Removal, ...]
 
 
-def text_key(subject: Subject, data: Data, entry: Entry, metric: Metric) -> str:
+def text_key(loaded: LoadedModel, data: Data, entry: Entry, metric: Metric) -> str:
     """Return the journal key of what a metric says of the texts in ``data``: its code and owner are in it."""
     return journal_key(
-        subject, data.questions, metric=spec_of(entry.name, metric), owner=entry.owner, code=source_of(type(metric)),
+        loaded, data.eval_set, metric=spec_of(entry.name, metric), owner=entry.owner, code=source_of(type(metric)),
         seed=data.seed, rows=data.rows, memory=data.memory,
     )  # fmt: skip
 
@@ -373,7 +371,7 @@ def say_failures(candidates: Sequence[Candidate], progress: Progress, said: set[
 
 
 @dataclass
-class Remembered:
+class CachedMetric:
     """Asks ``judge`` and remembers; ``journal`` is for metrics whose work the examiner's journal does not hold.
 
     A question is a whole batch: what a race says of one removal depends on those it ran against. ``progress`` hears of
@@ -407,7 +405,7 @@ class Remembered:
 
 
 @dataclass(frozen=True)
-class Shares:
+class SplitShares:
     """How to divide the items; what is neither held back nor for certification is the search's."""
 
     held_back: float = 0.0  # share of the items that do not certify
@@ -416,20 +414,20 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Slices:
+class ItemSplit:
     """The items of each purpose; no item is in two of them. None: there are too few to spare any."""
 
-    search: Questions
-    held_back: Questions | None = None
-    certification: Questions | None = None
+    search: EvalSet
+    held_back: EvalSet | None = None
+    certification: EvalSet | None = None
 
     @classmethod
-    def of(cls, questions: Questions, shares: Shares, request: ScoreConfig) -> Slices:
-        """Divide ``questions`` task by task, by item fingerprint; ``UsageError`` where a slice would have none."""
-        rest, certification = questions, None
+    def of(cls, eval_set: EvalSet, shares: SplitShares, request: ScoreConfig) -> ItemSplit:
+        """Divide ``eval_set`` task by task, by item fingerprint; ``UsageError`` where a slice would have none."""
+        rest, certification = eval_set, None
         if shares.certify:
             share = shares.certify / (request.limit + shares.certify)
-            rest, spared = questions.held_back(share, "certification")
+            rest, spared = eval_set.held_back(share, "certification")
             certification = _mixture(spared, request.seed)
         search, held_back = rest.held_back(shares.held_back)
         if _complete(search) and _complete(held_back):
@@ -439,33 +437,33 @@ class Slices:
         return cls(rest, None, certification)
 
     @property
-    def everything(self) -> Questions:
+    def everything(self) -> EvalSet:
         """All items, task by task in the order of the slices."""
         return _joined([self.search, self.held_back, self.certification])
 
     @property
-    def unseen(self) -> Questions:
+    def unseen(self) -> EvalSet:
         """The items that no search sees."""
         return _joined([self.held_back, self.certification])
 
 
-def _mixture(questions: Questions, seed: int) -> Questions:
+def _mixture(eval_set: EvalSet, seed: int) -> EvalSet:
     """Draw the items whose outcomes together are about the mean of the tasks; see ``stats.draw_mixture``."""
-    sizes = {name: len(task.items) for name, task in questions.tasks.items()}
+    sizes = {name: len(task.items) for name, task in eval_set.tasks.items()}
     drawn = draw_mixture(sizes, seed) if all(sizes.values()) else {}
     parts = {
         name: replace(task, items=tuple(task.items[place] for place in drawn.get(name, ())))
-        for name, task in questions.tasks.items()
+        for name, task in eval_set.tasks.items()
     }
     empty = [name for name, task in parts.items() if not task.items]
     if empty:
         raise UsageError(f"task {empty[0]!r} has too few items to spare any for certification; leave it out")
-    return Questions(parts)
+    return EvalSet(parts)
 
 
-def _complete(questions: Questions) -> bool:
-    return all(task.items for task in questions.tasks.values())
+def _complete(eval_set: EvalSet) -> bool:
+    return all(task.items for task in eval_set.tasks.values())
 
 
-def _joined(parts: list[Questions | None]) -> Questions:
-    return reduce(Questions.followed_by, [part for part in parts if part is not None])
+def _joined(parts: list[EvalSet | None]) -> EvalSet:
+    return reduce(EvalSet.followed_by, [part for part in parts if part is not None])

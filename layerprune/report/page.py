@@ -115,7 +115,7 @@ def _mean_of(audit: Audit, label: str) -> str:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankingTable:
     """One metric's scores, layer by layer."""
 
     name: str
@@ -124,26 +124,27 @@ class Ranks:
     scores: dict[int, Ranked]
 
 
-def rankings(plan: Plan, audit: Audit) -> list[Ranks]:
+def rankings(plan: Plan, audit: Audit) -> list[RankingTable]:
     """Return the plan's own ranking and those the audit holds beside it."""
     own = [
-        Ranks(one.words, one.unit, _items(plan), _by_unit(plan.ranking, one.unit, one.spec))
+        RankingTable(one.words, one.unit, _items(plan), _by_unit(plan.ranking, one.unit, one.spec))
         for one in [plan.metric]
         if one is not None
     ]
     others = [
-        Ranks(one.metric, one.unit, one.source, _by_unit(one.ranking, one.unit, one.metric)) for one in audit.rankings
+        RankingTable(one.metric, one.unit, one.source, _by_unit(one.ranking, one.unit, one.metric))
+        for one in audit.rankings
     ]
     return [ranks for ranks in (*own, *others) if ranks.scores]
 
 
-def ranking_bars(ranks: Ranks, plan: Plan) -> str:
+def ranking_bars(ranks: RankingTable, plan: Plan) -> str:
     """Return a ranking as bars in the order of the layers."""
     given = [plots.Bar(str(unit), one.score, unit in plan.removal, one.interval) for unit, one in ranks.scores.items()]
     return plots.bars(f"{ranks.name}: cost of removing each layer; removed layers are filled", given, ranks.unit)
 
 
-def layer_table(plan: Plan, shown: Sequence[Ranks]) -> list[tuple[str, bool, list[str]]]:
+def layer_table(plan: Plan, shown: Sequence[RankingTable]) -> list[tuple[str, bool, list[str]]]:
     """Return (layer, whether it is removed, a figure of each ranking) for every layer: the bars for who cannot see."""
     units = sorted({unit for ranks in shown for unit in ranks.scores})
     return [(str(unit), unit in plan.removal, [_figure(ranks, unit) for ranks in shown]) for unit in units]
@@ -197,7 +198,7 @@ def _displayed(one: Ranked, unit: str, metric: str) -> Ranked:
     return one.model_copy(update={"score": score, "interval": tuple(limits) or None})
 
 
-def _figure(ranks: Ranks, unit: int) -> str:
+def _figure(ranks: RankingTable, unit: int) -> str:
     one = ranks.scores.get(unit)
     return "" if one is None else f"{one.score:.3g}".replace("-", formatting.MINUS)
 

@@ -25,7 +25,7 @@ from layerprune.artifacts import (
     Units,
 )
 from layerprune.errors import TaskError, UsageError, did_you_mean
-from layerprune.search import by_harm
+from layerprune.search import by_importance
 from layerprune.stats import (
     Agreement,
     Losses,
@@ -489,5 +489,5 @@ def _single(scores: Scores) -> dict[int, Candidate]:
 
 
 def _ranks(candidates: dict[int, Candidate]) -> dict[int, int]:
-    order = sorted(candidates, key=lambda unit: by_harm(candidates[unit]))
+    order = sorted(candidates, key=lambda unit: by_importance(candidates[unit]))
     return {unit: rank for rank, unit in enumerate(order, 1)}

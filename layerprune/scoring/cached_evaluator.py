@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from layerprune.artifacts import Outcomes
-from layerprune.data.items import Item, OwnAnswer, Questions, TaskQuestions, is_written, with_own_answers
+from layerprune.data.items import EvalSet, EvalTask, Item, OwnAnswer, is_written, with_own_answers
 from layerprune.errors import DocumentError, TaskError
 from layerprune.files import write_all, writing
 from layerprune.models.generation import generate
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Account, Engine
 from layerprune.scoring.evaluator import answer_items, as_requests, joined, judged
@@ -33,7 +33,7 @@ BLOCK_ITEMS = 50
 
 # What a candidate did on the items seen so far, to its harm on each by task, in any unit whose mean over all items
 # orders candidates as their scores do: (items,) of each.
-Harm = Callable[[dict[str, Outcomes]], dict[str, np.ndarray]]
+Importance = Callable[[dict[str, Outcomes]], dict[str, np.ndarray]]
 
 JOURNAL = "journal.jsonl"
 # Raised when an entry's form, a block or the way to measure changes: entries of another format are left alone.
@@ -53,7 +53,7 @@ def block_edges(items: int, blocks: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Raced:
+class RaceOutcome:
     """What a race ended with."""
 
     outcomes: dict[Removal, dict[str, Outcomes]]  # of the items each removal ran over
@@ -61,16 +61,16 @@ class Raced:
 
 
 @dataclass
-class Examiner:
+class CachedEvaluator:
     """One model and its questions. Ask for the outcomes of removals; what was measured before is not measured again."""
 
     engine: Engine
-    questions: Questions
+    eval_set: EvalSet
     progress: Progress = SILENT
     folder: Path | None = None  # the run folder; None: nothing is written down
 
     def __post_init__(self) -> None:
-        count = -(-max(len(task.items) for task in self.questions.tasks.values()) // BLOCK_ITEMS)
+        count = -(-max(len(task.items) for task in self.eval_set.tasks.values()) // BLOCK_ITEMS)
         self.blocks = [self._block(number, count) for number in range(count)]
         self.known: dict[tuple[int, Removal], Piece] = {}
         self.uncounted: dict[tuple[int, Removal], dict[str, Any]] = {}  # what the account has not taken in yet
@@ -97,11 +97,11 @@ class Examiner:
     def measure(self, block: int, removals: Sequence[Removal], advance: Advance | None = None) -> None:
         """Measure removals on one block, remember it and write it down; ``advance`` hears of items x removals."""
         self.prepare()
-        questions = self.blocks[block]
-        items = [item for task in questions.tasks.values() for item in task.items]
+        eval_set = self.blocks[block]
+        items = [item for task in eval_set.tasks.values() for item in task.items]
         before = replace(self.engine.account)
         answers = answer_items(self.engine, items, removals, advance)
-        pieces = [judged(questions, own, margins=True) for own in answers]
+        pieces = [judged(eval_set, own, margins=True) for own in answers]
         entry = {
             "block": block,
             "removals": [list(removal.layers) for removal in removals],
@@ -139,23 +139,23 @@ class Examiner:
         """Test the paths, if that was not done yet, on all items: the path must suit the longest of them."""
         if self.engine.longest:
             return
-        requests, groups = as_requests([item for task in self.questions.tasks.values() for item in task.items])
+        requests, groups = as_requests([item for task in self.eval_set.tasks.values() for item in task.items])
         if requests:
             self.engine.choose_path(requests, groups)
 
-    def _block(self, number: int, count: int) -> Questions:
+    def _block(self, number: int, count: int) -> EvalSet:
         """Return the items of one of ``count`` blocks."""
         parts = {}
-        for name, task in self.questions.tasks.items():
+        for name, task in self.eval_set.tasks.items():
             start, stop = block_edges(len(task.items), count)[number : number + 2]
             if stop > start:
                 parts[name] = replace(task, items=task.items[start:stop])
-        return Questions(parts)
+        return EvalSet(parts)
 
     def race(
-        self, removals: Sequence[Removal], keep: int, harm: Harm, label: str = "racing",
+        self, removals: Sequence[Removal], keep: int, harm: Importance, label: str = "racing",
         counted: Collection[str] | None = None,
-    ) -> Raced:  # fmt: skip
+    ) -> RaceOutcome:  # fmt: skip
         """Run the removals until it is clear which ``keep`` of them do least harm; each stops when its place is clear.
 
         What was measured before is not measured again, and a removal whose log-likelihoods are not finite is put out.
@@ -163,11 +163,11 @@ class Examiner:
         that counts for nothing.
         """
         asked = list(dict.fromkeys(removals))
-        tasks = [name for name in self.questions.tasks if counted is None or name in counted]
-        items = tuple(len(self.questions.tasks[name].items) for name in tasks)
+        tasks = [name for name in self.eval_set.tasks if counted is None or name in counted]
+        items = tuple(len(self.eval_set.tasks[name].items) for name in tasks)
         field = Field.of(Race(len(asked), items, keep, len(self.blocks)))
         ran = dict.fromkeys(asked, 0)
-        with self.progress.task(label, len(self.questions) * len(asked), "items") as advance:
+        with self.progress.task(label, len(self.eval_set) * len(asked), "items") as advance:
             for block in range(len(self.blocks)):
                 running = [asked[number] for number in field.running]
                 pending = [removal for removal in running if (block, removal) not in self.known]
@@ -180,11 +180,11 @@ class Examiner:
                 left = field.withdraw([n for n in field.running if self._failed(block, asked[n])])
                 still = [asked[number] for number in field.running]
                 left = [*left, *field.settle(self._harms(still, block + 1, harm, tasks))]
-                advance(len(left) * sum(len(questions) for questions in self.blocks[block + 1 :]))
+                advance(len(left) * sum(len(eval_set) for eval_set in self.blocks[block + 1 :]))
                 if field.over:
                     break
         accepted = frozenset(asked[number] for number in field.accepted if ran[asked[number]] < len(self.blocks))
-        return Raced({removal: self.seen(removal, blocks) for removal, blocks in ran.items()}, accepted)
+        return RaceOutcome({removal: self.seen(removal, blocks) for removal, blocks in ran.items()}, accepted)
 
     def _failed(self, block: int, removal: Removal) -> bool:
         return any(own.not_finite for own in self.known[block, removal].values())
@@ -192,13 +192,15 @@ class Examiner:
     def seen(self, removal: Removal, blocks: int) -> dict[str, Outcomes]:
         """Return a removal's outcomes on the first ``blocks`` blocks."""
         found = {}
-        for name in self.questions.tasks:
+        for name in self.eval_set.tasks:
             pieces = [self.known[b, removal][name] for b in range(blocks) if name in self.blocks[b].tasks]
             if pieces:
                 found[name] = joined(pieces)
         return found
 
-    def _harms(self, removals: Sequence[Removal], blocks: int, harm: Harm, tasks: Sequence[str]) -> list[np.ndarray]:
+    def _harms(
+        self, removals: Sequence[Removal], blocks: int, harm: Importance, tasks: Sequence[str]
+    ) -> list[np.ndarray]:
         """Return (removals, items) of each task, none where its first item is yet to come."""
         found = [harm(self.seen(removal, blocks)) for removal in removals]
         nothing = np.empty(0)
@@ -211,7 +213,7 @@ class Examiner:
         """Return the key of what is measured: batches have a say in the last digit of a figure."""
         engine = self.engine
         return journal_key(
-            engine.subject, self.questions, format=JOURNAL_FORMAT, tokens=engine.tokens, memory=engine.memory,
+            engine.loaded, self.eval_set, format=JOURNAL_FORMAT, tokens=engine.tokens, memory=engine.memory,
             rows=engine.rows, block=BLOCK_ITEMS,
         )  # fmt: skip
 
@@ -219,13 +221,13 @@ class Examiner:
 # What has been measured so far, appended to a file as it comes, so that a killed run goes on where it was.
 
 
-def journal_key(subject: Subject, questions: Questions | None, **settings: Any) -> str:
+def journal_key(loaded: LoadedModel, eval_set: EvalSet | None, **settings: Any) -> str:
     """Return a hash of what a measurement depends on: the model, what is asked and how it is judged, tools, settings.
 
     Not in it: files that a task's own file imports.
     """
-    asked = None if questions is None else questions.mark()
-    whole = {"subject": subject.marks, "asked": asked, "versions": tool_versions(), "settings": settings}
+    asked = None if eval_set is None else eval_set.mark()
+    whole = {"subject": loaded.marks, "asked": asked, "versions": tool_versions(), "settings": settings}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -285,32 +287,32 @@ CHUNK = 64  # prompts between two entries of the journal: what a killed run lose
 
 def own_answers(
     engine: Engine,
-    questions: Questions,
+    eval_set: EvalSet,
     *,
     only_right: bool = False,
     folder: Path | None = None,
     progress: Progress = SILENT,
-) -> Questions:
+) -> EvalSet:
     """Have the intact model answer, and return the questions with those answers in the place of its writing.
 
     Tasks that offer choices stay as they are. ``folder`` keeps what was written: killed and called again, it goes on.
     Raises ``TaskError`` where no task has the model write, and for ``only_right`` where it was never right, or where
     a task has no accuracy.
     """
-    written = {name: task for name, task in questions.tasks.items() if is_written(task)}
+    written = {name: task for name, task in eval_set.tasks.items() if is_written(task)}
     if not written:
-        names = ", ".join(questions.tasks)
+        names = ", ".join(eval_set.tasks)
         raise TaskError(f"signal=answers reads what the model writes, and {names} only offers choices; add a task")
     if ungraded := [name for name, task in written.items() if only_right and not task.metric]:
         raise TaskError(f"task {ungraded[0]!r} has no accuracy that says which answers are right: leave only=right out")
     settings = {"memory": engine.memory, "rows": engine.rows, "chunk": CHUNK, "graded": only_right}
-    key = journal_key(engine.subject, Questions(written), purpose="own answers", **settings)
+    key = journal_key(engine.loaded, EvalSet(written), purpose="own answers", **settings)
     journal = Journal(folder / FILENAME, key) if folder else None
     known: dict[tuple[str, int], list[OwnAnswer]] = {
         (entry["task"], entry["start"]): [OwnAnswer(tuple(p), tuple(a), right) for p, a, right in entry["answers"]]
         for entry in (journal.entries if journal else [])
     }
-    found: dict[str, TaskQuestions] = {}
+    found: dict[str, EvalTask] = {}
     total = sum(len(task.items) for task in written.values())
     with progress.task("the intact model answers", total, "prompts") as advance:
         for name, task in written.items():
@@ -324,12 +326,12 @@ def own_answers(
                 answers += known[name, start]
                 advance(len(few))
             found[name] = _kept(task, answers, only_right)
-    return replace(questions, tasks={name: found.get(name, task) for name, task in questions.tasks.items()})
+    return replace(eval_set, tasks={name: found.get(name, task) for name, task in eval_set.tasks.items()})
 
 
-def _answered(engine: Engine, task: TaskQuestions, items: Sequence[Item], *, graded: bool) -> list[OwnAnswer]:
+def _answered(engine: Engine, task: EvalTask, items: Sequence[Item], *, graded: bool) -> list[OwnAnswer]:
     instances = [item.queries[0].generation.instance for item in items if item.queries[0].generation]
-    texts = generate(engine.subject, instances, memory=engine.memory, rows=engine.rows, greedy=True)
+    texts = generate(engine.loaded, instances, memory=engine.memory, rows=engine.rows, greedy=True)
     return [
         OwnAnswer(own.prompt, own.ids, task.judge(item, [own.text]).correct if graded else None)
         for item, own in zip(items, texts, strict=True)
@@ -340,7 +342,7 @@ def _plain(own: OwnAnswer) -> list[Any]:
     return [own.prompt, own.answer, own.right]
 
 
-def _kept(task: TaskQuestions, answers: Sequence[OwnAnswer], only_right: bool) -> TaskQuestions:
+def _kept(task: EvalTask, answers: Sequence[OwnAnswer], only_right: bool) -> EvalTask:
     kept = with_own_answers(task, answers, only_right=only_right)
     if not kept.items:
         raise TaskError(

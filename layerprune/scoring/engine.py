@@ -13,12 +13,12 @@ import torch
 from layerprune.architecture.tiny import LENGTHS, VOCABULARY, twin_config, with_noise
 from layerprune.data.items import Request
 from layerprune.errors import LayerpruneError, ModelError, one_line
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.memory import Allowance, kinds
 from layerprune.scoring.paths import BeginningPath, ChainPath, Grades, Path, PlainPath, TreePath, Windows, window_of
 from layerprune.scoring.prefix_tree import BEGINNING_GROUPS, Row, batches, beginnings, chains, tree_size
-from layerprune.scoring.walk import Trunks
+from layerprune.scoring.walk import BaseStateCache
 
 # The ablation engine: log-likelihoods of many requests under many removals, at a fraction of the price.
 
@@ -51,28 +51,28 @@ class Engine:
     """Measures requests under removals by the fastest path that a self-test has found right for this model."""
 
     def __init__(
-        self, subject: Subject, *, tokens: int | None = None, rows: int | None = None, memory: int | None = None
+        self, loaded: LoadedModel, *, tokens: int | None = None, rows: int | None = None, memory: int | None = None
     ) -> None:
         """``memory``: bytes of all tensors beside the weights, at any time."""
-        self.subject = subject
+        self.loaded = loaded
         self.memory = memory or MEMORY
-        self.tokens = tokens or (CUDA_TOKENS if subject.device.type == "cuda" else CPU_TOKENS)
+        self.tokens = tokens or (CUDA_TOKENS if loaded.device.type == "cuda" else CPU_TOKENS)
         self.rows = rows  # --batch-size: a fixed number of rows instead of a number of tokens
         # Tokens of a batch that the device had room for, once it ran out. Apart from what was asked for, which stands
         # in journals' keys: a run that is taken up again has not run out yet.
         self.fits: int | None = None
         self.account = Account()
-        self.path: Path = PlainPath(subject)
+        self.path: Path = PlainPath(loaded)
         self.remarks: list[str] = []  # why faster paths were not taken
         self._last: Allowance | None = None  # of the path measured along last
         self.longest = 0  # tokens of the longest request the self-test has seen; 0: it has not run
 
     def choose_path(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> None:
         """Compare the fast paths with plain forwards on a few of the requests and keep the first that agrees."""
-        self.path, self.remarks = choose_path(self.subject, requests, groups, self._sums)
+        self.path, self.remarks = choose_path(self.loaded, requests, groups, self._sums)
         self.path.work.computed = 0  # the self-test's own work is nobody's
         if isinstance(self.path, TreePath):
-            self.path.walk.trunks = Trunks(int(KEPT_SHARE * self.memory))
+            self.path.walk.trunks = BaseStateCache(int(KEPT_SHARE * self.memory))
         self.longest = max(len(request.tokens) for request in requests)
 
     def measure(
@@ -126,7 +126,7 @@ class Engine:
         ``longest``: tokens of the longest request; the first ones asked about hold the longest.
         """
         if self._last is None or self._last.path is not path:
-            self._last = Allowance(path, self.memory, KEPT_SHARE, longest, own=path.subject is self.subject)
+            self._last = Allowance(path, self.memory, KEPT_SHARE, longest, own=path.loaded is self.loaded)
         return self._last
 
     def _budget(self) -> int:
@@ -152,7 +152,7 @@ class Engine:
                 if not _out_of_memory(error):
                     raise
                 if len(batch) == len(part) == 1:
-                    length, device = batch[0].length, path.subject.device
+                    length, device = batch[0].length, path.loaded.device
                     raise ModelError(f"a single row of {length} tokens does not fit on {device}") from error
                 fits = False
             else:
@@ -173,7 +173,7 @@ class Engine:
 
     def _count(self, requests: Sequence[Request], removals: Sequence[Removal]) -> None:
         tokens = sum(row.length for row in chains(requests))
-        depth = len(self.subject.layers)
+        depth = len(self.loaded.layers)
         self.account.naive += sum(tokens * (depth - len(removal)) for removal in removals)
         self.account.computed += self.path.work.computed
         self.path.work.computed = 0
@@ -211,7 +211,7 @@ HALF_MEAN = 0.1
 HALF_NOISE = 2.0  # times the chains' mean difference ...
 HALF_FLOOR = 0.01  # ... plus this
 
-Kind = Callable[[Subject], Path]
+Kind = Callable[[LoadedModel], Path]
 
 
 # Measures requests along a path: (path, requests, groups, removals) to (removals, requests) nats.
@@ -231,25 +231,25 @@ def at_once(
 
 
 def choose_path(
-    subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]], measure: Measure
+    loaded: LoadedModel, requests: Sequence[Request], groups: Sequence[Sequence[int]], measure: Measure
 ) -> tuple[Path, list[str]]:
     """Return the fastest path that is right for this model on a sample of the requests, and why faster ones are not.
 
     ``measure`` keeps to the memory. Raises ``UsageError`` where that is too little for plain forwards, ``ModelError``
     where the device has no room for a single one.
     """
-    trial = Trial.of(subject, requests, groups, measure)
-    if subject.dtype not in EXACT:
+    trial = Trial.of(loaded, requests, groups, measure)
+    if loaded.dtype not in EXACT:
         try:
             trial = replace(trial, structure=trial.on_twin())
         except NoTwin as error:
-            said = f"{error}; in {subject.dtype} no other test is sharp enough, in --dtype float32 there is one"
-            return PlainPath(subject), [f"trees and chains: {said}"]
+            said = f"{error}; in {loaded.dtype} no other test is sharp enough, in --dtype float32 there is one"
+            return PlainPath(loaded), [f"trees and chains: {said}"]
     return trial.choose()
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """A path that ran, and |difference| from plain forwards in nats per graded token, (removals, requests)."""
 
     path: Path
@@ -260,7 +260,7 @@ class Tried:
 class Trial:
     """A few of the user's requests, and what plain forwards say of them under several removals."""
 
-    subject: Subject
+    loaded: LoadedModel
     requests: list[Request]
     groups: list[list[int]]
     removals: list[Removal]
@@ -271,7 +271,7 @@ class Trial:
     @classmethod
     def of(
         cls,
-        subject: Subject,
+        loaded: LoadedModel,
         requests: Sequence[Request],
         groups: Sequence[Sequence[int]],
         measure: Measure | None = None,
@@ -281,16 +281,16 @@ class Trial:
         few = [requests[index] for group in chosen for index in group]
         where = np.cumsum([0, *(len(group) for group in chosen)])
         own = [list(range(start, stop)) for start, stop in pairwise(where.tolist())]
-        return cls(subject, few, own, _removals(subject), measure or at_once, np.empty(0))._begun()
+        return cls(loaded, few, own, _removals(loaded), measure or at_once, np.empty(0))._begun()
 
     def _begun(self) -> Trial:
-        return replace(self, expected=self._ask(PlainPath(self.subject)))
+        return replace(self, expected=self._ask(PlainPath(self.loaded)))
 
     def on_twin(self) -> Trial:
         """Ask the same of a tiny model in float64; raises ``NoTwin`` where there is none, or it cannot run."""
-        twin = twin_of(self.subject)
+        twin = twin_of(self.loaded)
         try:
-            return replace(self, subject=twin, requests=renamed(self.requests))._begun()
+            return replace(self, loaded=twin, requests=renamed(self.requests))._begun()
         except LayerpruneError:  # too little memory is no property of the model
             raise
         except Exception as error:  # modelling code that casts to float32 on its way, or wants sizes of its own
@@ -301,7 +301,7 @@ class Trial:
         chains = self._tried(ChainPath)
         reason = chains if isinstance(chains, str) else self._excess(chains.differences, HALF_MEAN)
         if isinstance(chains, str) or reason is not None:
-            return PlainPath(self.subject), [f"trees and chains: {reason}"]
+            return PlainPath(self.loaded), [f"trees and chains: {reason}"]
         limit = HALF_NOISE * float(chains.differences.mean()) + HALF_FLOOR
         reasons: dict[str, None] = {}
         for kind in [BeginningPath, TreePath] if self._has_beginnings() else [TreePath]:
@@ -327,27 +327,27 @@ class Trial:
 
     def _windows(self) -> tuple[Windows, ...]:
         """Return the kinds of mask to try: where no request is longer than the model's window they are all one."""
-        window = window_of(self.subject)
+        window = window_of(self.loaded)
         if window is None or max(len(request.tokens) - 1 for request in self.requests) <= window:
             return ("none",)
         return ("by kind", "everywhere")
 
-    def _tried(self, kind: Kind) -> Tried | str:
+    def _tried(self, kind: Kind) -> TrialResult | str:
         """Return a path and how far it is from plain forwards, or why it cannot be right, in words."""
         if self.structure is not None and (fault := self.structure.fault(kind)) is not None:
             return f"on a tiny model of this config in float64, {fault}"
         try:
-            path = kind(self.subject)
+            path = kind(self.loaded)
             found = self._ask(path)
         except Exception as error:  # noqa: BLE001  a model's own code may fail in any way on inputs it was not made for
             return f"the model's code does not take such inputs ({_in_short(error)})"
         overflow = ~np.isfinite(found) & ~np.isfinite(self.expected)  # a removal may make both so: that is agreement
         with np.errstate(invalid="ignore"):
             apart = np.where(overflow, 0.0, np.abs(found - self.expected))
-        return Tried(path, apart / np.array([request.scored for request in self.requests]))
+        return TrialResult(path, apart / np.array([request.scored for request in self.requests]))
 
     def _excess(self, differences: np.ndarray, half_limit: float) -> str | None:
-        exact = EXACT.get(self.subject.dtype)
+        exact = EXACT.get(self.loaded.dtype)
         seen, limit = (differences.max(), exact) if exact is not None else (differences.mean(), half_limit)
         if seen <= limit:  # NaN is not
             return None
@@ -371,12 +371,12 @@ def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count:
     return chosen + [group for number, group in enumerate(more) if group not in (*chosen, *more[:number])]
 
 
-def _removals(subject: Subject) -> list[Removal]:
+def _removals(loaded: LoadedModel) -> list[Removal]:
     """Return the intact model and removals at the start, in the middle, at the end, of several layers, of each kind."""
-    depth = len(subject.layers)
+    depth = len(loaded.layers)
     sets = [(), (0,), (depth // 2,), (depth - 1,), (depth // 3, depth - 1)]
-    removable = [layer for layer in range(depth) if layer not in subject.anatomy.must_keep]
-    like = kinds(subject)
+    removable = [layer for layer in range(depth) if layer not in loaded.architecture.must_keep]
+    like = kinds(loaded)
     sets += [(layer,) for layer in sorted({like[layer]: layer for layer in removable}.values())]  # the last of each
     return [Removal.from_layers(set(units)) for units in dict.fromkeys(sets) if len(set(units)) < depth]
 
@@ -399,13 +399,13 @@ class NoTwin(ModelError):
     """A model of which no tiny one can be built, or whose tiny one does not run."""
 
 
-def twin_of(subject: Subject) -> Subject:
+def twin_of(loaded: LoadedModel) -> LoadedModel:
     """Return a tiny float64 model of the subject's class, with its layers and the lengths it distinguishes.
 
     On the CPU, with the attention implementation of the subject. Raises ``NoTwin`` where it cannot be built.
     """
-    kind, config = type(subject.model), subject.model.config
-    path = subject.anatomy.path if config.get_text_config(decoder=True) is not config else ()
+    kind, config = type(loaded.model), loaded.model.config
+    path = loaded.architecture.path if config.get_text_config(decoder=True) is not config else ()
     try:
         small = twin_config(config, path, keep=LENGTHS)
         for name in set(small.sub_configs) - set(path):  # vision and audio towers, which see nothing here
@@ -419,7 +419,7 @@ def twin_of(subject: Subject) -> Subject:
                 small, dtype=torch.float64, attn_implementation=config._attn_implementation,
                 experts_implementation="eager",  # grouped products of experts know no float64
             )  # fmt: skip
-            return Subject(with_noise(model), subject.tokenizer, subject.anatomy, subject.ref)
+            return LoadedModel(with_noise(model), loaded.tokenizer, loaded.architecture, loaded.ref)
     except Exception as error:  # strict config classes and modelling code raise what they like
         raise NoTwin(f"no tiny {config.model_type} could be built: {one_line(error)}") from error
 

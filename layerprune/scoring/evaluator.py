@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from layerprune.artifacts import Outcomes
-from layerprune.data.items import Answer, Item, Judge, Query, Questions, Request, Verdict
+from layerprune.data.items import Answer, EvalSet, Item, Judge, Query, Request, Verdict
 from layerprune.errors import ModelError
 from layerprune.models.generation import generate
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.util import SILENT, Progress
@@ -25,7 +25,7 @@ MARGIN_DIGITS = 4  # significant ones kept of a margin, which may be hundredths 
 
 def examine(
     engine: Engine,
-    questions: Questions,
+    eval_set: EvalSet,
     removals: Sequence[Removal],
     progress: Progress = SILENT,
     label: str = "scoring",
@@ -33,22 +33,22 @@ def examine(
     margins: bool = False,
 ) -> dict[Removal, dict[str, Outcomes]]:
     """Answer every item under every removal, all at once, and return the outcomes by removal and task."""
-    items = [item for task in questions.tasks.values() for item in task.items]
+    items = [item for task in eval_set.tasks.values() for item in task.items]
     with progress.task(label, len(items) * len(removals), "items") as advance:
         answers = answer_items(engine, items, removals, advance)
-    found = {removal: judged(questions, own, margins=margins) for removal, own in zip(removals, answers, strict=True)}
+    found = {removal: judged(eval_set, own, margins=margins) for removal, own in zip(removals, answers, strict=True)}
     for removal, own in found.items():
         if wrong := sum(task.not_finite for task in own.values()):
             progress.note(f"without {removal} the log-likelihoods of {wrong} items are not finite: counted wrong")
     return found
 
 
-def judged(questions: Questions, answers: Sequence[Sequence[Answer]], *, margins: bool = False) -> dict[str, Outcomes]:
+def judged(eval_set: EvalSet, answers: Sequence[Sequence[Answer]], *, margins: bool = False) -> dict[str, Outcomes]:
     """Judge one removal's answers, item after item through the tasks in order."""
     given = iter(answers)
     return {
         name: outcomes([_verdict(task.judge, item, next(given)) for item in task.items], margins=margins)
-        for name, task in questions.tasks.items()
+        for name, task in eval_set.tasks.items()
     }
 
 
@@ -123,7 +123,7 @@ def answer_items(
         sums, agreed = engine.measure(requests, groups, removals, lambda finished: heard(finished * share))
         for removal, own in zip(removals, sums, strict=True):
             if not len(removal) and not np.isfinite(own).all():
-                raise not_finite(engine.subject, "log-likelihoods")
+                raise not_finite(engine.loaded, "log-likelihoods")
     generated = _generated(engine, items, removals, heard)
     result: list[list[list[Answer]]] = []
     for number in range(len(removals)):
@@ -134,11 +134,11 @@ def answer_items(
     return result
 
 
-def not_finite(subject: Subject, figures: str) -> ModelError:
+def not_finite(loaded: LoadedModel, figures: str) -> ModelError:
     """Return the error of a model whose figures are not finite with all its layers in place."""
-    exact = subject.dtype in (torch.float32, torch.float64)
+    exact = loaded.dtype in (torch.float32, torch.float64)
     advice = "look for weights that are not finite" if exact else "try --dtype float32"
-    return ModelError(f"{figures} of {subject.ref.id} itself are not finite: {advice}")
+    return ModelError(f"{figures} of {loaded.ref.id} itself are not finite: {advice}")
 
 
 def as_requests(items: Sequence[Item]) -> tuple[list[Request], list[list[int]]]:
@@ -176,4 +176,4 @@ def _generated(
     if not instances:
         return [[] for _ in removals]
     options: dict[str, Any] = {"memory": engine.memory, "rows": engine.rows, "done": heard}
-    return [[own.text for own in generate(engine.subject, instances, removal, **options)] for removal in removals]
+    return [[own.text for own in generate(engine.loaded, instances, removal, **options)] for removal in removals]

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerprune.errors import UsageError
 from layerprune.formatting import in_words, rounded_up
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.paths import Path
 from layerprune.scoring.prefix_tree import ROW_TOKENS, Row, Target
@@ -153,8 +153,8 @@ class Estimate:
         ``longest``: tokens of the longest row there will be without a mask. Of layers that are alike one runs; all do
         where what one holds depends on those before.
         """
-        depth = len(path.subject.layers)
-        like = kinds(path.subject) if path.together and not path.shares else list(range(depth))
+        depth = len(path.loaded.layers)
+        like = kinds(path.loaded) if path.together and not path.shares else list(range(depth))
         removals = [Removal.from_layers(set(range(depth)) - set(like))]
         trials = TRIALS if beginning else [(r, w, 0, p, piece) for r, w, _, p, piece in TRIALS[:ALONE]]
         if not path.together:
@@ -179,7 +179,7 @@ class Estimate:
         trial, known = traffic(depth, (frozenset(removals[0]),)), np.stack(sizes)
         fitted = [_fit(known, seen) for seen in np.array(states, dtype=float).T]
         state = np.stack([fitted[like[max(layer - 1, 0)]] for layer in range(depth + 1)])
-        return cls(*_moments(runs, known), trial, like, state, cache[like], path.subject.vocabulary, peak)
+        return cls(*_moments(runs, known), trial, like, state, cache[like], path.loaded.vocabulary, peak)
 
     def of_batch(self, shape: Shape, states: Traffic, piece: int) -> int:
         """Return the bytes of one batch under some removals; ``piece``: places whose logits are computed at once."""
@@ -296,8 +296,8 @@ class Allowance:
         ``longest``: tokens of the longest request. ``own``: the weights of the path's model are not counted.
         """
         self.path, self.memory, self.kept_share, self.longest = path, memory, kept_share, longest
-        self.weights = 0 if own else sum(p.numel() * p.element_size() for p in path.subject.model.parameters())
-        depth = len(path.subject.layers)
+        self.weights = 0 if own else sum(p.numel() * p.element_size() for p in path.loaded.model.parameters())
+        depth = len(path.loaded.layers)
         self.each = self._traffic([Removal.of(layer) for layer in range(depth)])
         self.alone = self._traffic([Removal(())])
         self.usual_piece = path.piece
@@ -371,9 +371,9 @@ class Allowance:
         return Estimate.of(self.path, self.longest, beginning=True)
 
     def _traffic(self, removals: Sequence[Removal]) -> Traffic:
-        subject = self.path.subject
+        loaded = self.path.loaded
         drops = tuple(frozenset(removal) for removal in removals)
-        return traffic(len(subject.layers), drops)
+        return traffic(len(loaded.layers), drops)
 
     def _piece(self, room: int) -> int:
         """Return for how many places logits are computed at once."""
@@ -394,11 +394,11 @@ class Allowance:
 # Which layers of a model are alike: what is found out of one holds for the others.
 
 
-def kinds(subject: Subject) -> list[int]:
+def kinds(loaded: LoadedModel) -> list[int]:
     """Return for each layer the last one of its kind: of the same modules, switches and layer type."""
-    types = getattr(subject.model.config.get_text_config(decoder=True), "layer_types", None) or []
-    listed = types if len(types) == len(subject.layers) else [None] * len(subject.layers)
-    built = [(kind, _build(layer)) for kind, layer in zip(listed, subject.layers, strict=True)]
+    types = getattr(loaded.model.config.get_text_config(decoder=True), "layer_types", None) or []
+    listed = types if len(types) == len(loaded.layers) else [None] * len(loaded.layers)
+    built = [(kind, _build(layer)) for kind, layer in zip(listed, loaded.layers, strict=True)]
     last = {kind: number for number, kind in enumerate(built)}
     return [last[kind] for kind in built]
 

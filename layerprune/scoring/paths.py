@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from layerprune.data.items import Request
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.prefix_tree import Limit, Row, SharedBeginning, chains, trees, trees_after_beginnings, unlimited
 from layerprune.scoring.walk import Stage, Tensor, Walk, Work
@@ -31,7 +31,7 @@ class Path(Protocol):
     """One way to measure."""
 
     name: str
-    subject: Subject
+    loaded: LoadedModel
     masked: bool  # masks and positions are given to the model, not left to it
     together: bool  # the rows of a batch, and all removals, run at once
     piece: int  # for how many places logits are computed at once
@@ -78,12 +78,12 @@ class TreePath:
     masked = True
     together = True
 
-    def __init__(self, subject: Subject, windows: Windows = "none") -> None:
-        self.subject, self.windows = subject, windows
-        self.piece = usual_piece(subject.vocabulary)
+    def __init__(self, loaded: LoadedModel, windows: Windows = "none") -> None:
+        self.loaded, self.windows = loaded, windows
+        self.piece = usual_piece(loaded.vocabulary)
         self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = None
-        self.walk = Walk(subject.model, subject.layers)
-        self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=subject.device)})
+        self.walk = Walk(loaded.model, loaded.layers)
+        self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=loaded.device)})
 
     @property
     def handed_on(self) -> Mapping[int, int]:
@@ -121,7 +121,7 @@ class TreePath:
         return None
 
     def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
-        device, dtype = self.subject.device, self.subject.dtype
+        device, dtype = self.loaded.device, self.loaded.dtype
         width = max(row.length for row in rows)
         positions = torch.zeros(len(rows), width, dtype=torch.long)
         for number, row in enumerate(rows):
@@ -129,16 +129,16 @@ class TreePath:
         full = _mask(rows, width, None, dtype).to(device)
         mask: Any = full
         if self.windows != "none":
-            near = _mask(rows, width, window_of(self.subject), dtype).to(device)
+            near = _mask(rows, width, window_of(self.loaded), dtype).to(device)
             mask = near if self.windows == "everywhere" else {"full_attention": full, "sliding_attention": near}
         return {
             "input_ids": _ids(rows, width).to(device), "attention_mask": mask, "position_ids": positions.to(device)
         }  # fmt: skip
 
 
-def window_of(subject: Subject) -> int | None:
+def window_of(loaded: LoadedModel) -> int | None:
     """Return how many tokens back a sliding-window layer looks, itself included; None for a model without."""
-    config = subject.model.config.get_text_config()
+    config = loaded.model.config.get_text_config()
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
 
 
@@ -174,7 +174,7 @@ class BeginningPath(TreePath):
         if self.read is None or self.read[:2] != (tokens, drops):
             self.read = None  # two at once would be twice the memory
             beginning, here = SharedBeginning(), torch.zeros(1, dtype=torch.long)
-            ids = torch.tensor([tokens], device=self.subject.device)
+            ids = torch.tensor([tokens], device=self.loaded.device)
             self.walk.hidden({"input_ids": ids}, drops, here, here, beginning)
             beginning.close(tokens)
             self.read = tokens, drops, beginning
@@ -193,7 +193,7 @@ class ChainPath(TreePath):
         return chains(requests)
 
     def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return {"input_ids": _ids(rows, max(row.length for row in rows)).to(self.subject.device)}
+        return {"input_ids": _ids(rows, max(row.length for row in rows)).to(self.loaded.device)}
 
 
 class PlainPath:
@@ -205,8 +205,8 @@ class PlainPath:
     shares = False
     stage: Stage = ("plain", 0)
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
         self.piece = 1
         self.handed_on: dict[int, int] = {}
         self.read = None
@@ -223,12 +223,12 @@ class PlainPath:
         sums = np.zeros((len(removals), len(requests)))
         greedy = np.zeros((len(removals), len(requests)), dtype=np.int64)
         for number, removal in enumerate(removals):
-            with self.subject.without(removal) as model:
+            with self.loaded.without(removal) as model:
                 column = 0
                 for row in rows:  # one at a time: no padding, no batch, nothing to get wrong
-                    ids = torch.from_numpy(row.tokens)[None].to(self.subject.device)
+                    ids = torch.from_numpy(row.tokens)[None].to(self.loaded.device)
                     logits = model(input_ids=ids, use_cache=False).logits[0]
-                    self.work.computed += row.length * (len(self.subject.layers) - len(removal))
+                    self.work.computed += row.length * (len(self.loaded.layers) - len(removal))
                     for target in row.targets:
                         asked = torch.from_numpy(target.tokens).to(logits.device)
                         lines = widened(logits[torch.from_numpy(target.nodes).to(logits.device)]).log_softmax(-1)

@@ -48,7 +48,7 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     beginning: SharedBeginning | None
-    trunk: Trunk | None
+    trunk: BaseStates | None
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Walk:
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
         self.shares = False  # layers hand each other more than hidden states, through mappings that they write to
         self.work = Work()
-        self.trunks: Trunks | None = None  # what is left of earlier batches; None: nothing is kept
+        self.trunks: BaseStateCache | None = None  # what is left of earlier batches; None: nothing is kept
         self.stage: Stage = ("inputs", 0)
         self.handed_on: dict[int, int] = {}  # bytes of the state that each layer made last
 
@@ -169,7 +169,7 @@ class Walk:
             self._call_body(inputs)
         return found[0]
 
-    def _trunk(self, inputs: Mapping[str, Any], beginning: SharedBeginning | None) -> Trunk | None:
+    def _trunk(self, inputs: Mapping[str, Any], beginning: SharedBeginning | None) -> BaseStates | None:
         """Return what is known of this batch. A beginning that is being written needs every layer to run."""
         if self.trunks is None or (beginning is not None and not beginning.length):
             return None
@@ -286,10 +286,10 @@ def _is_shared(value: Any) -> bool:
 
 
 @dataclass
-class Trunk:
+class BaseStates:
     """One batch's states: ``states[j]`` leaves layer j."""
 
-    owner: Trunks
+    owner: BaseStateCache
     states: list[State] = field(default_factory=list)
 
     def at(self, layer: int) -> State | None:
@@ -306,19 +306,19 @@ class Trunk:
 
 
 @dataclass
-class Trunks:
+class BaseStateCache:
     """All batches' states, up to ``most`` bytes."""
 
     most: int
     used: int = 0
-    by_batch: dict[str, Trunk] = field(default_factory=dict)
+    by_batch: dict[str, BaseStates] = field(default_factory=dict)
 
-    def of(self, inputs: dict[str, Any], beginning: tuple[int, ...]) -> Trunk:
+    def of(self, inputs: dict[str, Any], beginning: tuple[int, ...]) -> BaseStates:
         """Return the trunk of a batch; ``inputs`` and the tokens before them tell batches apart."""
         digest = hashlib.sha256(repr(beginning).encode())
         for name in sorted(inputs):
             digest.update(_bytes(inputs[name]))
-        return self.by_batch.setdefault(digest.hexdigest(), Trunk(self))
+        return self.by_batch.setdefault(digest.hexdigest(), BaseStates(self))
 
     def take(self, size: int) -> bool:
         """Make room for so many bytes, if there is any."""

@@ -28,12 +28,12 @@ Watch = Callable[[Removal, Candidate], None]
 class Others:
     """What a search may ask beside its judge; whoever runs the search gives it to ``bound``."""
 
-    choose: Callable[[str, Constraints, int], Found]  # what another metric removes by the cheapest search it has
+    choose: Callable[[str, Constraints, int], SearchResult]  # what another metric removes by the cheapest search it has
     own: Callable[[int], Judge]  # the search's own metric, where so many candidates of a round matter
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search ends with."""
 
     order: tuple[int, ...]  # in the order of choosing
@@ -51,14 +51,14 @@ class Found:
 class Search(Protocol):
     """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer.
 
-    A class attribute ``nested`` says that every beginning of ``Found.order`` is a removal the search stood at. A method
+    A class attribute ``nested`` says that every beginning of ``SearchResult.order`` is a removal the search stood at. A method
     ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race them.
     One that asks other metrics is ``Asking``.
     """
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> Found: ...
+    ) -> SearchResult: ...
 
 
 def next_to_go(search: Search, drop: int) -> int | None:
@@ -80,7 +80,7 @@ class Asking(ABC):
     @abstractmethod
     def look(
         self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
-    ) -> Found:
+    ) -> SearchResult:
         """Search as ``Search`` does, with the others at hand."""
 
     def bind(self, others: Others) -> Search:
@@ -88,14 +88,14 @@ class Asking(ABC):
 
         def search(
             judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-        ) -> Found:
+        ) -> SearchResult:
             return self.look(others, judge, constraints, drop, seed=seed, watch=watch)
 
         return search
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> Found:
+    ) -> SearchResult:
         name = type(self).__name__.lower()
         raise UsageError(f"the search {name!r} asks {self.by} for proposals: plan from the model")
 
@@ -119,7 +119,7 @@ def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
     return candidates
 
 
-def by_harm(candidate: Candidate) -> tuple[int, bool, float, float, tuple[int, ...]]:
+def by_importance(candidate: Candidate) -> tuple[int, bool, float, float, tuple[int, ...]]:
     """Sort key, least harm first: the score, then its tie-break, then the lowest units.
 
     One that left a race early stands before or after all that finished, by what the race said of it, whatever its score
@@ -172,7 +172,7 @@ def require_one_finite(candidates: Sequence[Candidate], removed: Removal = NOTHI
         raise RefusedError(f"{_nothing_goes(removed)}: whatever does, the model's figures are not finite; {OVERFLOW}")
 
 
-def require_finite(found: Found) -> None:
+def require_finite(found: SearchResult) -> None:
     """Raise ``RefusedError`` when the figures without what is to go, or one of its layers alone, are not finite."""
     asked = [found.cost] if found.cost is not None else found.rounds[0].candidates
     failed = [one.removal for one in asked if one.not_finite and set(one.removal) <= set(found.order)]

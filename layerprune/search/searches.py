@@ -12,11 +12,11 @@ from layerprune.removal import Removal
 from layerprune.search.base import (
     NOTHING,
     Asking,
-    Found,
     Judge,
     Others,
+    SearchResult,
     Watch,
-    by_harm,
+    by_importance,
     judged,
     order_moves,
     ranked,
@@ -40,7 +40,7 @@ class OneShot:
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> Found:
+    ) -> SearchResult:
         constraints.require(drop)
         moves = constraints.moves
         candidates = judged(judge, [Removal.of(*move) for move in moves])
@@ -55,7 +55,7 @@ class OneShot:
         cost = next((c for c in candidates if c.removal == removed.layers), None)
         if watch and cost:
             watch(removed, cost)
-        return Found(tuple(order), (only_round,), ranked(moves, candidates), cost)
+        return SearchResult(tuple(order), (only_round,), ranked(moves, candidates), cost)
 
 
 # Moves that a lazy round judges at a time: they share the walk up to where they differ, so one alone is dear.
@@ -84,7 +84,7 @@ class Greedy:
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> Found:
+    ) -> SearchResult:
         constraints.require(drop)
         removed, order, rounds = Removal(()), list[int](), list[Round]()
         cost: Candidate | None = None
@@ -98,13 +98,13 @@ class Greedy:
             rounds.append(Round(removed=removed.layers, candidates=tuple(seen.values())))
             ranking = ranking or ranked(list(seen), list(seen.values()))
             best = _best(seen, before)
-            least = _harm(seen[best], best, before)
+            least = _importance(seen[best], best, before)
             promised |= {move: _promise(one, move, before, least, promised) for move, one in seen.items()}
             removed, cost = removed.add(*best), seen[best]
             order.extend(best)
             if watch:
                 watch(removed, cost)
-        return Found(tuple(order), tuple(rounds), ranking or (), cost)
+        return SearchResult(tuple(order), tuple(rounds), ranking or (), cost)
 
     def _round(
         self, judge: Judge, removed: Removal, moves: Sequence[Move], promised: dict[Move, float], before: float
@@ -120,7 +120,7 @@ class Greedy:
         best: Move | None = None
         settled = set[Move]()
         for batch in self._batches(moves, promised):
-            if best and not seen[best].below_floor and _harm(seen[best], best, before) <= promised[batch[0]]:
+            if best and not seen[best].below_floor and _importance(seen[best], best, before) <= promised[batch[0]]:
                 break
             # The best so far runs along, for the race to be against it; its verdict on all the items stands.
             answers = ask([*([best] if best else []), *batch])
@@ -145,7 +145,7 @@ class Greedy:
             yield known[start : start + LAZY_BATCH]
 
 
-def _harm(candidate: Candidate, move: Move, before: float) -> float:
+def _importance(candidate: Candidate, move: Move, before: float) -> float:
     return (candidate.score - before) / len(move)
 
 
@@ -155,7 +155,7 @@ def _promise(one: Candidate, move: Move, before: float, least: float, promised: 
     What a race stopped early was clearly behind another, and so does more harm than ``least``, the best of its round.
     """
     if not one.stopped:
-        return _harm(one, move, before)
+        return _importance(one, move, before)
     low = least if one.interval is None else (one.interval[0] - before) / len(move)
     return max(least, low, promised.get(move, least))
 
@@ -178,14 +178,14 @@ class Blocks:
 
     def __call__(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> Found:
+    ) -> SearchResult:
         constraints.require(drop)
         runs = allowed_runs(constraints, drop)
         candidates = judged(judge, runs)
-        best: Candidate = min(candidates, key=by_harm)
+        best: Candidate = min(candidates, key=by_importance)
         if watch:
             watch(Removal(best.removal), best)
-        return Found(best.removal, (Round(removed=(), candidates=candidates),), (), best, nested=False)
+        return SearchResult(best.removal, (Round(removed=(), candidates=candidates),), (), best, nested=False)
 
 
 def allowed_runs(constraints: Constraints, drop: int) -> list[Removal]:
@@ -236,7 +236,7 @@ class Exchange(Asking):
 
     def look(
         self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
-    ) -> Found:
+    ) -> SearchResult:
         """Search with what the others propose."""
         constraints.require(drop)
         proposed = [self._proposed(others, metric, constraints, drop) for metric in self.asks]  # cheap: refused first
@@ -254,7 +254,7 @@ class Exchange(Asking):
             watch(walk.here, cost)
         place = {entry.unit: number for number, entry in enumerate(own.ranking)}
         order = tuple(sorted(walk.here.layers, key=place.__getitem__))
-        return Found(order, tuple(walk.rounds), own.ranking, cost, nested=False)
+        return SearchResult(order, tuple(walk.rounds), own.ranking, cost, nested=False)
 
     def _proposed(self, others: Others, metric: str, constraints: Constraints, drop: int) -> Removal:
         try:
@@ -280,7 +280,7 @@ class _Walk:
 
     def start(self, removals: Sequence[Removal]) -> Candidate:
         """Stand at the least harmful of whole removals."""
-        return self._stand(min(self._round(NOTHING, removals), key=by_harm))
+        return self._stand(min(self._round(NOTHING, removals), key=by_importance))
 
     def exchange(self) -> Candidate | None:
         """Exchange one stroke of what is removed for a better one; None where every exchange does more harm."""
@@ -300,7 +300,7 @@ class _Walk:
         """Judge on all items wherever it stood, as races may have erred, and stand where harm is least."""
         candidates = judged(judge, self.stood)
         self.rounds.append(Round(removed=(), candidates=candidates))
-        return self._stand(min(candidates, key=by_harm))
+        return self._stand(min(candidates, key=by_importance))
 
     def _outs(self) -> Iterator[Move]:
         """Yield what may be put back, the one whose return helps most first; a race says little of the order behind."""
@@ -310,7 +310,9 @@ class _Walk:
             yield from moves
             return
         candidates = self._round(NOTHING, fewer)
-        yield from (moves[place] for place in sorted(range(len(moves)), key=lambda place: by_harm(candidates[place])))
+        yield from (
+            moves[place] for place in sorted(range(len(moves)), key=lambda place: by_importance(candidates[place]))
+        )
 
     def _round(self, removed: Removal, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
         candidates = judged(self.judge, removals)

@@ -28,9 +28,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from layerprune.data.items import Request
-from layerprune.data.tasks import load_questions
+from layerprune.data.tasks import load_eval_set
 from layerprune.exporter import export
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import as_requests, examine
@@ -50,33 +50,33 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", default=list(CASES), metavar="TASK:SHOTS:ITEMS")
     parser.add_argument("--repeats", type=int, default=1, help="of layerprune's run; lm-eval runs on three models")
     options = parser.parse_args()
-    subject = Subject.load(options.model, dtype=options.dtype)
+    loaded = LoadedModel.load(options.model, dtype=options.dtype)
     table = Table(*COLUMNS)
     console = Console(width=180)
     with tempfile.TemporaryDirectory() as folder:
         for case in options.case:
             task, shots, items = case.split(":")
-            row = measured(subject, options, task, int(shots), int(items), Path(folder))
+            row = measured(loaded, options, task, int(shots), int(items), Path(folder))
             console.print(task, *row)  # at once: a long run may not come to its end
             table.add_row(task, shots, items, *row)
     console.print(table)
 
 
 def measured(
-    subject: Subject, options: argparse.Namespace, task: str, shots: int, items: int, folder: Path
+    loaded: LoadedModel, options: argparse.Namespace, task: str, shots: int, items: int, folder: Path
 ) -> list[str]:
     """Time one task, both ways in turn, and return the table's figures."""
-    depth = len(subject.layers)
-    questions = load_questions(
-        [task], subject.encoder, use="evaluation", include_path=[options.eval / "tasks"], limit=items,
+    depth = len(loaded.layers)
+    eval_set = load_eval_set(
+        [task], loaded.encoder, use="evaluation", include_path=[options.eval / "tasks"], limit=items,
         num_fewshot=shots,
     )  # fmt: skip
-    requests, groups = as_requests(questions.tasks[task].items)
+    requests, groups = as_requests(eval_set.tasks[task].items)
     chosen = [depth * (2 * i + 1) // (2 * PRUNED) for i in range(PRUNED)]
     models = {layer: pruned(options.model, layer, folder, options.dtype) for layer in chosen}
-    harness = Harness(subject, options, task, shots, [item.key[0].doc for item in questions.tasks[task].items])
-    harness.tune(subject.model)
-    engine = Engine(subject)
+    harness = Harness(loaded, options, task, shots, [item.key[0].doc for item in eval_set.tasks[task].items])
+    harness.tune(loaded.model)
+    engine = Engine(loaded)
     engine.choose_path(requests, groups)  # once per run, however many removals follow
     removals = [Removal.of(layer) for layer in range(depth)]
     ours, theirs, same = [], [], []
@@ -86,16 +86,16 @@ def measured(
     for number, (layer, model) in enumerate(models.items()):
         if number < options.repeats:
             start = time.perf_counter()
-            found = examine(engine, questions, removals)
+            found = examine(engine, eval_set, removals)
             ours.append(time.perf_counter() - start)
         seconds, decisions = harness.run(model)
         theirs.append(seconds)
         own = found[Removal.of(layer)][task].correct
         mine = [own[place] for place in harness.order]
-        same += [a == b for a, b in zip(mine, decisions[questions.tasks[task].metric], strict=True)]
+        same += [a == b for a, b in zip(mine, decisions[eval_set.tasks[task].metric], strict=True)]
     seconds, lm_eval = statistics.median(ours), statistics.mean(theirs) * depth
-    least, naive, head = flops(subject, requests, groups)
-    rate, machine = least / seconds / 1e9, matrix_rate(subject) / 1e9
+    least, naive, head = flops(loaded, requests, groups)
+    rate, machine = least / seconds / 1e9, matrix_rate(loaded) / 1e9
     work = engine.account.computed / len(ours) / (tree_tokens(requests) * (depth - 1 + depth * (depth - 1) // 2))
     layer_rate = (least - head) / (layers.seconds / len(ours)) / 1e9
     return [
@@ -109,8 +109,10 @@ def measured(
 class Harness:
     """lm-eval as its users run it, on a model that is in memory, tasks loaded."""
 
-    def __init__(self, subject: Subject, options: argparse.Namespace, task: str, shots: int, docs: list[Any]) -> None:
-        self.subject, self.task, self.batch = subject, task, 8
+    def __init__(
+        self, loaded: LoadedModel, options: argparse.Namespace, task: str, shots: int, docs: list[Any]
+    ) -> None:
+        self.loaded, self.task, self.batch = loaded, task, 8
         manager = TaskManager(include_path=str(options.eval / "tasks"), include_defaults=False)
         self.loaded: Any = manager.load([task])
         made = self.loaded["tasks"][task]
@@ -133,7 +135,7 @@ class Harness:
     def run(self, model: Any) -> tuple[float, dict[str, str]]:
         """Return seconds, and the decisions per metric."""
         self.made.set_fewshot_seed(seed=1234)
-        lm = HFLM(pretrained=model, tokenizer=self.subject.tokenizer, batch_size=self.batch)
+        lm = HFLM(pretrained=model, tokenizer=self.loaded.tokenizer, batch_size=self.batch)
         start = time.perf_counter()
         found = evaluate(lm=lm, task_dict=self.loaded, samples={self.task: self.chosen}, bootstrap_iters=0,
                          log_samples=True)  # fmt: skip
@@ -191,16 +193,18 @@ def graded(request: Request) -> list[tuple[int, ...]]:
     return [request.tokens[:stop] for stop in range(first, len(request.tokens))]
 
 
-def flops(subject: Subject, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> tuple[float, float, float]:
+def flops(
+    loaded: LoadedModel, requests: Sequence[Request], groups: Sequence[Sequence[int]]
+) -> tuple[float, float, float]:
     """Return FLOPs of every layer's ablation: the least necessary, naive, and the head's part of the least.
 
     Least: each node of the prefix tree of all requests once in the intact prefix and once per layer above a removed
     one, head at answer positions. Naive: lm-eval's tokens through all but one layer, head at every position, once per
     layer. Two FLOPs per weight and token; attention scores are left out on both sides.
     """
-    depth = len(subject.layers)
-    layer = 2 * sum(p.numel() for p in subject.layers[0].parameters())
-    width = subject.model.get_output_embeddings().weight.shape
+    depth = len(loaded.layers)
+    layer = 2 * sum(p.numel() for p in loaded.layers[0].parameters())
+    width = loaded.model.get_output_embeddings().weight.shape
     head = 2 * width[0] * width[1]
     answers = sum(len({prefix for i in group for prefix in graded(requests[i])}) for group in groups)
     nodes, tokens = tree_tokens(requests), lm_eval_tokens(requests, groups)
@@ -210,10 +214,10 @@ def flops(subject: Subject, requests: Sequence[Request], groups: Sequence[Sequen
     return least, naive, least_head
 
 
-def matrix_rate(subject: Subject, rows: int = 2048) -> float:
+def matrix_rate(loaded: LoadedModel, rows: int = 2048) -> float:
     """Return FLOP/s of this machine on the model's own MLP products, same dtype and device."""
-    weight = max(subject.layers[0].parameters(), key=lambda p: p.numel()).detach()
-    x = torch.randn(rows, weight.shape[1], dtype=subject.dtype, device=subject.device)
+    weight = max(loaded.layers[0].parameters(), key=lambda p: p.numel()).detach()
+    x = torch.randn(rows, weight.shape[1], dtype=loaded.dtype, device=loaded.device)
 
     def product() -> None:
         torch.nn.functional.linear(x, weight)

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from layerprune.architecture import load_config, read_anatomy
+from layerprune.architecture import load_config, read_architecture
 from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.checkpoint.location import reference
@@ -76,9 +76,9 @@ class _Part:
 
 def make_plan(folder: Path, removal: Removal) -> Plan:
     """Return a plan that nobody chose."""
-    checkpoint, anatomy = Checkpoint.open(folder), read_anatomy(load_config(str(folder)))
+    checkpoint, architecture = Checkpoint.open(folder), read_architecture(load_config(str(folder)))
     found, parameters = locate(str(folder)), checkpoint.parameters
-    model = reference(found, checkpoint, model_type="llama", layers=anatomy.depth, parameters=parameters)
+    model = reference(found, checkpoint, model_type="llama", layers=architecture.depth, parameters=parameters)
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
         model=model, metric=metric, search=SearchRef(name="none"), limits=Limits(), requested="", ranking=(), data=(),

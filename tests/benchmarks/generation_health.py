@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from layerprune.auditor import generation
 from layerprune.auditor.generation import PROMPTS, Text, faults, repeated_share, surprise, write
 from layerprune.auditor.performance import read_text, windows_of
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 
 ORDERS = {
     "mild": (3, 26, 19, 7, 14, 15, 25, 5, 20, 17, 13, 18),  # greedy on accuracy for six, then cosine's favourites
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--only", default="", help="the rows whose name begins so")
     options = parser.parse_args()
-    base = Subject.load(options.model)
+    base = LoadedModel.load(options.model)
     windows = windows_of(read_text(options.text), base, most=WINDOWS)
     greedy = write(base, PROMPTS)
     print(
@@ -51,17 +51,17 @@ def main() -> None:
         flush=True,
     )
     said = []
-    for name, subject, texts in models(base, greedy, options.only):
+    for name, loaded, texts in models(base, greedy, options.only):
         nats = [surprise(base, text) for text in texts]
         found = [faults(text, value, len(own.ids)) for text, value, own in zip(texts, nats, greedy, strict=True)]
-        figures = [f"{loss(subject, windows):.3f}", *spreads(texts, nats, greedy), *counted(found), same(texts, greedy)]
+        figures = [f"{loss(loaded, windows):.3f}", *spreads(texts, nats, greedy), *counted(found), same(texts, greedy)]
         print(" | ".join([name, *figures]), flush=True)
         said += [f"== {name}: {', '.join(own) or 'sound'} | {t.text!r}" for t, own in zip(texts, found, strict=True)]
         if options.texts:
             options.texts.write_text("\n".join(said), encoding="utf-8")
 
 
-def models(base: Subject, greedy: list[Text], only: str) -> Iterator[tuple[str, Subject, list[Text]]]:
+def models(base: LoadedModel, greedy: list[Text], only: str) -> Iterator[tuple[str, LoadedModel, list[Text]]]:
     """Yield the intact model, greedy and sampled, then what is left of it after each removal."""
     if "intact, greedy".startswith(only):
         yield "intact, greedy", base, greedy
@@ -75,7 +75,7 @@ def models(base: Subject, greedy: list[Text], only: str) -> Iterator[tuple[str, 
                 yield f"{order}, {count} gone", smaller, write(smaller, PROMPTS)
 
 
-def sampled(base: Subject, seed: int) -> list[Text]:
+def sampled(base: LoadedModel, seed: int) -> list[Text]:
     """Return texts drawn at temperature 0.7 from the likeliest 90 %, as chats usually are."""
     torch.manual_seed(seed)
     greedy = GenerationConfig
@@ -92,7 +92,7 @@ def sampled(base: Subject, seed: int) -> list[Text]:
         transformers.GenerationConfig = greedy
 
 
-def without(base: Subject, gone: Sequence[int]) -> Subject:
+def without(base: LoadedModel, gone: Sequence[int]) -> LoadedModel:
     """Return a llama with layers really taken out: renumbered, so that it can be asked with a cache."""
     kept = [layer for number, layer in enumerate(base.layers) if number not in gone]
     model = copy.copy(base.model)
@@ -107,15 +107,15 @@ def without(base: Subject, gone: Sequence[int]) -> Subject:
     model.config = copy.deepcopy(base.model.config)
     model.config.num_hidden_layers = len(kept)
     model.model.config = model.config
-    return Subject(model, base.tokenizer, base.anatomy, base.ref)
+    return LoadedModel(model, base.tokenizer, base.architecture, base.ref)
 
 
 @torch.no_grad()
-def loss(subject: Subject, windows: list[list[int]]) -> float:
+def loss(loaded: LoadedModel, windows: list[list[int]]) -> float:
     found = []
     for window in windows:
         ids = torch.tensor([window])
-        logs = subject.model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        logs = loaded.model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
         found.append(-float(logs.gather(1, ids[0, 1:, None]).mean()))
     return float(np.mean(found))
 

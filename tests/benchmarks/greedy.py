@@ -35,16 +35,16 @@ from transformers import AutoModelForCausalLM
 from layerprune.artifacts import Outcomes
 from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress
-from layerprune.data.items import Questions
-from layerprune.data.tasks import load_questions
+from layerprune.data.items import EvalSet
+from layerprune.data.tasks import load_eval_set
 from layerprune.exporter import export
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import Ablation
 from layerprune.scoring.metrics.base import Data
-from layerprune.search import Constraints, Found, Greedy
+from layerprune.search import Constraints, Greedy, SearchResult
 from layerprune.stats import paired_interval
 
 SEARCHES = {
@@ -57,14 +57,14 @@ RACED = "lazy, raced"
 def main() -> None:
     options = arguments()
     with quiet_libraries(True):
-        subject = Subject.load(options.model, dtype=options.dtype)
-        questions = load(subject, options, "evaluation", options.items)
-        timed(subject, questions, options)
-        table = Table(Examiner(Engine(subject), questions, PlainProgress(sys.stderr), options.output))
-        plain = searched(subject, Replayed.of(table, questions, None), *SEARCHES["plain, all items"], options.drop)
-        print(f"\nplain greedy on all {len(questions)} items: {plain.removal}, in the order {plain.order}", flush=True)
-        sets = replayed(subject, table, questions, plain, options)
-        judged(subject, options, plain, sets)
+        loaded = LoadedModel.load(options.model, dtype=options.dtype)
+        eval_set = load(loaded, options, "evaluation", options.items)
+        timed(loaded, eval_set, options)
+        table = Table(CachedEvaluator(Engine(loaded), eval_set, PlainProgress(sys.stderr), options.output))
+        plain = searched(loaded, Replayed.of(table, eval_set, None), *SEARCHES["plain, all items"], options.drop)
+        print(f"\nplain greedy on all {len(eval_set)} items: {plain.removal}, in the order {plain.order}", flush=True)
+        sets = replayed(loaded, table, eval_set, plain, options)
+        judged(loaded, options, plain, sets)
 
 
 def arguments() -> argparse.Namespace:
@@ -74,28 +74,28 @@ def arguments() -> argparse.Namespace:
     return made.parse_args()
 
 
-def load(subject: Subject, options: argparse.Namespace, use: Any, items: int) -> Questions:
+def load(loaded: LoadedModel, options: argparse.Namespace, use: Any, items: int) -> EvalSet:
     names = options.tasks.split(",")
-    return load_questions(names, subject.encoder, use=use, include_path=[options.eval / "tasks"], limit=items)
+    return load_eval_set(names, loaded.encoder, use=use, include_path=[options.eval / "tasks"], limit=items)
 
 
-def timed(subject: Subject, questions: Questions, options: argparse.Namespace) -> None:
+def timed(loaded: LoadedModel, eval_set: EvalSet, options: argparse.Namespace) -> None:
     """Time one raced lazy search and lm-eval on two pruned models, and print what the naive loop would take."""
     asked = (Path(options.model).name, options.tasks, options.items, options.drop, options.dtype)
     done = options.output / f"timed-{'-'.join(map(str, asked))}.txt"
     if not done.is_file():
-        before = pruned_seconds(subject, questions, options, (0,))
+        before = pruned_seconds(loaded, eval_set, options, (0,))
         start = time.perf_counter()
-        examiner = Examiner(Engine(subject), questions, PlainProgress(sys.stderr))
-        found = searched(subject, examiner, *SEARCHES[RACED], options.drop)
+        evaluator = CachedEvaluator(Engine(loaded), eval_set, PlainProgress(sys.stderr))
+        found = searched(loaded, evaluator, *SEARCHES[RACED], options.drop)
         seconds = time.perf_counter() - start
-        after = pruned_seconds(subject, questions, options, found.removal.layers)
-        depth = len(subject.layers)
+        after = pruned_seconds(loaded, eval_set, options, found.removal.layers)
+        depth = len(loaded.layers)
         candidates = sum(depth - gone for gone in range(options.drop))
         naive = (before + after) / 2 * candidates
         judged = sum(len(entry.candidates) for entry in found.rounds)
         done.parent.mkdir(parents=True, exist_ok=True)
-        account = examiner.account
+        account = evaluator.account
         done.write_text(
             f"{RACED}: {found.removal} in {seconds:.0f} s with its self-test, {judged} candidates of {candidates}, "
             f"{account.naive / account.computed:.2f} times fewer tokens x layers than these would take one by one; "
@@ -106,7 +106,7 @@ def timed(subject: Subject, questions: Questions, options: argparse.Namespace) -
 
 
 def pruned_seconds(
-    subject: Subject, questions: Questions, options: argparse.Namespace, units: Sequence[int | float]
+    loaded: LoadedModel, eval_set: EvalSet, options: argparse.Namespace, units: Sequence[int | float]
 ) -> float:
     """Return what lm-eval takes for all the items on a model that was exported without the layers."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -117,8 +117,8 @@ def pruned_seconds(
         export(make_plan(Path(options.model), Removal.from_layers(tuple(units))), out)
         model = AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, options.dtype)).eval()
         seconds = 0.0
-        for name, task in questions.tasks.items():
-            harness = Harness(subject, options, name, 0, [item.key[0].doc for item in task.items])
+        for name, task in eval_set.tasks.items():
+            harness = Harness(loaded, options, name, 0, [item.key[0].doc for item in task.items])
             harness.tune(model)
             seconds += harness.run(model)[0]
         shutil.rmtree(out)
@@ -129,14 +129,14 @@ def pruned_seconds(
 class Table:
     """Answers every removal on all the items, once."""
 
-    examiner: Examiner
+    evaluator: CachedEvaluator
 
     def __call__(self, removals: Sequence[Removal]) -> dict[Removal, dict[str, Outcomes]]:
-        return self.examiner.outcomes(removals, f"{len(removals)} candidates")
+        return self.evaluator.outcomes(removals, f"{len(removals)} candidates")
 
 
 @dataclass
-class Replayed(Examiner):
+class Replayed(CachedEvaluator):
     """The examiner on the items in an order of its own, its answers looked up; counts item evaluations."""
 
     table: Table = None  # type: ignore[assignment]
@@ -144,18 +144,18 @@ class Replayed(Examiner):
     spent: int = 0
 
     @classmethod
-    def of(cls, table: Table, questions: Questions, seed: int | None) -> Replayed:
+    def of(cls, table: Table, eval_set: EvalSet, seed: int | None) -> Replayed:
         """Return it with the items shuffled, or as they are."""
-        places = {name: list(range(len(task.items))) for name, task in questions.tasks.items()}
+        places = {name: list(range(len(task.items))) for name, task in eval_set.tasks.items()}
         if seed is not None:
             drawn = random.Random(seed)
             for own in places.values():
                 drawn.shuffle(own)
         mixed = {
             name: replace(task, items=tuple(task.items[place] for place in places[name]))
-            for name, task in questions.tasks.items()
+            for name, task in eval_set.tasks.items()
         }
-        return cls(table.examiner.engine, Questions(mixed), table=table, places=places)
+        return cls(table.evaluator.engine, EvalSet(mixed), table=table, places=places)
 
     def measure(self, block: int, removals: Sequence[Removal], advance: Any = None) -> None:
         self.spent += len(removals) * len(self.blocks[block])
@@ -185,27 +185,29 @@ def chosen(outcomes: Outcomes, places: Sequence[int]) -> Outcomes:
     )  # fmt: skip
 
 
-def searched(subject: Subject, examiner: Examiner, search: Greedy, keep: int | None, drop: int) -> Found:
-    data = Data(examiner.questions, examiner, keep=keep)
+def searched(
+    loaded: LoadedModel, evaluator: CachedEvaluator, search: Greedy, keep: int | None, drop: int
+) -> SearchResult:
+    data = Data(evaluator.eval_set, evaluator, keep=keep)
     metric = Ablation()
-    return search(lambda removals: metric.score(subject, removals, data), Constraints(len(subject.layers)), drop)
+    return search(lambda removals: metric.score(loaded, removals, data), Constraints(len(loaded.layers)), drop)
 
 
 def replayed(
-    subject: Subject, table: Table, questions: Questions, plain: Found, options: argparse.Namespace
+    loaded: LoadedModel, table: Table, eval_set: EvalSet, plain: SearchResult, options: argparse.Namespace
 ) -> dict[Removal, str]:
     """Print what every search spent over the drawn orders; return the sets that some search ended with, and which."""
-    depth, drop = len(subject.layers), options.drop
-    naive = len(questions) * sum(depth - gone for gone in range(drop))
+    depth, drop = len(loaded.layers), options.drop
+    naive = len(eval_set) * sum(depth - gone for gone in range(drop))
     print(f"\nthe naive loop: {naive} item evaluations\n")
     print("| search | item evaluations, mean | times fewer than naive | plain greedy's set |\n|---|---|---|---|")
     sets: dict[Removal, str] = {}
     for name, (search, keep) in SEARCHES.items():
         spent, same = list[int](), 0
         for seed in range(options.seeds if keep else 1):  # on all the items the order changes nothing
-            examiner = Replayed.of(table, questions, seed)
-            found = searched(subject, examiner, search, keep, drop)
-            spent.append(examiner.spent - len(questions))  # the intact model is not the naive loop's, either
+            evaluator = Replayed.of(table, eval_set, seed)
+            found = searched(loaded, evaluator, search, keep, drop)
+            spent.append(evaluator.spent - len(eval_set))  # the intact model is not the naive loop's, either
             print(f"{name}, order {seed}: {spent[-1]} evaluations, {found.removal}", file=sys.stderr, flush=True)
             same += found.removal == plain.removal
             sets.setdefault(found.removal, f"{name}, order {seed}")
@@ -214,14 +216,14 @@ def replayed(
     return sets
 
 
-def judged(subject: Subject, options: argparse.Namespace, plain: Found, sets: dict[Removal, str]) -> None:
+def judged(loaded: LoadedModel, options: argparse.Namespace, plain: SearchResult, sets: dict[Removal, str]) -> None:
     """Compare every set with plain greedy's on items that no search has seen."""
-    questions = load(subject, options, "selection", options.judge)
-    examiner = Examiner(Engine(subject), questions, PlainProgress(sys.stderr), options.output / "judged")
+    eval_set = load(loaded, options, "selection", options.judge)
+    evaluator = CachedEvaluator(Engine(loaded), eval_set, PlainProgress(sys.stderr), options.output / "judged")
     removals = [plain.removal, *(removal for removal in sets if removal != plain.removal)]
-    outcomes = examiner.outcomes([Removal(()), *removals], "unseen items")
-    correct = {removal: "".join(own[name].correct for name in questions.tasks) for removal, own in outcomes.items()}
-    print(f"\n{len(questions)} unseen items\n\n| removed | first found by | right | against plain greedy's |")
+    outcomes = evaluator.outcomes([Removal(()), *removals], "unseen items")
+    correct = {removal: "".join(own[name].correct for name in eval_set.tasks) for removal, own in outcomes.items()}
+    print(f"\n{len(eval_set)} unseen items\n\n| removed | first found by | right | against plain greedy's |")
     print("|---|---|---|---|")
     for removal, right in correct.items():
         low, high = paired_interval(correct[plain.removal], right)

@@ -37,11 +37,11 @@ from layerprune.auditor.inputs import seen_items
 from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress
 from layerprune.data.corpus import Document, Passage, Windows, pack, read_documents
-from layerprune.data.tasks import load_questions, load_tasks
+from layerprune.data.tasks import load_eval_set, load_tasks
 from layerprune.exporter import export
 from layerprune.healing.healer import heal
 from layerprune.healing.losses import mean_nats
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import examine
@@ -72,13 +72,13 @@ class Bench:
 
     def measure(self, folder: str) -> dict[str, Any]:
         """Return accuracies by task, and nats per token on both texts, of one checkpoint."""
-        subject = Subject.load(folder, dtype=self.options.dtype)
-        questions = load_questions(
-            self.options.tasks.split(","), subject.encoder, use="evaluation", limit=self.options.items,
+        loaded = LoadedModel.load(folder, dtype=self.options.dtype)
+        eval_set = load_eval_set(
+            self.options.tasks.split(","), loaded.encoder, use="evaluation", limit=self.options.items,
             include_path=[self.options.eval / "tasks"], exclude=seen_items(*self.plans.values()),
         )  # fmt: skip
-        found = examine(Engine(subject), questions, [INTACT], self.progress, f"asking {folder}")[INTACT]
-        nats = {name: mean_nats(subject.model, self.windows(subject, documents), self.progress, name)
+        found = examine(Engine(loaded), eval_set, [INTACT], self.progress, f"asking {folder}")[INTACT]
+        nats = {name: mean_nats(loaded.model, self.windows(loaded, documents), self.progress, name)
                 for name, documents in (("wikitext", self.wikitext), ("prose", self.prose))}  # fmt: skip
         return {
             "accuracy": {name: outcomes.accuracy for name, outcomes in found.items()},
@@ -87,9 +87,9 @@ class Bench:
             "nats": nats,
         }
 
-    def windows(self, subject: Subject, documents: list[Document]) -> Windows:
-        head = subject.encoder.prefix_token_id
-        encoded = (subject.tokenizer(each.text, add_special_tokens=False, verbose=False) for each in documents)
+    def windows(self, loaded: LoadedModel, documents: list[Document]) -> Windows:
+        head = loaded.encoder.prefix_token_id
+        encoded = (loaded.tokenizer(each.text, add_special_tokens=False, verbose=False) for each in documents)
         return pack((Passage.of_text(ids["input_ids"], head) for ids in encoded), WINDOW).spread(self.options.windows)
 
 

@@ -3,7 +3,7 @@
     python tests/benchmarks/race_worlds.py [--races 200] [--worlds NAME ...]
 
 No model: the answers of the intact model and of every candidate are drawn (a lead of the gold answer for each item,
-from which accuracy, probability and margin follow), put where an ``Examiner`` keeps what it has measured, and scored by
+from which accuracy, probability and margin follow), put where an ``CachedEvaluator`` keeps what it has measured, and scored by
 ``ablation`` twice, raced and on all items; one-shot search chooses by either. Prints for each world in how many races
 the two choices differ, and the share of the item evaluations that the races took. The aim is 5 % of races at most.
 """
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from layerprune.artifacts import MEAN, Candidate, Objective, Outcomes
-from layerprune.data.items import Item, Questions, TaskQuestions
+from layerprune.data.items import EvalSet, EvalTask, Item
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import Signal, additive
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.metrics.ablation import Ablation
 from layerprune.scoring.metrics.base import Data
 from layerprune.search import Constraints, one_shot
@@ -140,7 +140,7 @@ def races(world: World, seeds: Sequence[int]) -> tuple[int, float]:
 
 def chosen(world: World, data: Data, keep: int | None) -> Any:
     """Return what one-shot search finds: ``keep`` for a race, as planning has it, None for all items."""
-    asked = Data(data.questions, data.examiner, world.objective, keep if additive(world.objective) else None)
+    asked = Data(data.eval_set, data.evaluator, world.objective, keep if additive(world.objective) else None)
     metric = Ablation(world.signal)
 
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
@@ -153,23 +153,23 @@ def made(world: World, rng: np.random.Generator) -> Data:
     """Draw a world's answers and put them where an examiner keeps what it has measured."""
     names = [chr(ord("a") + number) for number in range(len(world.tasks))]
     leads = {name: _leads(world, number, rng) for number, name in enumerate(names)}  # (1 + layers, items)
-    questions = Questions({name: _questions(name, task) for name, task in zip(names, world.tasks, strict=True)})
-    examiner = Examiner(SimpleNamespace(), questions)  # type: ignore[arg-type]
+    eval_set = EvalSet({name: _questions(name, task) for name, task in zip(names, world.tasks, strict=True)})
+    evaluator = CachedEvaluator(SimpleNamespace(), eval_set)  # type: ignore[arg-type]
     removals = [Removal(()), *(Removal.of(layer) for layer in range(LAYERS))]
     place = dict.fromkeys(names, 0)
-    for block, part in enumerate(examiner.blocks):
+    for block, part in enumerate(evaluator.blocks):
         slices = {name: slice(place[name], place[name] + len(task.items)) for name, task in part.tasks.items()}
         place |= {name: taken.stop for name, taken in slices.items()}
         for number, removal in enumerate(removals):
-            examiner.known[block, removal] = {
+            evaluator.known[block, removal] = {
                 name: _outcomes(leads[name][number, taken], world.signal) for name, taken in slices.items()
             }
-    return Data(questions, examiner)
+    return Data(eval_set, evaluator)
 
 
-def _questions(name: str, task: Task) -> TaskQuestions:
+def _questions(name: str, task: Task) -> EvalTask:
     items = tuple(Item(str(number), task.chance, ()) for number in range(task.items))
-    return TaskQuestions(name, "made", "acc", 0, items, judge=None)  # type: ignore[arg-type]
+    return EvalTask(name, "made", "acc", 0, items, judge=None)  # type: ignore[arg-type]
 
 
 def _outcomes(lead: Floats, signal: Signal) -> Outcomes:

@@ -22,13 +22,13 @@ import numpy as np
 from layerprune.artifacts import MEAN, Outcomes, TaskData
 from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress
-from layerprune.data.tasks import load_questions
-from layerprune.models.model import Subject
+from layerprune.data.tasks import load_eval_set
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import Intact, Signal
-from layerprune.scoring.cached_evaluator import BLOCK_ITEMS, Examiner, block_edges
+from layerprune.scoring.cached_evaluator import BLOCK_ITEMS, CachedEvaluator, block_edges
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.metrics.ablation import harm_of
+from layerprune.scoring.metrics.ablation import importance_of
 from layerprune.scoring.racing import Field, Race
 
 INTACT = Removal(())
@@ -41,17 +41,17 @@ Order = tuple[list[np.ndarray], list[list[int]]]  # harms (removals, items) of e
 def main() -> None:
     options = parser(__doc__ or "", items=200).parse_args()
     with quiet_libraries(True):
-        subject = Subject.load(options.model, dtype=options.dtype)
-        questions = load_questions(
-            options.tasks.split(","), subject.encoder, use="selection", include_path=[options.eval / "tasks"],
+        loaded = LoadedModel.load(options.model, dtype=options.dtype)
+        eval_set = load_eval_set(
+            options.tasks.split(","), loaded.encoder, use="selection", include_path=[options.eval / "tasks"],
             limit=options.items,
         )  # fmt: skip
-        examiner = Examiner(Engine(subject), questions, PlainProgress(sys.stderr), options.output)
-        table = examiner.outcomes([INTACT, *(Removal.of(layer) for layer in range(len(subject.layers)))])
+        evaluator = CachedEvaluator(Engine(loaded), eval_set, PlainProgress(sys.stderr), options.output)
+        table = evaluator.outcomes([INTACT, *(Removal.of(layer) for layer in range(len(loaded.layers)))])
     print("| items a task | signal | to go | times fewer item evaluations | same set |\n|---|---|---|---|---|")
     for items in (options.items, options.items // 2, options.items // 4):
         for signal in SIGNALS:
-            orders = [shuffled(table, questions.data(), items, signal, seed) for seed in range(options.seeds)]
+            orders = [shuffled(table, eval_set.data(), items, signal, seed) for seed in range(options.seeds)]
             for keep in (1, 4, 8):
                 spared, same = raced(orders, keep)
                 print(f"| {items} | {signal} | {keep} | {spared:.1f} | {same} of {options.seeds} |", flush=True)
@@ -99,7 +99,7 @@ def shuffled(table: Table, data: Sequence[TaskData], items: int, signal: Signal,
         removal: {name: reordered(own, orders[name]) for name, own in outcomes.items()}
         for removal, outcomes in table.items()
     }
-    harm = harm_of(Intact.of(data, mixed[INTACT], signal, MEAN))
+    harm = importance_of(Intact.of(data, mixed[INTACT], signal, MEAN))
     found = [harm(own) for removal, own in mixed.items() if removal != INTACT]
     blocks = -(-max(map(len, orders.values())) // BLOCK_ITEMS)
     cuts = [block_edges(len(order), blocks) for order in orders.values()]

@@ -30,21 +30,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layerprune.analysis.bench import Scorer
+from layerprune.analysis.bench import StudyScorer
 from layerprune.analysis.measurements import answers_of, difference, mean_accuracy
 from layerprune.artifacts import Candidate
 from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress, duration
-from layerprune.data.items import Questions
-from layerprune.data.tasks import load_questions
+from layerprune.data.items import EvalSet
+from layerprune.data.tasks import load_eval_set
 from layerprune.formatting import accuracy, points, points_interval
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.base import Data
-from layerprune.search import SEARCHES, Constraints, Found, Others, bound, one_shot
+from layerprune.search import SEARCHES, Constraints, Others, SearchResult, bound, one_shot
 from layerprune.stats import above_chance
 
 INTACT = Removal(())
@@ -112,30 +112,30 @@ class Bench:
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.subject = Subject.load(self.options.model, dtype=self.options.dtype, device=self.options.device)
-        self.engine = Engine(self.subject)
-        self.scorers: dict[int, Scorer] = {}
+        self.loaded = LoadedModel.load(self.options.model, dtype=self.options.dtype, device=self.options.device)
+        self.engine = Engine(self.loaded)
+        self.scorers: dict[int, StudyScorer] = {}
 
-    def load(self, tasks: Sequence[str], use: Any, limit: int | None, seen: frozenset[str] = frozenset()) -> Questions:
-        return load_questions(
-            tasks, self.subject.encoder, use=use, include_path=[self.options.eval / "tasks"], limit=limit,
+    def load(self, tasks: Sequence[str], use: Any, limit: int | None, seen: frozenset[str] = frozenset()) -> EvalSet:
+        return load_eval_set(
+            tasks, self.loaded.encoder, use=use, include_path=[self.options.eval / "tasks"], limit=limit,
             seed=self.options.seed, exclude=seen,
         )  # fmt: skip
 
     @cached_property
-    def pool(self) -> Questions:
+    def pool(self) -> EvalSet:
         """Every item that a choice could look at; the audit looks at none of them."""
         return self.load(self.options.tasks, "selection", None)
 
     @cached_property
-    def audits(self) -> dict[str, Examiner]:
+    def audits(self) -> dict[str, CachedEvaluator]:
         """One examiner a task that counts: the intact model is above chance on its items of either side."""
         seen = frozenset(item.fingerprint for task in self.pool.tasks.values() for item in task.items)
         kept = {}
         for name in self.pool.tasks:
             skip = self.options.skip
             asked = self.load([name], "evaluation", skip + self.options.audit, seen).tasks[name]
-            fresh = Questions({name: replace(asked, items=asked.items[skip:])})
+            fresh = EvalSet({name: replace(asked, items=asked.items[skip:])})
             audit = self._examiner("audit", fresh)
             selection = self._examiner("selection", self.load([name], "selection", self.options.items))
             if self._is_above_chance(audit, "audit") and self._is_above_chance(selection, "selection"):
@@ -144,12 +144,14 @@ class Bench:
             sys.exit(f"the intact model is at chance on every task: {'; '.join(self.left_out)}")
         return kept
 
-    def _examiner(self, side: str, questions: Questions) -> Examiner:
-        return Examiner(self.engine, questions, self.progress, self.options.output / side / "_".join(questions.tasks))
+    def _examiner(self, side: str, eval_set: EvalSet) -> CachedEvaluator:
+        return CachedEvaluator(
+            self.engine, eval_set, self.progress, self.options.output / side / "_".join(eval_set.tasks)
+        )
 
-    def _is_above_chance(self, examiner: Examiner, side: str) -> bool:
-        [(name, task)] = examiner.questions.tasks.items()
-        own = examiner.outcomes([INTACT], f"intact on {name}, {side}")[INTACT][name]
+    def _is_above_chance(self, evaluator: CachedEvaluator, side: str) -> bool:
+        [(name, task)] = evaluator.eval_set.tasks.items()
+        own = evaluator.outcomes([INTACT], f"intact on {name}, {side}")[INTACT][name]
         chances = [item.chance for item in task.items]
         p_value = above_chance(own.correct, chances)
         if p_value > SIGNIFICANT:
@@ -159,27 +161,27 @@ class Bench:
 
     @cached_property
     def constraints(self) -> Constraints:
-        anatomy = self.subject.anatomy
+        architecture = self.loaded.architecture
         return Constraints(
-            anatomy.depth, must_keep=anatomy.must_keep, together=anatomy.together, check=anatomy.check,
+            architecture.depth, must_keep=architecture.must_keep, together=architecture.together, check=architecture.check,
         )  # fmt: skip
 
-    def scorer(self, items: int) -> Scorer:
+    def scorer(self, items: int) -> StudyScorer:
         """Return what chooses on so many items of each task."""
         if items not in self.scorers:
             folder = self.options.output / "selection" / str(items)
-            questions = self.load(list(self.audits), "selection", items)
-            examiner = Examiner(self.engine, questions, self.progress, folder)
-            data = Data(questions=questions, examiner=examiner, seed=self.options.seed, progress=self.progress)
-            self.scorers[items] = Scorer(self.subject, data, folder)
+            eval_set = self.load(list(self.audits), "selection", items)
+            evaluator = CachedEvaluator(self.engine, eval_set, self.progress, folder)
+            data = Data(eval_set=eval_set, evaluator=evaluator, seed=self.options.seed, progress=self.progress)
+            self.scorers[items] = StudyScorer(self.loaded, data, folder)
         return self.scorers[items]
 
     def audited(self, removals: set[Removal]) -> dict[Removal, dict[str, Any]]:
         """Answer the audit items under every removal, all of a task in one go: what is shared is computed once."""
         ordered = [INTACT, *sorted(removals, key=lambda removal: removal.layers)]
         found: dict[Removal, dict[str, Any]] = {removal: {} for removal in ordered}
-        for name, examiner in self.audits.items():
-            for removal, outcomes in examiner.outcomes(ordered, f"audit of {len(ordered)} removals, {name}").items():
+        for name, evaluator in self.audits.items():
+            for removal, outcomes in evaluator.outcomes(ordered, f"audit of {len(ordered)} removals, {name}").items():
                 found[removal] |= outcomes
         return found
 
@@ -212,7 +214,7 @@ def chosen(bench: Bench, entry: str, equal: bool) -> tuple[dict[int, list[Remova
             for seed in range(first, first + (bench.options.draws if metric == "random" else 1))
         ]
         found[count] = [one.removal for one in draws]
-        removals, evaluations = asked(draws[0], len(scorer.data.questions or ()))
+        removals, evaluations = asked(draws[0], len(scorer.data.eval_set or ()))
         spent.append(Spent(entry, count, items, removals, evaluations, time.perf_counter() - start, found[count][0]))
         bench.progress.note(f"{entry}, {count} layers on {items} items a task: {', '.join(map(str, found[count]))}")
     return found, spent
@@ -225,7 +227,7 @@ def parts(entry: str) -> tuple[str, str, int | None]:
     return metric, search, int(items) if items else None
 
 
-def asked(found: Found, items: int) -> tuple[int, int]:
+def asked(found: SearchResult, items: int) -> tuple[int, int]:
     """Return how many removals a search looked at, and how many item evaluations that took (racing stops some)."""
     seen: dict[tuple[int, ...], int] = {}  # one that ran in several races has answered what the longest asked
     for candidate in (one for entry in found.rounds for one in entry.candidates):
@@ -253,7 +255,7 @@ def calls(search: str, constraints: Constraints, count: int) -> int:
 
 
 def heading(bench: Bench) -> str:
-    options, data = bench.options, [one for e in bench.audits.values() for one in e.questions.data()]
+    options, data = bench.options, [one for e in bench.audits.values() for one in e.eval_set.data()]
     tasks = "; ".join(f"{one.task} {one.items} items of {one.split}" for one in data)
     lines = [
         f"{Path(options.model).name}, {options.dtype}, seed {options.seed}; chosen on {options.items} selection items "

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from layerprune.cli.command import quiet_libraries
-from layerprune.data.items import Questions, Request
-from layerprune.data.tasks import asked_prompting, load_questions
+from layerprune.data.items import EvalSet, Request
+from layerprune.data.tasks import asked_prompting, load_eval_set
 from layerprune.models.generation import batches, generate
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import own_answers
 from layerprune.scoring.engine import Engine
@@ -41,12 +41,12 @@ SYSTEM = "Answer with the shortest span of the background."
 def main() -> None:
     options = arguments()
     with quiet_libraries(True):
-        subject = Subject.load(options.model, dtype=options.dtype)
-        writing = load(subject, options, options.writes, chat=bool(subject.tokenizer.chat_template))
+        loaded = LoadedModel.load(options.model, dtype=options.dtype)
+        writing = load(loaded, options, options.writes, chat=bool(loaded.tokenizer.chat_template))
         if options.only != "generation":
-            reading(subject, writing, load(subject, options, options.choices, chat=False), options)
+            reading(loaded, writing, load(loaded, options, options.choices, chat=False), options)
         if options.only != "reading":
-            generating(subject, writing, options)
+            generating(loaded, writing, options)
 
 
 def arguments() -> argparse.Namespace:
@@ -63,18 +63,18 @@ def arguments() -> argparse.Namespace:
     return made.parse_args()
 
 
-def load(subject: Subject, options: argparse.Namespace, task: str, *, chat: bool) -> Questions:
+def load(loaded: LoadedModel, options: argparse.Namespace, task: str, *, chat: bool) -> EvalSet:
     prompting = asked_prompting(True, None, SYSTEM) if chat else asked_prompting(None, None, None)
-    return load_questions(
-        [task], subject.encoder, use="selection", include_path=[options.eval / "tasks"], limit=options.prompts,
+    return load_eval_set(
+        [task], loaded.encoder, use="selection", include_path=[options.eval / "tasks"], limit=options.prompts,
         prompting=prompting,
     )  # fmt: skip
 
 
-def tokens_of(questions: Questions) -> int:
+def tokens_of(eval_set: EvalSet) -> int:
     """Count each item's tokens once: its longest common beginning, and what each choice has behind it."""
     total = 0
-    for task in questions.tasks.values():
+    for task in eval_set.tasks.values():
         for item in task.items:
             rows = {part.tokens for query in item.queries for part in query.parts}
             total += len({row[:length] for row in rows for length in range(1, len(row) + 1)})
@@ -87,42 +87,42 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, found
 
 
-def reading(subject: Subject, writing: Questions, choices: Questions, options: argparse.Namespace) -> None:
-    engine = Engine(subject)
+def reading(loaded: LoadedModel, writing: EvalSet, choices: EvalSet, options: argparse.Namespace) -> None:
+    engine = Engine(loaded)
     wrote, answers = timed(lambda: own_answers(engine, writing))
-    removals = [Removal.of(layer) for layer in range(subject.anatomy.depth)]
+    removals = [Removal.of(layer) for layer in range(loaded.architecture.depth)]
     both = {"own answers": answers, "choices": choices}
     seconds: dict[str, list[float]] = {name: [] for name in both}
     for _ in range(options.rounds):
-        for name, questions in both.items():
-            engine = Engine(subject)  # keeps no states of an earlier round
+        for name, eval_set in both.items():
+            engine = Engine(loaded)  # keeps no states of an earlier round
             engine.measure([Request((0, 0), 1)], [[0]], removals[:1])  # the self-test is nobody's
-            seconds[name].append(timed(partial(examine, engine, questions, removals))[0])
+            seconds[name].append(timed(partial(examine, engine, eval_set, removals))[0])
     print(f"\nread under {len(removals)} removals, {options.dtype}, median of {options.rounds} alternating rounds")
     print(f"{'':14}{'items':>8}{'tokens':>9}{'seconds':>10}{'ms an item':>12}{'us a token':>12}")
     rates = {}
-    for name, questions in both.items():
-        took, tokens = median(seconds[name]), tokens_of(questions)
+    for name, eval_set in both.items():
+        took, tokens = median(seconds[name]), tokens_of(eval_set)
         rates[name] = took / tokens
-        items = len(questions)
+        items = len(eval_set)
         row = f"{items:8}{tokens:9}{took:10.1f}{1e3 * took / items / len(removals):12.2f}"
         print(f"{name:14}{row}{1e6 * took / tokens / len(removals):12.1f}")
     print(f"own answers over choices, per token: {rates['own answers'] / rates['choices']:.2f}")
     print(f"writing the answers, once: {wrote:.1f} s", flush=True)
 
 
-def generating(subject: Subject, writing: Questions, options: argparse.Namespace) -> None:
+def generating(loaded: LoadedModel, writing: EvalSet, options: argparse.Namespace) -> None:
     removal = Removal.from_layers(int(layer) for layer in options.remove.split(","))
     instances = [item.queries[0].generation.instance for task in writing.tasks.values() for item in task.items]
-    truncated = physically(subject, removal)
+    truncated = physically(loaded, removal)
     memory = 4 * 1024**3
-    plans = batches(subject, instances, memory)
+    plans = batches(loaded, instances, memory)
 
     def ours() -> list[str]:
-        return [own.text for own in generate(subject, instances, removal, memory=memory)]
+        return [own.text for own in generate(loaded, instances, removal, memory=memory)]
 
     def plain() -> list[str]:
-        return by_transformers(truncated, subject, instances, plans)
+        return by_transformers(truncated, loaded, instances, plans)
 
     seconds: dict[str, list[float]] = {"layerprune": [], "model.generate": []}
     texts: dict[str, list[str]] = {}
@@ -130,7 +130,7 @@ def generating(subject: Subject, writing: Questions, options: argparse.Namespace
         for name, work in (("layerprune", ours), ("model.generate", plain)):
             took, texts[name] = timed(work)
             seconds[name].append(took)
-    written = generate(subject, instances, removal, memory=memory)
+    written = generate(loaded, instances, removal, memory=memory)
     tokens = sum(len(own.ids) for own in written)
     same = sum(a == b for a, b in zip(*texts.values(), strict=True))
     print(f"\n{len(instances)} prompts without {removal}, {options.dtype}, {len(plans)} batches, {tokens} tokens")
@@ -140,14 +140,14 @@ def generating(subject: Subject, writing: Questions, options: argparse.Namespace
     print(f"tokens/s, layerprune over model.generate: {ratio:.2f}; same text: {same} of {len(instances)}", flush=True)
 
 
-def physically(subject: Subject, removal: Removal) -> Any:
+def physically(loaded: LoadedModel, removal: Removal) -> Any:
     """Return a deep copy of the model whose layers are gone, as the tutorials do it."""
-    model = copy.deepcopy(subject.model)
-    stack = model.get_submodule(subject.anatomy.stack)
+    model = copy.deepcopy(loaded.model)
+    stack = model.get_submodule(loaded.architecture.stack)
     kept = [layer for number, layer in enumerate(stack) if number not in removal.layers]
     for number, layer in enumerate(kept):
         layer.self_attn.layer_idx = number
-    parent, _, name = subject.anatomy.stack.rpartition(".")
+    parent, _, name = loaded.architecture.stack.rpartition(".")
     setattr(model.get_submodule(parent), name, torch.nn.ModuleList(kept))
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
@@ -157,10 +157,10 @@ def physically(subject: Subject, removal: Removal) -> Any:
 
 @torch.no_grad()
 def by_transformers(
-    model: Any, subject: Subject, instances: Sequence[Any], plans: Sequence[Sequence[int]]
+    model: Any, loaded: LoadedModel, instances: Sequence[Any], plans: Sequence[Sequence[int]]
 ) -> list[str]:
     """Continue the same batches with plain ``generate`` and its own stop strings."""
-    tokenizer = subject.tokenizer
+    tokenizer = loaded.tokenizer
     found: dict[int, str] = {}
     for batch in plans:
         prompts = [instances[place].args[0] for place in batch]

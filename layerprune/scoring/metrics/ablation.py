@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from layerprune.artifacts import BaseTask, Candidate, Outcomes
-from layerprune.data.items import Questions
+from layerprune.data.items import EvalSet
 from layerprune.errors import TaskError, UsageError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import (
     Intact,
@@ -24,7 +24,7 @@ from layerprune.scoring.aggregation import (
     shares,
     values,
 )
-from layerprune.scoring.cached_evaluator import Examiner, Harm, Raced
+from layerprune.scoring.cached_evaluator import CachedEvaluator, Importance, RaceOutcome
 from layerprune.scoring.evaluator import joined
 from layerprune.scoring.metrics.base import Data, Needs, Scope
 from layerprune.stats import above_chance
@@ -63,20 +63,20 @@ class Ablation:
     source: ClassVar[str] = "arXiv:2605.14075"
     search: ClassVar[str] = "greedy"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Answer all items under each removal; relevances, intervals and outcomes per task are in the candidates."""
-        if data.examiner is None or data.questions is None:
+        if data.evaluator is None or data.eval_set is None:
             raise TaskError("ablation answers questions: give it items with --tasks")
-        base = data.examiner.outcomes([INTACT], "the intact model")[INTACT]
+        base = data.evaluator.outcomes([INTACT], "the intact model")[INTACT]
         if self.signal == "answers" and all(own.answer is None for own in base.values()):
             raise TaskError("signal=answers reads what the intact model writes: give score or plan a task that has it")
-        intact = Intact.of(data.questions.data(), base, self.signal, data.objective)
+        intact = Intact.of(data.eval_set.data(), base, self.signal, data.objective)
         label = f"ablation of {len(removals)} candidates"
         if data.keep is None or data.keep >= len(removals):
-            found = Raced(data.examiner.outcomes(removals, label), frozenset())
+            found = RaceOutcome(data.evaluator.outcomes(removals, label), frozenset())
         else:
             counted = [name for name, share in parts_of(intact).items() if share > 0]
-            found = data.examiner.race(removals, data.keep, harm_of(intact), label, counted)
+            found = data.evaluator.race(removals, data.keep, importance_of(intact), label, counted)
         candidates = [
             judge(intact, removal.layers, found.outcomes[removal]).model_copy(
                 update={"accepted": removal in found.accepted}
@@ -91,7 +91,7 @@ def parts_of(intact: Intact) -> dict[str, float]:
     return dict(zip(intact.tasks, shares(intact.objective, list(intact.tasks)), strict=True))
 
 
-def harm_of(intact: Intact) -> Harm:
+def importance_of(intact: Intact) -> Importance:
     """Return per-item harms by task whose mean over all items is the score but for a constant.
 
     Raises ``UsageError`` for an objective whose score is no such mean: a race would stop the wrong candidates.
@@ -112,15 +112,15 @@ def harm_of(intact: Intact) -> Harm:
 
 
 def examine_base(
-    questions: Questions, examiners: Sequence[Examiner], signal: Signal = "accuracy"
+    eval_set: EvalSet, examiners: Sequence[CachedEvaluator], signal: Signal = "accuracy"
 ) -> dict[str, BaseTask]:
     """Answer all items with the intact model; a task it is not significantly above chance on raises ``TaskError``.
 
-    ``examiners`` hold the items of ``questions`` between them, in order; ``signal`` says what is recorded of them.
+    ``examiners`` hold the items of ``eval_set`` between them, in order; ``signal`` says what is recorded of them.
     """
-    parts = [examiner.outcomes([INTACT], "the intact model")[INTACT] for examiner in examiners]
+    parts = [evaluator.outcomes([INTACT], "the intact model")[INTACT] for evaluator in examiners]
     base: dict[str, BaseTask] = {}
-    for name, task in questions.tasks.items():
+    for name, task in eval_set.tasks.items():
         own = joined([part[name] for part in parts])
         chances = [item.chance for item in task.items]
         p_value = above_chance(own.correct, chances) if own.answer is None else 0.0  # answers have no chance level
@@ -134,7 +134,7 @@ def examine_base(
     if refused:
         name, entry = refused[0], base[refused[0]]
         items = len(entry.outcomes.correct)
-        chance = sum(item.chance for item in questions.tasks[name].items) / items
+        chance = sum(item.chance for item in eval_set.tasks[name].items) / items
         others = f" (and {', '.join(refused[1:])})" if len(refused) > 1 else ""
         raise TaskError(
             f"task {name!r}{others}: the intact model is at chance, {entry.accuracy:.3f} on {items} items where "

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from layerprune.artifacts import MEAN, Candidate, Interval, Objective
-from layerprune.data.items import Questions
+from layerprune.data.items import EvalSet
 from layerprune.errors import ModelError, UsageError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import Examiner
+from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.walk import replaced_forwards, split_hidden
 from layerprune.util import SILENT, Progress
 
@@ -32,8 +32,10 @@ Needs = Literal["items", "text", "nothing"]
 class Data:
     """What a metric may look at beside the model."""
 
-    questions: Questions | None = None
-    examiner: Examiner | None = None  # answers the questions under any removal and remembers; for ``needs = "items"``
+    eval_set: EvalSet | None = None
+    evaluator: CachedEvaluator | None = (
+        None  # answers the questions under any removal and remembers; for ``needs = "items"``
+    )
     objective: Objective = MEAN  # over the tasks, for ``needs = "items"``
     keep: int | None = None  # only this many of the candidates asked about matter; None: all of them
     seed: int = 0
@@ -48,12 +50,12 @@ class Data:
         The same items that ablation answers, so that metrics differ in what they measure and not in what they read.
         Raises ``UsageError`` where there is nothing to read.
         """
-        if self.questions is None:
+        if self.eval_set is None:
             raise UsageError("this metric reads text: give it items with --tasks")
-        items = [item for task in self.questions.tasks.values() for item in task.items]
+        items = [item for task in self.eval_set.tasks.values() for item in task.items]
         texts = [item.queries[0].parts[0].tokens for item in items if item.queries[0].parts]
         if not texts:
-            names = ", ".join(self.questions.tasks)
+            names = ", ".join(self.eval_set.tasks)
             raise UsageError(f"prompts with their answers are to be read and {names} only generates; add a task")
         return texts
 
@@ -71,7 +73,7 @@ class Metric(Protocol):
     source: ClassVar[str]  # paper, or where it comes from
     search: ClassVar[str]  # the search it is used with unless told otherwise
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Return one candidate per removal, in the order given."""
         ...
 
@@ -113,7 +115,7 @@ class Batch:
 
 
 def read(
-    subject: Subject,
+    loaded: LoadedModel,
     data: Data,
     label: str,
     most: int | None = None,
@@ -128,7 +130,7 @@ def read(
             starts.append(number)
     with data.progress.task(label, sum(map(len, texts)), "tokens") as advance:
         for start, stop in pairwise([*starts, len(texts)]):
-            batch = padded(texts[start:stop], subject.device)
+            batch = padded(texts[start:stop], loaded.device)
             yield batch
             advance(int(batch.lengths.sum()))
 
@@ -149,7 +151,7 @@ def padded(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -
 
 
 def compared_states(
-    subject: Subject, data: Data, spans: Sequence[Span], tokens: Tokens, measure: Measure, label: str
+    loaded: LoadedModel, data: Data, spans: Sequence[Span], tokens: Tokens, measure: Measure, label: str
 ) -> list[float]:
     """Return for each block the mean over tokens of ``measure(what goes in, what comes out)``, in one pass.
 
@@ -157,10 +159,10 @@ def compared_states(
     """
     sums = dict.fromkeys(spans, 0.0)
     count = 0
-    for batch in read(subject, data, label):
+    for batch in read(loaded, data, label):
         wanted = batch.places(tokens)
         count += int(wanted.sum())
-        for span, values in _measured(subject, batch.ids, wanted, list(sums), measure).items():
+        for span, values in _measured(loaded, batch.ids, wanted, list(sums), measure).items():
             sums[span] += float(values.sum())
     return [finite(sums[span] / count, label, span) for span in spans]
 
@@ -185,7 +187,7 @@ def candidate(removal: Removal, score: float, interval: Interval | None = None, 
 
 @torch.no_grad()
 def _measured(
-    subject: Subject, ids: torch.Tensor, wanted: torch.Tensor, spans: Sequence[Span], measure: Measure
+    loaded: LoadedModel, ids: torch.Tensor, wanted: torch.Tensor, spans: Sequence[Span], measure: Measure
 ) -> dict[Span, torch.Tensor]:
     """Return the measurements of every block on one batch; a state is kept while a block that began there is open."""
     ends = {first: max(last for start, last in spans if start == first) for first, _ in spans}
@@ -208,6 +210,6 @@ def _measured(
 
         return forward
 
-    with replaced_forwards(subject.layers, make):
-        subject.model(input_ids=ids, use_cache=False)
+    with replaced_forwards(loaded.layers, make):
+        loaded.model(input_ids=ids, use_cache=False)
     return found

@@ -12,7 +12,7 @@ from torch import nn
 
 from layerprune.artifacts import Candidate
 from layerprune.errors import ModelError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.metrics.base import Data, Needs, Scope, check_scope, finite
 
@@ -34,10 +34,10 @@ class Magnitude:
     source: ClassVar[str] = "Shortened LLaMA, arXiv:2402.02834"
     search: ClassVar[str] = "one-shot"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Add up the weights of every layer asked about once; raises ``ModelError`` where they are not numbers."""
         power = 1 if self.norm == "l1" else 2
-        sums = {i: power_sum(subject.layers[i], power) for i in {i for removal in removals for i in removal.layers}}
+        sums = {i: power_sum(loaded.layers[i], power) for i in {i for removal in removals for i in removal.layers}}
         scores = [sum(sums[i] for i in removal.layers) ** (1 / power) for removal in removals]
         return [
             Candidate(removal=removal.layers, score=finite(score, "magnitude", removal))
@@ -68,7 +68,7 @@ class Random:
     source: ClassVar[str] = "baseline"
     search: ClassVar[str] = "one-shot"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Draw one number for each removal; it depends on the seed and the removal only."""
         return [
             Candidate(removal=removal.layers, score=round(random.Random(f"{data.seed}:{removal}").random(), 6))
@@ -87,10 +87,10 @@ class ReverseOrder:
     source: ClassVar[str] = "baseline"
     search: ClassVar[str] = "one-shot"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Score a layer by its distance from the end; the last layer, which shapes the output, scores highest."""
         check_scope("reverse-order", self.scope, removals)
-        depth = len(subject.layers)
+        depth = len(loaded.layers)
         return [
             Candidate(removal=removal.layers, score=float(depth if layer == depth - 1 else depth - 1 - layer))
             for removal in removals

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from layerprune.artifacts import Candidate
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.metrics.base import Data, Needs, Scope, Tokens, check_scope, compared_states
 
@@ -32,11 +32,11 @@ class Cosine:
     source: ClassVar[str] = "ShortGPT, arXiv:2403.03853"
     search: ClassVar[str] = "one-shot"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts once; states are taken before the final norm, padding is not counted."""
         check_scope("cosine", self.scope, removals)
         spans = [(removal.layers[0], removal.layers[0]) for removal in removals]
-        scores = compared_states(subject, data, spans, self.tokens, turned, "cosine")
+        scores = compared_states(loaded, data, spans, self.tokens, turned, "cosine")
         return [Candidate(removal=removal.layers, score=score) for removal, score in zip(removals, scores, strict=True)]
 
 
@@ -63,11 +63,11 @@ class Angular:
     source: ClassVar[str] = "arXiv:2403.17887"
     search: ClassVar[str] = "blocks"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts once; the state after the last layer is taken before the final norm."""
         check_scope("angular", self.scope, removals)
         spans = [(removal.layers[0], removal.layers[-1]) for removal in removals]
-        scores = compared_states(subject, data, spans, self.tokens, angle, "angular distance")
+        scores = compared_states(loaded, data, spans, self.tokens, angle, "angular distance")
         return [Candidate(removal=removal.layers, score=score) for removal, score in zip(removals, scores, strict=True)]
 
 
@@ -98,11 +98,11 @@ class Relative:
     source: ClassVar[str] = "arXiv:2505.13898"
     search: ClassVar[str] = "one-shot"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts once; states are taken before the final norm, padding is not counted."""
         check_scope("relative", self.scope, removals)
         spans = [(removal.layers[0], removal.layers[0]) for removal in removals]
-        scores = compared_states(subject, data, spans, self.tokens, moved, "relative update")
+        scores = compared_states(loaded, data, spans, self.tokens, moved, "relative update")
         return [Candidate(removal=removal.layers, score=score) for removal, score in zip(removals, scores, strict=True)]
 
 

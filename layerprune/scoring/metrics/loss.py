@@ -13,7 +13,7 @@ import torch
 from layerprune.artifacts import Candidate
 from layerprune.data.items import Request
 from layerprune.errors import ModelError
-from layerprune.models.model import Subject
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import failures_last
 from layerprune.scoring.engine import MEMORY, Engine
@@ -29,13 +29,13 @@ INTACT = Removal(())
 
 
 def text_losses(
-    subject: Subject, texts: Sequence[tuple[int, ...]], removals: Sequence[Removal], data: Data, label: str
+    loaded: LoadedModel, texts: Sequence[tuple[int, ...]], removals: Sequence[Removal], data: Data, label: str
 ) -> np.ndarray:
     """Return the loss of every text under every removal, in nats summed over its tokens; (removals, texts).
 
     Every token but a text's first is predicted. What removals have in common is computed once.
     """
-    engine = Engine(subject, rows=data.rows, memory=data.memory)
+    engine = Engine(loaded, rows=data.rows, memory=data.memory)
     requests = [Request(tuple(text), len(text) - 1) for text in texts]
     with data.progress.task(label, len(texts) * len(removals), "texts") as advance:
         sums, _ = engine.measure(requests, [[i] for i in range(len(texts))], removals, advance)
@@ -61,13 +61,13 @@ class Perplexity:
     source: ClassVar[str] = "SLEB, arXiv:2402.09025; Shortened LLaMA, arXiv:2402.02834"
     search: ClassVar[str] = "greedy"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts intact and under each removal; the 95 % interval is a paired bootstrap over the texts."""
         texts = data.texts
-        losses = text_losses(subject, texts, [INTACT, *removals], data, "perplexity")
+        losses = text_losses(loaded, texts, [INTACT, *removals], data, "perplexity")
         # Scaled so that the plain mean over the texts is the mean over the tokens.
         if not np.isfinite(losses[0]).all():
-            raise not_finite(subject, "losses")
+            raise not_finite(loaded, "losses")
         rises = (losses[1:] - losses[0]) * (len(texts) / predicted_tokens(texts))  # (removals, texts)
         found = []
         for removal, own in zip(removals, rises, strict=True):
@@ -110,27 +110,27 @@ class Output:
     source: ClassVar[str] = "EvoPress, arXiv:2410.14649; FinerCut, arXiv:2405.18218"
     search: ClassVar[str] = "greedy"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Run every batch intact and under each removal; logits are compared in float32."""
         most = min(LOGIT_BYTES, (data.memory or MEMORY) // LOGIT_TENSORS)
-        budget = max(1, most // (4 * subject.vocabulary))
+        budget = max(1, most // (4 * loaded.vocabulary))
         sums, count = [0.0] * len(removals), 0
-        for batch in read(subject, data, "output distance", budget):
+        for batch in read(loaded, data, "output distance", budget):
             wanted = batch.places(self.tokens)
             count += int(wanted.sum())
-            intact = _logits(subject, Removal(()), batch.ids, wanted)
+            intact = _logits(loaded, Removal(()), batch.ids, wanted)
             if not bool(intact.isfinite().all()):
-                raise not_finite(subject, "logits")
+                raise not_finite(loaded, "logits")
             for number, removal in enumerate(removals):
-                own = _logits(subject, removal, batch.ids, wanted)
+                own = _logits(loaded, removal, batch.ids, wanted)
                 sums[number] += float(distance(self.by, intact, own).double().sum())
         return failures_last([candidate(removal, total / count) for removal, total in zip(removals, sums, strict=True)])
 
 
 @torch.no_grad()
-def _logits(subject: Subject, removal: Removal, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def _logits(loaded: LoadedModel, removal: Removal, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return the logits at the wanted places, (tokens, vocabulary), float32."""
-    with subject.without(removal) as model:
+    with loaded.without(removal) as model:
         logits = model(input_ids=ids, use_cache=False).logits
     return logits[wanted.to(logits.device)].float()
 
@@ -170,10 +170,10 @@ class Taylor:
     source: ClassVar[str] = "Shortened LLaMA, arXiv:2402.02834 (of=weights)"
     search: ClassVar[str] = "one-shot"
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts once, forward and backward, and add up the layers of each removal."""
         asked_about = [removal.layers for removal in removals]
-        values = update_slopes(subject, data) if self.of == "update" else weight_slopes(subject, data)
+        values = update_slopes(loaded, data) if self.of == "update" else weight_slopes(loaded, data)
         return [
             Candidate(
                 removal=removal.layers,
@@ -183,14 +183,14 @@ class Taylor:
         ]
 
 
-def update_slopes(subject: Subject, data: Data) -> list[float]:
+def update_slopes(loaded: LoadedModel, data: Data) -> list[float]:
     """Return per layer -dL/da, nats/token, where the layer's update of the stream is scaled by 1 + a, at a = 0.
 
     L is the mean loss per predicted token. Taking a to -1 is skipping the layer: the slope is the guess of its cost.
     """
-    depth = len(subject.layers)
+    depth = len(loaded.layers)
     totals = torch.zeros(depth, dtype=torch.float64)
-    scales = [torch.zeros((), device=subject.device, requires_grad=True) for _ in range(depth)]
+    scales = [torch.zeros((), device=loaded.device, requires_grad=True) for _ in range(depth)]
 
     def make(index: int, original: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -202,16 +202,16 @@ def update_slopes(subject: Subject, data: Data) -> list[float]:
 
         return forward
 
-    for batch in read(subject, data, "Taylor", BATCH_TOKENS):
-        with torch.enable_grad(), replaced_forwards(subject.layers, make):
-            slopes = torch.autograd.grad(summed_loss(subject, batch), scales)
+    for batch in read(loaded, data, "Taylor", BATCH_TOKENS):
+        with torch.enable_grad(), replaced_forwards(loaded.layers, make):
+            slopes = torch.autograd.grad(summed_loss(loaded, batch), scales)
         totals -= torch.stack([slope.double().cpu() for slope in slopes])
     return [float(value) for value in totals / predicted_tokens(data.texts)]
 
 
-def weight_slopes(subject: Subject, data: Data) -> list[float]:
+def weight_slopes(loaded: LoadedModel, data: Data) -> list[float]:
     """Return per layer the sum over its weights of |w dL/dw|, nats/token; L is the mean loss per predicted token."""
-    weights = [[w for w in layer.parameters() if w.dim() >= 2] for layer in subject.layers]
+    weights = [[w for w in layer.parameters() if w.dim() >= 2] for layer in loaded.layers]
     flat = [weight for own in weights for weight in own]
     if not flat or not all(weight.is_floating_point() for weight in flat):
         raise ModelError("the layers hold packed (quantised) weights: taylor:of=weights needs them as plain numbers")
@@ -220,9 +220,9 @@ def weight_slopes(subject: Subject, data: Data) -> list[float]:
     try:
         for weight in flat:
             weight.requires_grad_(True)
-        for batch in read(subject, data, "Taylor", BATCH_TOKENS):
+        for batch in read(loaded, data, "Taylor", BATCH_TOKENS):
             with torch.enable_grad():  # weights that this text never reached (experts) have no slope
-                slopes = torch.autograd.grad(summed_loss(subject, batch), flat, allow_unused=True)
+                slopes = torch.autograd.grad(summed_loss(loaded, batch), flat, allow_unused=True)
             for total, slope in zip(sums, slopes, strict=True):
                 if slope is not None:
                     total += slope
@@ -233,9 +233,9 @@ def weight_slopes(subject: Subject, data: Data) -> list[float]:
     return [sum(next(products) for _ in own) / predicted_tokens(data.texts) for own in weights]
 
 
-def summed_loss(subject: Subject, batch: Batch) -> torch.Tensor:
+def summed_loss(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     """Return the loss of a batch in nats, summed over every token of the texts but their first."""
-    logits = subject.model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
+    logits = loaded.model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
     asked = batch.ids[:, 1:].to(logits.device)
     wanted = batch.places("all")[:, 1:].to(logits.device)
     return torch.nn.functional.cross_entropy(logits[wanted].float(), asked[wanted], reduction="sum")
@@ -270,7 +270,7 @@ class Shapley:
         if self.permutations < 2 or self.texts < 1:
             raise ValueError(f"needed are 2 permutations and 1 text, got {self.permutations} and {self.texts}")
 
-    def score(self, subject: Subject, removals: Sequence[Removal], data: Data) -> list[Candidate]:
+    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Let all layers go in random orders; the 95 % interval covers the choice of orders, not of texts."""
         asked_about = [list(removal.layers) for removal in removals]
         texts = spread(data.texts, self.texts)
@@ -279,14 +279,14 @@ class Shapley:
 
         def losses(sets: Sequence[Gone]) -> Sequence[float]:
             asked = [Removal.from_layers(gone) for gone in sets]
-            found = text_losses(subject, texts, asked, data, "Shapley values").sum(axis=1) / predicted_tokens(texts)
+            found = text_losses(loaded, texts, asked, data, "Shapley values").sum(axis=1) / predicted_tokens(texts)
             known = np.isfinite(found)
             if not known[sets.index(frozenset())]:
-                raise not_finite(subject, "losses")
+                raise not_finite(loaded, "losses")
             failed.update(gone for gone, fine in zip(sets, known, strict=True) if not fine)
             return np.where(known, found, found[known].max()).tolist()  # without a finite loss: as bad as the worst
 
-        orders = drawn_orders(len(subject.layers), self.permutations, data.seed)
+        orders = drawn_orders(len(loaded.layers), self.permutations, data.seed)
         rises = marginal_rises(losses, orders)  # (permutations, layers)
         breaking = breaking_players(orders, failed)
         found = []
