@@ -46,6 +46,15 @@ if TYPE_CHECKING:
     from layerprune.models.model import LoadedModel
     from layerprune.recipes import Finished
 
+
+if TYPE_CHECKING:
+    from layerprune.artifacts import Audit, Front, HealLog, Plan, Receipt, Scores, Study
+    from layerprune.auditor.verification import Verification
+    from layerprune.hub import Pushed
+    from layerprune.inspection import Inspection
+    from layerprune.models.model import LoadedModel
+    from layerprune.recipes import Finished
+
     Pair = tuple[Any, Any]  # a PreTrainedModel and its tokenizer
     PathLike = str | Path
 

@@ -227,7 +227,7 @@ class PathTo(Kind):
 
 
 @dataclass(frozen=True)
-class Document(Kind):
+class DocumentFile(Kind):
     """A document: the path of its file, or what was read from it."""
 
     metavar: str = "FILE"
@@ -248,7 +248,7 @@ class Labelled(Kind):
             if not (label and equals and path):
                 raise ValueError(f"{value!r} is not a label and a plan; write cosine=cosine/plan.json")
             return {label: Path(path)}
-        return {str(label): Document().read(path) for label, path in _items(value)}
+        return {str(label): DocumentFile().read(path) for label, path in _items(value)}
 
 
 def _short(value: Any) -> str:
@@ -569,7 +569,9 @@ class AuditConfig(PromptOptions, MachineOptions):
     compare: Mapping[str, Any] | None = option(
         Labelled(), "Another plan for the same base, run on the same items too.", many=True
     )
-    scores: tuple[Any, ...] = option(Document(), "scores.json of another metric, to be shown beside.", (), many=True)
+    scores: tuple[Any, ...] = option(
+        DocumentFile(), "scores.json of another metric, to be shown beside.", (), many=True
+    )
     text: Path | None = option(PathTo("FILE"), "A .txt or .jsonl text for perplexity and KL, too.")
     generation: bool = option(Flag(negative=True), "Look at what both models write, too.", True)
     speed: bool = option(Flag(negative=True), "Time both models, too.", False)

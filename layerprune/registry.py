@@ -78,7 +78,7 @@ TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
 @dataclasses.dataclass(frozen=True)
-class Option:
+class SpecOption:
     """One option of a registered thing, as its dataclass field declares it."""
 
     name: str
@@ -137,12 +137,12 @@ def normalised(registry: Registry, spec: str) -> str:
     return spec_of(entry.name, instance)
 
 
-def declared_options(entry: Entry) -> tuple[Option, ...]:
+def declared_options(entry: Entry) -> tuple[SpecOption, ...]:
     """Return what can be set on a registered thing, for help tables."""
     cls = _dataclass(entry)
     hints = typing.get_type_hints(cls)
     return tuple(
-        Option(
+        SpecOption(
             name=field.name,
             type=_words(hints[field.name]),
             default="needed" if _default(field) is dataclasses.MISSING else _written(_default(field)),

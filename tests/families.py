@@ -6,7 +6,7 @@ from pathlib import Path
 
 from layerprune.architecture import load_config, read_architecture
 from layerprune.architecture.tiny import save_tiny, tiny_config, tiny_model, types
-from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
+from layerprune.artifacts import MetricRef, Plan, PlanLimits, SearchRef
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.checkpoint.location import reference
 from layerprune.removal import Removal
@@ -35,7 +35,7 @@ def make_plan(folder: Path, removal: Removal) -> Plan:
         model=model,
         metric=metric,
         search=SearchRef(name="one-shot"),
-        limits=Limits(),
+        limits=PlanLimits(),
         requested=str(len(removal)),
         removal=removal.layers,
         order=removal.layers,

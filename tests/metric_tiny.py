@@ -10,7 +10,7 @@ from families import tiny_config, tiny_model
 
 from layerprune.architecture import read_architecture
 from layerprune.artifacts import ModelRef
-from layerprune.data.items import EvalSet, EvalTask, Item, Query, Request
+from layerprune.data.items import EvalItem, EvalSet, EvalTask, Query, Request
 from layerprune.models.model import LoadedModel
 from layerprune.scoring.metrics.base import Data
 
@@ -30,7 +30,7 @@ def texts_of(lengths=(5, 17, 9, 9, 2), vocabulary: int = 96, seed: int = 0) -> l
 
 def data_of(texts, seed: int = 0) -> Data:
     """Data whose items' prompts with their first answers are these texts."""
-    items = [Item(f"{n:016x}", 0.5, (Query((Request(tuple(text), 1),)),)) for n, text in enumerate(texts)]
+    items = [EvalItem(f"{n:016x}", 0.5, (Query((Request(tuple(text), 1),)),)) for n, text in enumerate(texts)]
     task = EvalTask("texts", "train", "acc", 0, tuple(items), judge=None)  # type: ignore[arg-type]
     return Data(eval_set=EvalSet({"texts": task}), seed=seed)
 

@@ -14,11 +14,11 @@ from layerprune.artifacts import (
     Continuation,
     FlippedItem,
     Generation,
+    LayerRanking,
     MeasuredSpeed,
     Outcomes,
     OwnAnswers,
     Ranked,
-    Ranking,
     Speed,
     TaskData,
     TextLoss,
@@ -75,7 +75,7 @@ def folder(where: Path, *, healed: bool = False, items: int = 240) -> Path:
         speed=_speed(),
         layerwise=layerwise(alone, parts, tasks, UNHEALED if healed else PRUNED),
         rankings=(
-            Ranking(
+            LayerRanking(
                 metric="cosine", unit="1-cos", source=f"{2 * items} audit items",
                 ranking=tuple(Ranked(unit=unit, score=abs(rng.gauss(0.05, 0.03))) for unit in range(DEPTH)),
             ),

@@ -3,7 +3,7 @@
 from audit_samples import model_ref
 
 from layerprune.artifacts import MEAN, BaseTask, MetricRef, Outcomes, Round, Scores, TaskData
-from layerprune.scoring.aggregation import Intact, judge
+from layerprune.scoring.aggregation import BaseOutcomes, judge
 
 INTACT = {"toy": "11111111", "more": "00101111"}  # chance .25
 WITHOUT = (  # layer by layer; nothing right of "more" is below chance
@@ -26,7 +26,7 @@ def scores() -> Scores:
         )
         for task in INTACT
     )  # fmt: skip
-    intact = Intact.of(data, base, "accuracy", MEAN)
+    intact = BaseOutcomes.of(data, base, "accuracy", MEAN)
     own = [{task: Outcomes(correct=bits) for task, bits in layer.items()} for layer in WITHOUT]
     return Scores(
         model=model_ref(layers=6),

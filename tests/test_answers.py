@@ -21,7 +21,7 @@ from layerprune.removal import Removal
 from layerprune.scoring import cached_evaluator
 from layerprune.scoring.cached_evaluator import own_answers
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 
 INTACT, REMOVALS = Removal(()), [Removal(()), Removal.of(1), Removal.of(2, 4)]
 WRITING = """task: writing
@@ -56,7 +56,7 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def load_model(place):
+def loaded(place):
     return LoadedModel.load(str(place / "base"))
 
 
@@ -80,7 +80,7 @@ def test_answers_are_read_as_plain_forwards_read_them(place, loaded):
     eval_set = own_answers(engine, load(place, loaded, "writing", "toy"))
     assert eval_set.tasks["writing"].data().metric == OWN_ANSWER
     assert eval_set.tasks["toy"].data() == load(place, loaded, "toy").tasks["toy"].data()
-    found = examine(engine, eval_set, REMOVALS)
+    found = evaluate(engine, eval_set, REMOVALS)
     items = eval_set.tasks["writing"].items
     for removal in REMOVALS:
         expected = np.array([by_plain_forwards(loaded, item, removal) for item in items])

@@ -216,7 +216,7 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_asked(out, tasks
     def asked(*arguments, **options):
         raise AssertionError("asked all the same")
 
-    monkeypatch.setattr("layerprune.auditor.auditor.examine", asked)
+    monkeypatch.setattr("layerprune.auditor.auditor.evaluate", asked)
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(UsageError, match="at least 254 are needed"):
         run(out, tasks, text=tmp_path / "short.txt")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerprune.auditor.generation import Text, faults, health, repeated_share, surprise, write
+from layerprune.auditor.generation import Continued, faults, health, repeated_share, surprise, write
 from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, time_both, windows_of
 from layerprune.errors import UsageError
 from layerprune.models.generation import can_be_batched
@@ -104,14 +104,14 @@ def test_a_model_that_looks_at_padding_is_asked_one_prompt_at_a_time(subjects, m
 
 def test_surprise_is_the_mean_negative_log_likelihood(subjects):
     base, _ = subjects
-    text = Text((1, 2, 3), (4, 5), "x", ended=False)
+    text = Continued((1, 2, 3), (4, 5), "x", ended=False)
     logs = by_hand(base, [1, 2, 3, 4, 5])
     assert surprise(base, text) == pytest.approx(-float(logs[2][4] + logs[3][5]) / 2, rel=1e-5)
-    assert surprise(base, Text((1,), (), "", ended=True)) is None
+    assert surprise(base, Continued((1,), (), "", ended=True)) is None
 
 
 def text(ids=tuple(range(40)), words="All is well with this sentence.", ended=False):
-    return Text((1, 2), tuple(ids), words, ended)
+    return Continued((1, 2), tuple(ids), words, ended)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_repeated_share_counts_windows_seen_before():
 
 def test_health_compares_pair_by_pair():
     prompts = ["a", "b", "c", "d"]
-    sound = [Text((1, 2), tuple(range(10, 30)), "fine", False) for _ in prompts]
-    loops = [Text((1, 2), (10, 11, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9), "loop", False)] * 3 + [sound[3]]
+    sound = [Continued((1, 2), tuple(range(10, 30)), "fine", False) for _ in prompts]
+    loops = [Continued((1, 2), (10, 11, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9), "loop", False)] * 3 + [sound[3]]
 
     class Judge:
         device = "cpu"

@@ -5,7 +5,7 @@ import audit_tiny
 import heal_tiny
 import pytest
 
-from layerprune.artifacts import PRUNED, UNHEALED, Audit, CorpusRef, HealerRef, HealLog, Overlap
+from layerprune.artifacts import PRUNED, UNHEALED, Audit, CorpusOverlap, CorpusRef, HealerRef, HealLog
 from layerprune.auditor import audit
 from layerprune.auditor.verification import verify
 from layerprune.healing import HEALERS
@@ -32,7 +32,7 @@ def healed(home, tmp_path, monkeypatch):
 def corpus(**overlap):
     return CorpusRef(
         source="prose.txt", fingerprint="sha256:0", documents=9, heldout_documents=1, dropped_documents=1, window=8,
-        overlap={name: Overlap(split="test", items=20, unlooked=0, found=found) for name, found in overlap.items()},
+        overlap={task: CorpusOverlap(split="test", items=20, unlooked=0, found=n) for task, n in overlap.items()},
         windows=9, heldout_windows=1, counted=72, answers_only=False,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from layerprune.auditor import audit
 from layerprune.auditor.comparison import adjusted, compare_models, overall, verdict
 from layerprune.auditor.rerun import _on_the_edge, repeat
 from layerprune.auditor.verification import verify
-from layerprune.data.items import EvalTask, Item
+from layerprune.data.items import EvalItem, EvalTask
 from layerprune.errors import UsageError
 from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
@@ -336,7 +336,7 @@ def test_only_an_item_on_the_edge_may_turn():
                 return ["four", "sixteen characters"]
 
     def edge(margin, dtype="bfloat16", metric="acc"):
-        item = Item("mark", 0.5, (), key=[SimpleNamespace(doc={})])
+        item = EvalItem("mark", 0.5, (), key=[SimpleNamespace(doc={})])
         task = EvalTask("toy", "test", metric, 0, (item,), Judge())
         return _on_the_edge(task, 0, Outcomes(correct="1", margin=None if margin is None else (margin,)), dtype)
 

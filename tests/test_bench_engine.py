@@ -3,9 +3,9 @@
 import time
 
 import pytest
-from demo.eval_set import TASKS, fetch_questions
 
 from demo.model import fetch_model
+from demo.questions import TASKS, fetch_questions
 from layerprune.data.tasks import load_eval_set
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal

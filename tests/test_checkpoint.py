@@ -25,7 +25,7 @@ from layerprune.checkpoint import (
     write_shards,
     writer,
 )
-from layerprune.checkpoint.writer import Part
+from layerprune.checkpoint.writer import TensorPart
 from layerprune.errors import CheckpointError, ExportError, ModelError
 
 TENSORS = {
@@ -223,11 +223,11 @@ def test_locate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the Hub does not give it at revision 'main'" in one_line_error(error)
 
 
-def parts_of(folder: Path) -> list[Part]:
-    return [Part.of(tensor, tensor.name) for tensor in Checkpoint.open(folder).tensors.values()]
+def parts_of(folder: Path) -> list[TensorPart]:
+    return [TensorPart.of(tensor, tensor.name) for tensor in Checkpoint.open(folder).tensors.values()]
 
 
-def write(out: Path, parts: list[Part], max_bytes: int | None = None) -> dict[str, torch.Tensor]:
+def write(out: Path, parts: list[TensorPart], max_bytes: int | None = None) -> dict[str, torch.Tensor]:
     with new_folder(out) as folder:
         list(write_shards(folder, plan_shards(parts, max_bytes), {"format": "pt"}))
     checkpoint = Checkpoint.open(out)
@@ -265,13 +265,16 @@ def test_slices_of_an_axis(tmp_path: Path) -> None:
     kept = (0, 2, 3, 5)
     written = write(
         tmp_path / "out",
-        [Part.slices(tensors["columns"], "columns", 1, 6, kept), Part.slices(tensors["rows"], "rows", 0, 6, kept)],
+        [
+            TensorPart.slices(tensors["columns"], "columns", 1, 6, kept),
+            TensorPart.slices(tensors["rows"], "rows", 0, 6, kept),
+        ],
     )
     expected = value.view(5, 6, 4)[:, kept].reshape(5, 16)
     assert torch.equal(written["columns"], expected)
     assert torch.equal(written["rows"], expected.T)
     with pytest.raises(CheckpointError, match="is not 7 equal slices"):
-        Part.slices(tensors["columns"], "columns", 1, 7, kept)
+        TensorPart.slices(tensors["columns"], "columns", 1, 7, kept)
 
 
 def test_new_folder_is_all_or_nothing(tmp_path: Path) -> None:

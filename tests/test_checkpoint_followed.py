@@ -58,19 +58,19 @@ def test_what_waits_to_be_flushed_is_not_flushed_for_a_writer_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed, going, abandoned = [], threading.Event(), threading.Event()
-    real = writer.Followed.abandon
+    real = writer.FollowedFile.abandon
 
     def slow(path: Path) -> None:
         flushed.append(path.name)
         going.set()
         abandoned.wait(20)
 
-    def abandon(followed: writer.Followed) -> None:
+    def abandon(followed: writer.FollowedFile) -> None:
         real(followed)
         abandoned.set()
 
     monkeypatch.setattr(writer, "flush_to_disk", slow)
-    monkeypatch.setattr(writer.Followed, "abandon", abandon)
+    monkeypatch.setattr(writer.FollowedFile, "abandon", abandon)
     paths = [tmp_path / name for name in "abcd"]
 
     def write() -> None:

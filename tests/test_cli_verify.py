@@ -88,7 +88,7 @@ def test_items_asked_again_agree(home):
 def test_an_item_that_does_not_repeat_is_a_problem(home, monkeypatch):
     from layerprune.auditor import rerun
 
-    found = rerun.Repeated(1, 1, 0.4, ("toy: item 0123 does not repeat for the pruned model",))
+    found = rerun.RerunResult(1, 1, 0.4, ("toy: item 0123 does not repeat for the pruned model",))
     monkeypatch.setattr(rerun, "repeat", lambda *args, **kwargs: found)
     result = layerprune("verify", home / "smaller", "--rerun", 1)
     assert result.exit_code == 1

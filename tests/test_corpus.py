@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from layerprune.auditor.performance import read_text
 from layerprune.data.corpus import (
     IGNORED,
-    Document,
     Passage,
+    TextDocument,
     build_corpus,
     chat_passage,
     find_overlap,
@@ -91,14 +91,14 @@ def test_every_form_of_a_corpus_is_read(tmp_path):
     import pyarrow.parquet
 
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    expected = Document(messages=(("user", "a"), ("assistant", "b")))
+    expected = TextDocument(messages=(("user", "a"), ("assistant", "b")))
     (tmp_path / "a.txt").write_text("first\nstill first\n\n\nsecond\n")
     write(tmp_path / "b.jsonl", {"text": "t"}, {"messages": chat}, {"prompt": "a", "completion": "b"},
           {"prompt": chat[:1], "completion": chat[1:]})  # fmt: skip
     pyarrow.parquet.write_table(pyarrow.table({"text": ["p", "q"], "source": ["x", "y"]}), tmp_path / "c.parquet")
     (tmp_path / "notes.csv").write_text("not read")
     assert [d.text for d in read_documents(str(tmp_path / "a.txt"))[1]] == ["first\nstill first", "second"]
-    assert read_documents(str(tmp_path / "b.jsonl")) == ("b.jsonl", [Document(text="t"), *[expected] * 3])
+    assert read_documents(str(tmp_path / "b.jsonl")) == ("b.jsonl", [TextDocument(text="t"), *[expected] * 3])
     assert [d.text for d in read_documents(str(tmp_path / "c.parquet"))[1]] == ["p", "q"]
     name, everything = read_documents(str(tmp_path))
     assert name == tmp_path.name
@@ -118,7 +118,7 @@ def test_a_hub_dataset_is_asked_for_by_name_and_split(monkeypatch):
 
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or [{"text": "t"}])
-    assert read_documents("owner/name") == ("owner/name", [Document(text="t")])
+    assert read_documents("owner/name") == ("owner/name", [TextDocument(text="t")])
     read_documents("owner/name:test[:10]")
     assert asked == [("owner/name", "train"), ("owner/name", "test[:10]")]
 
@@ -157,9 +157,9 @@ SENTENCE = "the old clock in the tower struck nine while rain fell on every empt
 def test_items_are_found_by_thirteen_words_whatever_their_case_and_punctuation():
     words = SENTENCE.split()
     documents = [
-        Document(text=f"Yesterday, {SENTENCE.title().replace(' ', ', ')}."),
-        Document(text=" ".join(words[:12]) + " and then " + " ".join(words[12:])),  # twelve in a row, not thirteen
-        Document(messages=(("user", "what?"), ("assistant", f"{SENTENCE}!"))),
+        TextDocument(text=f"Yesterday, {SENTENCE.title().replace(' ', ', ')}."),
+        TextDocument(text=" ".join(words[:12]) + " and then " + " ".join(words[12:])),  # twelve in a row, not thirteen
+        TextDocument(messages=(("user", "what?"), ("assistant", f"{SENTENCE}!"))),
     ]
     overlap, holders = find_overlap(documents, {"toy": ("test", {"mark": SENTENCE, "other": "x " * 20})})
     assert holders == {0, 2}
@@ -170,7 +170,7 @@ def test_items_are_found_by_thirteen_words_whatever_their_case_and_punctuation()
 def test_short_items_are_found_whole_and_very_short_ones_not_looked_for():
     items = {"nine": "a cat sat on the mat and was happy", "seven": "a cat sat on the mat and"}
     texts = ("Once a cat sat on the mat and was happy there", "a cat sat on the mat and")
-    documents = [Document(text=text) for text in texts]
+    documents = [TextDocument(text=text) for text in texts]
     overlap, holders = find_overlap(documents, {"toy": ("test", items)})
     assert holders == {0}
     assert (overlap["toy"].found, overlap["toy"].unlooked) == (("nine",), 1)

@@ -22,7 +22,7 @@ from layerprune.removal import Removal
 from layerprune.scoring import cached_evaluator
 from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 
 REMOVALS = [Removal(()), Removal.of(1), Removal.of(4), Removal.of(1, 4)]
 
@@ -44,7 +44,7 @@ def small_blocks(monkeypatch):
 
 def test_blocks_together_are_the_whole(asked):
     loaded, eval_set = asked
-    whole = examine(Engine(loaded), eval_set, REMOVALS)
+    whole = evaluate(Engine(loaded), eval_set, REMOVALS)
     made = CachedEvaluator(Engine(loaded), eval_set)
     assert len(made.blocks) == 5
     found = made.outcomes(REMOVALS)

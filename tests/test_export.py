@@ -281,7 +281,7 @@ def test_shard_that_disappears(base: Path, tmp_path: Path, monkeypatch: pytest.M
     plan = make_plan(base, DROP)
     check = exporter._check_space
 
-    def unlinked(job: exporter.Job, out: Path) -> None:
+    def unlinked(job: exporter.ExportJob, out: Path) -> None:
         check(job, out)
         (base / "model.safetensors").unlink()
 

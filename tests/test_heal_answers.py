@@ -7,7 +7,7 @@ import heal_tiny
 import pytest
 import torch
 
-from layerprune.data.corpus import Document, build_corpus
+from layerprune.data.corpus import TextDocument, build_corpus
 from layerprune.errors import UsageError
 from layerprune.exporter import export
 from layerprune.healing import finetune
@@ -22,7 +22,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 CHATS = tuple(
-    Document(messages=chat)
+    TextDocument(messages=chat)
     for chat in (
         (("user", "Where is the river?"), ("assistant", "There.")),
         (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And now?"), ("assistant", "Bye")),
@@ -65,7 +65,7 @@ def said(base, messages, most):
 
 
 def test_every_answer_is_what_the_base_says_to_its_prompt_alone(base, tmp_path):
-    written = AnswerWriter(base, 6).rewrite([Document(text="prose"), *CHATS], tmp_path)
+    written = AnswerWriter(base, 6).rewrite([TextDocument(text="prose"), *CHATS], tmp_path)
     assert [len(document.messages) for document in written] == [2, 5, 2]
     for old, new in zip(CHATS, written, strict=True):
         for place, (role, content) in enumerate(new.messages):
@@ -115,4 +115,4 @@ def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeyp
 
 def test_prose_asks_nothing(base, tmp_path):
     with pytest.raises(UsageError, match="the corpus holds none: give chats"):
-        AnswerWriter(base, 6).rewrite([Document(text="prose")], tmp_path)
+        AnswerWriter(base, 6).rewrite([TextDocument(text="prose")], tmp_path)

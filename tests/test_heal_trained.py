@@ -21,7 +21,7 @@ from layerprune.healing.distill import Distill, DistillationLoss, DistillationMi
 from layerprune.healing.finetune import Lora, Seams
 from layerprune.healing.healer import heal
 from layerprune.healing.losses import Head, NextToken
-from layerprune.healing.training import Text, Training, make_trainable, train
+from layerprune.healing.training import Training, TrainingText, make_trainable, train
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.util import SILENT
@@ -39,7 +39,7 @@ def home(tmp_path_factory):
     make_trainable(base.model, {name for name, _ in base.model.named_parameters()})
     corpus = build_corpus(str(prose), base.tokenizer, window=WINDOW)
     schooling = Training(steps=40, lr=0.01, precision="float32", warmup=4, measures=1)
-    train(base.model, NextToken(), Text(corpus.train, corpus.heldout), schooling, folder / "schooling")
+    train(base.model, NextToken(), TrainingText(corpus.train, corpus.heldout), schooling, folder / "schooling")
     base.model.save_pretrained(folder / "base")
     heal_tiny.pruned(folder, 2, 4)
     return folder

@@ -12,7 +12,7 @@ from layerprune.errors import RefusedError, TaskError, UsageError
 from layerprune.planner.plan_documents import plan_warnings
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import (
-    Intact,
+    BaseOutcomes,
     asked_objective,
     can_be_split,
     check_tasks,
@@ -47,7 +47,7 @@ def drawn(seed, signal="accuracy", objective=MEAN, count=5):
     others = [{"a": outcomes(rng, 30, 0.7), "b": outcomes(rng, 50, 0.75)} for _ in range(count)]
     data = [TaskData(task=t, split="train", items=1, fingerprints=(), num_fewshot=0, metric="acc", chance=c)
             for t, c in CHANCES.items()]  # fmt: skip
-    return Intact.of(data, base, signal, objective), others
+    return BaseOutcomes.of(data, base, signal, objective), others
 
 
 def mean(correct):
@@ -105,7 +105,7 @@ def test_intervals_of_signals_cover_the_truth_as_often_as_they_say():
             margin=tuple(m - 0.3 + 0.5 * float(rng.normal()) for m in base.margin),
         )
         for signal in covered:
-            intact = Intact({"t": base}, {"t": 0.25}, signal)
+            intact = BaseOutcomes({"t": base}, {"t": 0.25}, signal)
             low, high = judge(intact, (1,), {"t": worse}).interval
             scale = mean(base.correct) - 0.25
             lost_p = 0.2 * np.mean(base.gold_probability)
@@ -272,7 +272,7 @@ def test_answers_are_judged_again_as_they_were_judged():
 def test_below_chance_there_are_no_ties_and_a_floor_of_nothing_is_kept():
     base = {"t": Outcomes(correct="1" * 6 + "0" * 4)}
     worse, worst = ({"t": Outcomes(correct="1" * right + "0" * (10 - right))} for right in (2, 0))
-    intact = Intact(base, {"t": 0.25}, objective=Objective(floors={"t": 0.0}))
+    intact = BaseOutcomes(base, {"t": 0.25}, objective=Objective(floors={"t": 0.0}))
     found = [judge(intact, (layer,), own) for layer, own in enumerate((worst, worse))]
     assert [one.score for one in found] == pytest.approx([0.6 / 0.35, 0.4 / 0.35], abs=1e-6)
     assert [one.removal for one in sorted(found, key=by_importance)] == [(1,), (0,)]
@@ -307,7 +307,7 @@ def ranked_scores(layers, items, seed, objective=MEAN, spread=0.3, stopped=None)
     true = np.abs(np.random.default_rng(99).normal(size=(2, layers))) * spread  # the layers are the same for every seed
     base = {t: Outcomes(correct="".join("01"[int(rng.random() < 0.9)] for _ in range(items))) for t in ("toy", "more")}
     data = [one.model_copy(update={"items": items}) for one in scores.data]
-    intact = Intact.of(data, base, "accuracy", objective)
+    intact = BaseOutcomes.of(data, base, "accuracy", objective)
     candidates = []
     for layer in range(layers):
         own = {}

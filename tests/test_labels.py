@@ -12,7 +12,7 @@ from layerprune.data.tasks import load_eval_set
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 
 INTACT = Removal(())
 WORDS = list(audit_tiny.WORDS[:4])
@@ -24,7 +24,7 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def load_model(base):
+def loaded(base):
     return LoadedModel.load(str(base))
 
 
@@ -106,5 +106,5 @@ def test_every_signal_of_a_task_with_such_items_is_scored_and_said(base, loaded,
         scores = Scores.load(out / "scores.json")
         assert scores.data[0].chance == pytest.approx(0.25 * 58 / 60, abs=1e-6)
         assert scores.base["odd"].outcomes.gold_probability.count(0.0) >= 2
-    found = examine(Engine(loaded), asked(loaded, folder, "selection"), [INTACT], margins=True)[INTACT]["odd"]
+    found = evaluate(Engine(loaded), asked(loaded, folder, "selection"), [INTACT], margins=True)[INTACT]["odd"]
     assert found.margin.count(0.0) == 2

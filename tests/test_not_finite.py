@@ -16,7 +16,7 @@ from layerprune.scoring import cached_evaluator
 from layerprune.scoring.aggregation import failures_last
 from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 from layerprune.scoring.metrics.ablation import INTACT, Ablation
 from layerprune.scoring.metrics.base import Data
 from layerprune.scoring.metrics.loss import Output, Perplexity, Shapley, breaking_players
@@ -146,7 +146,7 @@ def test_a_race_puts_it_out_at_once(asked, monkeypatch):
 def test_what_is_asked_for_other_purposes_counts_it_wrong_and_says_so(asked):
     loaded, eval_set = asked
     heard = Heard()
-    found = examine(Engine(loaded), eval_set, [INTACT, *SINGLE], heard)
+    found = evaluate(Engine(loaded), eval_set, [INTACT, *SINGLE], heard)
     assert found[SINGLE[BROKEN]]["toy"].correct == "0" * 60
     assert heard.notes == ["without {2} the log-likelihoods of 60 items are not finite: counted wrong"]
 

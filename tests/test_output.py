@@ -57,7 +57,8 @@ def commands(home, out):
 
 
 SLOW = (
-    "layerprune.models.model.LoadedModel.load", "layerprune.exporter.exporter.locate", "layerprune.auditor.inputs.locate",
+    "layerprune.models.model.LoadedModel.load", "layerprune.exporter.exporter.locate",
+    "layerprune.auditor.inputs.locate",
     "layerprune.analysis.measurements.locate", "layerprune.healing.healer.build_corpus",
     "layerprune.planner.session.locate",
 )  # fmt: skip

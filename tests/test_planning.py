@@ -8,7 +8,7 @@ from cli_tiny import done, last_line
 
 from layerprune.architecture import read_architecture
 from layerprune.architecture.tiny import save_tiny, tiny_config
-from layerprune.artifacts import Candidate, Limits, Plan, Round, Scores
+from layerprune.artifacts import Candidate, Plan, PlanLimits, Round, Scores
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError
 from layerprune.planner import keeping_period
@@ -187,7 +187,7 @@ def test_the_best_of_a_race_for_more_layers_have_no_order():
     rounds = (Round(removed=(), candidates=(*best, Candidate(removal=(2,), score=0.5))),)
 
     def named(*order, protect=()):
-        return unordered(SearchResult(order, rounds, (), None), Limits(protect=protect))
+        return unordered(SearchResult(order, rounds, (), None), PlanLimits(protect=protect))
 
     assert named(3, 4) == named(3, 4, 2) == named(3, protect=(4,)) == ()
     assert "a race for more layers had {4} among those to go after a part of the items" in named(3)[0]

@@ -62,12 +62,12 @@ def test_ablation_equals_lm_eval_on_the_physically_pruned_model(model, tmp_path)
     from layerprune.exporter import export
     from layerprune.models.model import LoadedModel
     from layerprune.scoring.engine import Engine
-    from layerprune.scoring.evaluator import examine
+    from layerprune.scoring.evaluator import evaluate
 
     loaded = LoadedModel.load(str(model), dtype="float32")
     eval_set = load_eval_set(TASKS, loaded.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS)
     engine = Engine(loaded)
-    own = examine(engine, eval_set, [Removal.of(layer) for layer in LAYERS])
+    own = evaluate(engine, eval_set, [Removal.of(layer) for layer in LAYERS])
     assert engine.path.name == "trees"
     same = total = 0
     for layer in LAYERS:

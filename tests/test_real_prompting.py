@@ -22,7 +22,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def load_model():
+def loaded():
     from demo.model import fetch_model
     from layerprune.models.model import LoadedModel
 

@@ -155,7 +155,7 @@ def test_the_commands_to_reproduce_are_commands_that_exist(tmp_path, healed):
 
 
 def test_the_text_that_healed_is_named_with_its_window_and_what_was_looked_for(sample):
-    from layerprune.artifacts.heal import CorpusRef, Overlap
+    from layerprune.artifacts.heal import CorpusOverlap, CorpusRef
 
     plan, audit = documents(sample)
     own = [data.task for data in plan.data]
@@ -163,7 +163,7 @@ def test_the_text_that_healed_is_named_with_its_window_and_what_was_looked_for(s
         corpus = CorpusRef(
             source="text.jsonl", fingerprint="f", documents=9, heldout_documents=1, dropped_documents=0, window=384,
             windows=8, heldout_windows=1, counted=100, answers_only=False,
-            overlap={task: Overlap(split="test", items=5, unlooked=0, found=()) for task in tasks},
+            overlap={task: CorpusOverlap(split="test", items=5, unlooked=0, found=()) for task in tasks},
         )  # fmt: skip
         line = commands(plan, audit, healing_log().model_copy(update={"corpus": corpus}))[2]
         assert "--corpus text.jsonl --window 384" in line
@@ -171,11 +171,11 @@ def test_the_text_that_healed_is_named_with_its_window_and_what_was_looked_for(s
 
 
 def test_everything_that_had_a_say_in_a_plan_stands_in_its_command(sample):
-    from layerprune.artifacts import Limits, Objective, SearchRef
+    from layerprune.artifacts import Objective, PlanLimits, SearchRef
 
     objective = Objective(name="weighted", weights={"toy": 2.0}, floors={"toy": 0.9})
     metric = samples.plan().metric.model_copy(update={"objective": objective})
-    limits = Limits(protect=(0, 29), keep_period=True, no_adjacent=True)
+    limits = PlanLimits(protect=(0, 29), keep_period=True, no_adjacent=True)
     plan = samples.plan(
         metric=metric,
         limits=limits,
@@ -243,10 +243,10 @@ def test_plots_put_values_where_they_belong():
     assert drawn.count('class="bar marked"') == 1
     line = plots.curve(
         "title",
-        [plots.Point(0, 0.0, "a"), plots.Point(2, -4.0, "b", (-6.0, -2.0))],
+        [plots.PlotPoint(0, 0.0, "a"), plots.PlotPoint(2, -4.0, "b", (-6.0, -2.0))],
         "x",
         "y",
-        [plots.Point(2, -1, "c")],
+        [plots.PlotPoint(2, -1, "c")],
     )
     ((first, second),) = re.findall(r'class="line" points="[\d.]+,([\d.]+) [\d.]+,([\d.]+)"', line)
     ((low, high),) = re.findall(r'class="whisker" [^>]*y1="([\d.]+)" y2="([\d.]+)"', line)

@@ -21,7 +21,7 @@ from layerprune.data.tasks import load_eval_set
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 from layerprune.scoring.paths import PlainPath
 from layerprune.search import Constraints
 from layerprune.stats import above_chance, paired_interval, rank_agreement
@@ -82,7 +82,9 @@ def measured(home):
     @cache
     def outcomes(*units):
         removal = Removal.of(*units)
-        return {task: examine(engine, eval_set, [removal])[removal][task] for task, (engine, eval_set) in found.items()}
+        return {
+            task: evaluate(engine, eval_set, [removal])[removal][task] for task, (engine, eval_set) in found.items()
+        }
 
     return outcomes
 

@@ -8,14 +8,14 @@ import json
 import audit_tiny
 import pytest
 
-from layerprune.data.items import EvalSet, EvalTask, Item, Verdict
+from layerprune.data.items import EvalItem, EvalSet, EvalTask, Verdict
 from layerprune.data.tasks import asked_prompting, check_turns, load_eval_set
 from layerprune.errors import TaskError, UsageError
 from layerprune.models.generation import batches, generate
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 
 INTACT = Removal(())
 OTHER = """task: {name}
@@ -63,7 +63,7 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def load_model(place):
+def loaded(place):
     return LoadedModel.load(str(place / "base"))
 
 
@@ -93,7 +93,7 @@ def by_lm_eval(place, loaded, task, metric, num_fewshot=None, limit=None, **prom
 @pytest.mark.parametrize("shots", [0, 2])
 def test_choices_are_judged_as_lm_eval_judges_them(place, loaded, shots):
     eval_set = load(place, loaded, "toy", num_fewshot=shots)
-    own = examine(Engine(loaded), eval_set, [INTACT, Removal.of(2)])
+    own = evaluate(Engine(loaded), eval_set, [INTACT, Removal.of(2)])
     assert own[INTACT]["toy"].correct == by_lm_eval(place, loaded, "toy", "acc", shots)
     with loaded.without(Removal.of(2)):
         assert own[Removal.of(2)]["toy"].correct == by_lm_eval(place, loaded, "toy", "acc", shots)
@@ -128,7 +128,7 @@ def test_prompts_go_through_the_chat_template_as_in_lm_eval(place, chatty, task,
     plain = [query.asked() for item in load(place, chatty, task, limit=20).tasks[task].items for query in item.queries]
     assert prompts != plain
     assert eval_set.data()[0].prompting == asked
-    own = examine(Engine(chatty), eval_set, [INTACT])[INTACT]
+    own = evaluate(Engine(chatty), eval_set, [INTACT])[INTACT]
     theirs = by_lm_eval(place, chatty, task, metric, shots or None, 20, **prompting)
     assert own[task].correct == theirs[: len(own[task].correct)]
 
@@ -183,7 +183,7 @@ def test_a_template_that_the_tokenizer_does_not_have_is_refused(place, loaded, c
 def test_log_likelihoods_and_generations_are_judged_as_lm_eval_judges_them(place, loaded):
     eval_set = load(place, loaded, "cloze", "writing", limit=8)
     engine = Engine(loaded)
-    own = examine(engine, eval_set, [INTACT])[INTACT]
+    own = evaluate(engine, eval_set, [INTACT])[INTACT]
     assert own["cloze"].correct == by_lm_eval(place, loaded, "cloze", "acc", limit=8)
     assert own["writing"].correct == by_lm_eval(place, loaded, "writing", "exact_match", limit=8)
     assert own["writing"].gold_probability is None
@@ -317,7 +317,7 @@ def test_unknown_names_and_folders_are_one_line(place, loaded):
 
 
 def test_held_back_items_are_a_fixed_share_and_disjoint():
-    items = tuple(Item(f"{n:016x}", 0.5, ()) for n in range(50))
+    items = tuple(EvalItem(f"{n:016x}", 0.5, ()) for n in range(50))
     task = EvalTask("t", "train", "acc", 0, items, lambda item, answers: Verdict(True, None))
     seen, unseen = EvalSet({"t": task}).held_back(0.2)
     assert (len(seen), len(unseen)) == (40, 10)

@@ -25,14 +25,14 @@ class Parity:
     source: ClassVar[str] = "a test"
     search: ClassVar[str] = "one-shot"
 
-    def score(self, subject, removals, data):
+    def score(self, model, removals, data):
         return [Candidate(removal=r.layers, score=sum(self.bonus * (layer % 2) for layer in r)) for r in removals]
 '''
 SEARCH = '''\
 """Takes every other layer."""
 from dataclasses import dataclass
 from layerprune.artifacts import Round
-from layerprune.search import Found, by_harm
+from layerprune.search import SearchResult, by_importance
 from layerprune.removal import Removal
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class EveryOther:
     def __call__(self, judge, constraints, drop, *, seed=0, watch=None):
         combs = [range(first, first + 2 * (drop - self.short), 2) for first in (self.start, self.start + 1)]
         asked = tuple(judge([Removal.of(*comb) for comb in combs]))
-        best = min(asked, key=by_harm)
-        return Found(best.removal, (Round(removed=(), candidates=asked),), (), best, nested=False)
+        best = min(asked, key=by_importance)
+        return SearchResult(best.removal, (Round(removed=(), candidates=asked),), (), best, nested=False)
 '''
 PROJECT = """\
 [build-system]
@@ -54,7 +54,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "prune-parity"
 version = "0.3"
-[project.entry-points."layerprune.scoring.metrics"]
+[project.entry-points."layerprune.metrics"]
 parity = "prune_parity:Parity"
 [project.entry-points."layerprune.searches"]
 every-other = "prune_combs:EveryOther"

@@ -17,7 +17,7 @@ import click
 from layerprune.architecture import Architecture, load_config, read_architecture
 from layerprune.architecture.architecture import check_causal
 from layerprune.architecture.tiny import save_tiny, tiny_config, types
-from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
+from layerprune.artifacts import MetricRef, Plan, PlanLimits, SearchRef
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.checkpoint.location import reference
 from layerprune.cli import command as opt
@@ -195,7 +195,7 @@ def tiny_plan(base: Path, architecture: Architecture, removal: Removal) -> Plan:
     )
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
-        model=model, metric=metric, search=SearchRef(name="none"), limits=Limits(), requested=str(len(removal)),
+        model=model, metric=metric, search=SearchRef(name="none"), limits=PlanLimits(), requested=str(len(removal)),
         removal=removal.layers, order=removal.layers, ranking=(), scores_sha256="", data=(), seed=0, versions={},
     )  # fmt: skip
 

@@ -14,10 +14,10 @@ from demo.hub import Probe, probe_hub
 from demo.model import fetch_model
 from demo.questions import fetch_questions
 from demo.steps import Steps
-from layerprune.analysis.agreement import Comparison, compare_scores
 from layerprune.artifacts import Audit, Plan, Receipt, Scores
 from layerprune.errors import UsageError
 from layerprune.files import locked
+from layerprune.scoring.aggregation import ScoresComparison, compare_scores
 from layerprune.util import SILENT, Progress
 
 DROP = "4"
@@ -53,7 +53,7 @@ class Ranked:
 class Chosen:
     """Both rankings and what each would remove."""
 
-    comparison: Comparison
+    comparison: ScoresComparison
     scores: dict[str, Scores]
     plans: dict[str, Plan]
 

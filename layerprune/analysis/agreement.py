@@ -19,9 +19,9 @@ from layerprune.artifacts.study import (
     Confusion,
     Estimate,
     Lost,
-    Ranking,
-    Repeated,
+    MetricRanking,
     Shared,
+    SplitHalf,
     Spread,
 )
 from layerprune.registry import build
@@ -140,7 +140,7 @@ def confused(metric: str, pairs: Sequence[tuple[Sequence[float], Sequence[float]
 # Every metric's ranking of the layers, held against what removing each layer really costs.
 
 
-def ranked(bench: Bench) -> list[Ranking]:
+def ranked(bench: Bench) -> list[MetricRanking]:
     """Score every unit alone by every metric: on all tasks, on each task, and on the plain text."""
     everything, by_task = bench.scorer(), {task: bench.scorer_for(task) for task in bench.tasks}
     found = []
@@ -151,11 +151,11 @@ def ranked(bench: Bench) -> list[Ranking]:
             scorers[TEXT] = on_text
         for calibration, scorer in scorers.items():
             scores = tuple(candidate.score for candidate in scorer.judge(spec)(bench.units))
-            found.append(Ranking(metric=spec, calibration=calibration, scores=scores))
+            found.append(MetricRanking(metric=spec, calibration=calibration, scores=scores))
     return found
 
 
-def judged(bench: Bench, rankings: Sequence[Ranking]) -> dict[str, Any]:
+def judged(bench: Bench, rankings: Sequence[MetricRanking]) -> dict[str, Any]:
     """Answer the questions about rankings from the audit outcomes of every unit's removal: fields of a ``Study``."""
     seed, lost = bench.request.seed, losses_of(bench)
     accuracy = lost["accuracy"]
@@ -202,7 +202,7 @@ def _lost(lost: dict[str, Losses]) -> list[Lost]:
 
 
 def _agreement(
-    bench: Bench, rankings: Sequence[Ranking], mean: Reference, by_task: dict[str, Reference]
+    bench: Bench, rankings: Sequence[MetricRanking], mean: Reference, by_task: dict[str, Reference]
 ) -> list[Agreed]:
     """Compare rankings made on one task with that task's loss, all others with the mean's, without the ends too."""
     everyone = [True] * len(bench.units)
@@ -219,13 +219,15 @@ def _agreement(
     return found
 
 
-def _confusion(one: Ranking, own: dict[tuple[str, str], tuple[float, ...]], by_task: dict[str, Reference]) -> Confusion:
+def _confusion(
+    one: MetricRanking, own: dict[tuple[str, str], tuple[float, ...]], by_task: dict[str, Reference]
+) -> Confusion:
     """Hold a metric's ranking on each task (its only one, where it reads nothing) against the task's loss."""
     pairs = [(reference.value.tolist(), own.get((one.metric, task), one.scores)) for task, reference in by_task.items()]
     return confused(one.metric, pairs)
 
 
-def _reliability(lost: dict[str, Losses], seed: int) -> list[Repeated]:
+def _reliability(lost: dict[str, Losses], seed: int) -> list[SplitHalf]:
     found = []
     for signal, losses in lost.items():
         if not losses:  # no task offers choices: no gold answer has a probability
@@ -235,7 +237,7 @@ def _reliability(lost: dict[str, Losses], seed: int) -> list[Repeated]:
             it = split_half(part, seed=seed)
             halves, whole = (None if value is None else round(value, 4) for value in (it.halves, it.whole))
             found.append(
-                Repeated(
+                SplitHalf(
                     task=task,
                     signal=signal,  # type: ignore[arg-type]
                     items=it.items,

@@ -11,7 +11,7 @@ from layerprune.artifacts import BaseTask, Outcomes
 from layerprune.artifacts.study import TextSource
 from layerprune.auditor.performance import read_text, windows_of
 from layerprune.config import ScoreConfig, StudyConfig
-from layerprune.data.items import EvalSet, EvalTask, Item, Query, Request, fingerprint
+from layerprune.data.items import EvalItem, EvalSet, EvalTask, Query, Request, fingerprint
 from layerprune.data.tasks import load_eval_set, prompting_of
 from layerprune.models.model import LoadedModel
 from layerprune.planner.session import CachedMetric, ScoringSession, SplitShares, text_key
@@ -68,7 +68,7 @@ class Bench:
         return bench
 
     @property
-    def load_model(self) -> LoadedModel:
+    def loaded(self) -> LoadedModel:
         return self.session.loaded
 
     @property
@@ -162,7 +162,7 @@ def _text(request: StudyConfig, content: str, session: ScoringSession) -> tuple[
     """Cut the text into windows that metrics read as they read questions with their answers."""
     assert request.text is not None
     windows = [tuple(window) for window in windows_of(content, session.loaded, most=TEXT_WINDOWS)]
-    items = tuple(Item(fingerprint(list(ids)), 0.0, (Query((Request(ids, len(ids) - 1),)),)) for ids in windows)
+    items = tuple(EvalItem(fingerprint(list(ids)), 0.0, (Query((Request(ids, len(ids) - 1),)),)) for ids in windows)
     task = EvalTask("text", request.text.name, "none", 0, items, judge=None)  # type: ignore[arg-type]
     source = TextSource(
         source=request.text.name,

@@ -11,7 +11,7 @@ import torch
 from layerprune.architecture import read_architecture
 from layerprune.artifacts import ModelRef
 from layerprune.artifacts.study import Counterexample
-from layerprune.data.items import Answer, EvalSet, EvalTask, Item, Query, Request, Verdict, fingerprint
+from layerprune.data.items import Answer, EvalItem, EvalSet, EvalTask, Query, Request, Verdict, fingerprint
 from layerprune.errors import UsageError
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
@@ -138,7 +138,7 @@ def counting(vocabulary: int = 32) -> EvalSet:
     """Return the task "what comes after x?", one item per token, with four choices; x itself is one of them."""
     choices = [[(x + step) % vocabulary for step in range(min(4, vocabulary))] for x in range(vocabulary)]
     items = tuple(
-        Item(
+        EvalItem(
             fingerprint=fingerprint(["counting", vocabulary, x]),
             chance=1 / len(offered),
             queries=tuple(Query((Request((x, y), 1),)) for y in offered),
@@ -149,7 +149,7 @@ def counting(vocabulary: int = 32) -> EvalSet:
     return EvalSet({task.name: task})
 
 
-def _judge(item: Item, answers: Sequence[Answer]) -> Verdict:
+def _judge(item: EvalItem, answers: Sequence[Answer]) -> Verdict:
     """Judge as lm-eval's multiple choice: the likeliest choice counts. The right one is the second offered, x + 1."""
     logs = [float(answer[0]) for answer in answers]  # type: ignore[index]
     top = max(logs)
@@ -158,7 +158,7 @@ def _judge(item: Item, answers: Sequence[Answer]) -> Verdict:
 
 
 def subject_of(model: LlamaForCausalLM) -> LoadedModel:
-    """Return a model in memory as a subject; it has no tokenizer, so only token ids can be asked."""
+    """Return a model in memory as a ``LoadedModel``; it has no tokenizer, so only token ids can be asked."""
     architecture = read_architecture(model.config)
     ref = ModelRef(
         id="counterexample",

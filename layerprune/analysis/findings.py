@@ -18,9 +18,9 @@ from layerprune.artifacts.study import (
     Calibrated,
     Contrast,
     Estimate,
-    Point,
+    PathPoint,
     RemovalPath,
-    Repeated,
+    SplitHalf,
     Spread,
 )
 
@@ -66,7 +66,7 @@ class Findings:
             if (one.metric, one.calibration, one.task, one.ends) == (metric, calibration, MEAN, ends)
         )
 
-    def reliability(self, signal: str) -> Repeated | None:
+    def reliability(self, signal: str) -> SplitHalf | None:
         """Return the repeatability of the mean's ranking; None where no task has that signal."""
         return next((one for one in self.study.reliability if (one.task, one.signal) == (MEAN, signal)), None)
 
@@ -92,7 +92,7 @@ class Findings:
     def path(self, metric: str, search: str | None = None) -> RemovalPath:
         return next(p for p in self.study.paths if p.metric == metric and search in (None, p.search))
 
-    def point(self, path: RemovalPath, count: int) -> Point | None:
+    def point(self, path: RemovalPath, count: int) -> PathPoint | None:
         """Return a path's accuracy at a count; None where it has ended before."""
         return next((point for point in path.points if point.count == count), None)
 

@@ -15,7 +15,7 @@ from layerprune.analysis.bench import CALIBRATED_SHARES, DRAWS, SELECTION, SHARE
 from layerprune.analysis.counterexample import counterexample_shown
 from layerprune.architecture import load_config, read_architecture
 from layerprune.artifacts import MetricRef, Outcomes, Study
-from layerprune.artifacts.study import Calibrated, Contrast, Intact, Point, RemovalPath
+from layerprune.artifacts.study import Calibrated, Contrast, IntactModel, PathPoint, RemovalPath
 from layerprune.checkpoint import locate
 from layerprune.config import StudyConfig
 from layerprune.errors import LayerpruneError, RefusedError, UsageError
@@ -109,7 +109,7 @@ def provenance(bench: Bench) -> dict[str, Any]:
         "audit": tuple(one for evaluator in bench.audits.values() for one in evaluator.eval_set.data()),
         "text": bench.text,
         "intact": {
-            task: Intact(
+            task: IntactModel(
                 selection_accuracy=bench.session.base[task].accuracy, accuracy=base.accuracy, p_value=base.p_value
             )
             for task, base in bench.audit_base.items()
@@ -133,7 +133,7 @@ def _metric_ref(spec: str) -> MetricRef:
 
 
 @dataclass
-class Choice:
+class MetricChoice:
     """One way to choose, and what it removes at each count (several removals: draws of a baseline)."""
 
     metric: str
@@ -180,22 +180,22 @@ def _possible(count: int, constraints: Constraints) -> bool:
     return True
 
 
-def metric_choices(bench: Bench, counts: Sequence[int]) -> Iterator[Choice]:
+def metric_choices(bench: Bench, counts: Sequence[int]) -> Iterator[MetricChoice]:
     """Yield each metric's choice by scores of single units (of whole blocks where it scores those), baselines last."""
     scorer, first = bench.scorer(), bench.request.seed
     for spec in bench.specs:
         search = search_of(spec)
         seeds = range(first, first + DRAWS) if spec == "random" else [first]
-        yield _followed(Choice(spec, search), scorer, bench.constraints, counts, seeds)
+        yield _followed(MetricChoice(spec, search), scorer, bench.constraints, counts, seeds)
 
 
-def greedy_choice(bench: Bench, counts: Sequence[int]) -> Choice | None:
+def greedy_choice(bench: Bench, counts: Sequence[int]) -> MetricChoice | None:
     """Return ablation's greedy path as far as it was asked for."""
     if bench.request.greedy is None:
         return None
     most = parse_drop(bench.request.greedy, bench.constraints.depth, "--greedy")
     wanted = [count for count in counts if count <= most]
-    choice, seeds = Choice("ablation", "greedy"), [bench.request.seed]
+    choice, seeds = MetricChoice("ablation", "greedy"), [bench.request.seed]
     return _followed(choice, bench.scorer(), bench.constraints, wanted, seeds)
 
 
@@ -228,8 +228,8 @@ def _one_shot(scorer: StudyScorer, spec: str, constraints: Constraints, count: i
 
 
 def _followed(
-    choice: Choice, scorer: StudyScorer, constraints: Constraints, counts: Sequence[int], seeds: Sequence[int]
-) -> Choice:
+    choice: MetricChoice, scorer: StudyScorer, constraints: Constraints, counts: Sequence[int], seeds: Sequence[int]
+) -> MetricChoice:
     for count in counts:
         try:
             racing = choice.search == "greedy"  # one-shot scores were all measured in full
@@ -246,7 +246,7 @@ def _followed(
 # Accuracy on unseen items along each choice's path, and how choices differ, item by item.
 
 
-def path_of(bench: Bench, choice: Choice) -> RemovalPath:
+def path_of(bench: Bench, choice: MetricChoice) -> RemovalPath:
     """Return the accuracy at every count, with its paired difference from the intact model."""
     intact = answered(bench, [INTACT])
     return RemovalPath(
@@ -257,7 +257,7 @@ def path_of(bench: Bench, choice: Choice) -> RemovalPath:
     )
 
 
-def contrasts(bench: Bench, choices: Sequence[Choice]) -> Iterator[Contrast]:
+def contrasts(bench: Bench, choices: Sequence[MetricChoice]) -> Iterator[Contrast]:
     """Yield ablation's one-shot accuracy minus every other choice's, count by count."""
     ours = next(choice for choice in choices if (choice.metric, choice.search) == ("ablation", "one-shot"))
     for choice in choices:
@@ -273,7 +273,9 @@ def contrasts(bench: Bench, choices: Sequence[Choice]) -> Iterator[Contrast]:
             )
 
 
-def calibrated(bench: Bench, choices: Sequence[Choice], others: Sequence[CalibratedChoice]) -> Iterator[Calibrated]:
+def calibrated(
+    bench: Bench, choices: Sequence[MetricChoice], others: Sequence[CalibratedChoice]
+) -> Iterator[Calibrated]:
     """Yield each metric's accuracy after reading its own task, all tasks, and text; differences from all tasks.
 
     By its own task: each task is answered without the layers that were chosen on that task.
@@ -310,10 +312,10 @@ def answered(bench: Bench, removals: Sequence[Removal], tasks: Sequence[str] | N
     return answers_of([{task: bench.outcomes(removal, task) for task in names} for removal in removals])
 
 
-def _point(bench: Bench, intact: Answers, count: int, drawn: Sequence[Removal]) -> Point:
+def _point(bench: Bench, intact: Answers, count: int, drawn: Sequence[Removal]) -> PathPoint:
     found = answered(bench, drawn)
     value, interval = difference(intact, found)
-    return Point(
+    return PathPoint(
         count=count,
         removals=tuple(removal.layers for removal in drawn),
         accuracy=round(mean_accuracy(found), 6),

@@ -162,7 +162,7 @@ RECURRENT = {"linear_attention", "mamba", "recurrent", "conv"}
 
 
 @dataclass
-class Limits:
+class TypeLimits:
     """Constraints of one model, to become fields of ``Architecture``."""
 
     must_keep: set[int] = field(default_factory=set)
@@ -172,14 +172,14 @@ class Limits:
     remarks: list[str] = field(default_factory=list)
 
 
-def limits(model_type: str, fields: dict[str, Any], depth: int) -> Limits:
+def limits(model_type: str, fields: dict[str, Any], depth: int) -> TypeLimits:
     """Return the constraints of a model from its decoder's config fields.
 
     Raises ``RefusedError`` with the reason when no layer of this type can be removed.
     """
     if model_type in REFUSED:
         raise RefusedError(f"layers of a {model_type} model cannot be removed: {REFUSED[model_type]}")
-    found = Limits()
+    found = TypeLimits()
     for table, layer in ((KEEP_FIRST, 0), (KEEP_LAST, depth - 1)):
         if model_type in table:
             found.must_keep.add(layer)
@@ -191,7 +191,7 @@ def limits(model_type: str, fields: dict[str, Any], depth: int) -> Limits:
     return found
 
 
-def _tail(found: Limits, model_type: str, fields: dict[str, Any]) -> None:
+def _tail(found: TypeLimits, model_type: str, fields: dict[str, Any]) -> None:
     if model_type in TAIL_ONLY:
         found.tail_only = True
         found.remarks.append(f"{TAIL_ONLY[model_type]}, so only the last layers can go")
@@ -200,7 +200,7 @@ def _tail(found: Limits, model_type: str, fields: dict[str, Any]) -> None:
         found.remarks.append("scale_attn_by_inverse_layer_idx divides by the index: only the last layers can go")
 
 
-def _periods(found: Limits, fields: dict[str, Any], depth: int) -> None:
+def _periods(found: TypeLimits, fields: dict[str, Any], depth: int) -> None:
     """Jamba's kinds of layers follow from the index modulo two periods: whole periods go, counted from the start."""
     if "expert_layer_period" not in fields or "attn_layer_period" not in fields:
         return
@@ -210,7 +210,7 @@ def _periods(found: Limits, fields: dict[str, Any], depth: int) -> None:
         found.remarks.append(f"attn_layer_period and expert_layer_period: {period} layers go together")
 
 
-def _hybrids(found: Limits, fields: dict[str, Any], depth: int) -> None:
+def _hybrids(found: TypeLimits, fields: dict[str, Any], depth: int) -> None:
     kinds = _kinds(fields, depth)
     if kinds is None:
         return
@@ -234,7 +234,7 @@ def _expanded(fields: dict[str, Any], depth: int) -> list[str]:
     return [pattern[layer % len(pattern)] for layer in range(depth)]
 
 
-def _shared(found: Limits, model_type: str, fields: dict[str, Any], depth: int) -> None:
+def _shared(found: TypeLimits, model_type: str, fields: dict[str, Any], depth: int) -> None:
     """Layers that hold what other layers use."""
     if model_type in ("zamba", "zamba2"):
         hybrid = {layer for layer, kind in enumerate(fields["layers_block_type"]) if kind == "hybrid"}

@@ -56,7 +56,7 @@ class Layerwise(Part):
     compensation: Compensation | None = Field(description="None for a single part, or one that cannot go by itself")
 
 
-class Ranking(Part):
+class LayerRanking(Part):
     """What one metric says of every layer, to be seen beside the plan's own."""
 
     metric: str = Field(description="spec, such as 'cosine'")
@@ -181,7 +181,7 @@ class Generation(Part):
     continuations: tuple[Continuation, ...]
 
 
-class Followed(Part):
+class AnswerAgreement(Part):
     """How one smaller model reads the base's own answers."""
 
     nats: float = Field(description="log-likelihood the answers lose, nats per token, mean over them; positive: worse")
@@ -198,7 +198,7 @@ class OwnAnswers(Part):
     fingerprints: tuple[str, ...] = Field(min_length=1, description="one per prompt, in the order of the outcomes")
     tokens: int = Field(ge=1, description="of all answers together")
     base_outcomes: Outcomes = Field(description="the base that reads its own answers: rounding is all that it loses")
-    models: dict[str, Followed] = Field(description="by label, as in the tasks")
+    models: dict[str, AnswerAgreement] = Field(description="by label, as in the tasks")
 
 
 class MeasuredSpeed(Part):
@@ -249,7 +249,7 @@ class Audit(Document):
     own_answers: tuple[OwnAnswers, ...] = Field(default=(), description="one entry for each source of prompts")
     speed: Speed | None = None
     layerwise: Layerwise | None = None
-    rankings: tuple[Ranking, ...] = Field(default=(), description="beside the plan's own, layer by layer")
+    rankings: tuple[LayerRanking, ...] = Field(default=(), description="beside the plan's own, layer by layer")
     confidence: float = 0.95
     dtype: str
     device: str

@@ -20,7 +20,7 @@ class HealerRef(Part):
     owner: str = Field(description="distribution that ships the method, with its version")
 
 
-class Overlap(Part):
+class CorpusOverlap(Part):
     """Items of one audit task that were found in the corpus; the documents that held them were not read."""
 
     split: str
@@ -37,7 +37,7 @@ class CorpusRef(Part):
     documents: int = Field(description="kept for healing, held-out ones not counted")
     heldout_documents: int
     dropped_documents: int = Field(description="left out because an item of an audit task stands in them")
-    overlap: dict[str, Overlap] = Field(default_factory=dict, description="by audit task that was looked for")
+    overlap: dict[str, CorpusOverlap] = Field(default_factory=dict, description="by audit task that was looked for")
     window: int = Field(description="tokens of a window; every window is full")
     windows: int
     heldout_windows: int = Field(description="what the held-out loss was measured on")

@@ -38,7 +38,7 @@ class SearchRef(Part):
     options: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
 
 
-class Limits(Part):
+class PlanLimits(Part):
     """What the search was not allowed to do."""
 
     protect: Units = ()
@@ -124,7 +124,7 @@ class Plan(Document):
     model: ModelRef
     metric: MetricRef | None = Field(description="what judged the layers; None: they were named by hand")
     search: SearchRef | None = Field(description="None: the layers were named by hand")
-    limits: Limits
+    limits: PlanLimits
     requested: str = Field(description="--drop as given, or what was asked instead: '--target-params 1.2B'")
     removal: Units
     order: Units = Field(description="the removal in the order in which units were chosen")
@@ -241,7 +241,7 @@ class Front(Document):
     model: ModelRef
     metric: MetricRef
     search: SearchRef
-    limits: Limits
+    limits: PlanLimits
     bytes: int = Field(description="of the intact model's weights")
     accuracy: float = Field(description="of the intact model, on held-back items, of the same tasks as the points'")
     source: str = Field(description="which items the accuracies are from")

@@ -136,7 +136,7 @@ class _Reading(Document):
     @classmethod
     def examine(
         cls, path: Path, changes: Sequence[str] = (), checks: Mapping[Place, Check] | None = None
-    ) -> tuple[Self | None, list[Fault]]:
+    ) -> tuple[Self | None, list[RecipeFault]]:
         """Return the recipe (None when its form is wrong) and every fault in it.
 
         ``changes`` are ``key=value`` on top of the file. ``checks`` look at single values and raise
@@ -190,7 +190,7 @@ def given(part: Part, *without: str) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(part, name)) is not None}
 
 
-def recipe_error(path: Path, faults: list[Fault]) -> DocumentError:
+def recipe_error(path: Path, faults: list[RecipeFault]) -> DocumentError:
     """Return one error that lists all faults, each with its line; a single fault takes a single line."""
     ordered = sorted(faults, key=lambda fault: (fault.line or 0, fault.key))
     head = [f"{path} has {len(ordered)} faults"] if len(ordered) > 1 else []
@@ -210,7 +210,7 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _checked(marked: MarkedYaml, place: Place, check: Check) -> list[Fault]:
+def _checked(marked: MarkedYaml, place: Place, check: Check) -> list[RecipeFault]:
     value: Any = marked.data
     for key in place:
         value = value.get(key) if isinstance(value, dict) else None
@@ -219,11 +219,11 @@ def _checked(marked: MarkedYaml, place: Place, check: Check) -> list[Fault]:
     try:
         check(value)
     except LayerpruneError as error:
-        return [Fault(marked.line(place), ".".join(map(str, place)), str(error))]
+        return [RecipeFault(marked.line(place), ".".join(map(str, place)), str(error))]
     return []
 
 
-def _apply(marked: MarkedYaml, change: str) -> list[Fault]:
+def _apply(marked: MarkedYaml, change: str) -> list[RecipeFault]:
     import yaml
 
     key, equals, text = change.partition("=")
@@ -234,12 +234,12 @@ def _apply(marked: MarkedYaml, change: str) -> list[Fault]:
     for parent in parents:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
-            return [Fault(None, key, f"{parent!r} has no keys below it (from --set {change})")]
+            return [RecipeFault(None, key, f"{parent!r} has no keys below it (from --set {change})")]
     try:
         target[last] = yaml.safe_load(text)
         marked.lines[(*parents, last)] = None
     except (yaml.YAMLError, ValueError):
-        return [Fault(None, key, f"{text!r} is not a YAML value (from --set)")]
+        return [RecipeFault(None, key, f"{text!r} is not a YAML value (from --set)")]
     return []
 
 
@@ -252,7 +252,7 @@ SELF_EXPLAINING = ("extra_forbidden", "missing", "combination", "option")
 
 
 @dataclass(frozen=True)
-class Fault:
+class RecipeFault:
     """One thing that is wrong with one key."""
 
     line: int | None  # 1-based; None for what does not stand in the file
@@ -264,7 +264,7 @@ class Fault:
         return f"{place}: {self.key + ': ' if self.key else ''}{self.message}"
 
 
-def faults_of(error: ValidationError, model: type[BaseModel], marked: MarkedYaml) -> list[Fault]:
+def faults_of(error: ValidationError, model: type[BaseModel], marked: MarkedYaml) -> list[RecipeFault]:
     """Return pydantic's findings as faults; a value that fits no branch of a union is one fault, not one a branch."""
     messages: dict[Place, list[str]] = {}
     values: dict[Place, Any] = {}
@@ -274,7 +274,7 @@ def faults_of(error: ValidationError, model: type[BaseModel], marked: MarkedYaml
         if entry["type"] not in SELF_EXPLAINING:
             values[place] = entry["input"]
     return [
-        Fault(
+        RecipeFault(
             marked.line(place),
             ".".join(map(str, place)),
             " or ".join(texts) + (f"; got {values[place]!r}" if place in values else ""),
@@ -332,7 +332,7 @@ class MarkedYaml:
 
     data: dict[str, Any]
     lines: dict[Place, int | None] = field(default_factory=dict)  # None: set from outside the file
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[RecipeFault] = field(default_factory=list)
 
     def line(self, place: Place) -> int | None:
         """Return the line of ``place``, or of the nearest thing around it that stands in the file."""
@@ -373,7 +373,7 @@ def _mark(node: yaml.Node | None, place: Place, marked: MarkedYaml) -> None:
             inner = (*place, str(key.value))
             if key.value in seen:
                 name = ".".join(map(str, inner))
-                marked.faults.append(Fault(key.start_mark.line + 1, name, "this key is given twice"))
+                marked.faults.append(RecipeFault(key.start_mark.line + 1, name, "this key is given twice"))
             seen.add(key.value)
             marked.lines[inner] = key.start_mark.line + 1
             _mark(value, inner, marked)

@@ -12,7 +12,7 @@ MEAN = "mean of tasks"  # where a task's name stands otherwise
 ALL_TASKS, TEXT = "all tasks", "text"  # calibrations; a task's own name is the third kind
 
 
-class Intact(Part):
+class IntactModel(Part):
     """The intact model on one task, on the items that chose and on the items that judged."""
 
     selection_accuracy: float
@@ -30,7 +30,7 @@ class Lost(Part):
     probability: tuple[float, ...] | None = Field(description="share of the gold answer's mean probability lost")
 
 
-class Ranking(Part):
+class MetricRanking(Part):
     """What one metric says of every unit; higher means more harm in removing."""
 
     metric: str = Field(description="its spec")
@@ -90,7 +90,7 @@ class Spread(Part):
     wilcoxon_p: float | None = Field(description="two-sided signed-rank test against the accuracy drop, paired by unit")
 
 
-class Repeated(Part):
+class SplitHalf(Part):
     """Split-half reliability of the ranking by what is lost."""
 
     task: str
@@ -101,7 +101,7 @@ class Repeated(Part):
     items_needed: int | None = Field(description="for a reliability of 0.9")
 
 
-class Point(Part):
+class PathPoint(Part):
     """Accuracy on the audit items with some layers gone; several removals are draws of one baseline."""
 
     count: int
@@ -117,7 +117,7 @@ class RemovalPath(Part):
 
     metric: str
     search: str
-    points: tuple[Point, ...]
+    points: tuple[PathPoint, ...]
     remark: str = Field(default="", description="why it ends early")
 
 
@@ -174,14 +174,14 @@ class Study(Document):
     selection: tuple[TaskData, ...]
     audit: tuple[TaskData, ...]
     text: TextSource | None
-    intact: dict[str, Intact]
+    intact: dict[str, IntactModel]
     lost: tuple[Lost, ...]
-    rankings: tuple[Ranking, ...]
+    rankings: tuple[MetricRanking, ...]
     agreement: tuple[Agreed, ...]
     shared: tuple[Shared, ...]
     confusion: tuple[Confusion, ...]
     spread: tuple[Spread, ...] = Field(description="empty with a single task")
-    reliability: tuple[Repeated, ...]
+    reliability: tuple[SplitHalf, ...]
     paths: tuple[RemovalPath, ...]
     contrasts: tuple[Contrast, ...]
     calibration: tuple[Calibrated, ...]

@@ -16,12 +16,12 @@ from layerprune.artifacts import (
     AuditedTask,
     Compared,
     Generation,
+    LayerRanking,
     Layerwise,
     Outcomes,
     OwnAnswers,
     Plan,
     Prompting,
-    Ranking,
     Scores,
     Speed,
     TextLoss,
@@ -30,7 +30,7 @@ from layerprune.artifacts import (
     read_scores,
 )
 from layerprune.auditor.comparison import adjusted, compare_task, flipped_items, overall, verdict
-from layerprune.auditor.generation import PROMPTS, Text, agreement, health, own_answers_of, write
+from layerprune.auditor.generation import PROMPTS, Continued, agreement, health, own_answers_of, write
 from layerprune.auditor.inputs import (
     ExportedFolder,
     Loading,
@@ -60,7 +60,7 @@ from layerprune.removal import Removal
 from layerprune.report.card import card_faults, read_card, unlike_the_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 from layerprune.util import SILENT, Progress, tool_versions
 
 
@@ -84,7 +84,7 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
     with locked(exported.folder):
         check_places(exported.folder, files=("README.md", REPORT, f"{inside.name}/{Audit.filename}"))
         try_folder(inside)
-        job = Job(
+        job = AuditJob(
             exported=exported,
             base=config.base,
             tasks=_tasks(config.tasks, exported.plan),
@@ -151,7 +151,7 @@ def _tasks(tasks: Sequence[str] | None, plan: Plan) -> tuple[str, ...]:
     return chosen
 
 
-def _document(job: Job, found: Findings) -> Audit:
+def _document(job: AuditJob, found: AuditFindings) -> Audit:
     plan, receipt, heal = job.exported.plan, job.exported.receipt, job.exported.heal
     everything = overall(found.tasks)
     unlooked = not_looked_for(receipt, heal, (task.data.task for task in found.tasks))
@@ -199,7 +199,7 @@ INTACT = Removal(())
 
 
 @dataclass(frozen=True)
-class Job:
+class AuditJob:
     """What an audit was asked for, validated before any model is loaded."""
 
     exported: ExportedFolder
@@ -217,12 +217,12 @@ class Job:
     generation: bool
     speed: bool
     layerwise: bool
-    rankings: tuple[Ranking, ...]  # of other metrics, as they were recorded
+    rankings: tuple[LayerRanking, ...]  # of other metrics, as they were recorded
     seed: int
 
 
 @dataclass(frozen=True)
-class Findings:
+class AuditFindings:
     """Everything that was measured."""
 
     tasks: tuple[AuditedTask, ...]
@@ -234,7 +234,7 @@ class Findings:
     own_answers: tuple[OwnAnswers, ...]
     speed: Speed | None
     layerwise: Layerwise | None
-    rankings: tuple[Ranking, ...]
+    rankings: tuple[LayerRanking, ...]
 
 
 @dataclass(frozen=True)
@@ -242,20 +242,20 @@ class Alone:
     """What the exported model did before the base was loaded."""
 
     outcomes: Mapping[str, Outcomes]
-    written: Sequence[Text]
+    written: Sequence[Continued]
     cache: int | None
     dtype: str
     device: str
     loaded: LoadedModel | None  # kept in memory only for what needs both models at once
 
 
-def measure(job: Job, progress: Progress) -> Findings:
+def measure(job: AuditJob, progress: Progress) -> AuditFindings:
     """Ask the exported model, then the base, on the same questions."""
     exported = job.exported
     check_weights(exported, job.base)
     text = read_text(job.text) if job.text else None
     progress.note(f"loading the pruned model {exported.folder}")
-    loaded = job.loading.loaded(str(exported.folder))
+    loaded = job.loading.load_model(str(exported.folder))
     if text is not None:
         windows_of(text, loaded)  # too short a text is refused before anything is measured
     eval_set = _questions(job, loaded.encoder, progress)
@@ -263,16 +263,16 @@ def measure(job: Job, progress: Progress) -> Findings:
     del loaded
     model, revision = source_of(exported.receipt.base, job.base)
     progress.note(f"loading the base model {model}")
-    base = job.loading.loaded(model, revision)
+    base = job.loading.load_model(model, revision)
     check_same_tokens(eval_set, base.encoder)
     engine = job.loading.engine(base)
     removals = {label: Removal.from_layers(plan.removal) for label, plan in job.compare.items()}
     wanted = list(dict.fromkeys([INTACT, *removals.values()]))
-    found = examine(engine, eval_set, wanted, progress, "asking the base model")
+    found = evaluate(engine, eval_set, wanted, progress, "asking the base model")
     outcomes = {PRUNED: pruned.outcomes, **{label: found[removal] for label, removal in removals.items()}}
     tasks = _compare(eval_set, found[INTACT], outcomes, job.seed)
     by_layer, rankings = _layer_by_layer(job, engine, eval_set, tasks, progress)
-    findings = Findings(
+    findings = AuditFindings(
         tasks=tasks,
         dtype=pruned.dtype,
         device=pruned.device,
@@ -289,22 +289,22 @@ def measure(job: Job, progress: Progress) -> Findings:
     texts = write(base, PROMPTS, progress, "base model writes")
     own = own_answers_of(engine, eval_set, PROMPTS, texts, progress)
     generation = health(base, PROMPTS, texts, pruned.written)
-    read = examine(engine, own, wanted, progress, "the base's own answers, read by it")
+    read = evaluate(engine, own, wanted, progress, "the base's own answers, read by it")
     smaller = pruned.loaded
     del base, engine
     if smaller is None:  # one model in memory at a time
         progress.note(f"loading the pruned model {exported.folder} again, to read what the base wrote")
-        smaller = job.loading.loaded(str(exported.folder))
+        smaller = job.loading.load_model(str(exported.folder))
     label = "the base's own answers, read by the pruned model"
     models = {
-        PRUNED: examine(job.loading.engine(smaller), own, [INTACT], progress, label)[INTACT],
+        PRUNED: evaluate(job.loading.engine(smaller), own, [INTACT], progress, label)[INTACT],
         **{label: read[removal] for label, removal in removals.items()},
     }
     return replace(findings, generation=generation, own_answers=agreement(own, read[INTACT], models, job.seed))
 
 
-def _alone(job: Job, loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> Alone:
-    found = examine(job.loading.engine(loaded), eval_set, [INTACT], progress, "asking the pruned model")
+def _alone(job: AuditJob, loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> Alone:
+    found = evaluate(job.loading.engine(loaded), eval_set, [INTACT], progress, "asking the pruned model")
     return Alone(
         outcomes=found[INTACT],
         written=write(loaded, PROMPTS, progress, "pruned model writes") if job.generation else [],
@@ -316,8 +316,8 @@ def _alone(job: Job, loaded: LoadedModel, eval_set: EvalSet, progress: Progress)
 
 
 def _layer_by_layer(
-    job: Job, engine: Engine, eval_set: EvalSet, tasks: Sequence[AuditedTask], progress: Progress
-) -> tuple[Layerwise | None, tuple[Ranking, ...]]:
+    job: AuditJob, engine: Engine, eval_set: EvalSet, tasks: Sequence[AuditedTask], progress: Progress
+) -> tuple[Layerwise | None, tuple[LayerRanking, ...]]:
     if not job.layerwise:
         return None, job.rankings
     plan, few = job.exported.plan, layerwise_eval_set(eval_set)
@@ -335,7 +335,7 @@ def _both(base: int | None, pruned: int | None) -> tuple[int, int] | None:
 
 
 def _text(
-    job: Job, text: str | None, base: LoadedModel, pruned: LoadedModel | None, progress: Progress
+    job: AuditJob, text: str | None, base: LoadedModel, pruned: LoadedModel | None, progress: Progress
 ) -> TextLoss | None:
     if text is None or job.text is None or pruned is None:
         return None
@@ -345,7 +345,7 @@ def _text(
     return text_loss(base, pruned, windows_of(text, base), source, unhealed=before, seed=job.seed, progress=progress)
 
 
-def _questions(job: Job, encoder: object, progress: Progress) -> EvalSet:
+def _questions(job: AuditJob, encoder: object, progress: Progress) -> EvalSet:
     seen = seen_items(*job.compare.values()) | job.exported.seen
     eval_set = load_eval_set(
         job.tasks,

@@ -21,7 +21,7 @@ from layerprune.artifacts import (
     Units,
 )
 from layerprune.auditor.generation import SAMPLES
-from layerprune.data.items import EvalTask, Item
+from layerprune.data.items import EvalItem, EvalTask
 from layerprune.data.judging import choices_of, gold_of
 from layerprune.stats import above_chance, bootstrap_interval, holm, mcnemar, mean_interval, paired_interval
 
@@ -238,7 +238,7 @@ def flipped_items(task: EvalTask, base: Outcomes, pruned: Outcomes) -> tuple[Fli
     return tuple(_flipped(task, task.items[place], place, base, pruned) for place in (*lost, *won))
 
 
-def _flipped(task: EvalTask, item: Item, place: int, base: Outcomes, pruned: Outcomes) -> FlippedItem:
+def _flipped(task: EvalTask, item: EvalItem, place: int, base: Outcomes, pruned: Outcomes) -> FlippedItem:
     lm_task = getattr(task.judge, "task", None)
     offered = lm_task is not None and lm_task.OUTPUT_TYPE == "multiple_choice"
     doc = item.key[0].doc

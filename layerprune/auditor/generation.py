@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerprune.artifacts import OWN_ANSWER, Continuation, Followed, Generation, Interval, Outcomes, OwnAnswers
+from layerprune.artifacts import OWN_ANSWER, AnswerAgreement, Continuation, Generation, Interval, Outcomes, OwnAnswers
 from layerprune.data.items import (
     AgreementJudge,
     EvalSet,
@@ -43,7 +43,7 @@ WORSE = 0.25  # share of prompts, beyond the base's own faults, from which on th
 
 
 @torch.no_grad()
-def surprise(judge: LoadedModel, text: Text) -> float | None:
+def surprise(judge: LoadedModel, text: Continued) -> float | None:
     """Return the nats per token that ``judge`` needs for a text after its prompt; None for an empty text."""
     if not text.ids:
         return None
@@ -53,7 +53,7 @@ def surprise(judge: LoadedModel, text: Text) -> float | None:
     return -float(logs.gather(1, asked[:, None]).mean())
 
 
-def faults(text: Text, nats: float | None, expected: int = 0) -> tuple[str, ...]:
+def faults(text: Continued, nats: float | None, expected: int = 0) -> tuple[str, ...]:
     """Return what is wrong with a text: empty, early stop, repeats, broken characters, unlikely; nothing if sound.
 
     ``nats`` is its ``surprise``, ``expected`` the length in tokens of the base model's text for the same prompt.
@@ -86,7 +86,9 @@ def _has_broken_characters(text: str) -> bool:
     )
 
 
-def health(judge: LoadedModel, prompts: Sequence[str], base: Sequence[Text], pruned: Sequence[Text]) -> Generation:
+def health(
+    judge: LoadedModel, prompts: Sequence[str], base: Sequence[Continued], pruned: Sequence[Continued]
+) -> Generation:
     """Compare both models' texts; ``judge`` is the base model, which tells likely words from unlikely ones."""
     continuations = tuple(
         _beside(judge, prompt, ours, theirs) for prompt, ours, theirs in zip(prompts, base, pruned, strict=True)
@@ -112,7 +114,7 @@ def counts(continuations: Sequence[Continuation]) -> dict[str, Any]:
     }
 
 
-def _beside(judge: LoadedModel, prompt: str, base: Text, pruned: Text) -> Continuation:
+def _beside(judge: LoadedModel, prompt: str, base: Continued, pruned: Continued) -> Continuation:
     nats, base_nats = surprise(judge, pruned), surprise(judge, base)
     return Continuation(
         prompt=prompt,
@@ -142,7 +144,7 @@ NEW_TOKENS = 48
 
 
 @dataclass(frozen=True)
-class Text:
+class Continued:
     """One greedy continuation."""
 
     prompt_ids: tuple[int, ...]
@@ -153,7 +155,7 @@ class Text:
 
 def write(
     loaded: LoadedModel, prompts: Sequence[str], progress: Progress = SILENT, label: str = "writing"
-) -> list[Text]:
+) -> list[Continued]:
     """Continue each prompt greedily by up to ``NEW_TOKENS`` tokens, through the chat template where there is one."""
     encoded = [_encoded(loaded.tokenizer, prompt) for prompt in prompts]
     batches = [encoded] if can_be_batched(loaded, encoded) else [[prompt] for prompt in encoded]
@@ -173,7 +175,7 @@ def _encoded(tokenizer: Any, prompt: str) -> list[int]:
 
 
 @torch.no_grad()
-def _continue(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[Text]:
+def _continue(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[Continued]:
     from transformers import GenerationConfig
 
     ends = loaded.encoder.ends
@@ -187,10 +189,10 @@ def _continue(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[Tex
     ]
 
 
-def _text(loaded: LoadedModel, prompt: Sequence[int], fresh: Sequence[int], ends: set[int]) -> Text:
+def _text(loaded: LoadedModel, prompt: Sequence[int], fresh: Sequence[int], ends: set[int]) -> Continued:
     stop = next((place for place, token in enumerate(fresh) if token in ends), len(fresh))
     text = str(loaded.tokenizer.decode(fresh[:stop], skip_special_tokens=False))
-    return Text(tuple(prompt), tuple(fresh[:stop]), text, ended=stop < len(fresh))
+    return Continued(tuple(prompt), tuple(fresh[:stop]), text, ended=stop < len(fresh))
 
 
 # The fixed prompts of the generation check: open questions of several kinds, none with a short answer.
@@ -222,7 +224,7 @@ SAMPLES = "sample prompts"
 
 
 def own_answers_of(
-    engine: Engine, eval_set: EvalSet, prompts: Sequence[str], texts: Sequence[Text], progress: Progress
+    engine: Engine, eval_set: EvalSet, prompts: Sequence[str], texts: Sequence[Continued], progress: Progress
 ) -> EvalSet:
     """Return the base's answers as items to be read: to the tasks that have it write, and to the sample prompts.
 
@@ -257,11 +259,11 @@ def agreement(
     )
 
 
-def followed(base: Outcomes, other: Outcomes, seed: int) -> Followed:
+def followed(base: Outcomes, other: Outcomes, seed: int) -> AnswerAgreement:
     """Return what a model loses of the base's answers, from both models' outcomes item by item."""
     lost = np.subtract(base.answer or (), other.answer or ())
     agreed = np.array(other.agreed or ())
-    return Followed(
+    return AnswerAgreement(
         nats=float(lost.mean()),
         interval=_interval(lost, seed),
         agreed=float(agreed.mean()),

@@ -17,11 +17,11 @@ from layerprune.artifacts import (
     AuditedTask,
     Compensated,
     Compensation,
+    LayerRanking,
     Layerwise,
     ModelRef,
     Plan,
     Ranked,
-    Ranking,
     Scores,
     Units,
     Without,
@@ -31,7 +31,7 @@ from layerprune.errors import DocumentError, RefusedError
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 from layerprune.scoring.metrics.base import Data
 from layerprune.scoring.metrics.hidden_states import Cosine
 from layerprune.stats import as_bits, clipped, counted_interval, mean_interval, paired_interval, relevance
@@ -76,7 +76,7 @@ def ask_layers(
     removals = [removal for removal in map(Removal.from_layers, asked) if _can_go(architecture, removal)]
     if len(parts) < 2 or not eval_set.tasks or not removals:  # one part alone is the whole removal
         return {}
-    found = examine(engine, eval_set, list(dict.fromkeys(removals)), progress, "asking layer by layer")
+    found = evaluate(engine, eval_set, list(dict.fromkeys(removals)), progress, "asking layer by layer")
     return {one.layers: {name: outcomes.correct for name, outcomes in own.items()} for one, own in found.items()}
 
 
@@ -204,7 +204,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def recorded_ranking(scores: Scores, base: ModelRef) -> Ranking:
+def recorded_ranking(scores: Scores, base: ModelRef) -> LayerRanking:
     """Return what a scores.json says of every single layer; raises ``DocumentError`` when there is nothing to take."""
     if scores.model.fingerprint != base.fingerprint:
         raise DocumentError(
@@ -214,7 +214,7 @@ def recorded_ranking(scores: Scores, base: ModelRef) -> Ranking:
     if not singles:
         raise DocumentError(f"the scores by {scores.metric.words} hold no single layer, only sets of them")
     items = sum(data.items for data in scores.data)
-    return Ranking(
+    return LayerRanking(
         metric=scores.metric.words,
         unit=scores.metric.unit,
         source=f"{items} selection items" if items else "no items",
@@ -222,14 +222,14 @@ def recorded_ranking(scores: Scores, base: ModelRef) -> Ranking:
     )
 
 
-def cosine_ranking(loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> Ranking | None:
+def cosine_ranking(loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> LayerRanking | None:
     """Return the cosine score of every layer on the layerwise items; None where there is no prompt to read."""
     if not eval_set.tasks:
         return None
     data = Data(eval_set=eval_set, progress=progress)
     removals = [Removal.of(layer) for layer in range(loaded.architecture.depth)]
     found = Cosine().score(loaded, removals, data)
-    return Ranking(
+    return LayerRanking(
         metric="cosine",
         unit=Cosine.unit,
         source=f"{len(eval_set)} audit items",

@@ -12,13 +12,13 @@ from pathlib import Path
 from layerprune.artifacts import PRUNED, UNHEALED, Audit, AuditedTask, Outcomes
 from layerprune.auditor.inputs import ExportedFolder, Loading
 from layerprune.checkpoint.location import source_of
-from layerprune.data.items import Encoder, EvalSet, EvalTask, Item
+from layerprune.data.items import Encoder, EvalItem, EvalSet, EvalTask
 from layerprune.data.judging import choices_of
 from layerprune.data.tasks import load_eval_set
 from layerprune.errors import UsageError
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 from layerprune.stats import above_chance
 from layerprune.util import SILENT, Progress
 
@@ -33,7 +33,7 @@ MARGIN_TOLERANCE_HALF = PROBABILITY_TOLERANCE / 0.25
 
 
 @dataclass(frozen=True)
-class Repeated:
+class RerunResult:
     """What came out when random audit items were asked again."""
 
     items: int  # of each model
@@ -53,7 +53,7 @@ def repeat(
     loading: Loading | None = None,
     seed: int | None = None,
     progress: Progress = SILENT,
-) -> Repeated:
+) -> RerunResult:
     """Ask both models ``count`` random items of the audit again and compare decisions and gold probabilities.
 
     Of every task it is also looked whether it has the audited items, and whether any was left out that no earlier step
@@ -63,7 +63,7 @@ def repeat(
     audit = exported.audit or Audit.load(Path(folder) / "layerprune" / Audit.filename)
     drawn = _draw(audit, count, seed)
     loading = replace(loading or Loading(), dtype=audit.dtype)
-    pruned = loading.loaded(str(folder))
+    pruned = loading.load_model(str(folder))
     load = _loader(pruned.encoder, include_path, data_dir)
     explained = exported.seen
     tasks = {
@@ -74,10 +74,10 @@ def repeat(
     problems += _chances(audit, tasks)
     eval_set = EvalSet({name: task.asked for name, task in tasks.items() if task.asked.items})
     if not eval_set.tasks:
-        return Repeated(0, 0, None, problems, unexplained)
+        return RerunResult(0, 0, None, problems, unexplained)
     found = {PRUNED: _ask(loading.engine(pruned), eval_set, progress, "asking the pruned model")}
     del pruned, load  # both hold the model
-    loaded = loading.loaded(*source_of(exported.receipt.base, base))
+    loaded = loading.load_model(*source_of(exported.receipt.base, base))
     found["base"] = _ask(loading.engine(loaded), eval_set, progress, "asking the base model")
     repeated = _compare(audit, tasks, found)
     return replace(repeated, problems=(*problems, *repeated.problems), unexplained=unexplained)
@@ -133,10 +133,12 @@ def _chances(audit: Audit, tasks: Mapping[str, MatchedItems]) -> tuple[str, ...]
 
 def _ask(engine: Engine, eval_set: EvalSet, progress: Progress, label: str) -> dict[str, Outcomes]:
     intact = Removal(())
-    return examine(engine, eval_set, [intact], progress, label, margins=True)[intact]
+    return evaluate(engine, eval_set, [intact], progress, label, margins=True)[intact]
 
 
-def _compare(audit: Audit, tasks: Mapping[str, MatchedItems], found: Mapping[str, Mapping[str, Outcomes]]) -> Repeated:
+def _compare(
+    audit: Audit, tasks: Mapping[str, MatchedItems], found: Mapping[str, Mapping[str, Outcomes]]
+) -> RerunResult:
     problems: list[str] = []
     same, changes = 0, []
     for task in audit.tasks:
@@ -157,7 +159,7 @@ def _compare(audit: Audit, tasks: Mapping[str, MatchedItems], found: Mapping[str
                     mark = task.data.fingerprints[index]
                     problems.append(f"{name}: item {mark} does not repeat for the {label} model")
     items = sum(len(task.places) for task in tasks.values())
-    return Repeated(items, same, max(changes, default=None), tuple(problems))
+    return RerunResult(items, same, max(changes, default=None), tuple(problems))
 
 
 def _change(again: Outcomes, number: int, written: Outcomes, index: int) -> float | None:
@@ -216,7 +218,7 @@ def refind(task: AuditedTask, drawn: Set[int], explained: Set[str], limit: int |
     return MatchedItems(replace(eval_set, items=items), places, missing, chances, unexplained)
 
 
-def _matched(fingerprints: Sequence[str], items: Sequence[Item]) -> list[int | None]:
+def _matched(fingerprints: Sequence[str], items: Sequence[EvalItem]) -> list[int | None]:
     """Return for each fingerprint the place of its item, None where there is none; equal ones in the data's order."""
     waiting: dict[str, deque[int]] = defaultdict(deque)
     for at, item in enumerate(items):
@@ -224,7 +226,7 @@ def _matched(fingerprints: Sequence[str], items: Sequence[Item]) -> list[int | N
     return [waiting[mark].popleft() if waiting[mark] else None for mark in fingerprints]
 
 
-def _unexplained(items: Sequence[Item], there: Set[int], explained: Set[str], full: bool) -> int:
+def _unexplained(items: Sequence[EvalItem], there: Set[int], explained: Set[str], full: bool) -> int:
     """Count the items passed over; an audit takes the first ones, so one whose limit is ``full`` ends at its last."""
     end = max(there, default=-1) + 1 if full else len(items)
     return sum(at not in there and item.fingerprint not in explained for at, item in enumerate(items[:end]))

@@ -36,7 +36,7 @@ from layerprune.report.page import REPORT, render_report
 from layerprune.util import SILENT, Progress
 
 if TYPE_CHECKING:
-    from layerprune.auditor.rerun import Repeated
+    from layerprune.auditor.rerun import RerunResult
 
 
 FOLDER = "layerprune"
@@ -53,7 +53,7 @@ class Verification:
     bytes: int
     audited: bool
     digests: dict[str, str]  # sha256 of each document: compare them with those the publisher gives
-    repeated: Repeated | None = None  # what came of items of the audit that were asked again
+    repeated: RerunResult | None = None  # what came of items of the audit that were asked again
 
     @property
     def ok(self) -> bool:

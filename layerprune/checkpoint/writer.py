@@ -37,7 +37,7 @@ Range = tuple[File, int, int]  # file, start, stop
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPart:
     """One tensor to write: the name it gets, its dtype and shape, and the byte ranges that make it up, in order."""
 
     name: str
@@ -47,11 +47,11 @@ class Part:
     nbytes: int
 
     @classmethod
-    def of(cls, tensor: Tensor, name: str) -> Part:
+    def of(cls, tensor: Tensor, name: str) -> TensorPart:
         return cls(name, tensor.dtype, tensor.shape, ((tensor.file, tensor.start, tensor.stop),), tensor.nbytes)
 
     @classmethod
-    def slices(cls, tensor: Tensor, name: str, axis: int, slices: int, kept: Sequence[int]) -> Part:
+    def slices(cls, tensor: Tensor, name: str, axis: int, slices: int, kept: Sequence[int]) -> TensorPart:
         """Keep some of the ``slices`` equal slices along an axis of a tensor, in the order of ``kept``.
 
         Raises ``CheckpointError`` when the axis does not divide into that many.
@@ -62,12 +62,12 @@ class Part:
             raise CheckpointError(f"{tensor.file}: axis {axis} of tensor {tensor.name!r} is not {slices} equal slices")
         shape = (*tensor.shape[:axis], side // slices * len(kept), *tensor.shape[axis + 1 :])
         rows = math.prod(tensor.shape[:axis])
-        ranges = _Slices(tensor, rows, width, slices, tuple(kept))
+        ranges = _TensorSlices(tensor, rows, width, slices, tuple(kept))
         return cls(name, tensor.dtype, shape, ranges, rows * width * len(kept))
 
 
 @dataclass(frozen=True)
-class _Slices:
+class _TensorSlices:
     """Byte ranges of slices of every row, made as they are needed: a quarter million rows are common."""
 
     tensor: Tensor
@@ -88,13 +88,13 @@ class Shard:
     """One file to write."""
 
     filename: str
-    parts: tuple[Part, ...]
+    parts: tuple[TensorPart, ...]
 
 
-def plan_shards(parts: Sequence[Part], max_bytes: int | None = None) -> list[Shard]:
+def plan_shards(parts: Sequence[TensorPart], max_bytes: int | None = None) -> list[Shard]:
     """Return the files to write, each of at most ``max_bytes`` of data (default 5 GB) or a single larger tensor."""
     limit = DEFAULT_SHARD_BYTES if max_bytes is None else max_bytes
-    groups: list[list[Part]] = [[]]
+    groups: list[list[TensorPart]] = [[]]
     filled = 0
     for part in parts:
         if groups[-1] and filled + part.nbytes > limit:
@@ -141,7 +141,7 @@ def header_bytes(shard: Shard, metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def _aligned(parts: Sequence[Part]) -> tuple[Part, ...]:
+def _aligned(parts: Sequence[TensorPart]) -> tuple[TensorPart, ...]:
     """Order wide dtypes first (stable), as the safetensors library does, so that every tensor stays aligned."""
     return tuple(sorted(parts, key=lambda part: -DTYPE_BITS[part.dtype]))
 
@@ -175,7 +175,7 @@ def _flush(gathered: bytearray, target: IO[bytes], advance: Advance) -> None:
     gathered.clear()
 
 
-def _merged(parts: Sequence[Part]) -> Iterator[Range]:
+def _merged(parts: Sequence[TensorPart]) -> Iterator[Range]:
     """Join neighbouring byte ranges of one file: one long copy in place of many short ones."""
     run: Range | None = None
     for piece in (piece for part in parts for piece in part.ranges):
@@ -379,7 +379,7 @@ def entry_of(path: Path) -> FileEntry:
     return FileEntry(sha256=digest.hexdigest(), bytes=path.stat().st_size)
 
 
-class Followed:
+class FollowedFile:
     """Hashes and flushes files, one after the other, while another thread appends to them: see ``following``."""
 
     def __init__(self, paths: Sequence[Path], hasher: ThreadPoolExecutor, flusher: ThreadPoolExecutor) -> None:
@@ -408,14 +408,14 @@ class Followed:
 
 
 @contextmanager
-def following(paths: Sequence[Path]) -> Iterator[Followed]:
+def following(paths: Sequence[Path]) -> Iterator[FollowedFile]:
     """Hash and flush files that are written meanwhile, in this order, each only ever appended to.
 
     The hash of a large file is there moments after its last byte: the thread that hashes reads behind the one that
     writes, and neither waits for the disk, which a third one does.
     """
     with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as flusher:
-        followed = Followed(paths, hasher, flusher)
+        followed = FollowedFile(paths, hasher, flusher)
         try:
             yield followed
         finally:

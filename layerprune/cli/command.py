@@ -63,7 +63,7 @@ class App(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise Fault(f"no command {args[0]!r}.{did_you_mean(args[0], COMMANDS)} Known: {', '.join(COMMANDS)}")
+            raise CommandFault(f"no command {args[0]!r}.{did_you_mean(args[0], COMMANDS)} Known: {', '.join(COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -136,9 +136,9 @@ class Verb(click.Command):
         except (LayerpruneError, OSError) as error:  # an OSError is the machine's fault or the path's: no traceback
             if verbosity > 1:
                 traceback.print_exc()
-            raise Fault(str(error) if isinstance(error, LayerpruneError) else one_line(error)) from error
+            raise CommandFault(str(error) if isinstance(error, LayerpruneError) else one_line(error)) from error
         except KeyboardInterrupt:
-            raise Fault(f"interrupted; {self.after_interrupt}", INTERRUPTED) from None
+            raise CommandFault(f"interrupted; {self.after_interrupt}", INTERRUPTED) from None
 
 
 # The options of a command, made from the fields of its Config.
@@ -211,7 +211,7 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 FAULT, INTERRUPTED = 2, 130
 
 
-class Fault(click.ClickException):
+class CommandFault(click.ClickException):
     """Ends the command with its message after ``layerprune:``."""
 
     exit_code = FAULT
@@ -233,7 +233,7 @@ def in_one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         page = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        raise Fault(" ".join(error.format_message().split()) + page) from error
+        raise CommandFault(" ".join(error.format_message().split()) + page) from error
 
 
 # Keeps the libraries underneath from talking over our own output.

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
         Target,
         Units,
     )
-    from layerprune.auditor.rerun import Repeated
+    from layerprune.auditor.rerun import RerunResult
     from layerprune.auditor.verification import Verification
     from layerprune.inspection import Inspection
     from layerprune.registry import Entry, Registry
-    from layerprune.scoring.aggregation import Comparison
+    from layerprune.scoring.aggregation import ScoresComparison
 
 
 FAR = 100_000  # items: an extrapolation that far says "many", not how many
@@ -305,7 +305,7 @@ def ordinal(number: int) -> str:
 # Two rankings side by side, as tables for people.
 
 
-def sources(found: Comparison, first: Scores, second: Scores) -> Table:
+def sources(found: ScoresComparison, first: Scores, second: Scores) -> Table:
     """Return what the two rankings were made from: what differs here may be why they differ."""
     made = table("what is compared", "", "1", "2", "alike", wrapped=["1", "2"])
     for what, one, other in (
@@ -328,7 +328,7 @@ def _items(scores: Scores) -> str:
     return ", ".join(told + ["fewer for layers that left a race"] * raced) or "none"
 
 
-def compared_layers(found: Comparison, specs: tuple[str, str]) -> Table:
+def compared_layers(found: ScoresComparison, specs: tuple[str, str]) -> Table:
     """Return every layer with its score and rank in two documents."""
     left, right = specs if specs[0] != specs[1] else (f"{specs[0]} (1)", f"{specs[1]} (2)")
     columns = ["layer", left, f"rank by {left}", right, f"rank by {right}"]
@@ -339,7 +339,7 @@ def compared_layers(found: Comparison, specs: tuple[str, str]) -> Table:
     return made
 
 
-def compared_agreement(found: Comparison) -> Table:
+def compared_agreement(found: ScoresComparison) -> Table:
     """Return how far two rankings agree, beside what two unrelated rankings would show."""
     made = table("agreement", "measure", "seen", "by chance", numbers=("seen", "by chance"))
     seen = found.agreement
@@ -483,7 +483,7 @@ def verified(folder: Path, found: Verification, rerun: bool, digests: bool) -> l
     return lines + [f"{name} sha256 {digest}" for name, digest in found.digests.items() if digests]
 
 
-def _again(repeated: Repeated) -> str:
+def _again(repeated: RerunResult) -> str:
     asked = 2 * repeated.items
     change = repeated.largest_change
     moved = "" if change is None else f", largest change of a gold answer's probability {change:.2g}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerprune.artifacts import CorpusRef, Overlap
+from layerprune.artifacts import CorpusOverlap, CorpusRef
 from layerprune.data.items import hash_share
 from layerprune.errors import UsageError, one_line
 
@@ -33,7 +33,7 @@ FORMS = "'text', 'messages', or 'prompt' and 'completion'"
 
 
 @dataclass(frozen=True)
-class Document:
+class TextDocument:
     """One document: plain text, or a chat whose assistant's messages are the answers."""
 
     text: str | None = None
@@ -49,7 +49,7 @@ class Document:
         return self.text if self.text is not None else repr(self.messages)
 
 
-def read_documents(source: str) -> tuple[str, list[Document]]:
+def read_documents(source: str) -> tuple[str, list[TextDocument]]:
     """Return a name for the source, without the folders above it, and its documents in order.
 
     ``source``: ``builtin`` (the corpus in this package), a file or folder, or a Hub dataset, ``owner/name`` or
@@ -80,8 +80,8 @@ def find_source(source: str) -> list[Path] | None:
     return None
 
 
-def _from_files(files: Iterable[Path]) -> list[Document]:
-    found: list[Document] = []
+def _from_files(files: Iterable[Path]) -> list[TextDocument]:
+    found: list[TextDocument] = []
     for file in files:
         kind = SUFFIXES[file.suffix]
         if kind == "text":
@@ -89,7 +89,7 @@ def _from_files(files: Iterable[Path]) -> list[Document]:
                 content = file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
-            found += [Document(text=part) for part in _parts(content)]
+            found += [TextDocument(text=part) for part in _parts(content)]
         else:
             rows = enumerate(_rows(file, kind), 1)
             found += [_document(record, f"{file}, record {number}") for number, record in rows]
@@ -120,7 +120,7 @@ def _rows(file: Path, kind: str) -> Iterable[Mapping[str, Any]]:
         raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
 
 
-def _from_hub(source: str) -> list[Document]:
+def _from_hub(source: str) -> list[TextDocument]:
     import datasets
 
     name, _, split = source.partition(":")
@@ -133,17 +133,17 @@ def _from_hub(source: str) -> list[Document]:
     return [_document(record, f"{source}, record {number}") for number, record in enumerate(rows, 1)]
 
 
-def _document(record: Any, where: str) -> Document:
+def _document(record: Any, where: str) -> TextDocument:
     if isinstance(record, Mapping):
         if isinstance(record.get("text"), str):
-            return Document(text=record["text"])
+            return TextDocument(text=record["text"])
         if record.get("messages") is not None:
-            return Document(messages=_messages(record["messages"], where))
+            return TextDocument(messages=_messages(record["messages"], where))
         if record.get("prompt") is not None and record.get("completion") is not None:
             prompt, answer = record["prompt"], record["completion"]
             asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-            return Document(messages=_messages([*asked, *said], where))
+            return TextDocument(messages=_messages([*asked, *said], where))
         known = ", ".join(map(str, record)) or "nothing"
         raise UsageError(f"{where} has the keys {known}; expected {FORMS}")
     raise UsageError(f"{where} is a {type(record).__name__}; expected an object with {FORMS}")
@@ -256,7 +256,7 @@ class Corpus:
     train: Windows
     heldout: Windows
     ref: CorpusRef
-    documents: tuple[Document, ...] = ()  # what ``train`` was packed from, in order
+    documents: tuple[TextDocument, ...] = ()  # what ``train`` was packed from, in order
 
 
 def build_corpus(
@@ -303,7 +303,7 @@ def build_corpus(
 
 
 def pack_documents(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, window: int, what: str
+    documents: Sequence[TextDocument], tokenizer: PreTrainedTokenizerBase, window: int, what: str
 ) -> Windows:
     """Tokenise documents and cut full windows; ``UsageError``, naming ``what``, where they do not fill one."""
     passages = [_passage(document, tokenizer) for document in documents]
@@ -312,7 +312,7 @@ def pack_documents(
     return made
 
 
-def _passage(document: Document, tokenizer: PreTrainedTokenizerBase) -> Passage:
+def _passage(document: TextDocument, tokenizer: PreTrainedTokenizerBase) -> Passage:
     if document.text is None:
         return chat_passage(tokenizer, document.messages)
     ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -327,7 +327,7 @@ def _head(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None
 
 
-def _mark(document: Document) -> str:
+def _mark(document: TextDocument) -> str:
     return hashlib.sha256(document.key().encode()).hexdigest()
 
 
@@ -387,8 +387,8 @@ WORD = re.compile(r"\w+")
 
 
 def find_overlap(
-    documents: Sequence[Document], items: Mapping[str, tuple[str, Mapping[str, str]]]
-) -> tuple[dict[str, Overlap], frozenset[int]]:
+    documents: Sequence[TextDocument], items: Mapping[str, tuple[str, Mapping[str, str]]]
+) -> tuple[dict[str, CorpusOverlap], frozenset[int]]:
     """Return what was found of each task and the numbers of the documents that hold an item.
 
     ``items``: by task, (split, text by item fingerprint). Words are compared without case and punctuation.
@@ -414,7 +414,7 @@ def find_overlap(
             found[task].add(mark)
             holders.add(number)
     overlap = {
-        task: Overlap(split=split, items=len(texts), unlooked=unlooked[task], found=tuple(sorted(found[task])))
+        task: CorpusOverlap(split=split, items=len(texts), unlooked=unlooked[task], found=tuple(sorted(found[task])))
         for task, (split, texts) in items.items()
     }
     return overlap, frozenset(holders)

@@ -23,7 +23,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationRequest:
     """One text to generate: an lm-eval generate_until instance."""
 
     instance: Any
@@ -35,7 +35,7 @@ class Query:
 
     parts: tuple[Request, ...] = ()
     rolling: bool = False
-    generation: Generation | None = None
+    generation: GenerationRequest | None = None
     counted: bool = False  # wanted is how many tokens are greedy, not whether all are
 
     def asked(self) -> list[Any]:
@@ -62,7 +62,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Item:
+class EvalItem:
     """One question of one task."""
 
     fingerprint: str
@@ -76,7 +76,7 @@ class Item:
 class Judge(Protocol):
     """Turns a task's answers into verdicts; lm-eval's own processing behind it."""
 
-    def __call__(self, item: Item, answers: Sequence[Answer]) -> Verdict: ...
+    def __call__(self, item: EvalItem, answers: Sequence[Answer]) -> Verdict: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class EvalTask:
     split: str  # "train", or "half of test": what a reader needs to know about where the items come from
     metric: str
     num_fewshot: int
-    items: tuple[Item, ...]
+    items: tuple[EvalItem, ...]
     judge: Judge
     excluded: int = 0  # items left out because an earlier step has seen them
     prompting: Prompting = PLAIN
@@ -192,7 +192,7 @@ class OwnAnswer:
 class AgreementJudge:
     """Judges how well a model goes along with the intact model's answer, token by token."""
 
-    def __call__(self, item: Item, answers: Sequence[Answer]) -> Verdict:
+    def __call__(self, item: EvalItem, answers: Sequence[Answer]) -> Verdict:
         """Return log-likelihood and agreement; an item counts as right where every token is the most likely one."""
         total, agreed = answers[0]  # type: ignore[misc]  # of a counted query
         tokens = item.queries[0].parts[0].scored
@@ -214,9 +214,9 @@ def with_own_answers(task: EvalTask, answers: Sequence[OwnAnswer], *, only_right
     return replace(task, items=tuple(items), metric=OWN_ANSWER, judge=AgreementJudge())
 
 
-def own_answer_items(answers: Mapping[str, OwnAnswer]) -> tuple[Item, ...]:
+def own_answer_items(answers: Mapping[str, OwnAnswer]) -> tuple[EvalItem, ...]:
     """Return answers to prompts that are no task's as items, by fingerprint."""
-    return tuple(Item(mark, 0.0, (_read(own),)) for mark, own in answers.items())
+    return tuple(EvalItem(mark, 0.0, (_read(own),)) for mark, own in answers.items())
 
 
 def _read(own: OwnAnswer) -> Query:
@@ -250,7 +250,7 @@ def encode(instance: Any, encoder: Encoder) -> Query:
         case "loglikelihood_rolling":
             return Query(tuple(_windows(instance.args[0], encoder)), rolling=True)
         case "generate_until":
-            return Query(generation=Generation(instance))
+            return Query(generation=GenerationRequest(instance))
     kind = instance.request_type
     raise TaskError(f"the task {instance.task_name!r} asks for {kind!r}, which layerprune cannot score")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-from layerprune.data.items import Answer, Item, Verdict
+from layerprune.data.items import Answer, EvalItem, Verdict
 from layerprune.errors import TaskError, one_line
 from layerprune.util import source_of
 
@@ -31,7 +31,7 @@ class LmEvalJudge:
         _remember(task, "doc_to_choice")  # both are jinja templates, rendered anew for each removal otherwise
         _remember(task, "doc_to_target")
 
-    def __call__(self, item: Item, answers: Sequence[Answer]) -> Verdict:
+    def __call__(self, item: EvalItem, answers: Sequence[Answer]) -> Verdict:
         """Return the verdict on one item; raises ``TaskError`` when the metric is neither 0 nor 1.
 
         An item without a gold answer among its choices is wrong, as lm-eval has it, whatever the model says: its gold

@@ -15,9 +15,9 @@ from layerprune.artifacts import PLAIN, Prompting
 from layerprune.config import PromptOptions
 from layerprune.data.items import (
     Encoder,
+    EvalItem,
     EvalSet,
     EvalTask,
-    Item,
     Request,
     Verdict,
     encode,
@@ -31,9 +31,9 @@ from layerprune.errors import TaskError, UsageError, did_you_mean, one_line
 
 
 __all__ = [
+    "EvalItem",
     "EvalSet",
     "EvalTask",
-    "Item",
     "Request",
     "Verdict",
     "asked_prompting",
@@ -121,7 +121,7 @@ def _build(
     shots = _set_fewshot(task, num_fewshot)
     judge = LmEvalJudge(task, ungraded=ungraded and task.OUTPUT_TYPE == "generate_until")
     docs, split = _docs(task, use)
-    items: list[Item] = []
+    items: list[EvalItem] = []
     excluded = 0
     order: Iterable[int] = range(len(docs))
     if use == "selection" and limit is not None:
@@ -176,7 +176,7 @@ def _fingerprint(task: Any, doc: Any) -> str:
     return fingerprint([task.doc_to_text(doc), choices, task.doc_to_target(doc)])
 
 
-def _item(task: Any, doc: Any, index: int, mark: str, prompts: Prompts, use: Use) -> Item | None:
+def _item(task: Any, doc: Any, index: int, mark: str, prompts: Prompts, use: Use) -> EvalItem | None:
     """Build one item; None for a selection item that stands among its own few-shot examples."""
     shots = int(task.get_config("num_fewshot"))
     shown: list[Any] = []
@@ -193,7 +193,7 @@ def _item(task: Any, doc: Any, index: int, mark: str, prompts: Prompts, use: Use
     made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1), **prompts.requests)
     instances = made if isinstance(made, list) else [made]
     queries = tuple(encode(instance, prompts.encoder) for instance in instances)
-    return Item(
+    return EvalItem(
         mark, chance_of(task, doc), queries, key=instances, answerable=answerable(task, doc), content=content_of(doc)
     )
 

@@ -17,7 +17,7 @@ from layerprune.architecture.config_fields import PACKED
 from layerprune.artifacts import Change, DroppedHeads
 from layerprune.checkpoint import Checkpoint, Tensor, contained
 from layerprune.checkpoint.companions import companions
-from layerprune.checkpoint.writer import Part
+from layerprune.checkpoint.writer import TensorPart
 from layerprune.errors import CheckpointError, RefusedError, one_line
 from layerprune.files import listed
 
@@ -59,7 +59,7 @@ class DiskStack:
 class WeightPlan:
     """What to write, in the order of the base's files, and what is left out."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[TensorPart, ...]
     dropped: tuple[str, ...]
     origin: Mapping[str, str]  # new name -> base name
     heads: DroppedHeads | None = None  # multi-token-prediction heads among what is dropped
@@ -106,7 +106,7 @@ def _likeness(prefix: str, layers: Mapping[int, int], stack: str, sizes: Sequenc
 
 def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: LayerMap) -> WeightPlan:
     """Return the tensors to write: kept layers renumbered, removed ones and MTP heads left out, the rest as it is."""
-    parts: list[Part] = []
+    parts: list[TensorPart] = []
     dropped: list[str] = []
     origin: dict[str, str] = {}
     for tensor in checkpoint.tensors.values():
@@ -115,10 +115,10 @@ def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: LayerMap) ->
         if name is None:
             dropped.append(tensor.name)
         elif axis is not None:
-            parts.append(Part.slices(tensor, name, axis, sources.depth, sources.layers))
+            parts.append(TensorPart.slices(tensor, name, axis, sources.depth, sources.layers))
             origin[name] = tensor.name
         else:
-            parts.append(Part.of(tensor, name))
+            parts.append(TensorPart.of(tensor, name))
             origin[name] = tensor.name
     return WeightPlan(tuple(parts), tuple(dropped), origin, _heads(checkpoint, stack, dropped))
 

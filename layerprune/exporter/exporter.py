@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerprune.architecture import LayerMap, load_config, read_architecture
-from layerprune.artifacts import Earlier, FileEntry, Limits, ModelRef, Plan, Receipt, as_removal
+from layerprune.artifacts import Earlier, FileEntry, ModelRef, Plan, PlanLimits, Receipt, as_removal
 from layerprune.checkpoint import (
     Checkpoint,
     Folder,
@@ -51,7 +51,7 @@ CHANGED = "the base was pruned before, and its weights were changed by other too
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """Everything that is going to happen, decided and validated before the first byte is written."""
 
     plan: Plan
@@ -127,14 +127,14 @@ def removal_plan(
         model=reference(
             folder, checkpoint, model_type=drawn.model_type, layers=drawn.depth, parameters=drawn.parameters[0]
         ),
-        metric=None, search=None, limits=Limits(), requested=f"--remove {layers}", removal=units, order=units,
+        metric=None, search=None, limits=PlanLimits(), requested=f"--remove {layers}", removal=units, order=units,
         ranking=(), scores_sha256=None, data=(), seed=0, versions=tool_versions("torch", "transformers", "safetensors"),
     )  # fmt: skip
 
 
 def _plan_job(
     plan: Plan, base: tuple[str, str | None], max_shard_size: int | None, trust_remote_code: bool, progress: Progress
-) -> Job:
+) -> ExportJob:
     folder = locate(*base, shards=False)
     checkpoint = folder.open()
     removal = as_removal(plan.removal)
@@ -159,7 +159,7 @@ def _plan_job(
     earlier = _earlier(folder.path, plan.model)
     if earlier is not None and earlier.changed:
         progress.note(CHANGED)
-    return Job(
+    return ExportJob(
         plan=plan, base=folder, checkpoint=checkpoint, pruned_config=drawn, removal=removal, sources=sources,
         old_config=read_json(contained(folder.path, "config.json")), weights=weights,
         shards=tuple(plan_shards(weights.parts, max_shard_size)),
@@ -198,7 +198,7 @@ def _plan_weights(checkpoint: Checkpoint, drawn: PrunedConfig, sources: LayerMap
     return plan_weights(checkpoint, stack, sources)
 
 
-def _check_space(job: Job, out: Path) -> None:
+def _check_space(job: ExportJob, out: Path) -> None:
     needed = sum(part.nbytes for part in job.weights.parts) + SPARE_BYTES
     place = next(folder for folder in out.parents if folder.exists())
     free = shutil.disk_usage(place).free
@@ -206,7 +206,7 @@ def _check_space(job: Job, out: Path) -> None:
         raise ExportError(f"{place} has {free / 1e9:.1f} GB free, and the pruned model takes {needed / 1e9:.1f} GB")
 
 
-def _write(job: Job, folder: Path, progress: Progress) -> dict[str, FileEntry]:
+def _write(job: ExportJob, folder: Path, progress: Progress) -> dict[str, FileEntry]:
     """Write weights, config and the files carried along; return the hash of each."""
     metadata = {"format": "pt", **job.checkpoint.metadata}
     with following([folder / shard.filename for shard in job.shards]) as followed:
@@ -237,7 +237,7 @@ def _files(folder: Path) -> Iterator[str]:
     return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _finish(job: Job, folder: Path, out: Path, hashes: dict[str, FileEntry], progress: Progress) -> Receipt:
+def _finish(job: ExportJob, folder: Path, out: Path, hashes: dict[str, FileEntry], progress: Progress) -> Receipt:
     """Check and prove what was written, and add the documents and the card."""
     from layerprune.report.card import write_card
 

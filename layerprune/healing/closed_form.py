@@ -234,7 +234,7 @@ class Rescale:
         removed = case.removal
         if not removed:
             raise RefusedError("nothing was removed from this checkpoint, so there is nothing to heal")
-        loaded = case.loaded("float32")
+        loaded = case.load_model("float32")
         windows = case.text.train.first(max(1, -(-self.tokens // case.text.train.window)))
         ids = torch.from_numpy(windows.ids[:1, :CHECK_TOKENS])
         writers = _writers(loaded, case, ids)
@@ -346,8 +346,8 @@ def _check(loaded: LoadedModel, writers: list[list[Projection]], divisors: list[
         each.put(matrix, bias)
     if not (folded - expected).abs().max() <= CHECK_TOLERANCE * expected.abs().max():
         raise RefusedError(
-            f"a {loaded.architecture.model_type} model reads its residual stream without a norm somewhere, or writes to it "
-            "elsewhere, too: a factor cannot be folded into its weights"
+            f"a {loaded.architecture.model_type} model reads its residual stream without a norm somewhere, or writes "
+            "to it elsewhere, too: a factor cannot be folded into its weights"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from layerprune.data.corpus import Document, Windows, pack_documents, render
+from layerprune.data.corpus import TextDocument, Windows, pack_documents, render
 from layerprune.errors import UsageError
 from layerprune.files import reserve, writing
 from layerprune.healing.base import (
@@ -298,7 +298,9 @@ class AnswerWriter:
     loaded: LoadedModel
     most: int
 
-    def rewrite(self, documents: Sequence[Document], folder: Path, progress: Progress = SILENT) -> list[Document]:
+    def rewrite(
+        self, documents: Sequence[TextDocument], folder: Path, progress: Progress = SILENT
+    ) -> list[TextDocument]:
         """Return the chats with every answer written by the model, each turn after the turns before it.
 
         What is written goes to ``folder`` as it comes: killed and called again, it goes on. Plain texts ask nothing
@@ -314,7 +316,9 @@ class AnswerWriter:
                 for messages in self._answered(chats[start : start + BATCH]):
                     journal.append({"messages": messages})
                     advance()
-        return [Document(messages=tuple((role, content) for role, content in e["messages"])) for e in journal.entries]
+        return [
+            TextDocument(messages=tuple((role, content) for role, content in e["messages"])) for e in journal.entries
+        ]
 
     def _answered(self, chats: Sequence[Messages]) -> list[Messages]:
         """Answer turn by turn: the chats' first answers together, then their second ones, and so on."""

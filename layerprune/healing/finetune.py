@@ -29,8 +29,8 @@ from layerprune.healing.base import (
     seams,
     stored_as,
 )
-from layerprune.healing.losses import Goal, NextToken
-from layerprune.healing.training import Precision, Text, Training, leads, make_trainable, own_place, train
+from layerprune.healing.losses import NextToken, TrainingGoal
+from layerprune.healing.training import Precision, Training, TrainingText, leads, make_trainable, own_place, train
 from layerprune.healing.training_state import TrainingState
 from layerprune.models.model import LoadedModel, fast_bfloat16
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 Choose = Callable[[LoadedModel], set[str]]
-MakeGoal = Callable[[LoadedModel], Goal]
+MakeGoal = Callable[[LoadedModel], TrainingGoal]
 
 # Tokens of one forward pass. Measured on two cores: more is no faster; a GPU wants more.
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}
@@ -119,7 +119,7 @@ def ready(case: HealContext) -> tuple[LoadedModel, Precision]:
     precision = precision_of(case)
     stored = {tensor.dtype for tensor in Checkpoint.open(case.folder).tensors.values()}
     dtype = "bfloat16" if precision == "bfloat16" and stored <= {"BF16"} else "float32"
-    return own_place(case).loaded(dtype), precision
+    return own_place(case).load_model(dtype), precision
 
 
 def precision_of(case: HealContext) -> Precision:
@@ -130,11 +130,11 @@ def precision_of(case: HealContext) -> Precision:
     return "bfloat16" if on_gpu or fast_bfloat16() else "float32"
 
 
-def run(case: HealContext, loaded: LoadedModel, goal: Goal, training: Training) -> TrainingState:
-    """Train what requires a gradient in the subject's model, and write down how it went."""
+def run(case: HealContext, loaded: LoadedModel, goal: TrainingGoal, training: Training) -> TrainingState:
+    """Train what requires a gradient in the loaded model, and write down how it went."""
     corpus, record = case.text, case.record
     few = max(1, HELDOUT_TOKENS // corpus.heldout.window)
-    text = Text(corpus.train, corpus.heldout.spread(few))
+    text = TrainingText(corpus.train, corpus.heldout.spread(few))
     standing = train(loaded.model, goal, text, training, case.work / "training", case.progress)
     record.tokens += standing.tokens
     record.curve += standing.curve
@@ -214,7 +214,7 @@ class Lora(Trained):
 
 
 def with_adapter(loaded: LoadedModel, targets: tuple[str, ...], config: LoraConfig, seed: int) -> PeftModel:
-    """Put fresh adapters, which change nothing yet, into the subject's model; peft's wrapper around it is returned."""
+    """Put fresh adapters, which change nothing yet, into the loaded model; peft's wrapper around it is returned."""
     from peft import get_peft_model
 
     base = config.base_model_name_or_path

@@ -20,7 +20,7 @@ from layerprune.checkpoint import Checkpoint, Tensor, new_folder, try_new_folder
 from layerprune.checkpoint.companions import companions, left_out
 from layerprune.checkpoint.location import lies_at, record, source_of
 from layerprune.checkpoint.safetensors import INDEX
-from layerprune.checkpoint.writer import Part, Shard, entry_of
+from layerprune.checkpoint.writer import Shard, TensorPart, entry_of
 from layerprune.config import HealConfig
 from layerprune.data.corpus import WINDOW, Corpus, build_corpus
 from layerprune.data.tasks import item_texts
@@ -315,12 +315,12 @@ class Spool:
             write_all(self.file, memoryview(new.flatten().view(torch.uint8).numpy()))
         self.places[name] = (start, self.file.tell())
 
-    def part(self, tensor: Tensor) -> Part:
+    def part(self, tensor: Tensor) -> TensorPart:
         """Return what is written under a tensor's name: its new value, or the old bytes."""
         if tensor.name not in self.places:
-            return Part.of(tensor, tensor.name)
+            return TensorPart.of(tensor, tensor.name)
         start, stop = self.places[tensor.name]
-        return Part(tensor.name, tensor.dtype, tensor.shape, ((self.path, start, stop),), stop - start)
+        return TensorPart(tensor.name, tensor.dtype, tensor.shape, ((self.path, start, stop),), stop - start)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def mean_nats(model: nn.Module, windows: Windows, progress: Progress = SILENT, l
 Tensor = torch.Tensor
 
 
-class Goal(Protocol):
+class TrainingGoal(Protocol):
     """Grades the student's logits, window batch by window batch."""
 
     @property

@@ -108,9 +108,9 @@ def _of_mlp(stream: Stream, projection: Projection) -> bool:
 def _refusal(stream: Stream, part: str, found: list[Projection]) -> RefusedError:
     count = f"{len(found)} of its linear modules write" if found else "none of its linear modules writes"
     return RefusedError(
-        f"the {part} of layer {stream.depth} of this {stream.loaded.architecture.model_type} model has no single output "
-        f"projection to fold anything into: {count} into the residual stream as it is (a norm or a scale may stand "
-        "behind them, or experts may be chosen); a method that trains heals it"
+        f"the {part} of layer {stream.depth} of this {stream.loaded.architecture.model_type} model has no single "
+        f"output projection to fold anything into: {count} into the residual stream as it is (a norm or a scale may "
+        "stand behind them, or experts may be chosen); a method that trains heals it"
     )
 
 

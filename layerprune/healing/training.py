@@ -23,7 +23,7 @@ from layerprune.artifacts import LossPoint
 from layerprune.data.corpus import Windows
 from layerprune.errors import TrainingError, UsageError
 from layerprune.healing.base import HealContext
-from layerprune.healing.losses import Goal, Head, mean_nats
+from layerprune.healing.losses import Head, TrainingGoal, mean_nats
 from layerprune.healing.training_state import TrainingState, TrainingStates, key_of
 from layerprune.util import SILENT, Advance, Progress
 
@@ -80,7 +80,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Text:
+class TrainingText:
     """Windows to train on, and those whose loss is measured."""
 
     train: Windows
@@ -102,7 +102,12 @@ def make_trainable(model: nn.Module, names: set[str], frozen: torch.dtype | None
 
 
 def train(
-    model: PreTrainedModel, goal: Goal, text: Text, options: Training, folder: Path, progress: Progress = SILENT
+    model: PreTrainedModel,
+    goal: TrainingGoal,
+    text: TrainingText,
+    options: Training,
+    folder: Path,
+    progress: Progress = SILENT,
 ) -> TrainingState:
     """Train the weights of ``model`` that require a gradient; leave it with those of the lowest held-out loss.
 
@@ -119,10 +124,10 @@ def train(
     return run.finish()
 
 
-class Objective(nn.Module):
+class ModelWithLoss(nn.Module):
     """A model with its loss, so that data parallelism wraps both: windows in, the loss summed over their tokens out."""
 
-    def __init__(self, model: PreTrainedModel, goal: Goal, precision: Precision) -> None:
+    def __init__(self, model: PreTrainedModel, goal: TrainingGoal, precision: Precision) -> None:
         super().__init__()
         self.model, self.goal, self.precision = model, goal, precision
         self.head = Head(model)
@@ -156,7 +161,13 @@ class _Run:
     """One sitting of a training run."""
 
     def __init__(
-        self, model: PreTrainedModel, goal: Goal, text: Text, options: Training, folder: Path, progress: Progress
+        self,
+        model: PreTrainedModel,
+        goal: TrainingGoal,
+        text: TrainingText,
+        options: Training,
+        folder: Path,
+        progress: Progress,
     ) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -178,7 +189,7 @@ class _Run:
         )
         if options.recompute:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.objective = Objective(model, goal, options.precision)
+        self.objective = ModelWithLoss(model, goal, options.precision)
         with self.objective.autocast(self.device):
             self.objective.head.check(self._tensor(text.train.ids[:1, :16]))
         self.wrapped = self.accelerator.prepare(self.objective)

@@ -190,7 +190,7 @@ def _cut(encoder: Wrapper, prompt: list[int], ids: list[int], stops: list[str]) 
 
 @contextmanager
 def _without(loaded: LoadedModel, removal: Removal, progress: Progress) -> Iterator[None]:
-    """Have the subject's encoder generate without the layers of ``removal``: on a view, else bypassed and uncached."""
+    """Have the model's encoder generate without the layers of ``removal``: on a view, else bypassed and uncached."""
     encoder = loaded.encoder
     if not removal:
         yield

@@ -432,7 +432,7 @@ class MaxDrop:
                 f"no answer: {needed} at least, more where answers change; raise --certify-limit or add tasks"
             )
 
-    def _nothing(self, removal: Removal, step: stats.Step) -> str:
+    def _nothing(self, removal: Removal, step: stats.PathStep) -> str:
         lost, won = step.right_to_wrong, step.wrong_to_right
         needed = stats.items_needed(lost, won, step.items, self.limit, self.confidence)
         more = (
@@ -467,7 +467,7 @@ def walk(
     answers: Callable[[Removal], str],
     limit: float,
     confidence: float,
-) -> tuple[list[SearchResult], stats.Certificate]:
+) -> tuple[list[SearchResult], stats.CertifiedPath]:
     """Search removal after removal and certify each, until one fails or the search can go no further.
 
     The search sees nothing of ``answers``, so the path is fixed beforehand as far as they are concerned, even though it
@@ -495,7 +495,7 @@ def _bits(outcomes: dict[str, Outcomes]) -> str:
     return "".join(own.correct for own in outcomes.values())
 
 
-def _step(removal: Removal, step: stats.Step) -> CertifiedStep:
+def _step(removal: Removal, step: stats.PathStep) -> CertifiedStep:
     return CertifiedStep(
         removal=removal.layers,
         right_to_wrong=step.right_to_wrong,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from layerprune import artifacts
 from layerprune.architecture import Architecture, load_config, read_architecture
-from layerprune.artifacts import Front, Limits, Plan, Prediction, Scores, SearchRef, Units, read_scores
+from layerprune.artifacts import Front, Plan, PlanLimits, Prediction, Scores, SearchRef, Units, read_scores
 from layerprune.artifacts.plan import FOLDER, PLOT, TABLE
 from layerprune.checkpoint.location import record
 from layerprune.config import PlanConfig
@@ -44,7 +44,7 @@ def written(
     scores: Scores,
     found: SearchResult,
     search: SearchRef,
-    limits: Limits,
+    limits: PlanLimits,
     requested: str,
     predicted: Prediction | None,
     warnings: tuple[str, ...],
@@ -99,7 +99,7 @@ def eliminated(found: SearchResult) -> tuple[str, ...]:
     )
 
 
-def unordered(found: SearchResult, limits: Limits) -> tuple[str, ...]:
+def unordered(found: SearchResult, limits: PlanLimits) -> tuple[str, ...]:
     """Return a warning where fewer layers go than a race was run for: it told the best from the rest, and no more.
 
     A layer that is clearly among the best stops there, so that scores of such layers are of different items.
@@ -192,7 +192,7 @@ def plan_warnings(scores: Scores, predicted: Prediction | None) -> tuple[str, ..
     return (*_failures(scores), *_noise(scores), *_floors(scores, predicted))
 
 
-def ends(scores: Scores, removal: Units, limits: Limits) -> Iterator[str]:
+def ends(scores: Scores, removal: Units, limits: PlanLimits) -> Iterator[str]:
     """Say where the metric let the first or the last layer go: they read the embeddings and shape the output.
 
     Nothing is to be said where it was asked for: nothing else may go, or what goes has to keep the period.

@@ -10,7 +10,17 @@ from functools import reduce
 from pathlib import Path
 
 from layerprune.architecture import Architecture
-from layerprune.artifacts import MEAN, BaseTask, Candidate, EngineReport, Limits, MetricRef, Objective, Round, Scores
+from layerprune.artifacts import (
+    MEAN,
+    BaseTask,
+    Candidate,
+    EngineReport,
+    MetricRef,
+    Objective,
+    PlanLimits,
+    Round,
+    Scores,
+)
 from layerprune.checkpoint import contained, locate
 from layerprune.config import PlanConfig, ScoreConfig
 from layerprune.data.items import EvalSet, is_written
@@ -61,9 +71,9 @@ class SearchRules:
         """Return what raises ``RefusedError`` for a removal that may not be."""
         return keeping_period(architecture) if self.keep_period else architecture.check
 
-    def limits(self, protect: frozenset[int], architecture: Architecture | None) -> Limits:
+    def limits(self, protect: frozenset[int], architecture: Architecture | None) -> PlanLimits:
         """Return the rules as a plan records them."""
-        return Limits(
+        return PlanLimits(
             protect=tuple(sorted(protect)),
             architecture=architecture.remarks if architecture is not None else (),
             keep_period=self.keep_period,
@@ -76,7 +86,7 @@ FREE = SearchRules()
 
 
 def keeping_period(architecture: Architecture) -> Callable[[Removal], None]:
-    """Return ``Architecture.check`` that refuses, too, what breaks a period or makes other readers misread the model."""
+    """Return ``Architecture.check`` that also refuses what breaks a period or makes other readers misread the model."""
 
     def check(removal: Removal) -> None:
         architecture.check(removal)

@@ -15,10 +15,10 @@ from layerprune.artifacts import (
     Earlier,
     HealLog,
     Interval,
-    Limits,
     MetricRef,
     ModelRef,
     Plan,
+    PlanLimits,
     Ranked,
     Receipt,
     SearchRef,
@@ -157,7 +157,7 @@ def path_to_removal(audit: Audit) -> str | None:
     steps = [one for one in audit.layerwise.path if one.difference is not None]
     if not steps:
         return None
-    points = [plots.Point(0, 0.0, "base: 0 removed")]
+    points = [plots.PlotPoint(0, 0.0, "base: 0 removed")]
     points += [
         _point(f"{len(one.units)} removed", len(one.units), one.difference or 0.0, one.interval) for one in steps
     ]
@@ -177,12 +177,12 @@ def _count(audit: Audit, label: str) -> int | None:
     return None if label == UNHEALED else len(audit.compared[label].removal)
 
 
-def _point(name: str, count: int, difference: float, interval: Interval | None) -> plots.Point:
+def _point(name: str, count: int, difference: float, interval: Interval | None) -> plots.PlotPoint:
     said = f"{name}: {formatting.points(difference)} points" + (
         f" ({formatting.points_interval(interval)})" if interval else ""
     )
     scaled = None if interval is None else (100 * interval[0], 100 * interval[1])
-    return plots.Point(count, 100 * difference, said, scaled)
+    return plots.PlotPoint(count, 100 * difference, said, scaled)
 
 
 def _items(plan: Plan) -> str:
@@ -282,7 +282,7 @@ def _spec(search: SearchRef) -> str:
     return f"{search.name}:{options}" if options else search.name
 
 
-def _limits(limits: Limits) -> list[object]:
+def _limits(limits: PlanLimits) -> list[object]:
     flags = {
         "--keep-period": limits.keep_period, "--no-adjacent": limits.no_adjacent, "--contiguous": limits.contiguous
     }  # fmt: skip

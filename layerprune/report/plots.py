@@ -29,7 +29,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Point:
+class PlotPoint:
     """One point of a curve, or beside it."""
 
     x: float
@@ -61,7 +61,12 @@ def bars(title: str, given: Sequence[Bar], y_name: str, x_name: str = "layer", h
 
 
 def curve(
-    title: str, points: Sequence[Point], x_name: str, y_name: str, beside: Sequence[Point] = (), height: int = 280
+    title: str,
+    points: Sequence[PlotPoint],
+    x_name: str,
+    y_name: str,
+    beside: Sequence[PlotPoint] = (),
+    height: int = 280,
 ) -> str:
     """Return a line through points with their intervals; those ``beside`` it are hollow and carry their label."""
     every = (*points, *beside)
@@ -149,7 +154,7 @@ def _round_step(about: float) -> float:
     return next(power * times for times in (1, 2, 5, 10) if power * times >= about * (1 - 1e-9))
 
 
-def _dot(x: float, scale: _Scale, point: Point, css: str) -> str:
+def _dot(x: float, scale: _Scale, point: PlotPoint, css: str) -> str:
     whisker = _whisker(x, scale(point.interval[0]), scale(point.interval[1])) if point.interval else ""
     said = f"<title>{escape(point.label)}</title>"
     return f'{whisker}<circle class="{css}" cx="{x:.1f}" cy="{scale(point.y):.1f}" r="6">{said}</circle>'

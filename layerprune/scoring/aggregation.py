@@ -109,7 +109,7 @@ def scale(signal: Signal, task: str, base: Outcomes, chance: float) -> float:
 
 
 @dataclass(frozen=True)
-class Intact:
+class BaseOutcomes:
     """The intact model on the items that judge removals, and how they are judged."""
 
     tasks: Mapping[str, Outcomes]
@@ -118,7 +118,9 @@ class Intact:
     objective: Objective = MEAN
 
     @classmethod
-    def of(cls, data: Sequence[TaskData], base: Mapping[str, Outcomes], signal: Signal, objective: Objective) -> Intact:
+    def of(
+        cls, data: Sequence[TaskData], base: Mapping[str, Outcomes], signal: Signal, objective: Objective
+    ) -> BaseOutcomes:
         """Put together what documents hold; ``TaskError`` for a task with no accuracy above chance on these items."""
         chances = {one.task: one.chance for one in data}
         for task, chance in chances.items():
@@ -144,7 +146,7 @@ def as_recorded(outcomes: Outcomes, signal: Signal) -> Outcomes:
     return outcomes if signal == "margin" else outcomes.model_copy(update={"margin": None})
 
 
-def judge(intact: Intact, removal: Units, own: Mapping[str, Outcomes]) -> Candidate:
+def judge(intact: BaseOutcomes, removal: Units, own: Mapping[str, Outcomes]) -> Candidate:
     """Turn one removal's outcomes, on all items or on those it ran over before it was stopped, into its score."""
     names = [name for name in intact.tasks if name in own]  # not there: stopped before the first item of a short task
     worst = intact.objective.name == "worst"
@@ -180,7 +182,7 @@ def failures_last(candidates: Sequence[Candidate]) -> list[Candidate]:
     ]
 
 
-def _loss(intact: Intact, task: str, own: Outcomes, confidence: float) -> tuple[float, Interval]:
+def _loss(intact: BaseOutcomes, task: str, own: Outcomes, confidence: float) -> tuple[float, Interval]:
     if intact.signal == "accuracy" or (intact.signal == "answers" and own.answer is None):
         return _relevance(intact.tasks[task], own, intact.chances[task], confidence)
     base = values(intact.signal, task, intact.tasks[task])[: len(own.correct)]
@@ -216,7 +218,7 @@ def _relevance(base: Outcomes, own: Outcomes, chance: float, confidence: float =
     return rounded(value), (rounded(min(low, value)), rounded(max(high, value)))
 
 
-def _task_score(intact: Intact, task: str, own: Outcomes) -> TaskScore:
+def _task_score(intact: BaseOutcomes, task: str, own: Outcomes) -> TaskScore:
     base = intact.tasks[task]
     written = own.answer is not None
     value, limits = _disagreement(base, own) if written else _relevance(base, own, intact.chances[task])
@@ -238,7 +240,7 @@ def first(outcomes: Outcomes, items: int) -> Outcomes:
     return Outcomes(correct=outcomes.correct[:items], **cut)
 
 
-def _probability_loss(intact: Intact, names: Sequence[str], own: Mapping[str, Outcomes]) -> float:
+def _probability_loss(intact: BaseOutcomes, names: Sequence[str], own: Mapping[str, Outcomes]) -> float:
     """Return the loss of mean gold probability over the tasks that have one; it orders equal scores."""
     losses: dict[str, float] = {}
     for name in names:
@@ -356,7 +358,7 @@ def rejudged(scores: Scores, objective: Objective) -> Scores:
     candidates = [one for entry in scores.rounds for one in entry.candidates]
     seen = {task: max(one.tasks[task].items for one in candidates if task in one.tasks) for task in scores.base}
     base = {task: first(entry.outcomes, seen[task]) for task, entry in scores.base.items()}
-    intact = Intact.of(scores.data, base, signal_of(scores.metric), objective)
+    intact = BaseOutcomes.of(scores.data, base, signal_of(scores.metric), objective)
 
     def again(entry: Round) -> Round:
         candidates = [judge(intact, one.removal, outcomes_of(one)) for one in entry.candidates]
@@ -445,7 +447,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ScoresComparison:
     """Two rankings of the same units."""
 
     pairs: tuple[Pair, ...]  # ordered by unit
@@ -455,7 +457,7 @@ class Comparison:
     shared_items: int  # that both have looked at
 
 
-def compare_scores(first: Scores, second: Scores) -> Comparison:
+def compare_scores(first: Scores, second: Scores) -> ScoresComparison:
     """Compare the first rounds of two documents; raises ``UsageError`` where there is nothing to compare."""
     if first.model.layers != second.model.layers:
         raise UsageError(
@@ -475,7 +477,7 @@ def compare_scores(first: Scores, second: Scores) -> Comparison:
     first_ranks, second_ranks = ([pair.ranks[side] for pair in pairs] for side in (0, 1))
     overlaps = tuple(overlap(first_ranks, second_ranks, count) for count in counts)
     only_in_one = tuple(sorted(ours.keys() ^ theirs.keys()))
-    return Comparison(pairs, agreement, overlaps, only_in_one, len(_seen(first) & _seen(second)))
+    return ScoresComparison(pairs, agreement, overlaps, only_in_one, len(_seen(first) & _seen(second)))
 
 
 def _seen(scores: Scores) -> set[tuple[str, str]]:

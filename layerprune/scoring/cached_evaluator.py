@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from layerprune.artifacts import Outcomes
-from layerprune.data.items import EvalSet, EvalTask, Item, OwnAnswer, is_written, with_own_answers
+from layerprune.data.items import EvalItem, EvalSet, EvalTask, OwnAnswer, is_written, with_own_answers
 from layerprune.errors import DocumentError, TaskError
 from layerprune.files import write_all, writing
 from layerprune.models.generation import generate
@@ -329,7 +329,7 @@ def own_answers(
     return replace(eval_set, tasks={name: found.get(name, task) for name, task in eval_set.tasks.items()})
 
 
-def _answered(engine: Engine, task: EvalTask, items: Sequence[Item], *, graded: bool) -> list[OwnAnswer]:
+def _answered(engine: Engine, task: EvalTask, items: Sequence[EvalItem], *, graded: bool) -> list[OwnAnswer]:
     instances = [item.queries[0].generation.instance for item in items if item.queries[0].generation]
     texts = generate(engine.loaded, instances, memory=engine.memory, rows=engine.rows, greedy=True)
     return [

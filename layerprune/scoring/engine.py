@@ -16,7 +16,16 @@ from layerprune.errors import LayerpruneError, ModelError, one_line
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.memory import Allowance, kinds
-from layerprune.scoring.paths import BeginningPath, ChainPath, Grades, Path, PlainPath, TreePath, Windows, window_of
+from layerprune.scoring.paths import (
+    BeginningPath,
+    ChainPath,
+    EvaluationPath,
+    Grades,
+    PlainPath,
+    TreePath,
+    Windows,
+    window_of,
+)
 from layerprune.scoring.prefix_tree import BEGINNING_GROUPS, Row, batches, beginnings, chains, tree_size
 from layerprune.scoring.walk import BaseStateCache
 
@@ -62,7 +71,7 @@ class Engine:
         # in journals' keys: a run that is taken up again has not run out yet.
         self.fits: int | None = None
         self.account = Account()
-        self.path: Path = PlainPath(loaded)
+        self.path: EvaluationPath = PlainPath(loaded)
         self.remarks: list[str] = []  # why faster paths were not taken
         self._last: Allowance | None = None  # of the path measured along last
         self.longest = 0  # tokens of the longest request the self-test has seen; 0: it has not run
@@ -94,13 +103,17 @@ class Engine:
         return found
 
     def _sums(
-        self, path: Path, requests: Sequence[Request], groups: Sequence[Sequence[int]], removals: Sequence[Removal]
+        self,
+        path: EvaluationPath,
+        requests: Sequence[Request],
+        groups: Sequence[Sequence[int]],
+        removals: Sequence[Removal],
     ) -> np.ndarray:
         return self._measured(path, requests, groups, removals)[0]
 
     def _measured(
         self,
-        path: Path,
+        path: EvaluationPath,
         requests: Sequence[Request],
         groups: Sequence[Sequence[int]],
         removals: Sequence[Removal],
@@ -120,7 +133,7 @@ class Engine:
                         done(len(members) * len(numbers))
         return sums, greedy
 
-    def _allowance(self, path: Path, longest: int) -> Allowance:
+    def _allowance(self, path: EvaluationPath, longest: int) -> Allowance:
         """Return what one batch may hold on this path, the same object as long as the path is.
 
         ``longest``: tokens of the longest request; the first ones asked about hold the longest.
@@ -137,7 +150,7 @@ class Engine:
         return self.rows if self.fits is None else None
 
     def _run(
-        self, path: Path, batch: list[Row], removals: Sequence[Removal], part: list[int]
+        self, path: EvaluationPath, batch: list[Row], removals: Sequence[Removal], part: list[int]
     ) -> Iterator[tuple[list[int], list[int], Grades]]:
         """Measure a batch under a part of the removals; out of device memory, do it in halves.
 
@@ -211,15 +224,15 @@ HALF_MEAN = 0.1
 HALF_NOISE = 2.0  # times the chains' mean difference ...
 HALF_FLOOR = 0.01  # ... plus this
 
-Kind = Callable[[LoadedModel], Path]
+Kind = Callable[[LoadedModel], EvaluationPath]
 
 
 # Measures requests along a path: (path, requests, groups, removals) to (removals, requests) nats.
-Measure = Callable[[Path, Sequence[Request], Sequence[Sequence[int]], Sequence[Removal]], np.ndarray]
+Measure = Callable[[EvaluationPath, Sequence[Request], Sequence[Sequence[int]], Sequence[Removal]], np.ndarray]
 
 
 def at_once(
-    path: Path, requests: Sequence[Request], groups: Sequence[Sequence[int]], removals: Sequence[Removal]
+    path: EvaluationPath, requests: Sequence[Request], groups: Sequence[Sequence[int]], removals: Sequence[Removal]
 ) -> np.ndarray:
     """Measure in one batch for each beginning, whatever memory that takes."""
     found = np.full((len(removals), len(requests)), np.nan)
@@ -232,7 +245,7 @@ def at_once(
 
 def choose_path(
     loaded: LoadedModel, requests: Sequence[Request], groups: Sequence[Sequence[int]], measure: Measure
-) -> tuple[Path, list[str]]:
+) -> tuple[EvaluationPath, list[str]]:
     """Return the fastest path that is right for this model on a sample of the requests, and why faster ones are not.
 
     ``measure`` keeps to the memory. Raises ``UsageError`` where that is too little for plain forwards, ``ModelError``
@@ -252,7 +265,7 @@ def choose_path(
 class TrialResult:
     """A path that ran, and |difference| from plain forwards in nats per graded token, (removals, requests)."""
 
-    path: Path
+    path: EvaluationPath
     differences: np.ndarray
 
 
@@ -296,7 +309,7 @@ class Trial:
         except Exception as error:  # modelling code that casts to float32 on its way, or wants sizes of its own
             raise NoTwin(f"a tiny model of this config does not run: {_in_short(error)}") from error
 
-    def choose(self) -> tuple[Path, list[str]]:
+    def choose(self) -> tuple[EvaluationPath, list[str]]:
         """Return the fastest path that agrees, and why faster ones were not taken."""
         chains = self._tried(ChainPath)
         reason = chains if isinstance(chains, str) else self._excess(chains.differences, HALF_MEAN)
@@ -353,7 +366,7 @@ class Trial:
             return None
         return f"log-likelihoods differ by {seen:.2g} nats per token from plain forwards (limit {limit:.2g})"
 
-    def _ask(self, path: Path) -> np.ndarray:
+    def _ask(self, path: EvaluationPath) -> np.ndarray:
         return self.measure(path, self.requests, self.groups, self.removals)
 
 
@@ -385,7 +398,7 @@ def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-# A tiny random model in float64 with the layers of a subject: there a wrong path cannot pass for rounding.
+# A tiny random model in float64 with the layers of a loaded one: there a wrong path cannot pass for rounding.
 #
 # Masks, positions, windows and what layers hand each other do not depend on sizes or weights. So they are tested where
 # a right path agrees to the last digits; on the real weights in half precision rounding would hide a small error.
@@ -400,9 +413,9 @@ class NoTwin(ModelError):
 
 
 def twin_of(loaded: LoadedModel) -> LoadedModel:
-    """Return a tiny float64 model of the subject's class, with its layers and the lengths it distinguishes.
+    """Return a tiny float64 model of the loaded model's class, with its layers and the lengths it distinguishes.
 
-    On the CPU, with the attention implementation of the subject. Raises ``NoTwin`` where it cannot be built.
+    On the CPU, with the attention implementation of the loaded model. Raises ``NoTwin`` where it cannot be built.
     """
     kind, config = type(loaded.model), loaded.model.config
     path = loaded.architecture.path if config.get_text_config(decoder=True) is not config else ()

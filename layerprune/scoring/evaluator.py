@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from layerprune.artifacts import Outcomes
-from layerprune.data.items import Answer, EvalSet, Item, Judge, Query, Request, Verdict
+from layerprune.data.items import Answer, EvalItem, EvalSet, Judge, Query, Request, Verdict
 from layerprune.errors import ModelError
 from layerprune.models.generation import generate
 from layerprune.models.model import LoadedModel
@@ -23,7 +23,7 @@ DECIMALS = 5
 MARGIN_DIGITS = 4  # significant ones kept of a margin, which may be hundredths of a nat or tens
 
 
-def examine(
+def evaluate(
     engine: Engine,
     eval_set: EvalSet,
     removals: Sequence[Removal],
@@ -52,7 +52,7 @@ def judged(eval_set: EvalSet, answers: Sequence[Sequence[Answer]], *, margins: b
     }
 
 
-def _verdict(judge: Judge, item: Item, answers: Sequence[Answer]) -> Verdict:
+def _verdict(judge: Judge, item: EvalItem, answers: Sequence[Answer]) -> Verdict:
     """Judge one item; where a log-likelihood is no finite number the item is wrong and its gold answer improbable."""
     if all(_finite(answer) for answer in answers):
         return judge(item, answers)
@@ -109,7 +109,10 @@ def _chained(parts: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | N
 
 
 def answer_items(
-    engine: Engine, items: Sequence[Item], removals: Sequence[Removal], advance: Callable[[float], None] | None = None
+    engine: Engine,
+    items: Sequence[EvalItem],
+    removals: Sequence[Removal],
+    advance: Callable[[float], None] | None = None,
 ) -> list[list[list[Answer]]]:
     """Return answers[removal][item][query]; ``advance`` hears of finished items x removals.
 
@@ -141,7 +144,7 @@ def not_finite(loaded: LoadedModel, figures: str) -> ModelError:
     return ModelError(f"{figures} of {loaded.ref.id} itself are not finite: {advice}")
 
 
-def as_requests(items: Sequence[Item]) -> tuple[list[Request], list[list[int]]]:
+def as_requests(items: Sequence[EvalItem]) -> tuple[list[Request], list[list[int]]]:
     """Return all log-likelihood requests of the items, in order, and the indices that belong to one item."""
     requests: list[Request] = []
     groups: list[list[int]] = []
@@ -169,7 +172,7 @@ def _answer(
 
 
 def _generated(
-    engine: Engine, items: Sequence[Item], removals: Sequence[Removal], heard: Callable[[float], None]
+    engine: Engine, items: Sequence[EvalItem], removals: Sequence[Removal], heard: Callable[[float], None]
 ) -> list[list[str]]:
     """Return the texts of generate_until queries, by removal: each removal writes its own, so nothing is shared."""
     instances = [q.generation.instance for item in items for q in item.queries if q.generation is not None]

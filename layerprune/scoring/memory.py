@@ -20,8 +20,8 @@ from layerprune.errors import UsageError
 from layerprune.formatting import in_words, rounded_up
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
-from layerprune.scoring.paths import Path
-from layerprune.scoring.prefix_tree import ROW_TOKENS, Row, Target
+from layerprune.scoring.paths import EvaluationPath
+from layerprune.scoring.prefix_tree import ROW_TOKENS, AnswerSpan, Row
 from layerprune.scoring.walk import Stage, Traffic, traffic
 
 # What an evaluation path holds beside the weights, as a function of a batch's shape and of the removals.
@@ -108,7 +108,7 @@ def _storages(value: Any) -> list[torch.UntypedStorage]:
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """What of a batch its memory depends on."""
 
     rows: int
@@ -118,7 +118,7 @@ class Shape:
     answers: int = 0  # answer tokens that are graded there
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Shape:
+    def of(cls, rows: Sequence[Row]) -> BatchShape:
         width = max(row.length for row in rows)
         places, answers = sum(row.places for row in rows), sum(row.answers for row in rows)
         return cls(len(rows), width, len(rows[0].beginning), places, answers)
@@ -134,7 +134,7 @@ PIECE, PLAIN = 10, 11  # where the piece stands among them; how many know of no 
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Gives the most bytes that a path holds at once, beside the weights and what is kept of earlier batches."""
 
     stages: list[Stage]  # of each moment
@@ -147,7 +147,7 @@ class Estimate:
     peak: int  # bytes that the trials themselves took
 
     @classmethod
-    def of(cls, path: Path, longest: int = CHUNKS[-1] + 1, *, beginning: bool = False) -> Estimate:
+    def of(cls, path: EvaluationPath, longest: int = CHUNKS[-1] + 1, *, beginning: bool = False) -> MemoryEstimate:
         """Run tiny batches, ``beginning``: such as follow on one, and see what is alive when.
 
         ``longest``: tokens of the longest row there will be without a mask. Of layers that are alike one runs; all do
@@ -169,7 +169,7 @@ class Estimate:
             with LiveBytes(lambda: path.stage) as counter:
                 path.run(made, removals)
             runs.append(counter.events)
-            sizes.append(Shape.of(made).sizes(path.piece))
+            sizes.append(BatchShape.of(made).sizes(path.piece))
             states.append([path.handed_on.get(layer, 0) for layer in range(depth)])
             if path.read is not None:
                 cache = np.array(path.read[2].sizes(depth)) / before
@@ -181,7 +181,7 @@ class Estimate:
         state = np.stack([fitted[like[max(layer - 1, 0)]] for layer in range(depth + 1)])
         return cls(*_moments(runs, known), trial, like, state, cache[like], path.loaded.vocabulary, peak)
 
-    def of_batch(self, shape: Shape, states: Traffic, piece: int) -> int:
+    def of_batch(self, shape: BatchShape, states: Traffic, piece: int) -> int:
         """Return the bytes of one batch under some removals; ``piece``: places whose logits are computed at once."""
         more = self._more(shape, states)
         alive = self.moments @ shape.sizes(piece) + np.array([more[stage] for stage in self.stages])  # (moments,)
@@ -193,7 +193,7 @@ class Estimate:
         moments = zip(self.moments, self.stages, strict=True)
         return max((float(moment[PIECE]) for moment, stage in moments if stage == GRADE), default=0.0)
 
-    def _more(self, shape: Shape, states: Traffic) -> dict[Stage, float]:
+    def _more(self, shape: BatchShape, states: Traffic) -> dict[Stage, float]:
         """Return what is alive at each stage beyond what was in the trials."""
         depth = len(self.like)
         extra = np.subtract(states.alive, self.trial.alive)  # (depth + 1,) states at each layer
@@ -201,14 +201,14 @@ class Estimate:
             alive = max(states.alive[other] for other, like in enumerate(self.like) if like == layer)
             extra[layer] = alive - self.trial.alive[layer]
         kept = np.cumsum(np.subtract(states.runs, self.trial.runs) * self.cache) * shape.before  # up to each layer
-        batch, begun = self.state @ shape.sizes(1), self.state @ Shape(1, shape.before, 0, 1).sizes(1)
+        batch, begun = self.state @ shape.sizes(1), self.state @ BatchShape(1, shape.before, 0, 1).sizes(1)
         more = {}
         for what, layer in set(self.stages):
             found = kept[min(max(layer, 0), depth - 1)] if what == "read" else kept[-1]
             if what in ("run", "read") and layer >= 0:
                 found += extra[layer] * (batch if what == "run" else begun)[layer]
             if (what, layer) == GRADE:  # the other removals' last states are there, at graded places
-                found += (states.removals - 1) * shape.places * float(self.state[-1] @ Shape(1, 1, 0, 0).sizes(1))
+                found += (states.removals - 1) * shape.places * float(self.state[-1] @ BatchShape(1, 1, 0, 0).sizes(1))
                 # in the trials every place has one answer token, and none is looked for among all before it
                 found += ANSWER_BYTES * max(shape.answers - shape.places, 0) + self.vocabulary
             more[what, layer] = float(found)
@@ -242,7 +242,7 @@ def _rows(count: int, width: int, before: int, places: int) -> list[Row]:
     """Return rows of one branch each, the last ``places`` tokens of each graded."""
     tokens = np.full(width, TOKEN)
     nodes, positions = np.arange(width - places, width), np.arange(before, before + width)
-    targets = [(Target(number, nodes, tokens[:places]),) for number in range(count)]
+    targets = [(AnswerSpan(number, nodes, tokens[:places]),) for number in range(count)]
     return [Row(tokens, positions, ((0, width, -1),), target, (TOKEN,) * before) for target in targets]
 
 
@@ -290,7 +290,7 @@ LOGITS_SHARE = 0.25  # of what a batch may hold; a piece of logits takes no more
 class Allowance:
     """What one batch may hold on one path, and what fits into that."""
 
-    def __init__(self, path: Path, memory: int, kept_share: float, longest: int, *, own: bool = True) -> None:
+    def __init__(self, path: EvaluationPath, memory: int, kept_share: float, longest: int, *, own: bool = True) -> None:
         """``memory`` is in bytes; ``kept_share`` of it is for states of earlier batches.
 
         ``longest``: tokens of the longest request. ``own``: the weights of the path's model are not counted.
@@ -332,7 +332,7 @@ class Allowance:
         low, high = 1, ROW_TOKENS
         while low < high:
             middle = high if low == 1 and high == ROW_TOKENS else (low + high + 1) // 2
-            fits = self._bytes(Shape(1, middle, before, middle), self.alone, self.path.piece) <= self.room
+            fits = self._bytes(BatchShape(1, middle, before, middle), self.alone, self.path.piece) <= self.room
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
@@ -355,20 +355,20 @@ class Allowance:
         """Return the most bytes that a batch holds at once."""
         piece = self.path.piece if piece is None else piece
         if self.path.together:
-            return self._bytes(Shape.of(batch), states, piece)
-        return max(self._bytes(Shape.of([row]), states, piece) for row in batch)
+            return self._bytes(BatchShape.of(batch), states, piece)
+        return max(self._bytes(BatchShape.of([row]), states, piece) for row in batch)
 
-    def _bytes(self, shape: Shape, states: Traffic, piece: int) -> int:
+    def _bytes(self, shape: BatchShape, states: Traffic, piece: int) -> int:
         estimate = self._behind if shape.before else self._plain
         return estimate.of_batch(shape, states, piece)
 
     @cached_property
-    def _plain(self) -> Estimate:
-        return Estimate.of(self.path, self.longest)
+    def _plain(self) -> MemoryEstimate:
+        return MemoryEstimate.of(self.path, self.longest)
 
     @cached_property
-    def _behind(self) -> Estimate:
-        return Estimate.of(self.path, self.longest, beginning=True)
+    def _behind(self) -> MemoryEstimate:
+        return MemoryEstimate.of(self.path, self.longest, beginning=True)
 
     def _traffic(self, removals: Sequence[Removal]) -> Traffic:
         loaded = self.path.loaded

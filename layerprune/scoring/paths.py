@@ -27,7 +27,7 @@ Windows = Literal["none", "everywhere", "by kind"]
 Grades = tuple[np.ndarray, np.ndarray]  # (removals, requests): sums in nats, how many tokens are greedy
 
 
-class Path(Protocol):
+class EvaluationPath(Protocol):
     """One way to measure."""
 
     name: str

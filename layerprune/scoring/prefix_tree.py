@@ -44,7 +44,7 @@ def unlimited(before: int) -> int:
 
 
 @dataclass(frozen=True)
-class Target:
+class AnswerSpan:
     """Where one request's answer is read in its row."""
 
     request: int  # index in the list of requests that was laid out
@@ -59,7 +59,7 @@ class Row:
     tokens: np.ndarray  # (length,)
     positions: np.ndarray  # (length,) position of each token in its own request
     spans: tuple[tuple[int, int, int], ...]  # branches: (start, stop, index of the parent token or -1)
-    targets: tuple[Target, ...]
+    targets: tuple[AnswerSpan, ...]
     beginning: tuple[int, ...] = ()  # tokens before the row, seen by all of it and not part of it
 
     @property
@@ -241,7 +241,7 @@ def _row(requests: Requests, members: Sequence[int]) -> Row:
     for index in members:
         request = requests[index]
         nodes = paths[request.tokens[:-1]][-request.scored :]
-        targets.append(Target(index, np.array(nodes), np.array(request.tokens[-request.scored :])))
+        targets.append(AnswerSpan(index, np.array(nodes), np.array(request.tokens[-request.scored :])))
     return Row(np.array(tokens), np.array(positions), tuple(spans), tuple(targets))
 
 

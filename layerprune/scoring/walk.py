@@ -27,7 +27,7 @@ Stage = tuple[str, int]  # what is being done, and at which layer: -1 before the
 
 
 @dataclass
-class State:
+class WalkState:
     """What a set of removals has in common after the layers so far."""
 
     hidden: Tensor  # (rows, tokens, hidden)
@@ -40,7 +40,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Step:
+class WalkStep:
     """One layer, and what the model's forward calls it with beside the hidden states."""
 
     index: int
@@ -124,7 +124,7 @@ class Walk:
         Each result is (places, hidden), before the final norm. ``beginning``: what the inputs follow on; one that is
         still open is written by this walk.
         """
-        states: dict[frozenset[int], State] = {}
+        states: dict[frozenset[int], WalkState] = {}
         last = len(self.layers) - 1
         trunk = self._trunk(inputs, beginning)
         what = "read" if beginning is not None and not beginning.length else "run"
@@ -135,8 +135,8 @@ class Walk:
                 incoming, args, kwargs = split_hidden(args, kwargs)
                 self.stage = what, index
                 if index == 0:
-                    states[frozenset()] = State(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
-                self._step(Step(index, original, args, kwargs, beginning, trunk), states, drops)
+                    states[frozenset()] = WalkState(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
+                self._step(WalkStep(index, original, args, kwargs, beginning, trunk), states, drops)
                 self.stage = what, index + 1
                 return self.wraps[index](incoming if index < last else next(iter(states.values())).hidden)
 
@@ -184,24 +184,24 @@ class Walk:
         else:
             body(**inputs, use_cache=use_cache)  # without the head: its logits would not be used
 
-    def _step(self, step: Step, states: dict[frozenset[int], State], drops: Sequence[frozenset[int]]) -> None:
+    def _step(self, step: WalkStep, states: dict[frozenset[int], WalkState], drops: Sequence[frozenset[int]]) -> None:
         """Carry every state that is still needed through (or past) one layer; each goes as soon as it is carried."""
         wanted = wanted_after(step.index, drops)
-        fresh: dict[frozenset[int], State] = {}
+        fresh: dict[frozenset[int], WalkState] = {}
         for key in list(states):
             state = states.pop(key)
             for way, new in ways(key, step.index, wanted):
                 fresh[new] = self._carried(way, step, key, state)
         states.update(fresh)
 
-    def _carried(self, way: Way, step: Step, key: frozenset[int], state: State) -> State:
+    def _carried(self, way: Way, step: WalkStep, key: frozenset[int], state: WalkState) -> WalkState:
         if way == "past":
             return state
         if step.beginning is not None:
             step.beginning.key = key
         return self._through(step, state) if key else self._intact(step, state)
 
-    def _intact(self, step: Step, state: State) -> State:
+    def _intact(self, step: WalkStep, state: WalkState) -> WalkState:
         """Carry the intact model's state through a layer, or take what an earlier round has left of it."""
         if step.trunk is None:
             return self._through(step, state)
@@ -215,7 +215,7 @@ class Walk:
             self.work.found += size
         return known
 
-    def _through(self, step: Step, state: State) -> State:
+    def _through(self, step: WalkStep, state: WalkState) -> WalkState:
         kwargs = step.kwargs
         for name, content in state.shared.items():
             kwargs[name].clear()
@@ -223,7 +223,7 @@ class Walk:
         output = step.original(state.hidden, *step.args, **kwargs)
         hidden = output[0] if isinstance(output, tuple | list) else output
         self.work.computed += hidden.shape[0] * hidden.shape[1]
-        found = State(hidden, {name: dict(kwargs[name]) for name in state.shared})
+        found = WalkState(hidden, {name: dict(kwargs[name]) for name in state.shared})
         self.handed_on[step.index] = sum(found.storages().values())
         return found
 
@@ -290,13 +290,13 @@ class BaseStates:
     """One batch's states: ``states[j]`` leaves layer j."""
 
     owner: BaseStateCache
-    states: list[State] = field(default_factory=list)
+    states: list[WalkState] = field(default_factory=list)
 
-    def at(self, layer: int) -> State | None:
+    def at(self, layer: int) -> WalkState | None:
         """Return what leaves ``layer``, where it is known."""
         return self.states[layer] if layer < len(self.states) else None
 
-    def keep(self, layer: int, state: State) -> None:
+    def keep(self, layer: int, state: WalkState) -> None:
         """Remember what leaves ``layer``; no gaps are left, and nothing is kept beyond the memory."""
         if layer != len(self.states):
             return

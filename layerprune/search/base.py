@@ -51,9 +51,9 @@ class SearchResult:
 class Search(Protocol):
     """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer.
 
-    A class attribute ``nested`` says that every beginning of ``SearchResult.order`` is a removal the search stood at. A method
-    ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race them.
-    One that asks other metrics is ``Asking``.
+    A class attribute ``nested`` says that every beginning of ``SearchResult.order`` is a removal the search stood at. A
+    method ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race
+    them. One that asks other metrics is ``Asking``.
     """
 
     def __call__(

@@ -241,7 +241,7 @@ class Exchange(Asking):
         constraints.require(drop)
         proposed = [self._proposed(others, metric, constraints, drop) for metric in self.asks]  # cheap: refused first
         own = OneShot()(others.own(drop), constraints, drop, seed=seed)
-        walk = _Walk(judge, constraints, drop, list(own.rounds))
+        walk = _ExchangeWalk(judge, constraints, drop, list(own.rounds))
         best: Candidate | None = walk.start(list(dict.fromkeys([own.removal, *proposed])))
         for _ in range(self.most):
             if watch and best:
@@ -265,7 +265,7 @@ class Exchange(Asking):
 
 
 @dataclass
-class _Walk:
+class _ExchangeWalk:
     """Where the search stands, and what it has looked at."""
 
     judge: Judge

@@ -1,6 +1,6 @@
 """The statistics every claim rests on: exact tests, paired intervals, relevance, rank agreement. No torch."""
 
-from layerprune.stats.certificates import Certificate, Step, certify, draw_mixture, items_needed, loss_p_value
+from layerprune.stats.certificates import CertifiedPath, PathStep, certify, draw_mixture, items_needed, loss_p_value
 from layerprune.stats.intervals import (
     Bounds,
     McNemar,
@@ -40,12 +40,12 @@ __all__ = [
     "TARGET",
     "Agreement",
     "Bounds",
-    "Certificate",
+    "CertifiedPath",
     "Losses",
     "McNemar",
     "Overlap",
+    "PathStep",
     "Reliability",
-    "Step",
     "above_chance",
     "as_bits",
     "bootstrap_interval",

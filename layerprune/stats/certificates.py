@@ -25,7 +25,7 @@ _GRID = 33  # points of that interval, a quarter of the nuisance's standard erro
 
 
 @dataclass(frozen=True)
-class Step:
+class PathStep:
     """One step of the path on the certification items."""
 
     right_to_wrong: int
@@ -36,16 +36,16 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class CertifiedPath:
     """How many steps of the path are certified to lose less than ``limit`` accuracy."""
 
     limit: float
     confidence: float
     certified: int  # 0: not even the first step
-    steps: tuple[Step, ...]  # up to the first step that was not certified
+    steps: tuple[PathStep, ...]  # up to the first step that was not certified
 
 
-def certify(base: Correct, path: Iterable[Correct], limit: float, confidence: float = 0.95) -> Certificate:
+def certify(base: Correct, path: Iterable[Correct], limit: float, confidence: float = 0.95) -> CertifiedPath:
     """Walk ``path`` (outcomes of ever larger removals on the base's items) as far as the loss is certified.
 
     The items must be drawn like those the guarantee is about and must have had no say in the path. ``limit`` is in
@@ -54,15 +54,15 @@ def certify(base: Correct, path: Iterable[Correct], limit: float, confidence: fl
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is not between 0 and 1")
-    steps: list[Step] = []
+    steps: list[PathStep] = []
     for other in path:
         first, second = paired_bits(base, other)
         lost, won = int((first & ~second).sum()), int((~first & second).sum())
         p_value = loss_p_value(lost, won, first.size, limit)
-        steps.append(Step(lost, won, first.size, p_value, p_value <= 1 - confidence))
+        steps.append(PathStep(lost, won, first.size, p_value, p_value <= 1 - confidence))
         if not steps[-1].certified:
             break
-    return Certificate(limit, confidence, sum(step.certified for step in steps), tuple(steps))
+    return CertifiedPath(limit, confidence, sum(step.certified for step in steps), tuple(steps))
 
 
 def items_needed(right_to_wrong: int, wrong_to_right: int, items: int, limit: float, confidence: float) -> int | None:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import torch
-from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from rich.console import Console
@@ -33,7 +33,7 @@ from layerprune.exporter import export
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import as_requests, examine
+from layerprune.scoring.evaluator import as_requests, evaluate
 from layerprune.scoring.prefix_tree import tree_size
 
 CASES = ("local_hellaswag:0:100", "local_arc_easy:0:100", "local_arc_easy:5:100")
@@ -86,7 +86,7 @@ def measured(
     for number, (layer, model) in enumerate(models.items()):
         if number < options.repeats:
             start = time.perf_counter()
-            found = examine(engine, eval_set, removals)
+            found = evaluate(engine, eval_set, removals)
             ours.append(time.perf_counter() - start)
         seconds, decisions = harness.run(model)
         theirs.append(seconds)
@@ -137,7 +137,7 @@ class Harness:
         self.made.set_fewshot_seed(seed=1234)
         lm = HFLM(pretrained=model, tokenizer=self.loaded.tokenizer, batch_size=self.batch)
         start = time.perf_counter()
-        found = evaluate(lm=lm, task_dict=self.loaded, samples={self.task: self.chosen}, bootstrap_iters=0,
+        found = lm_eval.evaluate(lm=lm, task_dict=self.loaded, samples={self.task: self.chosen}, bootstrap_iters=0,
                          log_samples=True)  # fmt: skip
         seconds = time.perf_counter() - start
         samples = sorted(found["samples"][self.task], key=lambda sample: sample["doc_id"])

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from layerprune.architecture import load_config, read_architecture
-from layerprune.artifacts import Limits, MetricRef, Plan, SearchRef
+from layerprune.artifacts import MetricRef, Plan, PlanLimits, SearchRef
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.checkpoint.location import reference
 from layerprune.checkpoint.writer import header_bytes, plan_shards
@@ -81,7 +81,8 @@ def make_plan(folder: Path, removal: Removal) -> Plan:
     model = reference(found, checkpoint, model_type="llama", layers=architecture.depth, parameters=parameters)
     metric = MetricRef(name="none", spec="none", options={}, unit="", scope="any set", owner="layerprune")
     return Plan(
-        model=model, metric=metric, search=SearchRef(name="none"), limits=Limits(), requested="", ranking=(), data=(),
+        model=model, metric=metric, search=SearchRef(name="none"), limits=PlanLimits(), requested="", ranking=(),
+        data=(),
         removal=removal.layers, order=removal.layers, scores_sha256="", seed=0, versions={},
     )  # fmt: skip
 

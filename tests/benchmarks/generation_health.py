@@ -23,7 +23,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from layerprune.auditor import generation
-from layerprune.auditor.generation import PROMPTS, Text, faults, repeated_share, surprise, write
+from layerprune.auditor.generation import PROMPTS, Continued, faults, repeated_share, surprise, write
 from layerprune.auditor.performance import read_text, windows_of
 from layerprune.models.model import LoadedModel
 
@@ -61,7 +61,7 @@ def main() -> None:
             options.texts.write_text("\n".join(said), encoding="utf-8")
 
 
-def models(base: LoadedModel, greedy: list[Text], only: str) -> Iterator[tuple[str, LoadedModel, list[Text]]]:
+def models(base: LoadedModel, greedy: list[Continued], only: str) -> Iterator[tuple[str, LoadedModel, list[Continued]]]:
     """Yield the intact model, greedy and sampled, then what is left of it after each removal."""
     if "intact, greedy".startswith(only):
         yield "intact, greedy", base, greedy
@@ -75,7 +75,7 @@ def models(base: LoadedModel, greedy: list[Text], only: str) -> Iterator[tuple[s
                 yield f"{order}, {count} gone", smaller, write(smaller, PROMPTS)
 
 
-def sampled(base: LoadedModel, seed: int) -> list[Text]:
+def sampled(base: LoadedModel, seed: int) -> list[Continued]:
     """Return texts drawn at temperature 0.7 from the likeliest 90 %, as chats usually are."""
     torch.manual_seed(seed)
     greedy = GenerationConfig
@@ -120,7 +120,7 @@ def loss(loaded: LoadedModel, windows: list[list[int]]) -> float:
     return float(np.mean(found))
 
 
-def spreads(texts: Sequence[Text], nats: Sequence[float | None], greedy: Sequence[Text]) -> list[str]:
+def spreads(texts: Sequence[Continued], nats: Sequence[float | None], greedy: Sequence[Continued]) -> list[str]:
     lengths = [len(text.ids) / len(own.ids) for text, own in zip(texts, greedy, strict=True)]
     known = [value for value in nats if value is not None]
     repeats = [repeated_share(text.ids) for text in texts]
@@ -138,7 +138,7 @@ def counted(found: Sequence[tuple[str, ...]]) -> list[str]:
     return [listed, f"{sum(map(bool, found))}/{len(found)}"]
 
 
-def same(texts: Sequence[Text], greedy: Sequence[Text]) -> str:
+def same(texts: Sequence[Continued], greedy: Sequence[Continued]) -> str:
     return f"{np.mean([text.ids == own.ids for text, own in zip(texts, greedy, strict=True)]):.2f}"
 
 

@@ -36,7 +36,7 @@ from layerprune.artifacts.base import write_atomically
 from layerprune.auditor.inputs import seen_items
 from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress
-from layerprune.data.corpus import Document, Passage, Windows, pack, read_documents
+from layerprune.data.corpus import Passage, TextDocument, Windows, pack, read_documents
 from layerprune.data.tasks import load_eval_set, load_tasks
 from layerprune.exporter import export
 from layerprune.healing.healer import heal
@@ -44,7 +44,7 @@ from layerprune.healing.losses import mean_nats
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 
 INTACT, NONE, BASE = Removal(()), "none", "base"
 TASKS = "local_arc_easy,local_hellaswag,local_piqa"  # on which SmolLM2-135M is clearly above chance
@@ -61,13 +61,13 @@ class Bench:
     progress: Any
 
     @cached_property
-    def wikitext(self) -> list[Document]:
+    def wikitext(self) -> list[TextDocument]:
         tasks = load_tasks(["local_wikitext"], [self.options.eval / "tasks"], None)
         (task,) = tasks.values()
-        return [Document(text=task.doc_to_target(doc)) for doc in task.eval_docs]
+        return [TextDocument(text=task.doc_to_target(doc)) for doc in task.eval_docs]
 
     @cached_property
-    def prose(self) -> list[Document]:
+    def prose(self) -> list[TextDocument]:
         return read_documents(str(self.options.eval / "text" / "heldout.jsonl"))[1]
 
     def measure(self, folder: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Bench:
             self.options.tasks.split(","), loaded.encoder, use="evaluation", limit=self.options.items,
             include_path=[self.options.eval / "tasks"], exclude=seen_items(*self.plans.values()),
         )  # fmt: skip
-        found = examine(Engine(loaded), eval_set, [INTACT], self.progress, f"asking {folder}")[INTACT]
+        found = evaluate(Engine(loaded), eval_set, [INTACT], self.progress, f"asking {folder}")[INTACT]
         nats = {name: mean_nats(loaded.model, self.windows(loaded, documents), self.progress, name)
                 for name, documents in (("wikitext", self.wikitext), ("prose", self.prose))}  # fmt: skip
         return {
@@ -87,7 +87,7 @@ class Bench:
             "nats": nats,
         }
 
-    def windows(self, loaded: LoadedModel, documents: list[Document]) -> Windows:
+    def windows(self, loaded: LoadedModel, documents: list[TextDocument]) -> Windows:
         head = loaded.encoder.prefix_token_id
         encoded = (loaded.tokenizer(each.text, add_special_tokens=False, verbose=False) for each in documents)
         return pack((Passage.of_text(ids["input_ids"], head) for ids in encoded), WINDOW).spread(self.options.windows)

@@ -3,9 +3,9 @@
     python tests/benchmarks/race_worlds.py [--races 200] [--worlds NAME ...]
 
 No model: the answers of the intact model and of every candidate are drawn (a lead of the gold answer for each item,
-from which accuracy, probability and margin follow), put where an ``CachedEvaluator`` keeps what it has measured, and scored by
-``ablation`` twice, raced and on all items; one-shot search chooses by either. Prints for each world in how many races
-the two choices differ, and the share of the item evaluations that the races took. The aim is 5 % of races at most.
+from which accuracy, probability and margin follow), put where a ``CachedEvaluator`` keeps what it has measured, and
+scored by ``ablation`` twice, raced and on all items; one-shot search chooses by either. Prints for each world in how
+many races the two choices differ, and the share of the item evaluations that the races took. The aim is 5 % of races at most.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from layerprune.artifacts import MEAN, Candidate, Objective, Outcomes
-from layerprune.data.items import EvalSet, EvalTask, Item
+from layerprune.data.items import EvalItem, EvalSet, EvalTask
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import Signal, additive
 from layerprune.scoring.cached_evaluator import CachedEvaluator
@@ -168,7 +168,7 @@ def made(world: World, rng: np.random.Generator) -> Data:
 
 
 def _questions(name: str, task: Task) -> EvalTask:
-    items = tuple(Item(str(number), task.chance, ()) for number in range(task.items))
+    items = tuple(EvalItem(str(number), task.chance, ()) for number in range(task.items))
     return EvalTask(name, "made", "acc", 0, items, judge=None)  # type: ignore[arg-type]
 
 

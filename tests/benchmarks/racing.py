@@ -25,7 +25,7 @@ from layerprune.cli.console import PlainProgress
 from layerprune.data.tasks import load_eval_set
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
-from layerprune.scoring.aggregation import Intact, Signal
+from layerprune.scoring.aggregation import BaseOutcomes, Signal
 from layerprune.scoring.cached_evaluator import BLOCK_ITEMS, CachedEvaluator, block_edges
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import importance_of
@@ -99,7 +99,7 @@ def shuffled(table: Table, data: Sequence[TaskData], items: int, signal: Signal,
         removal: {name: reordered(own, orders[name]) for name, own in outcomes.items()}
         for removal, outcomes in table.items()
     }
-    harm = importance_of(Intact.of(data, mixed[INTACT], signal, MEAN))
+    harm = importance_of(BaseOutcomes.of(data, mixed[INTACT], signal, MEAN))
     found = [harm(own) for removal, own in mixed.items() if removal != INTACT]
     blocks = -(-max(map(len, orders.values())) // BLOCK_ITEMS)
     cuts = [block_edges(len(order), blocks) for order in orders.values()]

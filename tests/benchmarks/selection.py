@@ -163,7 +163,8 @@ class Bench:
     def constraints(self) -> Constraints:
         architecture = self.loaded.architecture
         return Constraints(
-            architecture.depth, must_keep=architecture.must_keep, together=architecture.together, check=architecture.check,
+            architecture.depth, must_keep=architecture.must_keep, together=architecture.together,
+            check=architecture.check,
         )  # fmt: skip
 
     def scorer(self, items: int) -> StudyScorer:

@@ -33,7 +33,7 @@ from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import own_answers
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.evaluator import examine
+from layerprune.scoring.evaluator import evaluate
 
 SYSTEM = "Answer with the shortest span of the background."
 
@@ -97,7 +97,7 @@ def reading(loaded: LoadedModel, writing: EvalSet, choices: EvalSet, options: ar
         for name, eval_set in both.items():
             engine = Engine(loaded)  # keeps no states of an earlier round
             engine.measure([Request((0, 0), 1)], [[0]], removals[:1])  # the self-test is nobody's
-            seconds[name].append(timed(partial(examine, engine, eval_set, removals))[0])
+            seconds[name].append(timed(partial(evaluate, engine, eval_set, removals))[0])
     print(f"\nread under {len(removals)} removals, {options.dtype}, median of {options.rounds} alternating rounds")
     print(f"{'':14}{'items':>8}{'tokens':>9}{'seconds':>10}{'ms an item':>12}{'us a token':>12}")
     rates = {}

@@ -6,7 +6,7 @@ from layerprune.registry import Registry, build
 
 METRICS = Registry(
     kind="metric",
-    group="layerprune.scoring.metrics",
+    group="layerprune.metrics",
     builtin={
         "ablation": "layerprune.scoring.metrics.ablation:Ablation",
         "angular": "layerprune.scoring.metrics.hidden_states:Angular",

@@ -14,7 +14,7 @@ from layerprune.errors import TaskError, UsageError
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import (
-    Intact,
+    BaseOutcomes,
     Signal,
     additive,
     as_recorded,
@@ -70,7 +70,7 @@ class Ablation:
         base = data.evaluator.outcomes([INTACT], "the intact model")[INTACT]
         if self.signal == "answers" and all(own.answer is None for own in base.values()):
             raise TaskError("signal=answers reads what the intact model writes: give score or plan a task that has it")
-        intact = Intact.of(data.eval_set.data(), base, self.signal, data.objective)
+        intact = BaseOutcomes.of(data.eval_set.data(), base, self.signal, data.objective)
         label = f"ablation of {len(removals)} candidates"
         if data.keep is None or data.keep >= len(removals):
             found = RaceOutcome(data.evaluator.outcomes(removals, label), frozenset())
@@ -86,12 +86,12 @@ class Ablation:
         return failures_last(candidates)
 
 
-def parts_of(intact: Intact) -> dict[str, float]:
+def parts_of(intact: BaseOutcomes) -> dict[str, float]:
     """Return what part of the score each task has."""
     return dict(zip(intact.tasks, shares(intact.objective, list(intact.tasks)), strict=True))
 
 
-def importance_of(intact: Intact) -> Importance:
+def importance_of(intact: BaseOutcomes) -> Importance:
     """Return per-item harms by task whose mean over all items is the score but for a constant.
 
     Raises ``UsageError`` for an objective whose score is no such mean: a race would stop the wrong candidates.
