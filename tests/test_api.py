@@ -4,11 +4,11 @@ import inspect
 import subprocess
 import sys
 
-import cli_tiny
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import cli_tiny
 import layerprune as lp
 from layerprune.artifacts import Plan, Scores
 from layerprune.config import declared

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from checkout import ROOT
+
 DISTRIBUTION = {"yaml": "pyyaml"}  # where a distribution is not called as its module is
 OPTIONAL: dict[str, str] = {}  # modules that work is done without, and the extra that brings them
 

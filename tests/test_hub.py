@@ -5,11 +5,11 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
+
 import audit_tiny as tiny
 import heal_tiny
 import hub_standin
-import pytest
-
 from layerprune.artifacts import FileEntry, HealLog, Receipt
 from layerprune.auditor import audit
 from layerprune.auditor.verification import verify

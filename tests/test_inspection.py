@@ -1,8 +1,8 @@
 """What ``inspect`` says of models whose layers differ, go together, or cannot go at all."""
 
 import pytest
-from cli_tiny import done, refused
 
+from cli_tiny import done, refused
 from layerprune.architecture.tiny import tiny_config, tiny_model
 from layerprune.inspection import inspect_model
 

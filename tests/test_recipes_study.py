@@ -1,9 +1,9 @@
 """A recipe of a study: the same figures as the command, once, and its faults by line."""
 
-import cli_tiny
 import pytest
-from cli_tiny import done, refused
 
+import cli_tiny
+from cli_tiny import done, refused
 from layerprune.artifacts import Study
 
 

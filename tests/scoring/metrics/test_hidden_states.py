@@ -1,0 +1,176 @@
+"""Cosine and its relatives, against plain arithmetic on what hooks see of one text at a time."""
+
+import math
+
+import pytest
+import torch
+
+from families import FAMILIES
+from layerprune.data.items import EvalSet
+from layerprune.errors import ModelError, UsageError
+from layerprune.removal import Removal
+from layerprune.scoring.metrics import base
+from layerprune.scoring.metrics.base import Data
+from layerprune.scoring.metrics.hidden_states import Angular, Cosine, Relative, angle
+from metric_tiny import between, data_of, subject_of, texts_of
+
+TEXTS = texts_of()
+
+
+def singles(loaded):
+    return [Removal.of(layer) for layer in range(len(loaded.layers))]
+
+
+def scores(metric, loaded, texts, removals=None):
+    return [c.score for c in metric.score(loaded, removals or singles(loaded), data_of(texts))]
+
+
+def cosine(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def by_hand(loaded, texts, figure, first=None, last=None, only_last_token=False):
+    """The mean of ``figure(before, after)`` over tokens, layer by layer (or over one block), without tensors' help."""
+    depth = len(loaded.layers)
+    sums, count = [0.0] * depth, 0
+    for text in texts:
+        seen = between(loaded, text)
+        places = [len(text) - 1] if only_last_token else range(len(text))
+        count += len(places)
+        for layer in range(depth):
+            before, after = seen[layer if first is None else first][0], seen[layer if last is None else last][1]
+            sums[layer] += sum(figure(before[p].tolist(), after[p].tolist()) for p in places)
+    return [total / count for total in sums]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_cosine_of_all_tokens(kind):
+    loaded = subject_of(kind)
+    expected = by_hand(loaded, TEXTS, lambda a, b: 1 - cosine(a, b))
+    assert scores(Cosine(), loaded, TEXTS) == pytest.approx(expected, abs=1e-6)
+    assert max(expected) > 1e-3  # or the tolerance above would hide everything
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "qwen2_moe"])
+def test_cosine_of_the_last_token(kind):
+    loaded = subject_of(kind)
+    expected = by_hand(loaded, TEXTS, lambda a, b: 1 - cosine(a, b), only_last_token=True)
+    found = scores(Cosine(tokens="last"), loaded, TEXTS)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found != pytest.approx(scores(Cosine(), loaded, TEXTS), abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", [Cosine(), Cosine(tokens="last"), Relative(), Angular()])
+def test_padding_is_not_counted(metric, monkeypatch):
+    loaded = subject_of("llama", torch.float64)
+    together = scores(metric, loaded, TEXTS)
+    alone = [scores(metric, loaded, [text]) for text in TEXTS]
+    weights = [1 if metric.tokens == "last" else len(text) for text in TEXTS]
+    expected = [
+        sum(w * s for w, s in zip(weights, own, strict=True)) / sum(weights) for own in zip(*alone, strict=True)
+    ]
+    assert together == pytest.approx(expected, abs=2e-7)  # norms round to float32
+    monkeypatch.setattr(base, "BATCH_TOKENS", 20)
+    sizes = [batch.ids.shape for batch in base.read(loaded, data_of(TEXTS), "")]
+    assert sizes == [(1, 17), (2, 9), (2, 5)]
+    assert scores(metric, loaded, TEXTS) == pytest.approx(together, abs=2e-7)
+
+
+def test_a_text_that_is_there_twice_counts_twice():
+    loaded = subject_of("llama")
+    a, b = texts_of((6, 6))
+    once, twice, other = (scores(Cosine(), loaded, t) for t in ([a, b], [a, a, b], [b]))
+    mixed = [2 / 3 * (2 * o - x) + x / 3 for o, x in zip(once, other, strict=True)]
+    assert twice == pytest.approx(mixed, abs=1e-6)
+    assert twice != pytest.approx(once, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_the_last_layer_is_looked_at_before_the_final_norm(kind):
+    loaded = subject_of(kind)
+    text, last = TEXTS[1], len(loaded.layers) - 1
+    with torch.no_grad():
+        states = loaded.model(input_ids=torch.tensor([text]), output_hidden_states=True, use_cache=False).hidden_states
+    normed = 1 - torch.cosine_similarity(states[-2][0].double(), states[-1][0].double(), dim=-1).mean()
+    (right,) = by_hand(loaded, [text], lambda a, b: 1 - cosine(a, b))[last:]
+    (found,) = scores(Cosine(), loaded, [text])[last:]
+    assert found == pytest.approx(right, abs=1e-6)
+    assert abs(found - float(normed)) > 1e-4  # the mistake would show
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_cosine_and_angular_equal_what_the_models_own_hidden_states_say(kind):
+    """For all layers but the last, whose output the model reports after its final norm."""
+    loaded = subject_of(kind)
+    last = len(loaded.layers) - 1
+    turns, angles, count = [0.0] * last, 0.0, 0
+    for text in TEXTS:
+        with torch.no_grad():
+            ids = torch.tensor([text])
+            states = loaded.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        own = [state[0].double() for state in states]
+        count += len(text)
+        for layer in range(last):
+            turns[layer] += float((1 - torch.cosine_similarity(own[layer], own[layer + 1], dim=-1)).sum())
+        angles += float(torch.cosine_similarity(own[1][-1], own[last][-1], dim=-1).arccos()) / math.pi
+    removals = [Removal.of(layer) for layer in range(last)]
+    assert scores(Cosine(), loaded, TEXTS, removals) == pytest.approx([t / count for t in turns], abs=1e-6)
+    block = [Removal.of(*range(1, last))]
+    assert scores(Angular(tokens="last"), loaded, TEXTS, block) == pytest.approx([angles / len(TEXTS)], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_relative_update(kind):
+    loaded = subject_of(kind)
+    expected = by_hand(loaded, TEXTS, lambda a, b: math.dist(a, b) / math.hypot(*a))
+    assert scores(Relative(), loaded, TEXTS) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_angular_distance_of_every_block(kind, tokens):
+    loaded = subject_of(kind)
+    blocks = [(0, 0), (0, 2), (2, 2), (1, 3), (3, 5), (0, 5)]
+    removals = [Removal.of(*range(a, b + 1)) for a, b in blocks]
+    found = scores(Angular(tokens=tokens), loaded, TEXTS, removals)
+    for (a, b), score in zip(blocks, found, strict=True):
+        figure = lambda x, y: math.acos(cosine(x, y)) / math.pi  # noqa: E731
+        expected = by_hand(loaded, TEXTS, figure, a, b, only_last_token=tokens == "last")[0]
+        assert score == pytest.approx(expected, abs=1e-4), (a, b)
+
+
+def test_angles_are_right_where_arccos_is_blind():
+    axis = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64)
+    angles = torch.tensor([1e-12, 1e-3, 0.5, 1.0], dtype=torch.float64)  # shares of pi
+    turned = torch.stack([(math.pi * angles).cos(), (math.pi * angles).sin()], -1) * 7
+    torch.testing.assert_close(angle(axis, turned), angles, rtol=1e-9, atol=0)
+
+
+def test_only_what_a_metric_can_score_is_scored():
+    loaded = subject_of("llama")
+    for metric, removal in [(Cosine(), (0, 1)), (Relative(), (0, 1)), (Angular(), (0, 2)), (Angular(), ())]:
+        with pytest.raises(UsageError, match=r"scores (single layers|contiguous blocks)"):
+            metric.score(loaded, [Removal.of(*removal)], data_of(TEXTS))
+
+
+def test_a_state_that_overflows_is_not_a_low_score():
+    loaded = subject_of("llama")
+    with torch.no_grad():
+        loaded.layers[2].mlp.down_proj.weight.fill_(float("inf"))
+    with pytest.raises(ModelError, match="nan: the model's states overflow"):
+        scores(Cosine(), loaded, TEXTS)
+
+
+def test_without_text_there_is_no_score():
+    loaded = subject_of("llama")
+    with pytest.raises(UsageError, match="give it items with --tasks"):
+        Cosine().score(loaded, singles(loaded), Data())
+    task = data_of([]).eval_set.tasks["texts"]
+    with pytest.raises(UsageError, match="prompts with their answers are to be read and texts only generates"):
+        Cosine().score(loaded, singles(loaded), Data(EvalSet({"texts": task})))
+
+
+def test_forwards_are_given_back():
+    loaded = subject_of("llama")
+    scores(Angular(), loaded, TEXTS)
+    assert all("forward" not in vars(layer) for layer in loaded.layers)

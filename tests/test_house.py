@@ -1,0 +1,171 @@
+"""The house: rows and rooms as docs/ARCHITECTURE.md has them, no import circle, and files and classes a newcomer finds.
+
+A module imports only from its own row or rows above it. Imports inside functions count everywhere; only those for type
+checkers do not.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from checkout import ROOT
+
+PACKAGE = ROOT / "layerprune"
+HEAVY = {"torch", "transformers", "lm_eval", "datasets", "safetensors", "accelerate", "peft", "huggingface_hub"}
+
+
+def rows():
+    """Return the rooms of each row of the table, top row first."""
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    lines = re.findall(r"^\| (\w+)[^|]*\| (`.*) \|$", text, re.M)
+    found = [(row, re.findall(r"`(\w+)`", cells)) for row, cells in lines]
+    assert [row for row, _ in found] == ["pure", "reading", "torch", "verbs", "shell"]
+    return found
+
+
+ROW_OF = {room: number for number, (_, rooms) in enumerate(rows()) for room in rooms}
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree):
+    """Return (line, module) of every import in a file, those inside functions too, but not those for types alone."""
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]  # `from layerprune import documents`
+            yield from ((node.lineno, name) for name in (parts if node.module == "layerprune" else [node.module]))
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_from_its_row_or_above(path):
+    room = room_of(path)
+    assert room in ROW_OF, f"{room} stands in no row of docs/ARCHITECTURE.md"
+    for line, module in imports(ast.parse(path.read_text())):
+        parts = module.split(".")
+        if parts[0] != "layerprune" or len(parts) == 1 or parts[1] == "__version__":
+            continue
+        if (path.name, module) == ("plan.py", "layerprune.models.bypass") and room == "artifacts":
+            continue  # Plan.applied, as docs/ARCHITECTURE.md says
+        assert ROW_OF[parts[1]] <= ROW_OF[room], f"{path.name}:{line}: {room} must not import {module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_pure_row_names_nothing_heavy(path):
+    if ROW_OF[room_of(path)] > 0:
+        return
+    for line, module in imports(ast.parse(path.read_text())):
+        assert module.partition(".")[0] not in HEAVY, f"{path.name}:{line}: the pure row must not import {module}"
+
+
+def test_the_pure_row_loads_nothing_heavy():
+    pure = [f"layerprune.{room}" for room, row in ROW_OF.items() if row == 0]
+    code = f"import sys, {', '.join(pure)}; print(sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_room_of_the_table_exists():
+    for room in ROW_OF:
+        assert (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file(), f"{room} is in the table only"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_shell_prints_and_exits(path):
+    if room_of(path) == "cli":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "sys.exit", "exit", "quit", "os._exit"), f"{path}:{node.lineno}: {called}"
+
+
+SMALL = {"__main__", "errors", "removal"}  # imported by most rooms; as long as what they say takes
+LARGEST, SMALLEST = 500, 100  # lines
+PARTICIPLE = re.compile(r".*[a-z]ed$|made|shown|written|found|kept|proven|taken|given|chosen|drawn|seen|ran$")
+NOUNS = {"seed", "speed"}
+
+
+def dotted(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path):
+    """Return the modules of the package that a file imports, the package's own face left out."""
+    known = {dotted(each) for each in MODULES}
+    tree = ast.parse(path.read_text())
+    heavy_free = {line for line, _ in imports(tree)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.lineno in heavy_free:
+            found |= {name if (name := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
+        elif isinstance(node, ast.Import) and node.lineno in heavy_free:
+            found |= {alias.name for alias in node.names}
+    return (found & known) - {dotted(path)}
+
+
+def test_no_import_goes_in_a_circle():
+    follows = {dotted(path): imported(path) for path in MODULES}
+    while free := {
+        module for module, needs in follows.items() if not needs
+    }:  # take away what needs nothing, repeatedly
+        follows = {module: needs - free for module, needs in follows.items() if module not in free}
+    assert not follows, f"these import one another, or what does: {sorted(follows)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_is_neither_a_crumb_nor_a_heap(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= LARGEST
+    if path.name != "__init__.py" and path.stem not in SMALL:
+        assert lines >= SMALLEST, f"{lines} lines: it belongs to the module that uses it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_named_by_nouns(path):
+    for name in path.relative_to(PACKAGE).with_suffix("").parts:
+        assert name in NOUNS or not any(PARTICIPLE.fullmatch(word) for word in name.split("_")[-1:]), name
+
+
+def test_no_class_name_has_two_meanings():
+    homes = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+TESTS = ROOT / "tests"
+BESIDE = {"house", "dependencies"}  # tests of the project as a whole
+OUTSIDE = {"support", "end_to_end", "demo"}  # not of one room
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_tests_stand_where_their_module_does(path):
+    room = path.parent.relative_to(TESTS)
+    if room.parts[:1] and room.parts[0] in OUTSIDE:
+        return
+    subject = path.stem.removeprefix("test_")
+    modules = {module.stem for module in (PACKAGE / room).glob("*.py")}
+    named = any(subject == module or subject.startswith(f"{module}_") for module in modules)
+    assert named or (not room.parts and subject in BESIDE), f"no module of {PACKAGE.name}/{room} is called so"
