@@ -6,14 +6,15 @@ import copy
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, reduce
+from operator import getitem
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture import compatibility, config_fields, layer_patterns
-from layerprune.architecture.config_fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS, MTP_KEYS, PACKED, SUPERSEDED, edits
-from layerprune.architecture.stack import build_on_meta, find_stack, reread, text_config
-from layerprune.architecture.tiny import twin_config, with_noise
+from layerprune.architecture.config_fields import ALSO_DEPTH, MTP_KEYS, PACKED, SUPERSEDED, depth_key
+from layerprune.architecture.stack import build_on_meta, find_stack, layer_of, reread
+from layerprune.architecture.tiny import random_model, twin_config
 from layerprune.errors import RefusedError, one_line
 from layerprune.removal import LayerMap, Removal
 
@@ -49,7 +50,7 @@ def count(model: nn.Module, stack: str) -> Counts:
     sizes, places, packed = {}, defaultdict(set), set()
     for name, weight in model.state_dict(keep_vars=True).items():
         sizes[id(weight)] = weight.numel()
-        places[id(weight)].add(_layer(name, stack))
+        places[id(weight)].add(layer_of(name, stack))
         if name.endswith(tuple(PACKED)):
             packed.add(id(weight))
     inside: Counter[frozenset[int]] = Counter()
@@ -63,10 +64,6 @@ def count(model: nn.Module, stack: str) -> Counts:
     return Counts(outside, sum(sizes[key] for key in packed), dict(inside))
 
 
-def _layer(name: str, stack: str) -> int | None:
-    return int(name[len(stack) + 1 :].partition(".")[0]) if name.startswith(f"{stack}.") else None
-
-
 NOTHING = Removal(())
 
 
@@ -77,15 +74,15 @@ class Architecture:
     model_type: str
     depth: int
     stack: str  # module path in memory, e.g. "model.layers"
+    config: PretrainedConfig = field(repr=False, compare=False)
+    counts: Counts = field(repr=False, compare=False)
+    path: tuple[str, ...] = field(default=(), repr=False)  # where the decoder's fields stand in config.json
     must_keep: frozenset[int] = frozenset()
     together: tuple[frozenset[int], ...] = ()  # layers that can only be removed as a group
     keep_one: tuple[frozenset[int], ...] = ()  # of each group at least one layer has to stay
     tail_only: bool = False  # layers cannot move: only the last ones can be removed
     remarks: tuple[str, ...] = ()  # the constraints and warnings in words
     untried: str = ""  # why no tiny model could show that it is causal; tried on the model itself once it is loaded
-    config: PretrainedConfig | None = field(default=None, repr=False, compare=False)
-    counts: Counts | None = field(default=None, repr=False, compare=False)
-    path: tuple[str, ...] = field(default=(), repr=False)  # where the decoder's fields stand in config.json
 
     @property
     def constrained(self) -> bool:
@@ -94,7 +91,6 @@ class Architecture:
 
     def parameters(self, removal: Removal = NOTHING) -> int:
         """Return how many parameters the model has without the removed layers: unique ones, as it is in memory."""
-        assert self.counts is not None  # read_anatomy counts
         return self.counts.after(LayerMap.after(removal, self.depth))
 
     def check(self, removal: Removal) -> None:
@@ -118,8 +114,8 @@ class Architecture:
 
     def misread(self, removal: Removal) -> tuple[str, ...]:
         """Return warnings about readers (llama.cpp, vLLM, mlx-lm) that would take the result for another model."""
-        found = compatibility.misread(self.model_type, self.fields, LayerMap.after(removal, self.depth))
-        return found if self._rope is not None else (*found, compatibility.unsaid(self.model_type))
+        found = [text for text, _ in self._misreadings(LayerMap.after(removal, self.depth))]
+        return tuple(found if self._rope is not None else [*found, compatibility.unsaid(self.model_type)])
 
     def heads(self) -> tuple[str, ...]:
         """Return a warning where the config speaks of multi-token-prediction heads, which a removal leaves out."""
@@ -138,7 +134,7 @@ class Architecture:
                 every = f" every {it.period} layers" if it.period else ""
                 said = f"{it.name} of this {self.model_type} model repeats{every}"
                 found.append(f"{said}, and would not without {removal}")
-        return (*found, *compatibility.led_astray(self.model_type, self.fields, sources))
+        return (*found, *(text for text, reads_base in self._misreadings(sources) if reads_base))
 
     def prune_config(self, config: dict[str, Any], removal: Removal) -> dict[str, Any]:
         """Return the content of config.json for the pruned model; ``config`` is the base's, and is not changed.
@@ -157,15 +153,13 @@ class Architecture:
             target.pop(key, None)
         target.update(self._edits(sources, base))
         self._agree(base, target, len(sources))
-        for alias, key in (self.config.attribute_map if self.config is not None else {}).items():
+        for alias, key in self.config.attribute_map.items():
             if alias in target and key in target and not self.path:
                 del target[alias]
         return new
 
     def _agree(self, base: dict[str, Any], target: dict[str, Any], depth: int) -> None:
         """Say in the fields that other readers go by what a pruned decoder's fields say to transformers."""
-        if self.config is None:
-            return
         settled = dict(layer_patterns.settled(type(self._decoder), base, target))
         read = layer_patterns.lists_of(reread(type(self._decoder), settled) or {})
         for key, period in compatibility.fitting(self.model_type, {**settled, **read}, depth).items():
@@ -178,34 +172,24 @@ class Architecture:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """The decoder's config fields, with their defaults filled in."""
-        return {} if self.config is None else _fields(self.config, self.path)
+        """The decoder's config fields, with their defaults filled in and per-layer lists written out."""
+        return reduce(getitem, self.path, self.config.to_dict())
 
     @cached_property
     def _decoder(self) -> Any:
         """The decoder's own config."""
-        config: Any = self.config
-        for key in self.path:
-            config = getattr(config, key)
-        return config
+        return reduce(getattr, self.path, self.config)
 
     @cached_property
     def _rope(self) -> dict[str, Any] | None:
-        return {} if self.config is None else compatibility.mirrored(self._decoder)
+        return compatibility.mirrored(self._decoder)
 
     @cached_property
     def _rhythms(self) -> tuple[layer_patterns.LayerPeriod, ...]:
-        if self.config is None:
-            return ()
-        steps = config_fields.repeating(self.fields, self.depth)
-        own = [
-            layer_patterns.LayerPeriod(name, tuple(kinds), layer_patterns.repeats(kinds), False)
-            for name, kinds in steps.items()
-        ]
-        return (
-            *layer_patterns.rhythms(type(self._decoder), self.fields, self.depth),
-            *(it for it in own if it.period > 1),
-        )
+        return layer_patterns.rhythms(type(self._decoder), self.fields, self.depth)
+
+    def _misreadings(self, sources: LayerMap) -> list[tuple[str, bool]]:
+        return list(compatibility.misreadings(self.model_type, self.fields, sources))
 
     def _edits(self, sources: LayerMap, written: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """Return the fields that change.
@@ -215,14 +199,14 @@ class Architecture:
         """
         fields = self.fields
         told = {**written, **fields}
-        own = {key: written[key] for key in written.keys() & FIELDS.keys() if _as_long(written[key], fields.get(key))}
-        changed = {**edits({**told, **own}, sources), **config_fields.type_edits(self.model_type, told, sources)}
-        key = next((key for key in DEPTH_KEYS if key in fields), None)
-        if key is None:  # a class that counts its list (Nemotron-H); other readers go by what the file says
-            key = next((key for key in DEPTH_KEYS if key in written), None)
+        words, read = layer_patterns.lists_of(written), layer_patterns.lists_of(fields)
+        own = {key: words[key] for key in words.keys() & read.keys() if len(words[key]) == len(read[key])}
+        changed = config_fields.edits({**told, **own}, sources)
+        changed |= config_fields.type_edits(self.model_type, told, sources)
+        key = depth_key(fields) or depth_key(written)  # a class may count its list (Nemotron-H), and other readers not
         if key is not None:
             changed[key] = len(sources)
-        changed.update({key: len(sources) for key in ALSO_DEPTH if fields.get(key) == self.depth})
+        changed |= {key: len(sources) for key in ALSO_DEPTH if fields.get(key) == self.depth}
         return changed
 
     def _why(self) -> str:
@@ -235,52 +219,28 @@ def read_architecture(config: PretrainedConfig, *, trust_remote_code: bool = Fal
     Raises ``ModelError`` when transformers cannot build the model or it has no decoder stack, ``RefusedError`` when the
     model is not causal or no layer of this type can be removed exactly.
     """
-    whole = config.architectures if config.is_encoder_decoder else None  # building may change the config
+    architectures = config.architectures if config.is_encoder_decoder else None  # building may change the config
     model = build_on_meta(config, trust_remote_code=trust_remote_code)
-    _refuse_encoder_decoder(whole, type(model).__name__)
-    stack = find_stack(model, config)
-    layers = list(model.get_submodule(stack).children())
-    depth, path = len(layers), decoder_path(config)
-    fields = _fields(config, path)
-    limits = config_fields.limits(config.model_type, fields, depth)
-    untried = check_causal(config, path, trust_remote_code=trust_remote_code)
-    return Architecture(
-        model_type=config.model_type, depth=depth, stack=stack, must_keep=frozenset(limits.must_keep),
-        together=tuple(limits.together), keep_one=tuple(limits.keep_one), tail_only=limits.tail_only,
-        remarks=tuple(limits.remarks), untried=untried, config=config, path=path,
-        counts=count(model, stack),
-    )  # fmt: skip
-
-
-def _refuse_encoder_decoder(architectures: list[str] | None, causal: str) -> None:
-    """Raise ``RefusedError`` for a whole encoder-decoder: its causal LM has weights that its checkpoint ties away."""
-    if architectures and causal not in architectures:
+    causal = type(model).__name__
+    if architectures and causal not in architectures:  # its causal LM has weights that its checkpoint ties away
         raise RefusedError(
             f"architectures: {architectures[0]} is an encoder-decoder, and layers are removed from causal language "
             f"models; load its decoder as a {causal} and save that first"
         )
-
-
-def _fields(config: PretrainedConfig, path: tuple[str, ...]) -> dict[str, Any]:
-    """Return the decoder's fields with their defaults filled in and per-layer lists written out."""
-    fields: dict[str, Any] = config.to_dict()
-    for key in path:
-        fields = fields[key]
-    return fields
-
-
-def _as_long(written: Any, read: Any) -> bool:
-    return isinstance(written, list) and isinstance(read, list) and len(written) == len(read)
+    stack = find_stack(model, config)
+    depth, path = len(model.get_submodule(stack)), decoder_path(config)
+    limits = config_fields.limits(config.model_type, reduce(getitem, path, config.to_dict()), depth)
+    untried = check_causal(config, path, trust_remote_code=trust_remote_code)
+    return Architecture(
+        model_type=config.model_type, depth=depth, stack=stack, config=config, counts=count(model, stack), path=path,
+        untried=untried, **vars(limits),
+    )  # fmt: skip
 
 
 def decoder_path(config: PretrainedConfig) -> tuple[str, ...]:
     """Return the keys that lead to the decoder's own config inside a composite one; empty for an ordinary one."""
-    target = text_config(config)
-    for key in getattr(config, "sub_configs", {}):
-        part = getattr(config, key, None)
-        if part is target:
-            return (key,)
-    return ()
+    target = config.get_text_config(decoder=True)
+    return next(((key,) for key in config.sub_configs if getattr(config, key, None) is target), ())
 
 
 # Whether a model is causal: change the last token of a text, and the logits of the tokens before it must not move.
@@ -297,6 +257,8 @@ MOVED_HALF = 5e-2
 # Config fields that make attention bidirectional, with the value that does.
 FLAGS = {"is_decoder": False, "is_causal": False, "use_bidirectional_attention": True, "bidirectional": True,
          "attn_type": "bi", "causal": False}  # fmt: skip
+# Whether a tiny model sees ahead, and why it could not be tried: the same class and content is tried once a process.
+TRIED: dict[tuple[Any, ...], tuple[bool, str]] = {}
 
 
 def sees_ahead(model: nn.Module) -> bool:
@@ -330,50 +292,20 @@ def check_causal(config: PretrainedConfig, path: tuple[str, ...] = (), *, trust_
     ``path`` leads to the decoder's config inside a composite one. Returns why it could not be tried, empty when it
     was: some configs suit no tiny model, and are tried when the model is loaded.
     """
-    seen, untried = _tried(_Config(config), path, trust_remote_code)
+    import torch
+
+    key = (type(config), config.to_json_string(use_diff=False), path, trust_remote_code)
+    if key not in TRIED:
+        try:
+            with torch.random.fork_rng(devices=[]):  # the state of torch's random numbers is put back
+                twin = random_model(twin_config(config, path), trust_remote_code=trust_remote_code)
+                TRIED[key] = sees_ahead(twin), ""
+        except Exception as error:  # noqa: BLE001  strict config classes and modelling code raise what they like
+            TRIED[key] = False, one_line(error)
+    seen, untried = TRIED[key]
     if seen:
         raise RefusedError(_not_causal(config))
     return untried
-
-
-class _Config:
-    """A config as a key: two of the same class and content are one."""
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.config = config
-        self.key = (type(config), config.to_json_string(use_diff=False))
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Config) and self.key == other.key
-
-
-@lru_cache(maxsize=32)
-def _tried(wrapped: _Config, path: tuple[str, ...], trust_remote_code: bool) -> tuple[bool, str]:
-    """Return whether a tiny model sees ahead, and why it could not be tried; the same config is tried once a process.
-
-    The state of torch's random numbers is put back.
-    """
-    import torch
-
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return sees_ahead(tiny_twin(twin_config(wrapped.config, path), trust_remote_code)), ""
-    except Exception as error:  # noqa: BLE001  strict config classes and modelling code raise what they like
-        return False, one_line(error)
-
-
-def tiny_twin(config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
-    """Return a random float32 model of a config from ``twin_config``, with noise on every parameter."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    return with_noise(
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    )
 
 
 def _not_causal(config: PretrainedConfig) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerprune.architecture.config_fields import FIELDS
+from layerprune.architecture.config_fields import per_layer
 from layerprune.architecture.stack import reread
 from layerprune.removal import LayerMap
 
@@ -89,16 +89,6 @@ READERS: dict[str, tuple[Period | Depth, ...]] = {
 }
 
 
-def misread(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -> tuple[str, ...]:
-    """Return a warning for each reader that would take the result for another model."""
-    return tuple(text for text, _ in _misreadings(model_type, fields, sources))
-
-
-def led_astray(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -> tuple[str, ...]:
-    """Return a warning for each reader that reads the base rightly and would take the result for another model."""
-    return tuple(text for text, base in _misreadings(model_type, fields, sources) if base)
-
-
 def fitting(model_type: str, fields: Mapping[str, Any], depth: int) -> dict[str, int]:
     """Return the fields by which readers know a period, with the value that says what the lists say; 0: none does.
 
@@ -107,35 +97,34 @@ def fitting(model_type: str, fields: Mapping[str, Any], depth: int) -> dict[str,
     found: dict[str, int] = {}
     for reader in READERS.get(model_type, ()):
         if isinstance(reader, Period) and isinstance(reader.period, str):
-            flags = _flags(reader.field, fields.get(reader.field), depth)
+            flags = _flags(reader, fields, depth)
             period = _fit(reader, flags)
             if any(flags) and (fields.get(reader.period) or reader.default) != period:
                 found[reader.period] = period
     return found
 
 
-def _misreadings(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -> Iterator[tuple[str, bool]]:
-    """Yield warnings, and whether the reader reads the base rightly."""
+def misreadings(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -> Iterator[tuple[str, bool]]:
+    """Yield a warning for each reader that would take the result for another model, and whether it reads the base."""
     for reader in READERS.get(model_type, ()):
         if isinstance(reader, Depth):
             if (sources.depth == reader.depth) != (len(sources) == reader.depth):
-                yield _misread_depth(model_type, reader, sources), True
+                yield (
+                    (
+                        f"{reader.name} gives {model_type} models of {reader.depth} layers, and no others, their own "
+                        f"{reader.own}: it would misread this one with {len(sources)} layers"
+                    ),
+                    True,
+                )
             continue
-        before = _flags(reader.field, fields.get(reader.field), sources.depth)
+        before = _flags(reader, fields, sources.depth)
         after = [before[layer] for layer in sources.layers] if before else []
         if reader.field == "layer_types" and len(set(before)) < 2:
             continue  # sliding windows that are not used, or used alike
-        right = not before or not _wrong(reader, before)
+        right = not _wrong(reader, before)
         if wrong := _wrong(reader, after):
             period = _fit(reader, before) if right else 0
             yield _misread_period(model_type, reader, period, wrong, len(after)), right
-
-
-def _misread_depth(model_type: str, reader: Depth, sources: LayerMap) -> str:
-    return (
-        f"{reader.name} gives {model_type} models of {reader.depth} layers, and no others, their own {reader.own}: it "
-        f"would misread this one with {len(sources)} layers"
-    )
 
 
 def _misread_period(model_type: str, reader: Period, period: int, wrong: list[int], layers: int) -> str:
@@ -171,13 +160,9 @@ def _guessed(reader: Period, period: int, layers: int) -> list[bool]:
     return [(layer + 1) % period == 0 or layer >= end for layer in range(layers)]
 
 
-def _flags(key: str, value: Any, depth: int) -> list[bool]:
+def _flags(reader: Period, fields: Mapping[str, Any], depth: int) -> list[bool]:
     """Return for each layer whether it is of the kind that comes once in a period; nothing where no list says so."""
-    if not isinstance(value, list):
-        return []
-    if FIELDS[key] == "indices":
-        return [layer in value for layer in range(depth)]
-    return [kind == EACH[key] for kind in value] if len(value) == depth else []
+    return [kind == EACH[reader.field] for kind in per_layer(fields, reader.field, depth)]
 
 
 # The rotary embedding under the names that readers of older configs look for.
@@ -220,7 +205,7 @@ def mirrored(config: PretrainedConfig) -> Fields | None:
     if not isinstance(parameters, dict) or not parameters:
         return {}
     names, plain = NAMES.get(config.model_type, Names()), Names()
-    if _nested(parameters):
+    if any(isinstance(value, dict) for value in parameters.values()):
         if config.model_type not in NAMES:
             return {}  # a type that no reader of the older names knows
         found = _by_kind(parameters, names)
@@ -239,10 +224,6 @@ def unsaid(model_type: str) -> str:
         "in the fields that transformers 4 and mlx-lm read (rope_theta, rope_scaling): they would misread the result, "
         "as they misread the base"
     )
-
-
-def _nested(parameters: Fields) -> bool:
-    return any(isinstance(value, dict) for value in parameters.values())
 
 
 def _flat(parameters: Fields, names: Names, fields: Fields) -> Fields | None:
@@ -282,19 +263,15 @@ def _scaling(parameters: Fields, fields: Fields) -> Fields | None:
 
 def _read_alike(kind: type[PretrainedConfig], fields: Fields, found: Fields) -> bool:
     """Whether transformers reads a config with the older fields as it does without; the type's old name apart."""
-    before, after = reread(kind, fields), reread(kind, {**fields, **found})
-    if before is None or after is None:
+    read = reread(kind, fields), reread(kind, {**fields, **found})
+    if None in read:
         return False
-    before, after = _without_type(before), _without_type(after)
+    before, after = ({**each, "rope_parameters": _without_type(each.get("rope_parameters") or {})} for each in read)
     return {key: value for key, value in after.items() if key in before or key not in found} == before
 
 
-def _without_type(fields: Fields) -> Fields:
+def _without_type(parameters: Any) -> Any:
     """Drop ``type``, the older name of ``rope_type``, which says nothing more."""
-    parameters = fields.get("rope_parameters") or {}
-    by_kind = {key: _dropped(value) if isinstance(value, dict) else value for key, value in parameters.items()}
-    return {**fields, "rope_parameters": _dropped(by_kind)}
-
-
-def _dropped(parameters: Fields) -> Fields:
-    return {key: value for key, value in parameters.items() if key != "type"}
+    if not isinstance(parameters, dict):
+        return parameters
+    return {key: _without_type(value) for key, value in parameters.items() if key != "type"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from layerprune.errors import RefusedError
@@ -11,38 +12,24 @@ from layerprune.removal import LayerMap
 
 Kind = Literal["list", "indices", "first", "last", "end", "keyed"]
 
-# list: one entry per layer.  indices: the layers something applies to.  first: applies to the first n layers.
-# last: to the last n.  end: index of the last layer something applies to.  keyed: a map from layer index to settings.
-FIELDS: dict[str, Kind] = {
-    "layer_types": "list",
-    "attention_layers": "list",
-    "attn_layers": "list",
-    "layers_block_type": "list",
-    "indexer_types": "list",
-    "layer_rope_theta": "list",
-    "hybrid_layer_pattern": "list",
-    "no_rope_layers": "list",
-    "num_attention_heads_per_layer": "list",
-    "mlp_layer_types": "list",
-    "activation_sparsity_pattern": "list",
-    "intermediate_size": "list",
-    "is_moe_layer": "list",
-    "moe_layer_freq": "list",
-    "attn_layer_indices": "indices",
-    "cross_attention_layers": "indices",
-    "full_attn_idxs": "indices",
-    "hybrid_layer_ids": "indices",
-    "ple_layer_ids": "indices",
-    "mlp_only_layers": "indices",
-    "moe_layers": "indices",
-    "max_window_layers": "first",
-    "first_k_dense_replace": "first",
-    "num_dense_layers": "first",
-    "moe_layer_start_index": "first",
-    "moe_layer_end_index": "end",
-    "num_kv_shared_layers": "last",
-    "per_layer_config": "keyed",
-}
+# The fields that say something of single layers, by what they say.
+KINDS: dict[Kind, tuple[str, ...]] = {
+    "list": (  # one entry per layer
+        "layer_types", "attention_layers", "attn_layers", "layers_block_type", "indexer_types", "layer_rope_theta",
+        "hybrid_layer_pattern", "no_rope_layers", "num_attention_heads_per_layer", "mlp_layer_types",
+        "activation_sparsity_pattern", "intermediate_size", "is_moe_layer", "moe_layer_freq",
+    ),
+    "indices": (  # the layers something applies to
+        "attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids", "ple_layer_ids",
+        "mlp_only_layers", "moe_layers",
+    ),
+    # applies to the first n layers
+    "first": ("max_window_layers", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"),
+    "end": ("moe_layer_end_index",),  # index of the last layer something applies to
+    "last": ("num_kv_shared_layers",),  # applies to the last n layers
+    "keyed": ("per_layer_config",),  # a map from layer index to settings
+}  # fmt: skip
+FIELDS = {name: kind for kind, names in KINDS.items() for name in names}
 
 # Lists that can be as long as a shallow stack is deep and have nothing to do with layers.
 NOT_PER_LAYER = {
@@ -68,6 +55,24 @@ ALSO_DEPTH = ("num_blocks",)
 MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 
 
+def depth_key(fields: Mapping[str, Any]) -> str | None:
+    """Return the name of the field that says how deep the decoder is; None where these fields do not say."""
+    return next((key for key in DEPTH_KEYS if key in fields), None)
+
+
+def full_lists(fields: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the fields that are lists of one entry per layer."""
+    return {key: fields[key] for key in KINDS["list"] if isinstance(fields.get(key), list)}
+
+
+def per_layer(fields: Mapping[str, Any], key: str, depth: int) -> list[Any]:
+    """Return what a field says of each layer: its entry, or whether it is among the indices; [] where it does not."""
+    value = fields.get(key)
+    if isinstance(value, list) and FIELDS[key] == "indices":
+        return [layer in value for layer in range(depth)]
+    return value if isinstance(value, list) and len(value) == depth else []
+
+
 def edits(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
     """Return the fields of a decoder config that change, with their new values; the depth itself is not among them.
 
@@ -79,7 +84,7 @@ def edits(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
             new = _revalued(key, value, FIELDS[key], sources)
             if new != value:
                 changed[key] = new
-        elif _looks_per_layer(key, value, sources.depth):
+        elif isinstance(value, list) and len(value) == sources.depth > 1 and key not in NOT_PER_LAYER:
             raise RefusedError(
                 f"the config field {key!r} has {len(value)} entries, one per layer, and its meaning is not known; "
                 "name it in layerprune.architecture.config_fields.FIELDS"
@@ -87,10 +92,6 @@ def edits(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
         elif key in MTP_KEYS and value:
             changed[key] = 0
     return changed
-
-
-def _looks_per_layer(key: str, value: Any, depth: int) -> bool:
-    return isinstance(value, list) and len(value) == depth and depth > 1 and key not in NOT_PER_LAYER
 
 
 def _revalued(key: str, value: Any, kind: Kind, sources: LayerMap) -> Any:
@@ -111,20 +112,16 @@ def _revalued(key: str, value: Any, kind: Kind, sources: LayerMap) -> Any:
         case "end":
             return value if value is None or value < 0 else _below(origin, value + 1) - 1
         case "keyed":
-            return _rekeyed(value, origin)
+            if not value:
+                return value
+            settings = {int(key): entry for key, entry in value.items()}
+            left = {new: settings[layer] for new, layer in enumerate(origin) if layer in settings}
+            width = len(str(max(left, default=0)))  # transformers pads the keys so that they sort
+            return {str(new).zfill(width): entry for new, entry in left.items()}
 
 
 def _below(origin: tuple[int, ...], boundary: int) -> int:
     return sum(layer < boundary for layer in origin)
-
-
-def _rekeyed(value: dict[Any, Any] | None, origin: tuple[int, ...]) -> dict[str, Any] | None:
-    if not value:
-        return value
-    settings = {int(key): entry for key, entry in value.items()}
-    kept = {new: settings[layer] for new, layer in enumerate(origin) if layer in settings}
-    width = len(str(max(kept, default=0)))  # transformers pads the keys so that they sort
-    return {str(new).zfill(width): entry for new, entry in kept.items()}
 
 
 # The few model types whose layers are bound to their place by more than a config field: data and small rules.
@@ -163,13 +160,13 @@ RECURRENT = {"linear_attention", "mamba", "recurrent", "conv"}
 
 @dataclass
 class TypeLimits:
-    """Constraints of one model, to become fields of ``Architecture``."""
+    """Constraints of one model: the fields of ``Architecture`` of these names."""
 
-    must_keep: set[int] = field(default_factory=set)
-    together: list[frozenset[int]] = field(default_factory=list)
-    keep_one: list[frozenset[int]] = field(default_factory=list)
+    must_keep: frozenset[int] = frozenset()
+    together: tuple[frozenset[int], ...] = ()
+    keep_one: tuple[frozenset[int], ...] = ()
     tail_only: bool = False
-    remarks: list[str] = field(default_factory=list)
+    remarks: tuple[str, ...] = ()
 
 
 def limits(model_type: str, fields: dict[str, Any], depth: int) -> TypeLimits:
@@ -182,22 +179,18 @@ def limits(model_type: str, fields: dict[str, Any], depth: int) -> TypeLimits:
     found = TypeLimits()
     for table, layer in ((KEEP_FIRST, 0), (KEEP_LAST, depth - 1)):
         if model_type in table:
-            found.must_keep.add(layer)
-            found.remarks.append(table[model_type])
-    _tail(found, model_type, fields)
+            found.must_keep |= {layer}
+            found.remarks += (table[model_type],)
+    if model_type in TAIL_ONLY:
+        found.tail_only = True
+        found.remarks += (f"{TAIL_ONLY[model_type]}, so only the last layers can go",)
+    if fields.get("scale_attn_by_inverse_layer_idx"):
+        found.tail_only = True
+        found.remarks += ("scale_attn_by_inverse_layer_idx divides by the index: only the last layers can go",)
     _periods(found, fields, depth)
     _hybrids(found, fields, depth)
     _shared(found, model_type, fields, depth)
     return found
-
-
-def _tail(found: TypeLimits, model_type: str, fields: dict[str, Any]) -> None:
-    if model_type in TAIL_ONLY:
-        found.tail_only = True
-        found.remarks.append(f"{TAIL_ONLY[model_type]}, so only the last layers can go")
-    if fields.get("scale_attn_by_inverse_layer_idx"):
-        found.tail_only = True
-        found.remarks.append("scale_attn_by_inverse_layer_idx divides by the index: only the last layers can go")
 
 
 def _periods(found: TypeLimits, fields: dict[str, Any], depth: int) -> None:
@@ -206,26 +199,18 @@ def _periods(found: TypeLimits, fields: dict[str, Any], depth: int) -> None:
         return
     period = math.lcm(fields["attn_layer_period"], fields["expert_layer_period"])
     if period > 1:
-        found.together += [frozenset(range(start, min(start + period, depth))) for start in range(0, depth, period)]
-        found.remarks.append(f"attn_layer_period and expert_layer_period: {period} layers go together")
+        found.together += tuple(frozenset(range(n, min(n + period, depth))) for n in range(0, depth, period))
+        found.remarks += (f"attn_layer_period and expert_layer_period: {period} layers go together",)
 
 
 def _hybrids(found: TypeLimits, fields: dict[str, Any], depth: int) -> None:
-    kinds = _kinds(fields, depth)
-    if kinds is None:
-        return
+    kinds = per_layer(fields, "layer_types", depth) or per_layer(fields, "layers_block_type", depth)
+    if not kinds and "block_types" in fields:
+        kinds = _expanded(fields, depth)
     attention = frozenset(layer for layer, kind in enumerate(kinds) if kind not in RECURRENT | {"moe", "mlp"})
     if attention and len(attention) < depth and RECURRENT & set(kinds):
-        found.keep_one.append(attention)
-        found.remarks.append("a hybrid keeps at least one attention layer")
-
-
-def _kinds(fields: dict[str, Any], depth: int) -> list[str] | None:
-    for key in ("layer_types", "layers_block_type"):
-        kinds = fields.get(key)
-        if isinstance(kinds, list) and len(kinds) == depth:
-            return kinds
-    return _expanded(fields, depth) if "block_types" in fields else None
+        found.keep_one += (attention,)
+        found.remarks += ("a hybrid keeps at least one attention layer",)
 
 
 def _expanded(fields: dict[str, Any], depth: int) -> list[str]:
@@ -239,13 +224,14 @@ def _shared(found: TypeLimits, model_type: str, fields: dict[str, Any], depth: i
     if model_type in ("zamba", "zamba2"):
         hybrid = {layer for layer, kind in enumerate(fields["layers_block_type"]) if kind == "hybrid"}
         found.must_keep |= hybrid
-        found.remarks.append("the hybrid layers share one transformer block between them and stay")
+        found.remarks += ("the hybrid layers share one transformer block between them and stay",)
     count = fields.get("num_kv_shared_layers") or 0
     if count:
         for kind in sorted(set(fields["layer_types"])):
             own = [layer for layer in range(depth - count) if fields["layer_types"][layer] == kind]
-            found.must_keep.add(own[-1])
-        found.remarks.append(f"num_kv_shared_layers={count}: the layers whose keys and values the last ones reuse stay")
+            found.must_keep |= {own[-1]}
+        reused = "the layers whose keys and values the last ones reuse stay"
+        found.remarks += (f"num_kv_shared_layers={count}: {reused}",)
 
 
 def repeating(fields: dict[str, Any], depth: int) -> dict[str, list[bool]]:
@@ -255,14 +241,10 @@ def repeating(fields: dict[str, Any], depth: int) -> dict[str, list[bool]]:
         dense = fields.get("mlp_only_layers") or []
         found["decoder_sparse_step"] = [layer not in dense and (layer + 1) % step == 0 for layer in range(depth)]
     if (step := fields.get("moe_layer_interval") or 1) > 1:
-        start, end = _experts_between(fields, depth)
+        start, end = fields["moe_layer_start_index"], fields["moe_layer_end_index"]
+        end = depth - 1 if end < 0 else end
         found["moe_layer_interval"] = [(n + 1) % step == 0 and start <= n <= end for n in range(depth)]
     return found
-
-
-def _experts_between(fields: dict[str, Any], depth: int) -> tuple[int, int]:
-    start, end = fields["moe_layer_start_index"], fields["moe_layer_end_index"]
-    return start, depth - 1 if end < 0 else end
 
 
 def type_edits(model_type: str, fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
@@ -276,11 +258,15 @@ def type_edits(model_type: str, fields: dict[str, Any], sources: LayerMap) -> di
     if model_type == "gpt_neo":
         kinds = [fields["attention_layers"][layer] for layer in sources.layers]
         changed["attention_types"] = [[[kind], 1] for kind in kinds]
-    changed.update(_kimi_lists(fields, sources))
-    changed.update(_sparse_step(fields, sources))
-    changed.update(_moe_interval(fields, sources))
-    _check_indexers(fields, sources)
-    return changed
+    experts = repeating(fields, sources.depth)
+    if sparse := experts.get("decoder_sparse_step"):  # every so many layers have experts: write the dense ones down
+        dense = [new for new, layer in enumerate(sources.layers) if not sparse[layer]]
+        changed |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+    if sparse := experts.get("moe_layer_interval"):
+        changed |= _moe_interval(fields, [new for new, layer in enumerate(sources.layers) if sparse[layer]])
+    if (kinds := fields.get("indexer_types")) and kinds[first := sources.layers[0]] == "shared":
+        raise RefusedError(f"indexer_types: layer {first} reuses tokens that an earlier layer selects, but is first")
+    return changed | _kimi_lists(fields, sources)
 
 
 def _kimi_lists(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
@@ -293,32 +279,10 @@ def _kimi_lists(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
     return {"linear_attn_config": {**given, **new}} if new else {}
 
 
-def _sparse_step(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
-    """Every decoder_sparse_step-th layer has experts: write the dense ones down instead."""
-    step = fields.get("decoder_sparse_step")
-    if not step or step == 1:
-        return {}
-    listed = fields.get("mlp_only_layers") or []
-    dense = [new for new, layer in enumerate(sources.layers) if layer in listed or (layer + 1) % step]
-    return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
-
-
-def _moe_interval(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
+def _moe_interval(fields: dict[str, Any], sparse: list[int]) -> dict[str, Any]:
     """ERNIE 4.5: every moe_layer_interval-th layer between two bounds has experts; what is left must be one run."""
-    step = fields.get("moe_layer_interval")
-    if not step or step == 1:
-        return {}
-    start, end = _experts_between(fields, sources.depth)
-    sparse = [new for new, layer in enumerate(sources.layers) if (layer + 1) % step == 0 and start <= layer <= end]
-    for every in range(1, len(sources) + 1):
-        for first in sparse[:1]:
-            if sparse == [n for n in range(first, sparse[-1] + 1) if (n + 1) % every == 0]:
-                return {"moe_layer_interval": every, "moe_layer_start_index": first, "moe_layer_end_index": sparse[-1]}
+    for every in range(1, max(sparse, default=0) + 2):
+        if sparse and sparse == [n for n in range(sparse[0], sparse[-1] + 1) if (n + 1) % every == 0]:
+            return {"moe_layer_interval": every, "moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1]}
+    step = fields["moe_layer_interval"]
     raise RefusedError(f"moe_layer_interval={step} cannot say which of the remaining layers have experts ({sparse})")
-
-
-def _check_indexers(fields: dict[str, Any], sources: LayerMap) -> None:
-    kinds = fields.get("indexer_types")
-    if kinds and kinds[sources.layers[0]] == "shared":
-        first = sources.layers[0]
-        raise RefusedError(f"indexer_types: layer {first} reuses tokens that an earlier layer selects, but is first")

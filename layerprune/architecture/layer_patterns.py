@@ -7,11 +7,11 @@ removal the two have to agree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerprune.architecture.config_fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS, MTP_KEYS
+from layerprune.architecture.config_fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS, KINDS, MTP_KEYS, per_layer, repeating
 from layerprune.architecture.stack import reread
 
 if TYPE_CHECKING:
@@ -25,10 +25,9 @@ NO_PATTERN = {*FIELDS, *DEPTH_KEYS, *ALSO_DEPTH, *MTP_KEYS}
 Lists = dict[str, list[Any]]
 
 
-def lists_of(fields: Fields) -> Lists:
+def lists_of(fields: Mapping[str, Any]) -> Lists:
     """Return the fields that say something of each layer by a list."""
-    names = [key for key, kind in FIELDS.items() if kind in ("list", "indices")]
-    return {key: fields[key] for key in names if isinstance(fields.get(key), list)}
+    return {key: fields[key] for key in KINDS["list"] + KINDS["indices"] if isinstance(fields.get(key), list)}
 
 
 def derived(kind: type[PretrainedConfig], fields: Fields) -> Lists:
@@ -136,7 +135,7 @@ class LayerPeriod:
     def kept(self, new: Sequence[Any], remade: Lists) -> bool:
         """Whether the list of the result repeats in the same way, or as the config class would have it."""
         again = [self.kinds[layer % self.period] for layer in range(len(new))] if self.period else None
-        return list(new) == again or (self.follows and list(new) == _flat(self.name, remade, len(new)))
+        return list(new) == again or (self.follows and list(new) == per_layer(remade, self.name, len(new)))
 
 
 def rhythms(kind: type[PretrainedConfig], fields: Fields, depth: int) -> tuple[LayerPeriod, ...]:
@@ -145,18 +144,10 @@ def rhythms(kind: type[PretrainedConfig], fields: Fields, depth: int) -> tuple[L
     deep = derived(kind, {**fields, **{key: 2 * DEEPER * depth for key in DEPTH_KEYS if fields.get(key) == depth}})
     found = []
     for name in lists_of(fields):
-        kinds = _flat(name, fields, depth)
-        far = _flat(name, deep, 2 * DEEPER * depth)[DEEPER * depth :]
-        follows = bool(kinds) and kinds == _flat(name, own, depth) and any(kind != far[0] for kind in far)
-        period = repeats(kinds)
-        if period > 1 or (period == 0 and follows):
-            found.append(LayerPeriod(name, tuple(kinds), period, follows))
-    return tuple(found)
-
-
-def _flat(name: str, fields: Fields, depth: int) -> list[Any]:
-    """Return what a field says of each layer; nothing where it does not."""
-    value = fields.get(name)
-    if isinstance(value, list) and FIELDS[name] == "indices":
-        return [layer in value for layer in range(depth)]
-    return value if isinstance(value, list) and len(value) == depth else []
+        kinds = per_layer(fields, name, depth)
+        far = per_layer(deep, name, 2 * DEEPER * depth)[DEEPER * depth :]
+        follows = bool(kinds) and kinds == per_layer(own, name, depth) and any(kind != far[0] for kind in far)
+        found.append(LayerPeriod(name, tuple(kinds), repeats(kinds), follows))
+    steps = repeating(fields, depth).items()
+    found += [LayerPeriod(name, tuple(kinds), repeats(kinds), follows=False) for name, kinds in steps]
+    return tuple(it for it in found if it.period > 1 or (it.period == 0 and it.follows))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprune.architecture.config_fields import DEPTH_KEYS, FIELDS
+from layerprune.architecture.config_fields import depth_key, full_lists
 from layerprune.checkpoint.safetensors import Checkpoint, file_names, why_no_weights
 from layerprune.errors import CheckpointError, ModelError, one_line
 
@@ -53,8 +53,7 @@ def build_on_meta(config: PretrainedConfig, *, trust_remote_code: bool = False) 
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # the modelling code of 190 types raises what it likes
-        outside = not_a_causal_type(config)
-        if outside:
+        if outside := not_a_causal_type(config):
             raise ModelError(outside) from error
         raise ModelError(
             f"transformers cannot build a causal LM of type {config.model_type!r} from this config: {one_line(error)}"
@@ -110,17 +109,6 @@ def not_a_causal_type(config: PretrainedConfig) -> str:
     )
 
 
-def text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the decoder's part of a config (a copy for encoder-decoder configs, whose fields are renamed in it)."""
-    return config.get_text_config(decoder=True)
-
-
-def config_depth(config: PretrainedConfig) -> int | None:
-    """Return the number of layers the config speaks of, or None when it does not say."""
-    value = getattr(text_config(config), "num_hidden_layers", None)
-    return value if isinstance(value, int) else None
-
-
 def find_stack(model: nn.Module, config: PretrainedConfig) -> str:
     """Return the path of the module list that holds the decoder layers, e.g. ``"model.layers"``.
 
@@ -128,38 +116,38 @@ def find_stack(model: nn.Module, config: PretrainedConfig) -> str:
     Raises ``ModelError`` when no list scores above zero or the model has no list at all.
     """
     from torch.nn import ModuleList
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, ModuleList) and len(module)]
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, ModuleList) and len(module)}
     if not lists:
         raise ModelError(f"no decoder stack in {type(model).__name__}: it has no list of layers")
-    depth = config_depth(config)
-    points, _, name = max((_points(model, name, module, depth), _size(module), name) for name, module in lists)
+    depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    no_split = {entry for part in model.modules() for entry in (getattr(part, "_no_split_modules", None) or ())}
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
+    inside = next((name for name, module in model.named_modules() if module is decoder and name), "-")
+    found = []
+    for name, module in lists.items():
+        points = CHECKPOINTED * all(isinstance(child, GradientCheckpointingLayer) for child in module)
+        points += RIGHT_DEPTH * (len(module) == depth)
+        points += NO_SPLIT * any(type(child).__name__ in no_split for child in module)
+        points += UNDER_DECODER * name.startswith(inside)
+        points += OTHER_MODALITY * bool(MODALITY.search(name))
+        found.append((points, sum(parameter.numel() for parameter in module.parameters()), name))
+    points, _, name = max(found)
     if points <= 0:
         raise ModelError(f"no decoder stack in {type(model).__name__}: {name!r} is the likeliest list, and unlikely")
     return name
 
 
-def _points(model: nn.Module, name: str, module: nn.ModuleList, depth: int | None) -> int:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    names = {type(child).__name__ for child in module}
-    no_split = {entry for part in model.modules() for entry in (getattr(part, "_no_split_modules", None) or ())}
-    points = 0
-    points += CHECKPOINTED * all(isinstance(child, GradientCheckpointingLayer) for child in module)
-    points += RIGHT_DEPTH * (len(module) == depth)
-    points += NO_SPLIT * bool(names & no_split)
-    points += UNDER_DECODER * name.startswith(_decoder_path(model))
-    points += OTHER_MODALITY * bool(MODALITY.search(name))
-    return points
-
-
-def _decoder_path(model: nn.Module) -> str:
-    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return next((name for name, module in model.named_modules() if module is decoder and name), "-")
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def layer_of(name: str, stack: str) -> int | None:
+    """Return the layer of a tensor of the stack, also where a base model's names begin further in."""
+    parts = stack.split(".")
+    for start in range(len(parts)):
+        head = ".".join(parts[start:]) + "."
+        if name.startswith(head):
+            number = name[len(head) :].partition(".")[0]
+            return int(number) if number.isdigit() else None
+    return None
 
 
 def positions(model: nn.Module) -> int | None:
@@ -199,14 +187,10 @@ def stale_depth(folder: Path) -> str:
         layers = _layers(Checkpoint.open(folder).tensors)
     except (OSError, ValueError, CheckpointError):
         return ""  # no JSON, or no whole weights: no number of layers to go by
-    part = content.get("text_config", content) if isinstance(content, dict) else None
-    return _advice(part, layers) if layers and isinstance(part, dict) else ""
-
-
-def _advice(fields: dict[str, Any], layers: int) -> str:
-    key = next((key for key in DEPTH_KEYS if key in fields), None)
-    lists = {name: len(fields[name]) for name, kind in FIELDS.items()
-             if kind == "list" and isinstance(fields.get(name), list)}  # fmt: skip
+    fields = content.get("text_config", content) if isinstance(content, dict) else None
+    if not layers or not isinstance(fields, dict):
+        return ""
+    key, lists = depth_key(fields), {name: len(value) for name, value in full_lists(fields).items()}
     if key is None or not any(length != fields[key] for length in lists.values()):
         return ""
     todo = [f"set {key} to {layers}"] if fields[key] != layers else []
@@ -229,7 +213,7 @@ def _layers(names: Iterable[str]) -> int:
 
 def reread(kind: type[PretrainedConfig], fields: dict[str, Any]) -> dict[str, Any] | None:
     """Return all fields of a config of class ``kind`` made from ``fields``; None where the class refuses them."""
-    with _quiet():
+    with quiet():
         try:
             return kind.from_dict(_with_infinities(copy.deepcopy(fields))).to_dict()
         except Exception:  # noqa: BLE001  config classes raise what they like, and a refusal is the answer
@@ -246,14 +230,14 @@ def _with_infinities(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the remarks of transformers, which were made when the config was loaded."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet(library: str = "transformers", level: int = logging.ERROR) -> Iterator[None]:
+    """Without a library's remarks below ``level``; those of transformers were made when the config was loaded."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)

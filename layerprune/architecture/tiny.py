@@ -5,6 +5,8 @@ What a type needs beyond the common sizes stands in ``HINTS``, as data; a type t
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import getitem
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,8 +68,10 @@ _QWEN4 = {
 }  # fmt: skip
 
 HINTS: dict[str, dict[str, Any]] = {
-    "axk1": _SQUARE_MLA,
-    "axk2": _SQUARE_MLA,
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_linear", "minicpm3",
+         "youtu"), _SQUARE_MLA,
+    ),
     "bailing_hybrid": {**_SQUARE_MLA, "layer_group_size": 3},
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "bamba": {"attn_layer_indices": [2, 4]},
@@ -81,8 +85,6 @@ HINTS: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48},
     },
     "deepseek_v2": {**_SQUARE_MLA, "first_k_dense_replace": 2},
-    "deepseek_v3": _SQUARE_MLA,
-    "deepseek_v32": _SQUARE_MLA,
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 2, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "dots3_note": {
         "text_config": _DOTS3,
@@ -94,19 +96,15 @@ HINTS: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_expand": 2},
     "gemma3n_text": _GEMMA3N,
     "gemma4_unified": {"vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 16, "patch_size": 4}},
-    "glm4_moe_lite": _SQUARE_MLA,
-    "glm_moe_dsa": _SQUARE_MLA,
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 3},
     "jamba": {"num_hidden_layers": 12, "attn_layer_period": 4, "attn_layer_offset": 2},
-    "kimi_linear": _SQUARE_MLA,
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"] * 2},
     "longcat_flash": {
         "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "moe_topk": 2, **_SQUARE_MLA,
     },
     "mamba2": {"num_heads": 8, "n_groups": 1, "chunk_size": 8},
-    "minicpm3": _SQUARE_MLA,
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention"],
         "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8,
@@ -124,7 +122,6 @@ HINTS: dict[str, dict[str, Any]] = {
     "xlm": {"emb_dim": 32},
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX"},
-    "youtu": _SQUARE_MLA,
     "zamba": {
         "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2, "attention_hidden_size": 64,
         "attention_head_dim": 16, "num_key_value_heads": 4,
@@ -150,24 +147,30 @@ def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[model_type]
-    hints = {**HINTS.get(model_type, {}), **changes}
-    return kind(**_sizes(kind, hints))
+    return kind(**_sizes(kind, {**HINTS.get(model_type, {}), **changes}))
 
 
 def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> nn.Module:
-    """Return a randomly initialised causal LM of this type in float32, in evaluation mode.
+    """Return a randomly initialised causal LM of this type in float32, in evaluation mode."""
+    return random_model(tiny_config(model_type, **changes), seed=seed)
 
-    Noise on every parameter makes layers differ where initialisation would not: norms, biases, gates.
-    """
+
+def random_model(config: PretrainedConfig, *, seed: int = 0, trust_remote_code: bool = False) -> nn.Module:
+    """Return a random float32 model of a config, with noise on every parameter."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    return with_noise(AutoModelForCausalLM.from_config(tiny_config(model_type, **changes), dtype=torch.float32))
+    return with_noise(
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    )
 
 
 def with_noise(model: nn.Module) -> nn.Module:
-    """Add noise to every parameter of a new model, in place, and return the model in evaluation mode."""
+    """Add noise to every parameter of a new model, in place, and return the model in evaluation mode.
+
+    It makes layers differ where initialisation would not: norms, biases, gates.
+    """
     import torch
 
     with torch.no_grad():
@@ -197,9 +200,7 @@ def twin_config(
 
     content = config.to_dict()
     content.pop("quantization_config", None)
-    decoder = content
-    for key in path:
-        decoder = decoder[key]
+    decoder = reduce(getitem, path, content)
     hints = HINTS.get(config.model_type, {})  # its dicts and lists are of a model with DEPTH layers
     sizes = {**SIZES, **{key: value for key, value in hints.items() if not isinstance(value, dict | list)}}
     kept = {*DEPTH_KEYS, *ALSO_DEPTH, *FIELDS, "is_decoder", "attention_types"} - {"intermediate_size"}
@@ -225,21 +226,15 @@ def _fewer_factors(rope: Any) -> Any:
 
 def _sizes(kind: type[PretrainedConfig], hints: dict[str, Any]) -> dict[str, Any]:
     """Return the common sizes that the config class ``kind`` and its parts have, the hints over them."""
-    own = {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
-    wanted = {key: value for key, value in SIZES.items() if key in own}
-    for key in kind.sub_configs:
-        given = hints.get(key, {})
-        if isinstance(given, dict):
-            wanted[key] = _part_sizes(kind, key, given)
-    return {**wanted, **{key: value for key, value in hints.items() if key not in kind.sub_configs}}
-
-
-def _part_sizes(kind: type[PretrainedConfig], key: str, hints: dict[str, Any]) -> dict[str, Any]:
-    """Return the sizes of one config inside another; some name their class only by a model type."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    part = kind.sub_configs[key]
-    if part is not AutoConfig:
-        return _sizes(part, hints)
-    named = hints.get("model_type") or kind.sub_configs_defaults[key].model_type
-    return {"model_type": named, **_sizes(CONFIG_MAPPING[named], hints)}
+    own = {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
+    wanted = {key: value for key, value in SIZES.items() if key in own}
+    for key, part in kind.sub_configs.items():
+        given = hints.get(key, {})
+        if isinstance(given, dict) and part is not AutoConfig:
+            wanted[key] = _sizes(part, given)
+        elif isinstance(given, dict):  # a part that names its class only by a model type
+            named = given.get("model_type") or kind.sub_configs_defaults[key].model_type
+            wanted[key] = {"model_type": named, **_sizes(CONFIG_MAPPING[named], given)}
+    return {**wanted, **{key: value for key, value in hints.items() if key not in kind.sub_configs}}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture.architecture import Architecture
-from layerprune.architecture.config_fields import DEPTH_KEYS, FIELDS, MTP_KEYS
-from layerprune.architecture.stack import build_on_meta
+from layerprune.architecture.config_fields import MTP_KEYS, depth_key, full_lists
+from layerprune.architecture.stack import build_on_meta, layer_of, quiet
 from layerprune.errors import ModelError, RefusedError, one_line
 
 if TYPE_CHECKING:
@@ -78,28 +78,27 @@ def _fit(model: nn.Module, shapes: Mapping[str, Shape]) -> CheckpointFit:
         if hasattr(part, "quantization_config"):
             del part.quantization_config  # else its kernels are asked for, and nothing is computed here
     laid = {name: torch.empty(shape, device="meta", dtype=torch.bfloat16) for name, shape in shapes.items()}
-    said, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        _, info = type(model).from_pretrained(  # type: ignore[attr-defined]
-            None, config=config, state_dict=laid, device_map="meta", output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        with quiet(level=logging.CRITICAL):
+            _, info = type(model).from_pretrained(  # type: ignore[attr-defined]
+                None, config=config, state_dict=laid, device_map="meta", output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except Exception as error:  # the loaders of 190 types raise what they like
         raise ModelError(f"transformers cannot compare the weights with their config: {one_line(error)}") from error
     finally:
-        logging.set_verbosity(said)
         if shown:
             logging.enable_progress_bar()
     mismatched = [(str(name), tuple(disk), tuple(made)) for name, disk, made in info["mismatched_keys"]]
-    return CheckpointFit(tuple(_in_order(info["missing_keys"])), tuple(_in_order(info["unexpected_keys"])),
-               tuple(sorted(mismatched)))  # fmt: skip
+    missing, unexpected = (_in_order(info[key]) for key in ("missing_keys", "unexpected_keys"))
+    return CheckpointFit(missing, unexpected, tuple(sorted(mismatched)))
 
 
-def _in_order(names: Collection[str]) -> list[str]:
+def _in_order(names: Collection[str]) -> tuple[str, ...]:
     """Sort names as people count: layer 2 before layer 10."""
-    return sorted(map(str, names), key=lambda name: [(len(part), part) for part in name.split(".")])
+    return tuple(sorted(map(str, names), key=lambda name: [(len(part), part) for part in name.split(".")]))
 
 
 def _as_quantised(fit: CheckpointFit) -> CheckpointFit:
@@ -128,7 +127,7 @@ def _heads(fit: CheckpointFit, shapes: Mapping[str, Shape], architecture: Archit
     found = []
     for name in fit.unexpected:
         shape = shapes.get(name, ())
-        outside = _layer(name, architecture.stack) is None and not MTP.search(name)
+        outside = layer_of(name, architecture.stack) is None and not MTP.search(name)
         few = len(shape) == 2 and shape[1] == hidden and shape[0] < min(FEW, hidden)
         if outside and (HEAD.search(name) or few):
             found.append(f"{name} {list(shape)}" if shape else name)
@@ -138,7 +137,9 @@ def _heads(fit: CheckpointFit, shapes: Mapping[str, Shape], architecture: Archit
 def _check_task(
     where: str, named: Sequence[str], model: nn.Module, config: PretrainedConfig, heads: Sequence[str]
 ) -> None:
-    other = named[0] if named and not _is_language_model(named[0], model, config) else ""
+    other = named[0] if named and OTHER_TASK.search(named[0]) and not LANGUAGE_MODEL.search(named[0]) else ""
+    if other == type(model).__name__ or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        other = ""
     if not heads and not other:
         return
     holds = f"its weights hold {heads[0]}, a head that is not a language model's" if heads else ""
@@ -147,12 +148,6 @@ def _check_task(
         f"{where} is not a plain causal language model: {' and '.join(part for part in (says, holds) if part)}; layers "
         f"are removed by what the next tokens lose: take the {type(model).__name__} that it was made from"
     )
-
-
-def _is_language_model(named: str, model: nn.Module, config: PretrainedConfig) -> bool:
-    if named == type(model).__name__ or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return True
-    return bool(LANGUAGE_MODEL.search(named)) or not OTHER_TASK.search(named)
 
 
 def _task(named: str) -> str:
@@ -166,27 +161,15 @@ def _task(named: str) -> str:
     return "which predicts something else than the next token"
 
 
-def _layer(name: str, stack: str) -> int | None:
-    """Return the layer of a tensor of the stack, also where a base model's names begin further in."""
-    parts = stack.split(".")
-    for start in range(len(parts)):
-        head = ".".join(parts[start:]) + "."
-        if name.startswith(head):
-            number = name[len(head) :].partition(".")[0]
-            return int(number) if number.isdigit() else None
-    return None
-
-
 def _check_depth(where: str, fit: CheckpointFit, model: nn.Module, architecture: Architecture) -> None:
-    fields, depth = architecture.fields, architecture.depth
-    key = next((key for key in DEPTH_KEYS if key in fields), "num_hidden_layers")
+    fields, depth, stack = architecture.fields, architecture.depth, architecture.stack
+    key = depth_key(fields) or "num_hidden_layers"
     wanted: dict[int, set[str]] = defaultdict(set)
     for name in model.state_dict():
-        layer = _layer(name, architecture.stack)
-        if layer is not None:
+        if (layer := layer_of(name, stack)) is not None:
             wanted[layer].add(name)
-    absent = [layer for layer, names in sorted(wanted.items()) if names and names <= {*fit.missing}]
-    lists = [name for name, kind in FIELDS.items() if kind == "list" and isinstance(fields.get(name), list)]
+    absent = [layer for layer, names in sorted(wanted.items()) if names <= {*fit.missing}]
+    lists = full_lists(fields)
     if absent and absent[0] > 0 and absent == list(range(absent[0], depth)):
         also = f" and cut {', '.join(lists)} to the layers that are there" if lists else ""
         raise RefusedError(
@@ -199,11 +182,10 @@ def _check_depth(where: str, fit: CheckpointFit, model: nn.Module, architecture:
             f"config.json speaks of ({key}): put them back, or number the layers that are there from 0 and set {key} "
             f"to {depth - len(absent)}"
         )
-    more = {layer for name in fit.unexpected if not MTP.search(name)
-            if (layer := _layer(name, architecture.stack)) is not None and layer >= depth}  # fmt: skip
-    heads = {_layer(name, architecture.stack) for name in fit.unexpected if MTP.search(name)}
+    heads = {layer_of(name, stack) for name in fit.unexpected if MTP.search(name)}
+    others = {layer_of(name, stack) for name in fit.unexpected if not MTP.search(name)}
     allowed = sum(int(fields.get(name) or 0) for name in MTP_KEYS)
-    extra = sorted(more - heads)
+    extra = sorted(layer for layer in others - heads if layer is not None and layer >= depth)
     if len(extra) > allowed:
         raise RefusedError(
             f"{where}: config.json says {key} is {depth}, and the weights hold layers up to {extra[-1]}, which "

@@ -13,9 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture import Architecture, LayerMap, load_config, read_architecture
-from layerprune.architecture.architecture import tiny_twin
 from layerprune.architecture.config_fields import PACKED
-from layerprune.architecture.tiny import VOCABULARY, twin_config
+from layerprune.architecture.tiny import VOCABULARY, random_model, twin_config
 from layerprune.artifacts import LogitsProof
 from layerprune.checkpoint import Checkpoint
 from layerprune.checkpoint.safetensors import INDEX
@@ -259,13 +258,13 @@ def prove_on_twin(
 
     try:
         small = twin_config(config, architecture.path)
-        base = tiny_twin(small, trust_remote_code)
+        base = random_model(small, trust_remote_code=trust_remote_code)
     except Exception as error:  # strict config classes and modelling code raise what they like
         said = f"no tiny {config.model_type} could be built to prove the export on"
         raise RefusedError(f"{said}: {one_line(error)}") from error
     twin = read_architecture(small, trust_remote_code=trust_remote_code)
     pruned_config = rebuilt(small, twin.prune_config(small.to_diff_dict(), removal))
-    pruned = tiny_twin(pruned_config, trust_remote_code)
+    pruned = random_model(pruned_config, trust_remote_code=trust_remote_code)
     hand_over(base, pruned, architecture.stack, LayerMap.after(removal, architecture.depth))
     tokens = torch.randint(3, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
     with bypasser(twin, removal)(base):

@@ -21,7 +21,7 @@ from layerprune.architecture import (
     read_architecture,
 )
 from layerprune.architecture.config_fields import PACKED
-from layerprune.architecture.stack import find_stack, text_config
+from layerprune.architecture.stack import find_stack
 from layerprune.checkpoint import Checkpoint, contained
 from layerprune.errors import RefusedError
 from layerprune.exporter import quantisation
@@ -163,7 +163,7 @@ def check_signature(
 
 def _patterns(base: PretrainedConfig, result: PretrainedConfig) -> set[str]:
     """Return the fields by which a config names a pattern, and that a removal has changed; layers may keep a copy."""
-    before, after = (vars(text_config(config)) for config in (base, result))
+    before, after = (vars(config.get_text_config(decoder=True)) for config in (base, result))
     changed = {key for key in before if isinstance(before[key], int | str) and before[key] != after.get(key)}
     return changed - layer_patterns.NO_PATTERN
 

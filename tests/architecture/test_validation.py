@@ -218,20 +218,20 @@ def test_a_loaded_model_that_sees_ahead_is_refused_though_no_tiny_one_could_be_t
     def unsuitable(*args: object) -> None:
         raise ValueError("no tiny one")
 
-    architecture._tried.cache_clear()
+    architecture.TRIED.clear()
     monkeypatch.setattr(architecture, "twin_config", unsuitable)
     folder = with_tokenizer(both_ways(tmp_path / "model"))
     said = done("inspect", folder).stdout
     assert "could not be tried on a tiny model, and is tried when it is loaded (no tiny one)" in said
     with pytest.raises(RefusedError, match="this llama model is not causal"):
         LoadedModel.load(str(folder), device="cpu")
-    architecture._tried.cache_clear()
+    architecture.TRIED.clear()
 
 
 def test_trying_leaves_the_random_numbers_of_others_alone() -> None:
     from layerprune.architecture import architecture
 
-    architecture._tried.cache_clear()
+    architecture.TRIED.clear()
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
