@@ -8,6 +8,7 @@ from typing import Any
 from layerprune.architecture import Architecture, build_on_meta, check_weights, load_config, read_architecture
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.errors import RefusedError
+from layerprune.exporter.contents import config_changes
 from layerprune.removal import Removal
 
 
@@ -104,16 +105,5 @@ def _changes(
     for layer in layers:
         if not layer.refusal:
             removal = Removal.from_layers(groups.get(layer.index, frozenset({layer.index})))
-            changed |= _different(content, architecture.prune_config(content, removal))
+            changed |= config_changes(content, architecture.prune_config(content, removal)).keys()
     return tuple(sorted(changed))
-
-
-def _different(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> set[str]:
-    found: set[str] = set()
-    for key in {*before, *after}:
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found |= _different(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.add(prefix + key)
-    return found

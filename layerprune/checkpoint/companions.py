@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerprune.checkpoint.safetensors import read_json
 from layerprune.errors import CheckpointError
 from layerprune.files import checked_name, contained, same_file, shown
 
@@ -94,9 +95,7 @@ def companions(folder: Path, names: Collection[str], weights: Collection[str]) -
 
 def is_companion(name: str) -> bool:
     """Whether a file's name alone tells that it belongs to a model, and what for."""
-    if name.startswith("."):
-        return False
-    if "/" in name and not fnmatch.fnmatchcase(name, f"{TEMPLATES}/*.jinja"):
+    if name.startswith(".") or ("/" in name and not fnmatch.fnmatchcase(name, f"{TEMPLATES}/*.jinja")):
         return False
     return is_licence(name) or _matches(name, PATTERNS)
 
@@ -114,7 +113,7 @@ def own_code(folder: Path, names: Collection[str]) -> set[str]:
     """Return the Python files of the model's own code: those its JSON files name, and what these import from beside."""
     there = {name for name in names if name.endswith(".py")}
     readers = [name for name in names if "/" not in name and _matches(name, READS_CODE)] if there else []
-    waiting = [f"{module}.py" for name in readers for module in _named_modules(_read_json(folder, name))]
+    waiting = [f"{module}.py" for name in readers for module in _named_modules(read_json(contained(folder, name)))]
     found: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -158,12 +157,12 @@ def _pipeline(folder: Path, names: Collection[str]) -> tuple[set[str], tuple[str
     """Return the files of a sentence-transformers pipeline, all or none; the note says why none."""
     if MODULES not in names:
         return set(), ()
-    files, why = pipeline_files(_read_json(folder, MODULES))
+    files, why = pipeline_files(read_json(contained(folder, MODULES)))
     missing = [file for file in files if file not in names]
     if not why and missing:
         why = f"{missing[0]} is not there"
     settings = [name for name in names if "/" not in name and _matches(name, PIPELINE_FILES[1:])]
-    deep = [name for name in settings if not why and "layer" in json.dumps(_read_json(folder, name)).lower()]
+    deep = [name for name in settings if not why and "layer" in json.dumps(read_json(contained(folder, name))).lower()]
     if deep:
         why = f"{deep[0]} speaks of layers"
     if why:
@@ -176,30 +175,19 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _read_json(folder: Path, name: str) -> Any:
-    path = contained(folder, name)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+def _named_modules(content: Any, inside: bool = False) -> Iterator[str]:
+    """Yield the modules that ``auto_map``s at any depth name, but none in another repo (``org/name--module``).
 
-
-def _named_modules(content: Any) -> Iterator[str]:
-    """Yield the modules that ``auto_map``s at any depth name, but none in another repo (``org/name--module``)."""
+    ``inside``: the content is part of an ``auto_map``.
+    """
     if isinstance(content, dict):
         for key, value in content.items():
-            if key in AUTO_MAP:
-                yield from (text.rpartition(".")[0] for text in _texts(value) if "--" not in text and "." in text)
-            else:
-                yield from _named_modules(value)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+            yield from _named_modules(value, inside or key in AUTO_MAP)
+    elif inside and isinstance(content, list):
+        for value in content:
+            yield from _named_modules(value, inside)
+    elif inside and isinstance(content, str) and "--" not in content and "." in content:
+        yield content.rpartition(".")[0]
 
 
 def _beside(path: Path, name: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from layerprune.artifacts import ModelRef
 from layerprune.artifacts.base import pretty, write_atomically
 from layerprune.checkpoint.companions import MODULES, PATTERNS, TEMPLATES, is_companion, is_licence, pipeline_files
-from layerprune.checkpoint.safetensors import INDEX, PICKLES, WEIGHTS, Checkpoint, HubFile, why_no_weights
+from layerprune.checkpoint.safetensors import INDEX, PICKLES, WEIGHTS, Checkpoint, HubFile, read_json, why_no_weights
 from layerprune.errors import CheckpointError, DocumentError, ModelError, one_line
 from layerprune.files import check_plain
 
@@ -71,7 +71,14 @@ def locate(model: str, revision: str | None = None, *, shards: bool = True, weig
         raise ModelError(f"{model} is a file; expected a folder with config.json and safetensors, or a Hub id")
     if _reads_as_path(model):
         raise ModelError(f"{model} does not exist; expected a local folder or a Hub id like 'org/name'")
-    return _from_hub(model, revision, shards, weights)
+    path = _download(model, revision, [*SMALL_FILES, *([WEIGHTS] if weights else [])], NOT_FETCHED)
+    if not (path / INDEX).exists() and not (path / WEIGHTS).exists():
+        names = _names_on_hub(model, path.name)
+        if WEIGHTS not in names:
+            raise CheckpointError(f"{model} {why_no_weights(names)}")
+    if named := [*(_weight_files(path) if shards and weights else ()), *_module_files(path)]:
+        _fetch_named(model, path.name, named)
+    return Folder(path, model, path.name)
 
 
 def fetch(folder: Folder, files: Iterable[HubFile]) -> None:
@@ -104,17 +111,6 @@ def _reads_as_path(model: str) -> bool:
     return "/" in model and Path(model).parent.is_dir()  # the folder is there, its child is not: a typing mistake
 
 
-def _from_hub(model: str, revision: str | None, shards: bool, weights: bool) -> Folder:
-    path = _download(model, revision, [*SMALL_FILES, *([WEIGHTS] if weights else [])], NOT_FETCHED)
-    if not (path / INDEX).exists() and not (path / WEIGHTS).exists():
-        names = _names_on_hub(model, path.name)
-        if WEIGHTS not in names:
-            raise CheckpointError(f"{model} {why_no_weights(names)}")
-    if named := [*(_weight_files(path) if shards and weights else ()), *_module_files(path)]:
-        _fetch_named(model, path.name, named)
-    return Folder(path, model, path.name)
-
-
 def _fetch_named(model: str, revision: str | None, names: Iterable[str]) -> None:
     """Download these files and no others: a name may hold what a pattern gives a meaning to."""
     _download(model, revision, [glob.escape(name) for name in names])
@@ -131,15 +127,14 @@ def _names_on_hub(model: str, revision: str) -> list[str]:
         raise ModelError(f"{said}: {one_line(error)}") from error
 
 
-def _download(model: str, revision: str | None, patterns: Sequence[str], but: Sequence[str] | None = None) -> Path:
+def _download(model: str, revision: str | None, patterns: list[str], ignored: Sequence[str] = ()) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, RevisionResolutionError
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     try:
-        allowed, ignored = list(patterns), None if but is None else list(but)
-        return Path(snapshot_download(model, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=list(ignored)))
     except (OSError, HFValidationError, RevisionResolutionError, CachedRepoTreeNotFoundError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(f"no folder {model} here, and the Hub does not give it{at}: {one_line(error)}") from error
@@ -162,13 +157,7 @@ def _weight_files(small: Path) -> list[str]:
 
 def _module_files(small: Path) -> list[str]:
     """Return the files in the folders of a sentence-transformers pipeline, none where it cannot be carried along."""
-    modules = small / MODULES
-    if not modules.exists():
-        return []
-    try:
-        files, why = pipeline_files(json.loads(modules.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {modules}: {error}") from error
+    files, why = pipeline_files(read_json(small / MODULES)) if (small / MODULES).exists() else ([], "")
     return [] if why else files
 
 

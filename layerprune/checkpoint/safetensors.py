@@ -266,7 +266,7 @@ INDEX = "model.safetensors.index.json"
 # up to 64 KiB of each tensor, in 16 pieces.
 SAMPLE_PIECES = 16
 SAMPLE_BYTES = 4096
-REQUESTS = 16  # ranges asked of the Hub at a time
+REQUESTS = 16  # tensors sampled at a time: of those on the Hub each range is a request of its own
 SAMPLED_AHEAD = 256  # tensors whose samples are held in memory: 16 MiB
 
 
@@ -336,11 +336,14 @@ class Checkpoint:
         at most 64 KiB, else 16 pieces of 4 KiB spread evenly from the first byte to the last. A change that misses
         every piece is not seen; a file that is damaged in its structure is refused by ``open``.
         """
-        digest = hashlib.sha256()
-        for tensor, pieces in _sampled([self.tensors[name] for name in sorted(self.tensors)]):
-            digest.update(json.dumps([tensor.name, tensor.dtype, list(tensor.shape)]).encode() + b"\n")
-            for piece in pieces:
-                digest.update(piece)
+        digest, tensors = hashlib.sha256(), [self.tensors[name] for name in sorted(self.tensors)]
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            for start in range(0, len(tensors), SAMPLED_AHEAD):
+                batch = tensors[start : start + SAMPLED_AHEAD]
+                for tensor, pieces in zip(batch, pool.map(_samples, batch), strict=True):
+                    digest.update(json.dumps([tensor.name, tensor.dtype, list(tensor.shape)]).encode() + b"\n")
+                    for piece in pieces:
+                        digest.update(piece)
         return f"sha256:{digest.hexdigest()}"
 
     @property
@@ -370,15 +373,19 @@ def _weight_map(path: Path) -> dict[str, str] | None:
         return None
     if not os.path.lexists(path / INDEX):
         raise CheckpointError(f"{path} {why_no_weights(file_names(path))}")
-    index = contained(path, INDEX)
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {index}: {error}") from error
+    content = read_json(index := contained(path, INDEX))
     listed = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise CheckpointError(f"{index} has no weight_map of tensor names to file names")
     return listed
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; raises ``CheckpointError`` naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def file_names(folder: Path) -> list[str]:
@@ -392,16 +399,6 @@ def _check_index(index: Path, listed: dict[str, str], tensors: dict[str, Tensor]
             raise CheckpointError(f"{index} names tensor {name!r}, which {file} does not hold")
         if tensors[name].file.name != PurePath(file).name:
             raise CheckpointError(f"{index} says tensor {name!r} is in {file}; it is in {tensors[name].file.name}")
-
-
-def _sampled(tensors: list[Tensor]) -> Iterator[tuple[Tensor, list[bytes]]]:
-    """Yield each tensor with its samples; from the Hub several at a time, for each range is a request of its own."""
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        for start in range(0, len(tensors), SAMPLED_AHEAD):
-            batch = tensors[start : start + SAMPLED_AHEAD]
-            far = {tensor.name: pool.submit(_samples, tensor) for tensor in batch if isinstance(tensor.file, HubFile)}
-            for tensor in batch:
-                yield tensor, far[tensor.name].result() if tensor.name in far else _samples(tensor)
 
 
 def _samples(tensor: Tensor) -> list[bytes]:

@@ -18,6 +18,7 @@ from threading import Event
 from typing import IO
 
 from layerprune.artifacts import FileEntry
+from layerprune.artifacts.base import write_atomically
 from layerprune.checkpoint.safetensors import DTYPE_BITS, INDEX, LENGTH_BYTES, METADATA, WEIGHTS, File, Tensor
 from layerprune.errors import CheckpointError, ExportError, WriteError, one_line
 from layerprune.files import check_apart, try_folder, write_all, writing
@@ -123,7 +124,7 @@ def write_shards(
     if len(shards) > 1:
         names = {part.name: shard.filename for shard in shards for part in shard.parts}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
-        write_file(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+        write_atomically(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
         yield INDEX
 
 
@@ -178,13 +179,13 @@ def _flush(gathered: bytearray, target: IO[bytes], advance: Advance) -> None:
 def _merged(parts: Sequence[TensorPart]) -> Iterator[Range]:
     """Join neighbouring byte ranges of one file: one long copy in place of many short ones."""
     run: Range | None = None
-    for piece in (piece for part in parts for piece in part.ranges):
-        if run is not None and run[0] == piece[0] and run[2] == piece[1]:
-            run = (run[0], run[1], piece[2])
+    for file, start, stop in (piece for part in parts for piece in part.ranges):
+        if run is not None and run[0] == file and run[2] == start:
+            run = (file, run[1], stop)
             continue
         if run is not None:
             yield run
-        run = piece
+        run = (file, start, stop)
     if run is not None:
         yield run
 
@@ -292,21 +293,7 @@ def _partial_folder(out: Path) -> Iterator[Path]:
 def flush_to_disk(path: Path) -> None:
     """Wait until a written file is on the disk; a disk that fills up only now raises ``OSError`` here."""
     with writing(path):
-        handle = os.open(path, os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file and flush it to disk."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+        _sync(path, os.O_RDWR)
 
 
 def _prefix(out: Path) -> str:
@@ -355,9 +342,12 @@ def _publish(partial: Path, out: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    if os.name == "posix":
+        _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

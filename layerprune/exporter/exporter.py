@@ -11,6 +11,7 @@ from typing import Any
 
 from layerprune.architecture import LayerMap, load_config, read_architecture
 from layerprune.artifacts import Earlier, FileEntry, ModelRef, Plan, PlanLimits, Receipt, as_removal
+from layerprune.artifacts.base import write_atomically
 from layerprune.checkpoint import (
     Checkpoint,
     Folder,
@@ -26,7 +27,7 @@ from layerprune.checkpoint import (
 from layerprune.checkpoint.companions import left_out
 from layerprune.checkpoint.location import record, reference, source_of
 from layerprune.checkpoint.safetensors import INDEX
-from layerprune.checkpoint.writer import Shard, entry_of, following, write_file
+from layerprune.checkpoint.writer import Shard, entry_of, following
 from layerprune.errors import CheckpointError, DocumentError, ExportError, UsageError
 from layerprune.exporter.contents import (
     Extras,
@@ -215,11 +216,11 @@ def _write(job: ExportJob, folder: Path, progress: Progress) -> dict[str, FileEn
                 followed.complete(folder / name)
         for name in job.extras.copied:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(folder / name, (job.base.path / name).read_bytes())
+            write_atomically(folder / name, (job.base.path / name).read_bytes())
         for name, content in job.extras.rewritten.items():
-            write_file(folder / name, content)
+            write_atomically(folder / name, content)
         config = json.dumps(job.pruned_config.config, indent=2, ensure_ascii=False) + "\n"
-        write_file(folder / "config.json", config.encode())
+        write_atomically(folder / "config.json", config.encode())
         shards = {path.name: entry for path, entry in followed.entries().items()}
     entries = {name: entry_of(folder / name) for name in _files(folder) if name not in shards} | shards
     return dict(sorted(entries.items()))

@@ -145,8 +145,10 @@ def _without(model: PreTrainedModel, architecture: Architecture, removal: Remova
     )
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     view = copy.deepcopy(model, memo)
-    for part in (*_nested(view.config), ()):
-        _adopt(*(_at(config, part) for config in (view.config, before, after)))
+    for name in view.config.sub_configs:
+        if getattr(view.config, name, None) is not None:
+            _adopt(*(getattr(config, name) for config in (view.config, before, after)))
+    _adopt(view.config, before, after)
     parent, _, name = architecture.stack.rpartition(".")
     layers = list(view.get_submodule(architecture.stack).children())
     for place, layer in enumerate(kept):
@@ -157,22 +159,10 @@ def _without(model: PreTrainedModel, architecture: Architecture, removal: Remova
     return view
 
 
-def _nested(config: Any) -> list[tuple[str, ...]]:
-    """Return where the configs of a composite config's parts are."""
-    return [(name,) for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None]
-
-
-def _at(config: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        config = getattr(config, name)
-    return config
-
-
 def _adopt(config: Any, before: Any, after: Any) -> None:
     """Set what removal changes on a config that modules hold, and leave what loading has set on it."""
     old, new = vars(before), vars(after)
-    nested = set(getattr(config, "sub_configs", {}))
-    for name in (old.keys() | new.keys()) - nested:
+    for name in (old.keys() | new.keys()) - config.sub_configs.keys():
         if name not in new:
             vars(config).pop(name, None)
         elif name not in old or old[name] != new[name]:

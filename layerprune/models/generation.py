@@ -6,7 +6,6 @@ import bisect
 import contextlib
 import io
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from torch.nn.utils.rnn import pad_sequence
 
+from layerprune.architecture.stack import quiet
 from layerprune.errors import RefusedError, TaskError
 from layerprune.models.bypass import pruned_view
 from layerprune.removal import Removal
@@ -80,14 +81,8 @@ class Wrapper(HFLM):
 
 def wrapped(model: Any, tokenizer: Any) -> Wrapper:
     """Wrap a loaded model; lm-eval's remarks on wrapping are not for our users."""
-    logger = logging.getLogger("lm_eval.models.huggingface")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return Wrapper(pretrained=model, tokenizer=tokenizer, batch_size=1)
-    finally:
-        logger.setLevel(before)
+    with quiet("lm_eval.models.huggingface"), contextlib.redirect_stdout(io.StringIO()):
+        return Wrapper(pretrained=model, tokenizer=tokenizer, batch_size=1)
 
 
 @dataclass(frozen=True)
@@ -208,9 +203,10 @@ def _without(loaded: LoadedModel, removal: Removal, progress: Progress) -> Itera
 
 def batches(loaded: LoadedModel, instances: Sequence[Any], memory: int, rows: int | None = None) -> list[list[int]]:
     """Divide instances (by index) into batches of one setting and of like length, the longest first."""
-    lengths = [len(ids) for ids in _encoded(loaded, instances)]
+    prompts = [loaded.encoder.tok_encode(instance.args[0]) for instance in instances]
+    lengths = list(map(len, prompts))
     settings = [json.dumps(instance.args[1], sort_keys=True, default=str) for instance in instances]
-    if rows != 1 and len(instances) > 1 and not _takes_padding(loaded, instances):
+    if rows != 1 and len(instances) > 1 and not _takes_padding(loaded, prompts):
         rows = 1
     most = rows or (CUDA_ROWS if loaded.device.type == "cuda" else CPU_ROWS)
     found: list[list[int]] = []
@@ -226,14 +222,10 @@ def batches(loaded: LoadedModel, instances: Sequence[Any], memory: int, rows: in
     return found
 
 
-def _encoded(loaded: LoadedModel, instances: Sequence[Any]) -> list[list[int]]:
-    return [loaded.encoder.tok_encode(instance.args[0]) for instance in instances]
-
-
-def _takes_padding(loaded: LoadedModel, instances: Sequence[Any]) -> bool:
+def _takes_padding(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> bool:
     """Whether the model may be given padded prompts, tried once on a few of them: the shortest and the longest too."""
     if loaded.encoder.padded is None:
-        ordered = sorted(_encoded(loaded, instances), key=len)
+        ordered = sorted(prompts, key=len)
         few = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
         loaded.encoder.padded = can_be_batched(loaded, few)
     return bool(loaded.encoder.padded)
@@ -255,9 +247,10 @@ def can_be_batched(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> boo
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask, (rows, tokens), padded to the left so that all prompts end together."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    rows = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
+    ids, mask = (
+        pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, list(map(torch.ones_like, rows)))
+    )
     return ids, mask
 
 
