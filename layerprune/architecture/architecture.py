@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import getitem
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture import compatibility, config_fields, layer_patterns
@@ -34,15 +33,14 @@ if TYPE_CHECKING:
 class Counts:
     """Elements of the tensors of a model, by where they are used."""
 
-    outside: int  # of the stack
     packed: int  # outside the stack, with one slice per layer
-    inside: Mapping[frozenset[int], int]  # by the layers that share them
+    used: Mapping[frozenset[int], int]  # by the layers that share them; by none what stands outside the stack
 
     def after(self, sources: LayerMap) -> int:
         """Return the parameters of what is left."""
         left = set(sources.layers)
-        inside = sum(size for layers, size in self.inside.items() if layers & left)
-        return self.outside + self.packed // sources.depth * len(sources) + inside
+        whole = sum(size for layers, size in self.used.items() if not layers or layers & left)
+        return whole + self.packed // sources.depth * len(sources)
 
 
 def count(model: nn.Module, stack: str) -> Counts:
@@ -53,15 +51,10 @@ def count(model: nn.Module, stack: str) -> Counts:
         places[id(weight)].add(layer_of(name, stack))
         if name.endswith(tuple(PACKED)):
             packed.add(id(weight))
-    inside: Counter[frozenset[int]] = Counter()
-    outside = 0
-    for key, size in sizes.items():
-        used = {place for place in places[key] if place is not None}
-        if len(used) == len(places[key]):
-            inside[frozenset(used)] += size
-        elif key not in packed:
-            outside += size
-    return Counts(outside, sum(sizes[key] for key in packed), dict(inside))
+    used: Counter[frozenset[int]] = Counter()
+    for key in sizes.keys() - packed:
+        used[frozenset() if None in places[key] else frozenset(places[key])] += sizes[key]
+    return Counts(sum(sizes[key] for key in packed), used)
 
 
 NOTHING = Removal(())
@@ -110,12 +103,13 @@ class Architecture:
         for group in self.keep_one:
             if group <= gone:
                 raise RefusedError(f"one of layers {sorted(group)} of a {name} model has to stay: {self._why()}")
-        self._edits(sources)
+        self._edits(sources, {})
 
     def misread(self, removal: Removal) -> tuple[str, ...]:
         """Return warnings about readers (llama.cpp, vLLM, mlx-lm) that would take the result for another model."""
-        found = [text for text, _ in self._misreadings(LayerMap.after(removal, self.depth))]
-        return tuple(found if self._rope is not None else [*found, compatibility.unsaid(self.model_type)])
+        sources = LayerMap.after(removal, self.depth)
+        found = tuple(text for text, _ in compatibility.misreadings(self.model_type, self.fields, sources))
+        return found if self._rope is not None else (*found, compatibility.unsaid(self.model_type))
 
     def heads(self) -> tuple[str, ...]:
         """Return a warning where the config speaks of multi-token-prediction heads, which a removal leaves out."""
@@ -126,7 +120,7 @@ class Architecture:
     def out_of_step(self, removal: Removal) -> tuple[str, ...]:
         """Return what no longer repeats from layer to layer as in the base, and which readers that leads astray."""
         sources = LayerMap.after(removal, self.depth)
-        after = {**self.fields, **self._edits(sources)}
+        after = {**self.fields, **self._edits(sources, {})}
         remade = layer_patterns.derived(type(self._decoder), after) if any(it.follows for it in self._rhythms) else {}
         found = []
         for it in self._rhythms:
@@ -134,7 +128,8 @@ class Architecture:
                 every = f" every {it.period} layers" if it.period else ""
                 said = f"{it.name} of this {self.model_type} model repeats{every}"
                 found.append(f"{said}, and would not without {removal}")
-        return (*found, *(text for text, reads_base in self._misreadings(sources) if reads_base))
+        misreadings = compatibility.misreadings(self.model_type, self.fields, sources)
+        return (*found, *(text for text, reads_base in misreadings if reads_base))
 
     def prune_config(self, config: dict[str, Any], removal: Removal) -> dict[str, Any]:
         """Return the content of config.json for the pruned model; ``config`` is the base's, and is not changed.
@@ -188,10 +183,7 @@ class Architecture:
     def _rhythms(self) -> tuple[layer_patterns.LayerPeriod, ...]:
         return layer_patterns.rhythms(type(self._decoder), self.fields, self.depth)
 
-    def _misreadings(self, sources: LayerMap) -> list[tuple[str, bool]]:
-        return list(compatibility.misreadings(self.model_type, self.fields, sources))
-
-    def _edits(self, sources: LayerMap, written: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    def _edits(self, sources: LayerMap, written: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields that change.
 
         ``written`` are those of config.json: the class translates some and keeps others under another name. A list of

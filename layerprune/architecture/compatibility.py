@@ -98,7 +98,7 @@ def fitting(model_type: str, fields: Mapping[str, Any], depth: int) -> dict[str,
     for reader in READERS.get(model_type, ()):
         if isinstance(reader, Period) and isinstance(reader.period, str):
             flags = _flags(reader, fields, depth)
-            period = _fit(reader, flags)
+            period, _ = _taken(reader, flags)
             if any(flags) and (fields.get(reader.period) or reader.default) != period:
                 found[reader.period] = period
     return found
@@ -109,22 +109,20 @@ def misreadings(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -
     for reader in READERS.get(model_type, ()):
         if isinstance(reader, Depth):
             if (sources.depth == reader.depth) != (len(sources) == reader.depth):
-                yield (
-                    (
-                        f"{reader.name} gives {model_type} models of {reader.depth} layers, and no others, their own "
-                        f"{reader.own}: it would misread this one with {len(sources)} layers"
-                    ),
-                    True,
+                text = (
+                    f"{reader.name} gives {model_type} models of {reader.depth} layers, and no others, their own "
+                    f"{reader.own}: it would misread this one with {len(sources)} layers"
                 )
+                yield text, True
             continue
         before = _flags(reader, fields, sources.depth)
-        after = [before[layer] for layer in sources.layers] if before else []
         if reader.field == "layer_types" and len(set(before)) < 2:
             continue  # sliding windows that are not used, or used alike
-        right = not _wrong(reader, before)
-        if wrong := _wrong(reader, after):
-            period = _fit(reader, before) if right else 0
-            yield _misread_period(model_type, reader, period, wrong, len(after)), right
+        period, already = _taken(reader, before)
+        _, wrong = _taken(reader, [before[layer] for layer in sources.layers] if before else [])
+        if wrong:
+            text = _misread_period(model_type, reader, 0 if already else period, wrong, len(sources))
+            yield text, not already
 
 
 def _misread_period(model_type: str, reader: Period, period: int, wrong: list[int], layers: int) -> str:
@@ -139,25 +137,18 @@ def _misread_period(model_type: str, reader: Period, period: int, wrong: list[in
     return f"{reader.name} takes {reader.field} of {model_type} to repeat {said}; {end}"
 
 
-def _wrong(reader: Period, flags: list[bool]) -> list[int]:
-    """Return the layers that a reader takes for another kind; all where it has no number that would do."""
-    period = _fit(reader, flags)
-    if not period:
-        return list(range(len(flags)))
-    return [layer for layer, flag in enumerate(_guessed(reader, period, len(flags))) if flag != flags[layer]]
+def _taken(reader: Period, flags: list[bool]) -> tuple[int, list[int]]:
+    """Return the period a reader goes by, a fixed one or the one that fits, and the layers it takes for another kind.
 
-
-def _fit(reader: Period, flags: list[bool]) -> int:
-    """Return the period a reader goes by: a fixed one, or the one that fits; 0 where none does."""
-    if isinstance(reader.period, int):
-        return reader.period
-    periods = range(1, len(flags) + 1)
-    return next((period for period in periods if _guessed(reader, period, len(flags)) == flags), 0)
-
-
-def _guessed(reader: Period, period: int, layers: int) -> list[bool]:
-    end = layers // period * period if reader.whole else layers
-    return [(layer + 1) % period == 0 or layer >= end for layer in range(layers)]
+    0 and all layers where it needs a period that fits, and none does.
+    """
+    fixed = isinstance(reader.period, int)
+    for period in [reader.period] if fixed else range(1, len(flags) + 1):
+        end = len(flags) // period * period if reader.whole else len(flags)
+        wrong = [layer for layer, flag in enumerate(flags) if flag != ((layer + 1) % period == 0 or layer >= end)]
+        if fixed or not wrong:
+            return period, wrong
+    return 0, list(range(len(flags)))
 
 
 def _flags(reader: Period, fields: Mapping[str, Any], depth: int) -> list[bool]:

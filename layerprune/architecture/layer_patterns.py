@@ -71,19 +71,16 @@ def governed(kind: type[PretrainedConfig], fields: Fields, lists: Sequence[str])
     for key, value in deep.items():
         if key in NO_PATTERN or isinstance(value, bool) or not isinstance(value, int | str):
             continue
-        others = [derived(kind, other) for other in _otherwise(deep, key, value)]
+        others = (value + 1, value - 1, value + 2) if isinstance(value, int) else (2, 3)
+        tried = [{**deep, key: other} for other in others]
+        if isinstance(value, str):
+            tried.append({other: kept for other, kept in deep.items() if other != key})
+        made = [own, *(derived(kind, fields) for fields in tried)]
         for name in lists:
-            seen = [made[name] for made in (own, *others) if name in made]
+            seen = [each[name] for each in made if name in each]
             if any(one != seen[0] for one in seen) and any(one.count(one[0]) < len(one) for one in seen if one):
                 found.setdefault(name, []).append(key)
     return found
-
-
-def _otherwise(fields: Fields, key: str, value: int | str) -> list[Fields]:
-    if isinstance(value, int):
-        return [{**fields, key: other} for other in (value + 1, value - 1, value + 2)]
-    without = {other: kept for other, kept in fields.items() if other != key}
-    return [{**fields, key: 2}, {**fields, key: 3}, without]
 
 
 def _agreeing(

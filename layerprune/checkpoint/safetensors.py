@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fnmatch
 import hashlib
-import io
 import json
 import math
 import os
@@ -14,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from io import RawIOBase
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import Any
 
 from layerprune.errors import CheckpointError, one_line
 from layerprune.files import checked_name, contained
@@ -30,7 +28,7 @@ TIMEOUT = 30  # seconds without a byte, before an attempt counts as failed
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file at one commit of a Hub repo; opens for reading like a ``Path``."""
+    """One file at one commit of a Hub repo."""
 
     repo: str
     revision: str  # commit hash
@@ -42,10 +40,6 @@ class HubFile:
     @property
     def name(self) -> str:
         return PurePath(self.path).name
-
-    def open(self, mode: str = "rb", buffering: int = 0) -> io.RawIOBase:
-        """Return a seekable reader, unbuffered whatever is asked; what goes wrong on the way is an ``OSError``."""
-        return _Reader(self)
 
     @cached_property
     def size(self) -> int:
@@ -59,7 +53,10 @@ class HubFile:
         return int(size)
 
     def read(self, start: int, length: int) -> bytes:
-        """Return bytes [start, start + length); fewer where the file ends. Passing faults are tried again."""
+        """Return bytes [start, start + length); fewer where the file ends. Passing faults are tried again.
+
+        What goes wrong on the way is an ``OSError``.
+        """
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
         stop = min(start + length, self.size)
@@ -95,28 +92,19 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(errno.EIO, one_line(error)) from error
 
 
-class _Reader(io.RawIOBase):
-    """A position in a ``HubFile``."""
+@contextmanager
+def _opened(file: File, buffering: int = -1) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
+    """Yield the size of a file, and what reads a range of it as ``HubFile.read`` does."""
+    if isinstance(file, HubFile):
+        yield file.size, file.read
+        return
+    with file.open("rb", buffering) as handle:
 
-    def __init__(self, file: HubFile) -> None:
-        self.file, self.position = file, 0
+        def read(start: int, length: int) -> bytes:
+            handle.seek(start)
+            return handle.read(length)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: 0}[whence]
-        self.position = start + offset if whence != io.SEEK_END else self.file.size + offset
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.file.read(self.position, len(buffer))
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
+        yield handle.seek(0, os.SEEK_END), read
 
 
 # The header of one safetensors file, parsed and validated without reading a tensor.
@@ -171,10 +159,8 @@ class Header:
 def read_header(file: File) -> Header:
     """Read and validate one header; raises ``CheckpointError`` naming the file, and the tensor at fault."""
     try:
-        with file.open("rb") as handle:
-            size = handle.seek(0, os.SEEK_END)
-            handle.seek(0)
-            prefix = handle.read(LENGTH_BYTES)
+        with _opened(file) as (size, read):
+            prefix = read(0, LENGTH_BYTES)
             if len(prefix) < LENGTH_BYTES:
                 raise CheckpointError(f"{file} is truncated: {size} bytes, not even a safetensors header length")
             length = int.from_bytes(prefix, "little")
@@ -182,7 +168,7 @@ def read_header(file: File) -> Header:
                 raise CheckpointError(f"{file} is not a safetensors file: it claims a header of {length} bytes")
             if LENGTH_BYTES + length > size:
                 raise CheckpointError(f"{file} is truncated: a header of {length} bytes in a file of {size} bytes")
-            text = handle.read(length)
+            text = read(LENGTH_BYTES, length)
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist") from None
     except OSError as error:
@@ -404,21 +390,18 @@ def _check_index(index: Path, listed: dict[str, str], tensors: dict[str, Tensor]
 def _samples(tensor: Tensor) -> list[bytes]:
     last = tensor.nbytes - SAMPLE_BYTES
     whole = tensor.nbytes <= SAMPLE_PIECES * SAMPLE_BYTES
+    pieces: list[bytes] = []
     spread = [(i * last // (SAMPLE_PIECES - 1), SAMPLE_BYTES) for i in range(SAMPLE_PIECES)]
     try:
-        with tensor.file.open("rb", buffering=0) as handle:
-            return [_piece(handle, tensor, *place) for place in ([(0, tensor.nbytes)] if whole else spread)]
+        with _opened(tensor.file, buffering=0) as (_, read):
+            for offset, length in [(0, tensor.nbytes)] if whole else spread:
+                pieces.append(read(tensor.start + offset, length))
+                if len(pieces[-1]) != length:
+                    raise CheckpointError(f"{tensor.file} ended while tensor {tensor.name!r} was read")
+            return pieces
     except OSError as error:
         what = error.strerror or error
         raise CheckpointError(f"cannot read tensor {tensor.name!r} of {tensor.file}: {what}") from error
-
-
-def _piece(handle: IO[bytes] | RawIOBase, tensor: Tensor, offset: int, length: int) -> bytes:
-    handle.seek(tensor.start + offset)
-    piece = handle.read(length)
-    if piece is None or len(piece) != length:
-        raise CheckpointError(f"{tensor.file} ended while tensor {tensor.name!r} was read")
-    return piece
 
 
 # What a folder holds that is no language model in safetensors, told by the names of its files.
