@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -149,25 +149,21 @@ def _aligned(parts: Sequence[TensorPart]) -> tuple[TensorPart, ...]:
 
 def _write_shard(path: Path, shard: Shard, metadata: dict[str, str], advance: Advance) -> None:
     sources: dict[File, IO[bytes]] = {}
-    try:
-        with path.open("wb", buffering=0) as target:
-            _write_all(target, header_bytes(shard, metadata))
-            gathered = bytearray()
-            for file, start, stop in _merged(shard.parts):
-                if file not in sources:
-                    sources[file] = file.open("rb", buffering=0)
-                small = stop - start < SMALL_RANGE_BYTES
-                while small and start < stop:
-                    data = _read(sources[file], start, stop - start)
-                    gathered += data
-                    start += len(data)
-                if gathered and (not small or len(gathered) >= BUFFER_BYTES):
-                    _flush(gathered, target, advance)
-                _copy_range(sources[file], start, stop, target, advance)
-            _flush(gathered, target, advance)
-    finally:
-        for source in sources.values():
-            source.close()
+    with path.open("wb", buffering=0) as target, ExitStack() as opened:
+        _write_all(target, header_bytes(shard, metadata))
+        gathered = bytearray()
+        for file, start, stop in _merged(shard.parts):
+            if file not in sources:
+                sources[file] = opened.enter_context(file.open("rb", buffering=0))
+            small = stop - start < SMALL_RANGE_BYTES
+            while small and start < stop:
+                data = _read(sources[file], start, stop - start)
+                gathered += data
+                start += len(data)
+            if gathered and (not small or len(gathered) >= BUFFER_BYTES):
+                _flush(gathered, target, advance)
+            _copy_range(sources[file], start, stop, target, advance)
+        _flush(gathered, target, advance)
 
 
 def _flush(gathered: bytearray, target: IO[bytes], advance: Advance) -> None:

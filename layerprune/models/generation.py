@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +39,7 @@ HALF = 0.02
 
 
 class Wrapper(HFLM):
-    """lm-eval's Hugging Face model around one that is already loaded; ``running`` puts another one in its place."""
+    """lm-eval's Hugging Face model around one that is already loaded; ``_without`` puts another one in its place."""
 
     use_cache = True
     padded: bool | None = None  # whether the model may be given prompts padded to the left; None: not tried yet
@@ -67,16 +67,6 @@ class Wrapper(HFLM):
         own = self.model.generation_config.eos_token_id
         listed = own if isinstance(own, list) else [own]
         return {int(token) for token in (*listed, self.tokenizer.eos_token_id) if token is not None}
-
-    @contextmanager
-    def running(self, model: Any, *, use_cache: bool) -> Iterator[None]:
-        """Generate with ``model`` while the context is open."""
-        before = self._model, self.use_cache
-        self._model, self.use_cache = model, use_cache
-        try:
-            yield
-        finally:
-            self._model, self.use_cache = before
 
 
 def wrapped(model: Any, tokenizer: Any) -> Wrapper:
@@ -186,19 +176,19 @@ def _cut(encoder: Wrapper, prompt: list[int], ids: list[int], stops: list[str]) 
 @contextmanager
 def _without(loaded: LoadedModel, removal: Removal, progress: Progress) -> Iterator[None]:
     """Have the model's encoder generate without the layers of ``removal``: on a view, else bypassed and uncached."""
-    encoder = loaded.encoder
-    if not removal:
-        yield
-        return
+    encoder, view, uncached = loaded.encoder, loaded.model, Removal(())
     try:
-        view = pruned_view(loaded.model, loaded.architecture, removal)
+        if removal:
+            view = pruned_view(loaded.model, loaded.architecture, removal)
     except RefusedError as refusal:
         progress.note(f"generating without a key-value cache, which is slow: {refusal}")
-        with loaded.without(removal) as model, encoder.running(model, use_cache=False):
+        uncached = removal
+    encoder._model, encoder.use_cache = view, not uncached
+    try:
+        with loaded.without(uncached):
             yield
-        return
-    with encoder.running(view, use_cache=True):
-        yield
+    finally:
+        encoder._model, encoder.use_cache = loaded.model, True
 
 
 def batches(loaded: LoadedModel, instances: Sequence[Any], memory: int, rows: int | None = None) -> list[list[int]]:
@@ -248,10 +238,8 @@ def can_be_batched(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> boo
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask, (rows, tokens), padded to the left so that all prompts end together."""
     rows = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
-    ids, mask = (
-        pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, list(map(torch.ones_like, rows)))
-    )
-    return ids, mask
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    return pad(rows), pad([torch.ones_like(row) for row in rows])
 
 
 def _next(loaded: LoadedModel, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
