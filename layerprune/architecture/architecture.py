@@ -109,7 +109,13 @@ class Architecture:
         """Return warnings about readers (llama.cpp, vLLM, mlx-lm) that would take the result for another model."""
         sources = LayerMap.after(removal, self.depth)
         found = tuple(text for text, _ in compatibility.misreadings(self.model_type, self.fields, sources))
-        return found if self._rope is not None else (*found, compatibility.unsaid(self.model_type))
+        if self._rope is None:
+            found += (
+                f"the rotary embedding of this {self.model_type} model stands in rope_parameters of config.json and "
+                "cannot be said in the fields that transformers 4 and mlx-lm read (rope_theta, rope_scaling): they "
+                "would misread the result, as they misread the base",
+            )
+        return found
 
     def heads(self) -> tuple[str, ...]:
         """Return a warning where the config speaks of multi-token-prediction heads, which a removal leaves out."""
@@ -121,9 +127,9 @@ class Architecture:
         """Return what no longer repeats from layer to layer as in the base, and which readers that leads astray."""
         sources = LayerMap.after(removal, self.depth)
         after = {**self.fields, **self._edits(sources, {})}
-        remade = layer_patterns.derived(type(self._decoder), after) if any(it.follows for it in self._rhythms) else {}
+        remade = layer_patterns.derived(type(self._decoder), after) if any(it.follows for it in self._periods) else {}
         found = []
-        for it in self._rhythms:
+        for it in self._periods:
             if not it.kept([it.kinds[layer] for layer in sources.layers], remade):
                 every = f" every {it.period} layers" if it.period else ""
                 said = f"{it.name} of this {self.model_type} model repeats{every}"
@@ -155,9 +161,9 @@ class Architecture:
 
     def _agree(self, base: dict[str, Any], target: dict[str, Any], depth: int) -> None:
         """Say in the fields that other readers go by what a pruned decoder's fields say to transformers."""
-        settled = dict(layer_patterns.settled(type(self._decoder), base, target))
+        settled = dict(layer_patterns.consistent_patterns(type(self._decoder), base, target))
         read = layer_patterns.lists_of(reread(type(self._decoder), settled) or {})
-        for key, period in compatibility.fitting(self.model_type, {**settled, **read}, depth).items():
+        for key, period in compatibility.period_fields(self.model_type, {**settled, **read}, depth).items():
             settled.pop(key, None)
             settled.update({key: period} if period else {})
         if settled.get("rope_parameters"):
@@ -177,11 +183,11 @@ class Architecture:
 
     @cached_property
     def _rope(self) -> dict[str, Any] | None:
-        return compatibility.mirrored(self._decoder)
+        return compatibility.legacy_rope_fields(self._decoder)
 
     @cached_property
-    def _rhythms(self) -> tuple[layer_patterns.LayerPeriod, ...]:
-        return layer_patterns.rhythms(type(self._decoder), self.fields, self.depth)
+    def _periods(self) -> tuple[layer_patterns.LayerPeriod, ...]:
+        return layer_patterns.layer_periods(type(self._decoder), self.fields, self.depth)
 
     def _edits(self, sources: LayerMap, written: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields that change.
@@ -272,7 +278,7 @@ def sees_ahead(model: nn.Module) -> bool:
     return bool(moved[:-1].max() > share * moved[-1])
 
 
-def refuse_when_seen_ahead(model: nn.Module, config: PretrainedConfig) -> None:
+def require_causal(model: nn.Module, config: PretrainedConfig) -> None:
     """Raise ``RefusedError`` for a model, loaded or tiny, that ``sees_ahead``."""
     if sees_ahead(model):
         raise RefusedError(_not_causal(config))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 #
 # Seen in llama.cpp, vLLM 0.33 and mlx-lm 0.32.2. They take a kind of layer to repeat with a fixed period, or with one
 # that a field of config.json names, where config.json has a list; or they know a model by its depth alone. A period
-# that a field names is written so that it fits where one does (``fitting``). (vLLM also wants ``max_window_layers`` of
-# Qwen 2 to be the depth; a removal keeps that as it is.)
+# that a field names is written so that it fits where one does (``period_fields``). (vLLM also wants
+# ``max_window_layers`` of Qwen 2 to be the depth; a removal keeps that as it is.)
 
 
 # Of each field: the entry that every so many layers has, and the others have not.
@@ -89,7 +89,7 @@ READERS: dict[str, tuple[Period | Depth, ...]] = {
 }
 
 
-def fitting(model_type: str, fields: Mapping[str, Any], depth: int) -> dict[str, int]:
+def period_fields(model_type: str, fields: Mapping[str, Any], depth: int) -> dict[str, int]:
     """Return the fields by which readers know a period, with the value that says what the lists say; 0: none does.
 
     A field is left out that may be missing, as its readers take the right period without it.
@@ -98,7 +98,7 @@ def fitting(model_type: str, fields: Mapping[str, Any], depth: int) -> dict[str,
     for reader in READERS.get(model_type, ()):
         if isinstance(reader, Period) and isinstance(reader.period, str):
             flags = _flags(reader, fields, depth)
-            period, _ = _taken(reader, flags)
+            period, _ = _best_period(reader, flags)
             if any(flags) and (fields.get(reader.period) or reader.default) != period:
                 found[reader.period] = period
     return found
@@ -118,8 +118,8 @@ def misreadings(model_type: str, fields: Mapping[str, Any], sources: LayerMap) -
         before = _flags(reader, fields, sources.depth)
         if reader.field == "layer_types" and len(set(before)) < 2:
             continue  # sliding windows that are not used, or used alike
-        period, already = _taken(reader, before)
-        _, wrong = _taken(reader, [before[layer] for layer in sources.layers] if before else [])
+        period, already = _best_period(reader, before)
+        _, wrong = _best_period(reader, [before[layer] for layer in sources.layers] if before else [])
         if wrong:
             text = _misread_period(model_type, reader, 0 if already else period, wrong, len(sources))
             yield text, not already
@@ -137,7 +137,7 @@ def _misread_period(model_type: str, reader: Period, period: int, wrong: list[in
     return f"{reader.name} takes {reader.field} of {model_type} to repeat {said}; {end}"
 
 
-def _taken(reader: Period, flags: list[bool]) -> tuple[int, list[int]]:
+def _best_period(reader: Period, flags: list[bool]) -> tuple[int, list[int]]:
     """Return the period a reader goes by, a fixed one or the one that fits, and the layers it takes for another kind.
 
     0 and all layers where it needs a period that fits, and none does.
@@ -186,7 +186,7 @@ NAMES = {
 }
 
 
-def mirrored(config: PretrainedConfig) -> Fields | None:
+def legacy_rope_fields(config: PretrainedConfig) -> Fields | None:
     """Return the older fields that say what ``rope_parameters`` of a decoder config says, {} where it says nothing.
 
     None where the older fields cannot say it, or transformers would read the config otherwise with them.
@@ -206,15 +206,6 @@ def mirrored(config: PretrainedConfig) -> Fields | None:
         return None
     given = {key: value for key, value in found.items() if value is not None}
     return next((fits for fits in (found, given) if _read_alike(type(config), fields, fits)), None)
-
-
-def unsaid(model_type: str) -> str:
-    """Return the warning for a model whose rotary embedding the older fields cannot say."""
-    return (
-        f"the rotary embedding of this {model_type} model stands in rope_parameters of config.json and cannot be said "
-        "in the fields that transformers 4 and mlx-lm read (rope_theta, rope_scaling): they would misread the result, "
-        "as they misread the base"
-    )
 
 
 def _flat(parameters: Fields, names: Names, fields: Fields) -> Fields | None:

@@ -36,7 +36,7 @@ def derived(kind: type[PretrainedConfig], fields: Fields) -> Lists:
     return lists_of(reread(kind, bare) or {})
 
 
-def settled(kind: type[PretrainedConfig], before: Fields, after: Fields) -> Fields:
+def consistent_patterns(kind: type[PretrainedConfig], before: Fields, after: Fields) -> Fields:
     """Return a config's fields with patterns that agree with the lists beside them.
 
     ``before`` are the fields of the base, ``after`` those of the result with its lists. A pattern that still holds is
@@ -44,13 +44,13 @@ def settled(kind: type[PretrainedConfig], before: Fields, after: Fields) -> Fiel
     """
     wanted, remade = lists_of(reread(kind, after) or after), derived(kind, after)
     differing = [name for name in lists_of(after) if name in wanted and remade.get(name) != wanted[name]]
-    for name, governors in governed(kind, before, differing).items():
+    for name, governors in governing_fields(kind, before, differing).items():
         if derived(kind, after).get(name) != wanted[name]:
             present = [key for key in governors if key in after]
             after = _agreeing(kind, before, after, name, wanted[name], present)
     for alias in [key for key in after if key.startswith("_") and key.lstrip("_") not in after]:
         plain = {alias: alias.lstrip("_")}
-        renamed = settled(kind, _renamed(before, plain), _renamed(after, plain))
+        renamed = consistent_patterns(kind, _renamed(before, plain), _renamed(after, plain))
         after = _renamed(renamed, {alias.lstrip("_"): alias})
     return after
 
@@ -59,7 +59,7 @@ def _renamed(fields: Fields, names: dict[str, str]) -> Fields:
     return {names.get(key, key): value for key, value in fields.items()}
 
 
-def governed(kind: type[PretrainedConfig], fields: Fields, lists: Sequence[str]) -> dict[str, list[str]]:
+def governing_fields(kind: type[PretrainedConfig], fields: Fields, lists: Sequence[str]) -> dict[str, list[str]]:
     """Return which fields a list follows from, by name of the list; tried out: other values give another list.
 
     A stack deeper than the model's is asked about, where every pattern shows. A size that fills a list is no pattern.
@@ -135,7 +135,7 @@ class LayerPeriod:
         return list(new) == again or (self.follows and list(new) == per_layer(remade, self.name, len(new)))
 
 
-def rhythms(kind: type[PretrainedConfig], fields: Fields, depth: int) -> tuple[LayerPeriod, ...]:
+def layer_periods(kind: type[PretrainedConfig], fields: Fields, depth: int) -> tuple[LayerPeriod, ...]:
     """Return what repeats from layer to layer in a config; lists that say the same of all layers do not."""
     own = derived(kind, fields)
     deep = derived(kind, {**fields, **{key: 2 * DEEPER * depth for key in DEPTH_KEYS if fields.get(key) == depth}})

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from layerprune.architecture import Architecture, check_weights, find_stack, load_config, positions, read_architecture
-from layerprune.architecture.architecture import refuse_when_seen_ahead
+from layerprune.architecture.architecture import require_causal
 from layerprune.artifacts import ModelRef
 from layerprune.checkpoint import Checkpoint, Folder, locate
 from layerprune.checkpoint.location import reference
@@ -88,7 +88,7 @@ class LoadedModel:
             first = sorted(info["missing_keys"])[0]
             raise ModelError(f"{model} lacks {len(info['missing_keys'])} of its weights, {first} for one")
         loaded.eval()
-        refuse_when_seen_ahead(loaded, config)
+        require_causal(loaded, config)
         return cls(loaded, tokenizer, architecture, _reference(folder, checkpoint, config, architecture))
 
     @classmethod
@@ -109,7 +109,7 @@ class LoadedModel:
         architecture = read_architecture(config, trust_remote_code=trusted)
         _check_unchanged(model, checkpoint, where)
         model.eval()
-        refuse_when_seen_ahead(model, config)
+        require_causal(model, config)
         return cls(model, tokenizer, architecture, _reference(folder, checkpoint, config, architecture))
 
     @cached_property
