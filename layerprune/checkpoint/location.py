@@ -76,7 +76,11 @@ def locate(model: str, revision: str | None = None, *, shards: bool = True, weig
         names = _names_on_hub(model, path.name)
         if WEIGHTS not in names:
             raise CheckpointError(f"{model} {why_no_weights(names)}")
-    if named := [*(_weight_files(path) if shards and weights else ()), *_module_files(path)]:
+    named = _weight_files(path) if shards and weights else []
+    if (path / MODULES).exists():  # a sentence-transformers pipeline
+        files, why = pipeline_files(read_json(path / MODULES))
+        named += [] if why else files  # none where it cannot be carried along
+    if named:
         _fetch_named(model, path.name, named)
     return Folder(path, model, path.name)
 
@@ -153,12 +157,6 @@ def _weight_files(small: Path) -> list[str]:
         if not str(name).endswith(".safetensors"):
             raise CheckpointError(f"{index} names {name!r}, which is no safetensors file")
     return names
-
-
-def _module_files(small: Path) -> list[str]:
-    """Return the files in the folders of a sentence-transformers pipeline, none where it cannot be carried along."""
-    files, why = pipeline_files(read_json(small / MODULES)) if (small / MODULES).exists() else ([], "")
-    return [] if why else files
 
 
 # Where local models lie on this machine. Documents hold a model's name and fingerprint, and no path.

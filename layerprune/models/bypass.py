@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,19 +36,15 @@ def bypassed(model: nn.Module, layers: Sequence[nn.Module], removal: Removal) ->
     """
     if removal and max(removal) >= len(layers):
         raise UsageError(f"{removal} names a layer that does not exist: the model has layers 0 to {len(layers) - 1}")
-    before: list[tuple[nn.Module, Any]] = []
-    try:
+    with ExitStack() as restored:
         for index in removal:
             layer = layers[index]
-            before.append((layer, layer.__dict__.get("forward")))
+            if (own := layer.__dict__.get("forward")) is None:
+                restored.callback(delattr, layer, "forward")  # the class's own shows again
+            else:
+                restored.callback(setattr, layer, "forward", own)
             layer.forward = _Identity(layer.forward)  # type: ignore[method-assign]
         yield
-    finally:
-        for layer, forward in reversed(before):
-            if forward is None:
-                del layer.forward  # the class's own shows again
-            else:
-                layer.forward = forward
 
 
 @contextmanager
@@ -59,16 +55,13 @@ def applied(model: nn.Module, removal: Removal) -> Iterator[nn.Module]:
     stack is found, ``UsageError`` for a layer that does not exist.
     """
     layers = list(model.get_submodule(find_stack(model, model.config)))  # type: ignore[arg-type]
-    configs = [model.config, getattr(model, "generation_config", None)]
-    before = [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
-    try:
-        for config, _ in before:
-            config.use_cache = False
-        with bypassed(model, layers, removal):
-            yield model
-    finally:
-        for config, cached in before:
-            config.use_cache = cached
+    with ExitStack() as restored:
+        for config in (model.config, getattr(model, "generation_config", None)):
+            if hasattr(config, "use_cache"):
+                restored.callback(setattr, config, "use_cache", config.use_cache)
+                config.use_cache = False
+        restored.enter_context(bypassed(model, layers, removal))
+        yield model
 
 
 class _Identity:
