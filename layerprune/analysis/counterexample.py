@@ -167,11 +167,11 @@ def subject_of(model: LlamaForCausalLM) -> LoadedModel:
 EPSILON = 1e-6
 
 
-def counterexample_shown(epsilon: float = EPSILON) -> Counterexample:
-    """Build the three-layer llama for this epsilon and ask it its task, intact and without each layer."""
-    loaded, eval_set = subject_of(counterexample(epsilon)), counting()
+def counterexample_shown() -> Counterexample:
+    """Build the three-layer llama for a small epsilon and ask it its task, intact and without each layer."""
+    loaded, eval_set = subject_of(counterexample(EPSILON)), counting()
     layers = [Removal.of(layer) for layer in range(3)]
     scores = [candidate.score for candidate in Cosine().score(loaded, layers, Data(eval_set=eval_set))]
     found = CachedEvaluator(Engine(loaded), eval_set).outcomes([INTACT, *layers])
     intact, *without = (outcomes["counting"].accuracy for outcomes in found.values())
-    return Counterexample(epsilon=epsilon, cosine=tuple(scores), accuracy=intact, accuracy_without=tuple(without))
+    return Counterexample(epsilon=EPSILON, cosine=tuple(scores), accuracy=intact, accuracy_without=tuple(without))

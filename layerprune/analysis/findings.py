@@ -119,10 +119,11 @@ RIVALS = ("cosine", "perplexity", "angular")  # the metrics most in use; the sum
 SIGNIFICANT = 0.05
 
 
-def verdict(it: Findings) -> str:
-    """Return the study in one paragraph."""
+def verdict_of(study: Study) -> str:
+    """Return a study in one paragraph."""
+    it = Findings(study)
     rival = next((name for name in RIVALS if name in it.metrics), None)
-    selected, audited = (sum(data.items for data in side) for side in (it.study.selection, it.study.audit))
+    selected, audited = (sum(data.items for data in side) for side in (study.selection, study.audit))
     ranking = (
         f"Ranked by ablation on {selected:,} items, the layers agree with the accuracy really lost on {audited:,} "
         f"other items at Spearman {estimate(it.agreed('ablation').spearman)}"

@@ -47,10 +47,10 @@ def study(request: StudyConfig, folder: Path, *, progress: Progress = SILENT) ->
         rankings = ranked(bench)
         counts = counts_of(bench.request, bench.constraints)
         choices = [*metric_choices(bench, counts)]
-        others = [*calibrated_choices(bench, choices, counts)]
+        others = calibrated_choices(bench, choices, counts)
         asked = {r for choice in choices for drawn in choice.removals.values() for r in drawn}
         for task in bench.tasks:
-            by_task = (chosen[task] for other in others for chosen in other.removals.values())
+            by_task = (chosen[task] for one in others.values() for chosen in one.values())
             bench.answer([*bench.units, *asked, *by_task], task)
         progress.note("comparing")
         return Study(
@@ -134,13 +134,7 @@ class MetricChoice:
     remark: str = ""  # why it ends early
 
 
-@dataclass(frozen=True)
-class CalibratedChoice:
-    """What one metric removes after reading each task alone, all tasks together, and plain text."""
-
-    metric: str
-    count: int
-    removals: dict[str, dict[str, Removal]]  # by calibration, then by the task that is answered
+ByCalibration = dict[str, dict[str, Removal]]  # after reading what, then for which task
 
 
 def counts_of(request: StudyConfig, constraints: Constraints) -> list[int]:
@@ -188,12 +182,13 @@ def metric_choices(bench: Bench, counts: Sequence[int]) -> Iterator[MetricChoice
 
 def calibrated_choices(
     bench: Bench, choices: Sequence[MetricChoice], counts: Sequence[int]
-) -> Iterator[CalibratedChoice]:
-    """Yield what the one-shot metrics that need data choose by other data than all tasks together, and by all tasks.
+) -> dict[tuple[str, int], ByCalibration]:
+    """Return what the one-shot metrics that need data remove after reading each task, all tasks, and plain text.
 
-    They are compared at those of the ``counts`` that are nearest to the usual shares. By its own task: each task is
+    By metric and count: those of the ``counts`` that are nearest to the usual shares. By its own task: each task is
     answered without the layers that were chosen on that task.
     """
+    found: dict[tuple[str, int], ByCalibration] = {}
     near = _rounded(CALIBRATED_SHARES, bench.constraints.depth)
     wanted = sorted({min(counts, key=lambda count, share=share: (abs(count - share), count)) for share in near})
     agnostic = {choice.metric: choice.removals for choice in choices if choice.search == "one-shot"}
@@ -207,20 +202,19 @@ def calibrated_choices(
             scorers[TEXT] = on_text
         for count in (count for count in wanted if count in agnostic[spec]):
             try:
-                found = {
+                alone = {
                     name: scorer.find(spec, "one-shot", bench.constraints, count, racing=False).removal
                     for name, scorer in scorers.items()
                 }
             except RefusedError:  # the architecture allows no further by this ranking; smaller counts are compared
                 break
             (everyone,) = agnostic[spec][count]
-            removals = {
-                "own task": {task: found[task] for task in bench.tasks},
-                ALL_TASKS: dict.fromkeys(bench.tasks, everyone),
-            }
+            removals = {"own task": {task: alone[task] for task in bench.tasks}}
+            removals[ALL_TASKS] = dict.fromkeys(bench.tasks, everyone)
             if TEXT in scorers:
-                removals[TEXT] = dict.fromkeys(bench.tasks, found[TEXT])
-            yield CalibratedChoice(spec, count, removals)
+                removals[TEXT] = dict.fromkeys(bench.tasks, alone[TEXT])
+            found[spec, count] = removals
+    return found
 
 
 # Accuracy on unseen items along each choice's path, and how choices differ, item by item.
@@ -256,19 +250,19 @@ def contrasts(bench: Bench, choices: Sequence[MetricChoice]) -> Iterator[Contras
             yield Contrast(metric=choice.metric, search=choice.search, count=count, same=same, **found)
 
 
-def calibrated(bench: Bench, choices: Sequence[CalibratedChoice]) -> Iterator[Calibrated]:
+def calibrated(bench: Bench, choices: dict[tuple[str, int], ByCalibration]) -> Iterator[Calibrated]:
     """Yield each metric's accuracy after reading its own task, all tasks, and text; differences from all tasks."""
-    for choice in choices:
+    for (metric, count), by_calibration in choices.items():
         answers = {
             calibration: answers_of([{task: bench.outcomes(removal, task) for task, removal in removals.items()}])
-            for calibration, removals in choice.removals.items()
+            for calibration, removals in by_calibration.items()
         }
         for calibration, found in answers.items():
-            same = choice.removals[calibration] == choice.removals[ALL_TASKS]
+            same = by_calibration[calibration] == by_calibration[ALL_TASKS]
             yield Calibrated(
-                metric=choice.metric,
+                metric=metric,
                 calibration=calibration,  # type: ignore[arg-type]
-                count=choice.count,
+                count=count,
                 accuracy=round(mean_accuracy(found), 6),
                 same=same,
                 **_compared(answers[ALL_TASKS], found, same),

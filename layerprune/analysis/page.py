@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerprune import formatting
-from layerprune.analysis.findings import Findings, decimal, estimate, name_of, sections, verdict
+from layerprune.analysis.findings import Findings, decimal, estimate, name_of, sections, verdict_of
 from layerprune.artifacts import Study
 from layerprune.artifacts.base import write_atomically
 from layerprune.artifacts.study import MEAN, Estimate
@@ -194,8 +194,7 @@ def draw_layers(it: Findings, figure: Figure) -> str:
             axes.plot(places, 100 * np.array(lost.accuracy), linewidth=0, markersize=4, label=lost.task, **style)
     every = max(1, len(places) // 32)
     axes.set_xticks(places[::every], units[::every], fontsize=8)
-    axes.set_xlabel("layer removed alone")
-    axes.set_ylabel("accuracy lost, % of what\nis above chance")
+    axes.set(xlabel="layer removed alone", ylabel="accuracy lost, % of what\nis above chance")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.legend(ncols=4, fontsize=9, loc="upper center")
     axes.set_ylim(top=axes.get_ylim()[1] * 1.2)
@@ -223,8 +222,7 @@ def draw_agreement(it: Findings, figure: Figure) -> str:
             axes.plot(interval, (row, row), color=COLOURS[0], linewidth=1.6)
             axes.plot(value, row, marker="o", color=COLOURS[0])
     axes.set_yticks(range(len(found)), it.metrics)
-    axes.set_ylim(len(found) - 0.5, -0.75)
-    axes.set_xlim(-1.05, 1.05)
+    axes.set(xlim=(-1.05, 1.05), ylim=(len(found) - 0.5, -0.75))
     axes.set_xlabel("Spearman correlation with the accuracy lost on unseen items (95 % interval)")
     said = [f"{one.metric} {estimate(one.spearman)}" for one in found]
     return f"Spearman correlation of each metric with accuracy lost: {'; '.join(said)}."
@@ -290,8 +288,7 @@ def draw_paths(it: Findings, figure: Figure) -> str:
             low, high = (base + 100 * np.array([point.interval[end] for point in path.points]) for end in (0, 1))
             axes.fill_between(counts[1:], low, high, color=COLOURS[0], alpha=0.15, linewidth=0)
     axes.set_xticks([0, *it.counts])
-    axes.set_xlabel(f"layers removed of {it.depth}")
-    axes.set_ylabel("accuracy on unseen items, mean of tasks")
+    axes.set(xlabel=f"layers removed of {it.depth}", ylabel="accuracy on unseen items, mean of tasks")
     figure.legend(fontsize=8, loc="outside right upper")
     count = it.nearest(0.25)
     left = [(name_of(path), it.point(path, count)) for path in it.study.paths]
@@ -306,8 +303,8 @@ PAGE = "study.html"
 PLOTS, TABLES = "plots", "tables"
 
 
-def write_study(study: Study, folder: Path) -> list[Path]:
-    """Write tables, plots, the page and study.json into ``folder``; return the page and study.json.
+def write_study(study: Study, folder: Path) -> None:
+    """Write tables, plots, the page and study.json into ``folder``.
 
     study.json comes last: where it stands, everything stands.
     """
@@ -325,7 +322,6 @@ def write_study(study: Study, folder: Path) -> list[Path]:
     for path in (folder / PLOTS).glob("*.svg"):
         if path.stem not in drawn:
             path.unlink()  # of a study that this one replaces
-    return [folder / PAGE, folder / Study.filename]
 
 
 def _as_csv(rows: Iterable[Sequence[Any]]) -> str:
@@ -351,18 +347,13 @@ def check_room(folder: Path) -> None:
     check_places(folder, files=(PAGE, Study.filename), folders=(TABLES, PLOTS))
 
 
-def verdict_of(study: Study) -> str:
-    """Return a study in one paragraph."""
-    return verdict(Findings(study))
-
-
 def render(it: Findings, drawn: dict[str, Plot]) -> str:
     """Return study.html; the page holds everything it shows: no script, no external request."""
     return render_template(
         "study.html.jinja",
         study=it.study,
         title=f"What the layers of {base_name(it.study.model.id)} are worth",
-        verdict=verdict(it),
+        verdict=verdict_of(it.study),
         sections=sections(it),
         plots=drawn,
         sha256=it.study.sha256(),

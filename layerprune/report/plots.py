@@ -42,8 +42,7 @@ class PlotPoint:
 def bars(title: str, given: Sequence[Bar], y_name: str) -> str:
     """Return a bar chart; marked bars are filled in the accent colour and say so when pointed at."""
     height = 250
-    scale, parts = _y_axis([end for bar in given for end in (bar.interval or (bar.value,))], y_name, height)
-    parts.append(_tick((LEFT + WIDTH - RIGHT) / 2, height - 8, "layer"))
+    scale, parts = _axes([end for bar in given for end in (bar.interval or (bar.value,))], "layer", y_name, height)
     step = (WIDTH - LEFT - RIGHT) / max(1, len(given))
     every = math.ceil(len(given) / TICKS)
     for place, bar in enumerate(given):
@@ -64,8 +63,7 @@ def curve(title: str, points: Sequence[PlotPoint], x_name: str, y_name: str, bes
     """Return a line through points with their intervals; those ``beside`` it are hollow and carry their label."""
     height = 280
     every = (*points, *beside)
-    scale, parts = _y_axis([end for point in every for end in (point.interval or (point.y,))], y_name, height)
-    parts.append(_tick((LEFT + WIDTH - RIGHT) / 2, height - 8, x_name))
+    scale, parts = _axes([end for point in every for end in (point.interval or (point.y,))], x_name, y_name, height)
     most = max(point.x for point in every) or 1
 
     def across(x: float) -> float:
@@ -114,8 +112,8 @@ def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) -
     return _svg(title, parts, height)
 
 
-def _y_axis(values: Sequence[float], name: str, height: int) -> tuple[Callable[[float], float], list[str]]:
-    """Return what turns values into heights on the page, and its grid lines at round figures that include zero."""
+def _axes(values: Sequence[float], x_name: str, y_name: str, height: int) -> tuple[Callable[[float], float], list[str]]:
+    """Return what turns values into heights on the page, and the grid lines, at round figures that include zero."""
     low, high = min(0.0, *values), max(0.0, *values)
     step = _round_step(((high - low) or 1.0) / 4)
     low, high = math.floor(round(low / step, 9)) * step, math.ceil(round(high / step, 9)) * step
@@ -135,7 +133,8 @@ def _y_axis(values: Sequence[float], name: str, height: int) -> tuple[Callable[[
         parts.append(_tick(LEFT - 8, y + 5, said, "end"))
     middle = (TOP + bottom) / 2
     turned = f'transform="rotate(-90 18 {middle})"'
-    parts.append(f'<text class="tick" x="18" y="{middle}" text-anchor="middle" {turned}>{escape(name)}</text>')
+    parts.append(f'<text class="tick" x="18" y="{middle}" text-anchor="middle" {turned}>{escape(y_name)}</text>')
+    parts.append(_tick((LEFT + WIDTH - RIGHT) / 2, height - 8, x_name))
     return scale, parts
 
 
