@@ -45,7 +45,7 @@ class Reference:
         return cls(task, stats.mean_losses(losses), stats.resampled_losses(losses, DRAWS, seed))
 
 
-def agreed(reference: Reference, ranking: MetricRanking, chosen: Sequence[bool]) -> Agreed:
+def agreement_of(reference: Reference, ranking: MetricRanking, chosen: Sequence[bool]) -> Agreed:
     """Compare a ranking with the loss on the ``chosen`` units; the intervals say what as many other items would give.
 
     Each interval is the correlation plus or minus 1.96 standard deviations of its bootstrap draws, on Fisher's scale.
@@ -103,7 +103,7 @@ def shared(ranking: MetricRanking, losses: Sequence[float] | Floats) -> list[Sha
     ]
 
 
-def confused(metric: str, pairs: Sequence[tuple[Sequence[float] | Floats, Sequence[float]]]) -> Confusion:
+def rank_confusion(metric: str, pairs: Sequence[tuple[Sequence[float] | Floats, Sequence[float]]]) -> Confusion:
     """Return the rank-confusion matrix over tasks, from (loss, score) of each: rows by loss, columns by the metric."""
     matrix = np.mean([stats.confusion(losses, scores) for losses, scores in pairs], axis=0)
     return Confusion(
@@ -117,7 +117,7 @@ def confused(metric: str, pairs: Sequence[tuple[Sequence[float] | Floats, Sequen
 # Every metric's ranking of the layers, held against what removing each layer really costs.
 
 
-def ranked(bench: Bench) -> list[MetricRanking]:
+def metric_rankings(bench: Bench) -> list[MetricRanking]:
     """Score every unit alone by every metric: on all tasks, on each task, and on the plain text."""
     everything, by_task = bench.scorer(), {task: bench.scorer_for(task) for task in bench.tasks}
     found = []
@@ -132,7 +132,7 @@ def ranked(bench: Bench) -> list[MetricRanking]:
     return found
 
 
-def judged(bench: Bench, rankings: Sequence[MetricRanking]) -> dict[str, Any]:
+def compare_rankings(bench: Bench, rankings: Sequence[MetricRanking]) -> dict[str, Any]:
     """Answer the questions about rankings from the audit outcomes of every unit's removal: fields of a ``Study``."""
     seed = bench.request.seed
     data = [one for evaluator in bench.audits.values() for one in evaluator.eval_set.data()]
@@ -145,9 +145,10 @@ def judged(bench: Bench, rankings: Sequence[MetricRanking]) -> dict[str, Any]:
     mean = Reference.of(accuracy, seed)
     own = {(ranking.metric, ranking.calibration): ranking.scores for ranking in rankings}
     whole = [ranking for ranking in rankings if ranking.calibration == ALL_TASKS]
-    complete = {
-        one.metric: [own[one.metric, task] for task in by_task] for one in whole if (one.metric, bench.tasks[0]) in own
-    }
+    # each metric's ranking on each task; its only one, where it reads nothing
+    scores = {one.metric: [own.get((one.metric, task), one.scores) for task in by_task] for one in whole}
+    reading = {metric: rows for metric, rows in scores.items() if (metric, bench.tasks[0]) in own}
+    values = [reference.value for reference in by_task.values()]
     return {
         "lost": tuple(
             documents.Lost(
@@ -159,12 +160,10 @@ def judged(bench: Bench, rankings: Sequence[MetricRanking]) -> dict[str, Any]:
         ),
         "agreement": tuple(_agreement(bench, rankings, mean, by_task)),
         "shared": tuple(part for one in whole for part in shared(one, mean.value)),
-        # a metric's ranking on each task (its only one, where it reads nothing) against the task's loss
         "confusion": tuple(
-            confused(one.metric, [(by_task[task].value, own.get((one.metric, task), one.scores)) for task in by_task])
-            for one in whole
+            rank_confusion(metric, [*zip(values, rows, strict=True)]) for metric, rows in scores.items()
         ),
-        "spread": tuple(spreads(accuracy, complete, seed)),
+        "spread": tuple(spreads(accuracy, reading, seed)),
         "reliability": tuple(
             _split_half(task, signal, part, seed)
             for signal, losses in lost.items()
@@ -183,9 +182,9 @@ def _agreement(
     found = []
     for ranking in rankings:
         if ranking.calibration in by_task:
-            found.append(agreed(by_task[ranking.calibration], ranking, everyone))
+            found.append(agreement_of(by_task[ranking.calibration], ranking, everyone))
         else:
-            found += [agreed(mean, ranking, everyone), agreed(mean, ranking, inner)]
+            found += [agreement_of(mean, ranking, everyone), agreement_of(mean, ranking, inner)]
     return found
 
 

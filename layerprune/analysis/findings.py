@@ -47,7 +47,7 @@ class Findings:
         """Where units stand by accuracy lost and by each metric."""
         return {one.metric: one for one in self.study.confusion}
 
-    def agreed(self, metric: str, ends: bool = True) -> documents.Agreed:
+    def agreement(self, metric: str, ends: bool = True) -> documents.Agreed:
         """Return how far a metric's ranking agrees with the accuracy lost, mean over tasks."""
         return _first(self.study.agreement, metric=metric, calibration=ALL_TASKS, task=MEAN, ends=ends)
 
@@ -107,7 +107,7 @@ def in_points(one: PathPoint | Contrast | Calibrated) -> str:
     return f"{formatting.points(one.difference)} ({formatting.points_interval(one.interval)})"
 
 
-def told_apart(interval: Interval) -> int:
+def significant_sign(interval: Interval) -> int:
     """Return 1 or -1 for a difference whose interval lies on one side of zero, 0 for one that it does not."""
     return 1 if interval[0] > 0 else -1 if interval[1] < 0 else 0
 
@@ -126,9 +126,9 @@ def verdict_of(study: Study) -> str:
     selected, audited = (sum(data.items for data in side) for side in (study.selection, study.audit))
     ranking = (
         f"Ranked by ablation on {selected:,} items, the layers agree with the accuracy really lost on {audited:,} "
-        f"other items at Spearman {estimate(it.agreed('ablation').spearman)}"
+        f"other items at Spearman {estimate(it.agreement('ablation').spearman)}"
     )
-    against = "" if rival is None else f"; ranked by {rival}, at {estimate(it.agreed(rival).spearman)}"
+    against = "" if rival is None else f"; ranked by {rival}, at {estimate(it.agreement(rival).spearman)}"
     parts = [f"{ranking}{against}."]
     reliability = it.reliability("accuracy")
     if reliability is not None and reliability.whole is not None:
@@ -153,7 +153,7 @@ def _duel(it: Findings, rival: str) -> list[str]:
     if contrast.same:
         return [f"{said}; {rival} chooses the same layers."]
     lead = f"{said} and {rival}'s {formatting.accuracy(theirs.accuracy)}: {in_points(contrast)} points"
-    return [f"{lead}, {('not told apart on these items', 'better', 'worse')[told_apart(contrast.interval)]}."]
+    return [f"{lead}, {('not told apart on these items', 'better', 'worse')[significant_sign(contrast.interval)]}."]
 
 
 # The questions of the page, each with its answer in sentences and in tables.
@@ -222,9 +222,9 @@ def on_reliability(it: Findings) -> Section:
 
 def on_agreement(it: Findings) -> Section:
     """Say which metrics rank as accuracy does, and how many of the layers that cost least each of them finds."""
-    first = it.agreed(it.metrics[0])
+    first = it.agreement(it.metrics[0])
     limit = first.spearman_by_chance
-    clear = [metric for metric in it.metrics if (it.agreed(metric).spearman.interval or (-1, -1))[0] > limit]
+    clear = [metric for metric in it.metrics if (it.agreement(metric).spearman.interval or (-1, -1))[0] > limit]
     above = (
         f"{formatting.listed(clear)} lie above that with their whole interval" if clear else "no metric lies above that"
     )
@@ -240,7 +240,7 @@ def on_agreement(it: Findings) -> Section:
     ]
     rows = []
     for metric in it.metrics:
-        whole, inner = it.agreed(metric), it.agreed(metric, ends=False)
+        whole, inner = it.agreement(metric), it.agreement(metric, ends=False)
         estimates = (whole.spearman, whole.kendall, whole.pearson, inner.spearman)
         rows.append([metric, *map(estimate, estimates), formatting.percent(whole.misplaced)])
     caption = (
@@ -310,7 +310,7 @@ def on_paths(it: Findings) -> Section:
     for path in it.study.paths:
         contrast = it.contrast(path, count)
         if contrast is not None:
-            sides[0 if contrast.same else told_apart(contrast.interval)].append(name_of(path))
+            sides[0 if contrast.same else significant_sign(contrast.interval)].append(name_of(path))
     clauses = [
         f"{verb} {formatting.listed(sides[side])}"
         for side, verb in ((1, "keeps more than"), (-1, "keeps less than"), (0, "is not told apart from"))
@@ -341,7 +341,7 @@ def on_calibration(it: Findings) -> Section:
         f"{one.metric} on {'plain text' if one.calibration == TEXT else 'each task alone'}, {one.count} removed: "
         f"{in_points(one)}"
         for one in it.study.calibration
-        if not one.same and told_apart(one.interval)
+        if not one.same and significant_sign(one.interval)
     ]
     text = it.study.text
     said = [

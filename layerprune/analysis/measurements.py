@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerprune.analysis.agreement import judged, ranked
+from layerprune.analysis.agreement import compare_rankings, metric_rankings
 from layerprune.analysis.bench import CALIBRATED_SHARES, DRAWS, SELECTION, SHARES, Bench
 from layerprune.analysis.counterexample import counterexample_shown
 from layerprune.architecture import load_config, read_architecture
@@ -44,7 +44,7 @@ def study(request: StudyConfig, folder: Path, *, progress: Progress = SILENT) ->
         check(request)
         bench = Bench.open(request, folder, progress)
         progress.note("ranking the layers by every metric")
-        rankings = ranked(bench)
+        rankings = metric_rankings(bench)
         counts = counts_of(bench.request, bench.constraints)
         choices = [*metric_choices(bench, counts)]
         others = calibrated_choices(bench, choices, counts)
@@ -59,7 +59,7 @@ def study(request: StudyConfig, folder: Path, *, progress: Progress = SILENT) ->
             calibration=tuple(calibrated(bench, others)),
             counterexample=counterexample_shown(),
             rankings=tuple(rankings),
-            **judged(bench, rankings),
+            **compare_rankings(bench, rankings),
             **provenance(bench),
         )
 

@@ -209,7 +209,7 @@ def draw_layers(it: Findings, figure: Figure) -> str:
 def draw_agreement(it: Findings, figure: Figure) -> str:
     """Draw each metric's Spearman with its interval, the band of chance, and what a perfect ranking would show."""
     axes = figure.subplots()
-    found = [it.agreed(metric) for metric in it.metrics]
+    found = [it.agreement(metric) for metric in it.metrics]
     chance = found[0].spearman_by_chance
     axes.axvspan(-chance, chance, color="#e8e8e8", zorder=0)
     axes.text(0, -0.72, "95 % of unrelated rankings", ha="center", va="bottom", fontsize=8, color=SOFT)

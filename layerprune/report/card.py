@@ -252,7 +252,7 @@ def template_context(folder: Path, audit: Audit | None = None) -> dict[str, Any]
         "unlooked": not_looked_for(receipt, log, (task.data.task for task in audit.tasks)) if audit else (),
         "rounds": receipt.rounds,
         "first": base_name(receipt.first_base.id),
-        "left": layers_left(receipt) if receipt.rounds else "",
+        "left": layers_left(receipt),
         "pruned": PRUNED,
         "unhealed": UNHEALED,
         "healed": audit is not None and UNHEALED in audit.compared,

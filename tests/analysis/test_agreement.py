@@ -7,10 +7,10 @@ from scipy import stats as scipy_stats
 from layerprune.analysis.agreement import (
     ACCURACY_DROP,
     Reference,
-    agreed,
-    confused,
+    agreement_of,
     item_losses,
     item_noise,
+    rank_confusion,
     shared,
     spreads,
 )
@@ -37,7 +37,7 @@ def ranking(scores):
 
 def compared(losses, scores, chosen=None, seed=0):
     reference = Reference.of(losses, seed)
-    return agreed(reference, ranking(scores), chosen or [True] * UNITS)
+    return agreement_of(reference, ranking(scores), chosen or [True] * UNITS)
 
 
 def data(task="toy", chance=0.25, items=8):
@@ -83,7 +83,7 @@ def test_the_intervals_cover_what_as_many_other_items_give(items, noise):
         true = rng.normal(size=30)
         scores = true + rng.normal(size=30)
         reference = Reference.of({"a": true + noise * rng.normal(size=(items, 30))}, seed)
-        found = agreed(reference, ranking(scores), [True] * 30)
+        found = agreement_of(reference, ranking(scores), [True] * 30)
         others = correlations(scores, true + noise / np.sqrt(items) * rng.normal(size=(300, 30)))
         for name, hits in covered.items():
             low, high = getattr(found, name).interval
@@ -110,7 +110,7 @@ def test_a_metric_that_says_the_same_of_all_layers_has_no_correlation():
 
 def test_confusion_is_the_mean_over_tasks():
     right, wrong = (list(range(4)), list(range(4))), (list(range(4)), list(range(3, -1, -1)))
-    found = confused("cosine", [right, wrong])
+    found = rank_confusion("cosine", [right, wrong])
     assert found.matrix == ((0.5, 0, 0, 0.5), (0, 0.5, 0.5, 0), (0, 0.5, 0.5, 0), (0.5, 0, 0, 0.5))
     assert (found.misplaced, found.by_chance) == (0.5, 0.75)
 
