@@ -7,7 +7,6 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from layerprune import formatting
 from layerprune.analysis.findings import Findings, decimal, estimate, name_of, sections, verdict_of
-from layerprune.artifacts import Study
+from layerprune.artifacts import Part, Study
 from layerprune.artifacts.base import write_atomically
 from layerprune.artifacts.study import MEAN, Estimate
 from layerprune.errors import DocumentError
@@ -29,40 +28,23 @@ if TYPE_CHECKING:
 # Every figure of a study as CSV; study.html shows the main ones.
 
 
-# Tables whose rows are records of the study: its field, their fields and the header. A field that holds several values
-# (an interval, an estimate with its limits) fills as many columns.
+# Tables whose rows are records of the study, all fields in order: which records, and the header. A field that holds
+# several values (an interval, an estimate with its limits) fills as many columns.
 RECORDS = {
     # how far each ranking agrees with the accuracy lost on unseen items
     "agreement": (
         "agreement",
-        "metric calibration task ends units spearman kendall pearson spearman_by_chance misplaced misplaced_by_chance",
         "metric,calibration,task,end layers,layers,spearman,spearman low,spearman high,kendall,kendall low,"
         "kendall high,pearson,pearson low,pearson high,spearman by chance,misplaced,misplaced by chance",
     ),
     # how many of the k layers that cost least each metric finds
-    "overlap": (
-        "shared",
-        "metric count shared by_chance chance_interval",
-        "metric,k,shared,by chance,chance low,chance high",
-    ),
+    "overlap": ("shared", "metric,k,shared,by chance,chance low,chance high"),
     # split-half reliability of the ranking by what is lost
-    "reliability": (
-        "reliability",
-        "task signal items halves whole items_needed",
-        "task,signal,items,between halves,reliability,items for 0.9",
-    ),
+    "reliability": ("reliability", "task,signal,items,between halves,reliability,items for 0.9"),
     # one-shot ablation against every other choice, on the same items
-    "contrasts": (
-        "contrasts",
-        "metric search count difference interval same",
-        "metric,search,removed,ablation is above by,low,high,same layers",
-    ),
+    "contrasts": ("contrasts", "metric,search,removed,ablation is above by,low,high,same layers"),
     # what each metric chooses after reading other data
-    "calibration": (
-        "calibration",
-        "metric calibration count accuracy difference interval same",
-        "metric,calibration,removed,accuracy,from all tasks,low,high,same layers",
-    ),
+    "calibration": ("calibration", "metric,calibration,removed,accuracy,from all tasks,low,high,same layers"),
 }
 
 
@@ -70,9 +52,8 @@ def tables(study: Study) -> Iterator[tuple[str, list[list[Any]]]]:
     """Yield all of a study's tables: the name of the file, and rows of which the first is the header."""
     units, tasks = [label(unit) for unit in study.units], [data.task for data in study.audit]
     yield "layers", _layers(study, units)
-    for name, (field, columns, header) in RECORDS.items():
-        rows = [_spread_out(attrgetter(*columns.split())(one)) for one in getattr(study, field)]
-        yield name, [header.split(","), *rows]
+    for name, (field, header) in RECORDS.items():
+        yield name, [header.split(","), *(_columns(record) for record in getattr(study, field))]
     # variance over tasks of z-scored relevance, on average and by layer
     header = ["metric", "mean variance", "from the draw of items", "Wilcoxon p", *units]
     yield "spread", [header, *([s.metric, s.mean, s.noise, s.wilcoxon_p, *s.variances] for s in study.spread)]
@@ -111,9 +92,9 @@ def _layers(study: Study, units: list[str]) -> list[list[Any]]:
     return [[*columns], *zip(*columns.values(), strict=True)]
 
 
-def _spread_out(values: Iterable[Any]) -> list[Any]:
+def _columns(record: Part) -> list[Any]:
     row: list[Any] = []
-    for value in values:
+    for _, value in record:
         if isinstance(value, Estimate):
             row += [value.value, *(value.interval or (None, None))]
         else:
