@@ -33,7 +33,6 @@ from layerprune.config import (
     StudyConfig,
     VerifyConfig,
     declared,
-    default_of,
 )
 from layerprune.errors import UsageError
 from layerprune.util import SILENT, Bars, Progress
@@ -73,10 +72,10 @@ def _takes(config: type[Config]) -> Callable[[Function], Function]:
             signatures.Parameter(
                 name,
                 signatures.Parameter.KEYWORD_ONLY,
-                default=signatures.Parameter.empty if default_of(config, name) is MISSING else default_of(config, name),
+                default=signatures.Parameter.empty if one.value is MISSING else one.value,
                 annotation=config.__dataclass_fields__[name].type,
             )
-            for name in options
+            for name, one in options.items()
         ]
         function.__signature__ = own.replace(parameters=[*kept, *made])  # type: ignore[attr-defined]
         lines = [

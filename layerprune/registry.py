@@ -77,8 +77,7 @@ Value = str | int | float | bool | None
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
-@dataclasses.dataclass(frozen=True)
-class SpecOption:
+class SpecOption(typing.NamedTuple):
     """One option of a registered thing, as its dataclass field declares it."""
 
     name: str

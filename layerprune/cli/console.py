@@ -1,10 +1,10 @@
-"""Where commands print: results on stdout, progress and remarks on stderr."""
+"""Where commands print: results and tables on stdout, progress and remarks on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,6 +12,9 @@ from layerprune.util import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.table import Table
+
+    from layerprune.artifacts import Units
 
 
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe: nothing is cut off
@@ -54,6 +57,31 @@ def _needed_width(what: Any) -> int:
         return 0
     wide = Screen(width=10_000)
     return Measurement.get(wide, wide.options, what).maximum
+
+
+def table(
+    title: str,
+    *columns: str,
+    numbers: Iterable[str] = (),
+    wrapped: Iterable[str] = (),
+    rows: Iterable[Iterable[str]] = (),
+) -> Table:
+    """Return a table; columns in ``numbers`` are flush right, those in ``wrapped`` may take several lines."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    flush, long = set(numbers), set(wrapped)
+    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in flush else "left", no_wrap=column not in long)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def names(units: Units) -> str:
+    """Return units as people write them: ``3, 4``."""
+    return ", ".join(str(unit) for unit in units)
 
 
 class PlainProgress:
