@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from layerprune import option_types as types
 from layerprune.errors import UsageError, did_you_mean
@@ -56,12 +56,17 @@ def declared(config: type[Config]) -> dict[str, Option]:
 class Config:
     """The options of one command. Values are read by their types, so text is as good as a number."""
 
-    def __post_init__(self) -> None:
+    budgeted: ClassVar[tuple[str, ...]] = ()  # limits that, where they are not given, are what a budget holds
+
+    def __post_init__(self: Any) -> None:
         for name, one in declared(type(self)).items():
             value = getattr(self, name)
             if value is None or value == ():  # not given
                 continue
             object.__setattr__(self, name, _read(name, one, value))
+        for name in self.budgeted:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, DEFAULT_LIMIT if self.budget is None else MOST_ITEMS)
 
     @classmethod
     def of(cls, **options: Any) -> Any:
@@ -95,15 +100,6 @@ def _read(name: str, one: Option, value: Any) -> Any:
 
 BASE = "Where the base model is now."
 FOUND = "where export found it"  # the default of BASE
-
-
-def _settle_limits(config: Any, *names: str) -> None:
-    """Set the limits that were not given: to what a budget holds, if there is one."""
-    for name in names:
-        if getattr(config, name) is None:
-            object.__setattr__(config, name, DEFAULT_LIMIT if config.budget is None else MOST_ITEMS)
-
-
 # Items of each task that select when --limit does not say otherwise. One accuracy on 1,000 items has a standard error
 # of 1.5 points; with a few hundred a search fits its items and not the model (measured on SmolLM2-135M).
 DEFAULT_LIMIT = 1000
@@ -187,6 +183,7 @@ class InspectConfig(TrustOptions, ModelOptions):
 class ScoreConfig(PromptOptions, ModelOptions, MachineOptions):
     """Options of ``score``."""
 
+    budgeted = ("limit",)
     metric: str = option(types.text("SPEC"), "What judges a layer, see `layerprune metrics`.", "ablation")
     tasks: tuple[str, ...] = option(types.names, "lm-eval tasks that supply the items; of a group, each task.", ())
     limit: int = option(ITEMS, "Use at most so many items of each task.", default=BUDGETED)
@@ -208,10 +205,6 @@ class ScoreConfig(PromptOptions, ModelOptions, MachineOptions):
         many=True,
     )
     protect: str | None = option(types.layers, "Layers never to remove: 0-3,-1 (negative: from the end).")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _settle_limits(self, "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +346,7 @@ class PushConfig(Config):
 class StudyConfig(PromptOptions, ModelOptions, MachineOptions):
     """Options of ``study``."""
 
+    budgeted = ("limit", "audit_limit")
     tasks: tuple[str, ...] = required(types.names, "lm-eval tasks and groups that supply the items.")
     metrics: tuple[str, ...] = option(
         types.text("SPEC"),
@@ -376,7 +370,3 @@ class StudyConfig(PromptOptions, ModelOptions, MachineOptions):
     )
     greedy: str | None = option(types.text("N|N%"), "Also follow greedy ablation so far; as many rounds.")
     protect: str | None = option(types.layers, "Layers never to remove: 0-3,-1 (negative: from the end).")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _settle_limits(self, "limit", "audit_limit")

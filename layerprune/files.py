@@ -149,14 +149,11 @@ def published_together(folder: Path) -> Iterator[Path]:
             with writing(folder / name):
                 (folder / name).mkdir(exist_ok=True)
         staged.rename(folder / READY)
-    except WriteError as error:
+    except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
-        place = Path(error.filename)
-        if place.is_relative_to(staged):  # named as the caller knows it
-            place = folder / place.relative_to(staged)
-        raise WriteError(error.errno, error.strerror, str(place)) from error
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, WriteError) and Path(error.filename).is_relative_to(staged):
+            place = folder / Path(error.filename).relative_to(staged)  # named as the caller knows it
+            raise WriteError(error.errno, error.strerror, str(place)) from error
         raise
     settle(folder)
 

@@ -170,22 +170,24 @@ def choice(*names: str) -> OptionType:
     return read
 
 
-@option_type("DIR")
-def folder(value: Any) -> Path:
-    """The path of a folder."""
-    path = _path(value)
-    if path.is_file():
-        raise ValueError(f"{str(path)!r} is a file, and a folder is asked for")
-    return path
+def path_to(metavar: str) -> OptionType:
+    """A path: of a folder (``DIR``) or of a file (``FILE``)."""
+
+    @option_type(metavar)
+    def read(value: Any) -> Path:
+        if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
+            raise ValueError(f"{_short(value)} is not a path")
+        path = Path(value)
+        if metavar == "DIR" and path.is_file():
+            raise ValueError(f"{str(path)!r} is a file, and a folder is asked for")
+        if metavar == "FILE" and path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder, and a file is asked for")
+        return path
+
+    return read
 
 
-@option_type("FILE")
-def file(value: Any) -> Path:
-    """The path of a file."""
-    path = _path(value)
-    if path.is_dir():
-        raise ValueError(f"{str(path)!r} is a folder, and a file is asked for")
-    return path
+folder, file = path_to("DIR"), path_to("FILE")
 
 
 @option_type("FILE")
@@ -210,12 +212,6 @@ def _short(value: Any) -> str:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _path(value: Any) -> Path:
-    if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
-        raise ValueError(f"{_short(value)} is not a path")
-    return Path(value)
 
 
 def _pair(text: str) -> tuple[str, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from layerprune import api
 from layerprune.artifacts import PRUNED, Audit, HealLog
 from layerprune.cli import command as opt
 from layerprune.cli.command import Verb, pass_console
@@ -44,8 +45,6 @@ def export(console: Console, plan: str, output: Path, **options: Any) -> Iterato
 
     With --remove it is MODEL (a folder or a Hub id) without these layers: nothing is measured, and no plan is needed.
     """
-    from layerprune import api
-
     receipt = api.export(plan, output, progress=console.progress, **options)
     yield (
         f"{receipt.base.layers} layers, {in_words(receipt.bytes_before)} -> "
@@ -78,8 +77,6 @@ def heal(console: Console, checkpoint: Path, output: Path, **options: Any) -> It
 
     Methods that train run in several processes, too: accelerate launch -m layerprune heal ...
     """
-    from layerprune import api
-
     log = api.heal(checkpoint, output, progress=console.progress, **options)
     if log is None:
         return  # one of several processes, and not the one that speaks
@@ -125,8 +122,6 @@ def healed(log: HealLog) -> Iterator[str]:
 @pass_console
 def audit(console: Console, folder: Path, **options: Any) -> Iterator[Table | str]:
     """Compare the exported model in FOLDER with its base on items that no earlier step has seen."""
-    from layerprune import api
-
     found = api.audit(folder, progress=console.progress, **options)
     yield from audited(found)
     yield f"written: {folder / 'layerprune' / 'audit.json'}, {folder / 'README.md'}, {folder / 'report.html'}"
@@ -217,8 +212,6 @@ WRONG = 1  # exit code when the folder is not what it says it is; 2 is kept for 
 @pass_console
 def verify(console: Console, folder: Path, digests: bool, **options: Any) -> Iterator[Table | str]:
     """Check that FOLDER is what export and audit left: every hash and figure; exit code 1 when something is wrong."""
-    from layerprune import api
-
     found = api.verify(folder, progress=console.progress, **options)
     yield from verified(folder, found, "rerun" in options, digests)
     if not found.ok:
@@ -274,7 +267,6 @@ def push(console: Console, folder: Path, repo: str, **options: Any) -> Iterator[
 
     The token is the one that huggingface_hub finds (hf auth login, or HF_TOKEN).
     """
-    from layerprune import api
     from layerprune.hub import REPLACED
 
     sent = api.push(folder, repo, progress=console.progress, **options)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import os
+import pkgutil
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -51,8 +51,7 @@ class App(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][1].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = pkgutil.resolve_name(COMMANDS[cmd_name][1])
         assert isinstance(command, click.Command)
         return command
 
@@ -87,16 +86,7 @@ def app() -> None:
 # A subcommand of ``layerprune``: examples in its help, -v/-q, faults in one line.
 
 
-VERBOSITY = "layerprune.verbosity"
-
 pass_console = click.make_pass_decorator(Console)
-
-
-def _loudness(step: int) -> Any:
-    def remember(ctx: click.Context, param: click.Parameter, count: int) -> None:
-        ctx.meta[VERBOSITY] = ctx.meta.get(VERBOSITY, 0) + step * count
-
-    return remember
 
 
 class Verb(click.Command):
@@ -111,15 +101,9 @@ class Verb(click.Command):
         self.examples = tuple(examples)
         self.after_interrupt = after_interrupt
         self.params += [
-            click.Option(
-                ["-v", "--verbose"], count=True, expose_value=False, callback=_loudness(1),
-                help="Show what libraries log; twice: also tracebacks.",
-            ),
-            click.Option(
-                ["-q", "--quiet"], count=True, expose_value=False, callback=_loudness(-1),
-                help="Show no progress, only results and errors.",
-            ),
-        ]  # fmt: skip
+            click.Option(["-v", "--verbose"], count=True, help="Show what libraries log; twice: also tracebacks."),
+            click.Option(["-q", "--quiet"], count=True, help="Show no progress, only results and errors."),
+        ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with in_one_line():
@@ -131,7 +115,7 @@ class Verb(click.Command):
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
     def invoke(self, ctx: click.Context) -> None:
-        verbosity = ctx.meta.get(VERBOSITY, 0)
+        verbosity = ctx.params.pop("verbose") - ctx.params.pop("quiet")
         ctx.obj = console = Console(verbosity)
         ctx.params = {name: value for name, value in ctx.params.items() if value is not None and value != ()}
         try:

@@ -25,18 +25,9 @@ class Console:
     """One command's output; ``verbosity`` is -1 for -q, 1 for -v, 2 for -vv."""
 
     def __init__(self, verbosity: int = 0) -> None:
-        self.verbosity = verbosity
-        self._progress: Progress | None = None
-
-    @property
-    def progress(self) -> Progress:
-        """Bars on a terminal, a line now and then in a log, nothing with -q."""
-        if self._progress is None:
-            if self.verbosity < 0:
-                self._progress = SILENT
-            else:
-                self._progress = BarProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
-        return self._progress
+        self.progress: Progress = SILENT  # bars on a terminal, a line now and then in a log, nothing with -q
+        if verbosity >= 0:
+            self.progress = BarProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
 
     def print(self, *what: Any) -> None:
         """Print results: text as it is, tables without cutting figures off, on however narrow a terminal."""
@@ -100,7 +91,7 @@ class PlainProgress:
             nonlocal done
             done += amount
             if self.clock() - self._spoken >= self.every:
-                self._say(f"{description}: {state(done, total, self.clock() - start, unit)}")
+                self.note(f"{description}: {state(done, total, self.clock() - start, unit)}")
 
         self._open += 1
         try:
@@ -110,14 +101,11 @@ class PlainProgress:
         took = self.clock() - start
         if self._open == 0 or took >= self.every:
             what = amount_done(done, total, unit) if done or total else "done"
-            self._say(f"{description}: {what} in {duration(took)}")
+            self.note(f"{description}: {what} in {duration(took)}")
 
     def note(self, message: str) -> None:
-        self._say(message)
-
-    def _say(self, line: str) -> None:
         self._spoken = self.clock()
-        print(line, file=self.stream, flush=True)
+        print(message, file=self.stream, flush=True)
 
 
 class BarProgress:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from layerprune import api
 from layerprune.cli import command as opt
 from layerprune.cli.command import Verb
 from layerprune.cli.console import names, table
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 @opt.options(InspectConfig)
 def inspect(model: str, **options: Any) -> Iterator[Table | str]:
     """Show the decoder stack of MODEL (a folder or a Hub id) and what can be removed from it; loads no weights."""
-    from layerprune import api
-
     found = api.inspect(model, **options)
     architecture = found.architecture
     stays = [layer.index for layer in found.layers if layer.refusal]

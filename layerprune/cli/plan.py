@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from layerprune import api
 from layerprune.cli import command as opt
 from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console, names, table
@@ -55,8 +56,6 @@ def score(
     console: Console, model: str, output: Path, force: bool, stability: bool, **options: Any
 ) -> Iterator[Table | str]:
     """Measure what each layer's removal costs MODEL (a folder or a Hub id), and write scores.json."""
-    from layerprune import api
-
     with locked(output, model):
         refuse_to_replace(output / "scores.json", force)
         scores = api.score(model, out=output, stability=stability, progress=console.progress, **options)
@@ -173,7 +172,6 @@ def plan(
 
     One of --drop, --target-params, --target-bytes, --target-speedup, --max-drop and --front says how far to go.
     """
-    from layerprune import api
     from layerprune.artifacts import Front
 
     with locked(output, model):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from layerprune import api
 from layerprune.artifacts import StudyRecipe
 from layerprune.cli import command as opt
 from layerprune.cli.checkpoint import audited, healed
@@ -87,8 +88,6 @@ def prune(console: Console, model: str, output: Path, **options: Any) -> Iterato
 
     One of --drop, --target-params, --target-bytes, --target-speedup and --max-drop says how far to go.
     """
-    from layerprune import api
-
     done = api.prune(model, output, progress=console.progress, **options)
     yield from finished(done)
     yield f"written: {output}; on the way: {done.folder}"
@@ -112,7 +111,6 @@ def prune(console: Console, model: str, output: Path, **options: Any) -> Iterato
 @pass_console
 def study(console: Console, model: str, output: Path, force: bool, **options: Any) -> Iterator[Table | str]:
     """Ask the paper's questions (arXiv:2605.14075) of MODEL: which metric knows which of its layers matter."""
-    from layerprune import api
     from layerprune.analysis import verdict_of
 
     with locked(output, model):
