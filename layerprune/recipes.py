@@ -171,7 +171,8 @@ def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT)
             write_study(found, folder)  # its page, tables and plots follow from it
             progress.note("study: done before")
             return found
-        found = study(_options(recipe, StudyConfig, recipe.study), folder / WORK, progress=progress)
+        config = StudyConfig.of(**_options(recipe, StudyConfig, recipe.study))
+        found = study(config, folder / WORK, progress=progress)
         write_study(found, folder)
     return found
 
@@ -226,7 +227,7 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
     for tasks in (recipe.audit.tasks, recipe.heal.tasks if recipe.heal else None):  # hours before they are asked for
         if tasks is not None:
             load_tasks(tasks, recipe.include_path or (), recipe.data_dir)
-    config = _options(recipe, PlanConfig, recipe.score, recipe.plan)
+    config = PlanConfig.of(**_options(recipe, PlanConfig, recipe.score, recipe.plan))
     return plan_model(config, run_folder=folder, progress=progress)
 
 
@@ -246,7 +247,7 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, out: Path, progress: Pro
         _check_whole(out, lambda: locate(*source_of(base), shards=False, weights=False).path, progress)
         progress.note("export: done before")
         return receipt
-    trusted = given(recipe).get("trust_remote_code", False)
+    trusted = recipe.trust_remote_code or False
     return export(plan, out, **given(recipe.export), trust_remote_code=trusted, progress=progress)
 
 
@@ -285,7 +286,7 @@ def _healed(recipe: Recipe, receipt: Receipt, unhealed: Path, out: Path, progres
         progress.note("heal: done before")
         return log
     tasks = tuple(dict.fromkeys([*recipe.score.tasks, *(recipe.audit.tasks or ())]))
-    options = {"tasks": tasks} | _shared(recipe, HealConfig) | given(recipe.heal)
+    options = {"tasks": tasks} | _options(recipe, HealConfig, recipe.heal)
     return heal(unhealed, out, progress=progress, **options)
 
 
@@ -299,22 +300,17 @@ def _audited(recipe: Recipe, receipt: Receipt, log: HealLog | None, out: Path, p
             raise DocumentError(f"{path} is not of this checkpoint; remove it to audit again")
         progress.note("audit: done before")
         return found
-    options = {"tasks": recipe.score.tasks} | _shared(recipe, AuditConfig) | given(recipe.audit)
+    options = {"tasks": recipe.score.tasks} | _options(recipe, AuditConfig, recipe.audit)
     return audit(out, progress=progress, **options)
 
 
-def _options(recipe: Instructions, config: type[Config], *steps: Any) -> Any:
-    """Return a Config of what the recipe and its steps set; what they leave out keeps its default."""
-    told = _shared(recipe, config)
+def _options(recipe: Instructions, config: type[Config], *steps: Any) -> dict[str, Any]:
+    """Return the options of ``config`` that the recipe and its steps set; what they leave out keeps its default."""
+    known = {one.name for one in fields(config)}
+    told = {name: value for name, value in given(recipe).items() if name in known}
     for step in steps:
         told |= given(step)
-    return config.of(model=recipe.model, **told)
-
-
-def _shared(recipe: Instructions, config: type[Config]) -> dict[str, Any]:
-    """Return the options that the recipe sets for all its steps and that ``config`` has."""
-    known = {one.name for one in fields(config)}
-    return {name: value for name, value in given(recipe).items() if name in known & {*SHARED} - {"model"}}
+    return told
 
 
 def _checks() -> Mapping[Place, Check]:

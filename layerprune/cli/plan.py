@@ -362,11 +362,11 @@ def compared_layers(found: ScoresComparison, specs: tuple[str, str]) -> Table:
     """Return every layer with its score and rank in two documents."""
     left, right = specs if specs[0] != specs[1] else (f"{specs[0]} (1)", f"{specs[1]} (2)")
     columns = ["layer", left, f"rank by {left}", right, f"rank by {right}"]
-    made = table("layers in both rankings (rank 1 is removed first)", *columns, numbers=columns)
-    for pair in found.pairs:
-        scores, ranks = pair.scores, pair.ranks
-        made.add_row(str(pair.unit), figure(scores[0]), str(ranks[0]), figure(scores[1]), str(ranks[1]))
-    return made
+    rows = (
+        [str(pair.unit), figure(pair.scores[0]), str(pair.ranks[0]), figure(pair.scores[1]), str(pair.ranks[1])]
+        for pair in found.pairs
+    )
+    return table("layers in both rankings (rank 1 is removed first)", *columns, numbers=columns, rows=rows)
 
 
 def compared_agreement(found: ScoresComparison) -> Table:
