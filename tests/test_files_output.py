@@ -9,6 +9,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,11 +18,14 @@ import heal_tiny
 from cli_tiny import done, refused
 from layerprune.artifacts import Plan, Scores
 from layerprune.checkpoint import new_folder, try_new_folder
+from layerprune.data.corpus import Windows
 from layerprune.errors import CheckpointError, ExportError, LayerpruneError, UsageError, WriteError
 from layerprune.files import READY, check_apart, locked, published_together, settle, try_folder, writing
 from layerprune.healing.distill import TeacherCache
 from layerprune.healing.training_state import TrainingState, TrainingStates
+from layerprune.models.model import LoadedModel
 from layerprune.scoring.cached_evaluator import Journal
+from layerprune.util import SILENT
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +254,22 @@ def test_a_state_of_training_whose_disk_is_full_leaves_the_one_before(tmp_path):
     assert tree(tmp_path / "states") == ["last", *(f"last/{name}" for name in tree(tmp_path / "states" / "last"))]
 
 
-def test_room_for_a_teachers_answers_is_taken_at_once(tmp_path):
-    kept = TeacherCache(tmp_path / "kept", 4, 1.0)
+class Interrupting:
+    """A progress of work that is interrupted before it begins."""
+
+    def task(self, description, total, unit=""):
+        raise KeyboardInterrupt
+
+
+def test_room_for_a_teachers_answers_is_taken_at_once(home, tmp_path):
+    def windows(count, tokens):
+        return Windows(np.zeros((count, tokens), np.int64), np.ones((count, tokens), bool))
+
+    teacher, kept = LoadedModel.load(str(home / "base")), TeacherCache(tmp_path / "kept", 4, 1.0)
     with limited(100_000), pytest.raises(WriteError, match=r"tokens\.npy"):
-        kept._make(100, 99)
-    kept._make(10, 9)
+        kept.fill(teacher, windows(100, 100), 1, SILENT)
+    with pytest.raises(KeyboardInterrupt):
+        kept.fill(teacher, windows(10, 10), 1, Interrupting())
     size = (tmp_path / "kept" / "tokens.npy").stat()
     assert size.st_blocks * 512 >= size.st_size
 

@@ -17,11 +17,7 @@ from layerprune.config import (
     AuditConfig,
     Config,
     ExportConfig,
-    Figures,
     HealConfig,
-    Kind,
-    Labelled,
-    List,
     MachineOptions,
     ModelOptions,
     PlanConfig,
@@ -31,6 +27,7 @@ from layerprune.config import (
     declared,
 )
 from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_you_mean
+from layerprune.option_types import OptionType, list_of
 
 Check = Callable[[Any], object]  # raises LayerpruneError
 
@@ -38,7 +35,7 @@ GOALS = ("drop", "target_params", "target_bytes", "target_speedup", "max_drop")
 SHARED = tuple(one.name for one in fields(ModelOptions) + fields(MachineOptions) + fields(SourceOptions))
 
 
-def _checked_by(kind: Kind) -> Any:
+def _checked_by(kind: OptionType) -> Any:
     """Return the type of a key: what ``kind`` reads, as a document writes it."""
 
     def read(value: Any) -> Any:
@@ -62,7 +59,7 @@ def _keys_of(config: type[Config], needed: Collection[str] = (), only: Collectio
         if not one.in_recipes or (name in SHARED if only is None else name not in only):
             continue
         # what may be given several times is a list, or a mapping by name
-        kind = List(one.kind) if one.many and not isinstance(one.kind, Figures | Labelled) else one.kind
+        kind = list_of(one.type) if one.many and not one.type.by_name else one.type
         found[name] = (_checked_by(kind), Field(default=... if name in needed else None, description=one.help))
     return found
 

@@ -159,7 +159,7 @@ def test_the_first_sentence_tells_choices_from_writing(made, found):
     assert f"| writing | 12 | {writing.tokens} | {100 * writing.models[PRUNED].agreed:.1f} % (" in card
     page = (made / "smaller" / "report.html").read_text(encoding="utf-8")
     assert "What the base wrote to unseen prompts, read token by token" in page
-    table = audited(found)[1]
+    table = list(audited(found))[1]
     assert list(table.columns[0].cells) == ["writing", "writing", "sample prompts", "sample prompts"]
 
 

@@ -8,8 +8,8 @@ import pytest
 import cli_tiny
 import layerprune as lp
 from layerprune.artifacts import Scores
-from layerprune.config import Duration
 from layerprune.errors import DocumentError, UsageError
+from layerprune.option_types import duration
 from layerprune.planner import budget
 from layerprune.planner.budget import FIRST, RESERVE, TimeBudget, evaluations
 from layerprune.removal import Removal
@@ -32,13 +32,13 @@ class Told(list):
     ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), (45, 45), ("2h", 7200), (0.5, 0.5)]
 )
 def test_times_are_read_as_people_write_them(text, seconds):
-    assert Duration().read(text) == seconds
+    assert duration.read(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "m20", "20 minutes", "-5", "1.5h", "9" * 400, None, True, 10**30, -1.0])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="is not a time; write 20m, 1h30m or 90s"):
-        Duration().read(text)
+        duration.read(text)
 
 
 def test_a_search_is_counted_by_what_it_asks():
