@@ -113,7 +113,7 @@ def score(
     other items. ``progress``: True shows bars, False nothing; by default bars where somebody watches.
     """
     from layerprune.files import check_places, locked
-    from layerprune.planner import lay, score_model
+    from layerprune.planner import save_scores, score_model
 
     shown = _progress(progress)
     with _opened(model, options) as (told, loaded):
@@ -124,7 +124,7 @@ def score(
             folder = None if out is None else Path(out)
             scores = score_model(config, run_folder=folder, progress=shown, stability=stability, loaded=loaded)
             if folder is not None:
-                lay(scores, folder, shown)
+                save_scores(scores, folder, shown)
     return scores
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerprune.analysis.agreement import judged, ranked
-from layerprune.analysis.bench import CALIBRATED_SHARES, DRAWS, SELECTION, SHARES, Bench, StudyScorer
+from layerprune.analysis.bench import CALIBRATED_SHARES, DRAWS, SELECTION, SHARES, Bench
 from layerprune.analysis.counterexample import counterexample_shown
 from layerprune.architecture import load_config, read_architecture
 from layerprune.artifacts import MetricRef, Outcomes, Study
@@ -20,11 +20,12 @@ from layerprune.checkpoint import locate
 from layerprune.config import StudyConfig
 from layerprune.errors import LayerpruneError, RefusedError, UsageError
 from layerprune.files import locked
+from layerprune.planner.search_runner import SearchRunner
 from layerprune.registry import build, normalised, options_of, spec_of
-from layerprune.removal import Removal
+from layerprune.removal import Removal, parse_drop, parse_layers
 from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics.ablation import INTACT
-from layerprune.search import Constraints, parse_drop, parse_protect
+from layerprune.search import Constraints
 from layerprune.stats import as_bits, bootstrap_interval, mean_interval, paired_interval
 from layerprune.util import SILENT, Progress, tool_versions
 
@@ -82,7 +83,7 @@ def check(request: StudyConfig) -> None:
     architecture = read_architecture(load_config(folder, trust_remote_code=request.trust_remote_code))
     limits = Constraints(
         architecture.depth,
-        protect=parse_protect(request.protect, architecture.depth),
+        protect=parse_layers(request.protect, architecture.depth),
         must_keep=architecture.must_keep,
         together=architecture.together,
     )
@@ -223,12 +224,12 @@ def search_of(spec: str) -> str:
     return "blocks" if metric.scope == "contiguous blocks" else "one-shot"
 
 
-def _one_shot(scorer: StudyScorer, spec: str, constraints: Constraints, count: int) -> Removal:
+def _one_shot(scorer: SearchRunner, spec: str, constraints: Constraints, count: int) -> Removal:
     return scorer.find(spec, "one-shot", constraints, count, racing=False).removal
 
 
 def _followed(
-    choice: MetricChoice, scorer: StudyScorer, constraints: Constraints, counts: Sequence[int], seeds: Sequence[int]
+    choice: MetricChoice, scorer: SearchRunner, constraints: Constraints, counts: Sequence[int], seeds: Sequence[int]
 ) -> MetricChoice:
     for count in counts:
         try:

@@ -19,16 +19,14 @@ from layerprune.exporter.contents import Weight
 from layerprune.files import check_places, locked, refuse_link
 from layerprune.formatting import in_words
 from layerprune.models.model import LoadedModel
-from layerprune.planner.plan_documents import laid
-from layerprune.planner.planner import Searcher, counted_by_accuracy, prepare
+from layerprune.planner.plan_documents import published_with
+from layerprune.planner.planner import Planning, counted_by_accuracy
 from layerprune.registry import build
-from layerprune.removal import Removal
 from layerprune.scoring.aggregation import combined_losses, rounded
 from layerprune.scoring.metrics import METRICS
+from layerprune.scoring.metrics.ablation import INTACT
 from layerprune.search import SEARCHES, Constraints, SearchResult, next_to_go
 from layerprune.util import SILENT, Progress
-
-# The whole trade-off at once: one path of removals, and a plan for each step of it.
 
 
 def front_model(
@@ -54,13 +52,15 @@ def front_model(
     with locked(run_folder, request.model):
         files = (Scores.filename, *(f"{FOLDER}/{name}" for name in (Front.filename, TABLE, PLOT)))
         check_places(run_folder, files=files, folders=(FOLDER,))
-        searcher = Searcher.open(request, run_folder, progress, loaded)
-        reached = searcher.goal.pursue(searcher.session, searcher)
-        path = path_of(reached.found, searcher.session.constraints)
-        prepare(searcher.session, [found.removal for found in path])
-        scores = searcher.session.scores(reached.rounds)
-        plans = [searcher.plan(replace(reached, found=found), scores) for found in path]
-        front = _front(plans, searcher.session.weigh(Removal(()), *(found.removal for found in path)))
+        planning = Planning.open(request, run_folder, progress, loaded)
+        session, reached = planning.session, planning.reach()
+        path = path_of(reached.found, session.constraints)
+        removals = [found.removal for found in path]
+        assert session.held_back is not None  # Farthest asks for it; measured in one go, predictions find them there
+        session.held_back.outcomes([INTACT, *removals], "every step, on items held back")
+        scores = session.scores(reached.rounds)
+        plans = [planning.plan(replace(reached, found=found), scores) for found in path]
+        front = _front(plans, session.weigh(INTACT, *removals))
         _write(run_folder, scores, plans, front, progress)
     return scores, front
 
@@ -155,7 +155,7 @@ def _predicted(plan: Plan) -> Prediction:
 def _write(run_folder: Path, scores: Scores, plans: list[Plan], front: Front, progress: Progress) -> None:
     """Write all documents, or none of them."""
     folder = run_folder / FOLDER
-    with laid(scores, run_folder, progress, before=Front) as new:
+    with published_with(scores, run_folder, progress, before=Front) as new:
         for plan, point in zip(plans, front.points, strict=True):
             plan.save(new / FOLDER / point.plan)
         write_csv(front, new / FOLDER / TABLE)

@@ -2,7 +2,6 @@
 
 from layerprune.registry import Registry
 from layerprune.search.base import (
-    Asking,
     Judge,
     Others,
     Search,
@@ -19,15 +18,11 @@ from layerprune.search.base import (
     table_judge,
 )
 from layerprune.search.constraints import (
-    Anything,
+    AnyShape,
     Constraints,
     Contiguous,
     Move,
     NoAdjacent,
-    Shape,
-    check_drop,
-    parse_drop,
-    parse_protect,
 )
 from layerprune.search.searches import Greedy, OneShot, greedy, one_shot
 
@@ -44,8 +39,7 @@ SEARCHES = Registry(
 
 __all__ = [
     "SEARCHES",
-    "Anything",
-    "Asking",
+    "AnyShape",
     "Constraints",
     "Contiguous",
     "Greedy",
@@ -56,18 +50,14 @@ __all__ = [
     "Others",
     "Search",
     "SearchResult",
-    "Shape",
     "Watch",
     "asks",
     "bound",
     "by_importance",
-    "check_drop",
     "greedy",
     "judged",
     "next_to_go",
     "one_shot",
-    "parse_drop",
-    "parse_protect",
     "require_finite",
     "require_floors",
     "shortfall",
