@@ -4,12 +4,10 @@ from layerprune.planner.front import front_model
 from layerprune.planner.goals import goal_of
 from layerprune.planner.plan_documents import plan_from_scores, replan, save_scores
 from layerprune.planner.planner import plan_model, score_model
-from layerprune.planner.session import keeping_period
 
 __all__ = [
     "front_model",
     "goal_of",
-    "keeping_period",
     "plan_from_scores",
     "plan_model",
     "replan",

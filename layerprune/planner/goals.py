@@ -196,6 +196,9 @@ class TargetGoal(Goal):
         raise RefusedError(f"{self.requested} was not reached: {self.nearest(target)}")
 
 
+# Targets of size: the fewest units that bring the weights down to so many parameters or bytes.
+
+
 @dataclass(frozen=True)
 class Smaller(TargetGoal):
     """At most ``wanted`` parameters, or bytes of weights, are left."""
@@ -241,6 +244,9 @@ class Smaller(TargetGoal):
 
     def _in_words(self, size: float) -> str:
         return f"{size:,.0f} parameters" if self.what == "parameters" else in_words(size)
+
+
+# A target of speed: the fewest units that make the model so many times as fast, as measured on this machine.
 
 
 STAND_IN_REPEATS = 3  # of stand-ins, which only say where to begin; the chosen removal is timed REPEATS times

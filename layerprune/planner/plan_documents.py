@@ -1,4 +1,4 @@
-"""The documents of a plan: put together, laid into a run folder, and planned again from recorded scores."""
+"""The documents of a plan: put together, saved into a run folder, and planned again from recorded scores."""
 
 from __future__ import annotations
 

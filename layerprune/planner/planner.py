@@ -120,12 +120,10 @@ class Planning:
         return found
 
     def plan(self, reached: GoalResult, scores: Scores) -> Plan:
-        """Return the plan that carries out what was reached; raises ``RefusedError`` where export would.
-
-        Before a plan is written that nobody can carry out.
-        """
+        """Return the plan that carries out what was reached; raises ``RefusedError`` where export would."""
         session, removal = self.session, reached.found.removal
         architecture = session.loaded.architecture
+        # before a plan is written that nobody can carry out
         dry_run(session.checkpoint, removal, trust_remote_code=self.request.trust_remote_code)
         (weight,) = session.weigh(removal)
         plan = build_plan(

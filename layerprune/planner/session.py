@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,17 @@ class SearchRules:
         return cls(config.keep_period, config.no_adjacent, config.contiguous) if plan else cls()
 
     def check(self, architecture: Architecture) -> Callable[[Removal], None]:
-        """Return what raises ``RefusedError`` for a removal that may not be."""
-        return keeping_period(architecture) if self.keep_period else architecture.check
+        """Return ``Architecture.check``, which raises ``RefusedError`` for a removal that may not be.
+
+        With ``keep_period`` it also refuses what breaks a period or makes other readers misread the model.
+        """
+
+        def keeping_period(removal: Removal) -> None:
+            architecture.check(removal)
+            if broken := architecture.out_of_step(removal):
+                raise RefusedError(f"--keep-period: {'; '.join(broken)}")
+
+        return keeping_period if self.keep_period else architecture.check
 
     def constraints(
         self, depth: int, protect: str | None, architecture: Architecture | None, **moves: Any
@@ -74,22 +83,8 @@ class SearchRules:
         return PlanLimits(
             protect=tuple(sorted(protect)),
             architecture=architecture.remarks if architecture is not None else (),
-            keep_period=self.keep_period,
-            no_adjacent=self.no_adjacent,
-            contiguous=self.contiguous,
+            **asdict(self),
         )
-
-
-def keeping_period(architecture: Architecture) -> Callable[[Removal], None]:
-    """Return ``Architecture.check`` that also refuses what breaks a period or makes other readers misread the model."""
-
-    def check(removal: Removal) -> None:
-        architecture.check(removal)
-        broken = architecture.out_of_step(removal)
-        if broken:
-            raise RefusedError(f"--keep-period: {'; '.join(broken)}")
-
-    return check
 
 
 def check_objective(objective: Objective, racing: bool | None, name: str, metric: Metric) -> None:

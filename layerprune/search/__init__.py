@@ -10,7 +10,6 @@ from layerprune.search.base import (
     asks,
     bound,
     by_importance,
-    judged,
     next_to_go,
     require_finite,
     require_floors,
@@ -21,7 +20,6 @@ from layerprune.search.constraints import (
     AnyShape,
     Constraints,
     Contiguous,
-    Move,
     NoAdjacent,
 )
 from layerprune.search.searches import Greedy, OneShot, greedy, one_shot
@@ -44,7 +42,6 @@ __all__ = [
     "Contiguous",
     "Greedy",
     "Judge",
-    "Move",
     "NoAdjacent",
     "OneShot",
     "Others",
@@ -55,7 +52,6 @@ __all__ = [
     "bound",
     "by_importance",
     "greedy",
-    "judged",
     "next_to_go",
     "one_shot",
     "require_finite",

@@ -111,10 +111,14 @@ class Greedy:
         """Judge the moves of one round, all of them or as many as may hold the best."""
         if not self.lazy:
             return ask_moves(judge, removed, moves)
+        # in the order of asking: what was never judged first, then the least harm promised
+        fresh = [move for move in moves if move not in promised]
+        known = sorted((move for move in moves if move in promised), key=lambda move: (promised[move], move))
+        batches = [known[start : start + LAZY_BATCH] for start in range(0, len(known), LAZY_BATCH)]
         seen: dict[Move, Candidate] = {}
         best: Move | None = None
         settled = set[Move]()
-        for batch in self._batches(moves, promised):
+        for batch in [fresh, *batches] if fresh else batches:
             if best and not seen[best].below_floor and _importance(seen[best], best, before) <= promised[batch[0]]:
                 break
             # The best so far runs along, for the race to be against it; its verdict on all the items stands.
@@ -126,18 +130,6 @@ class Greedy:
                 seen |= ask_moves(judge, removed, [best])
                 best = order_moves(seen, before)[0]
         return {move: seen[move] for move in moves if move in seen}
-
-    def _batches(self, moves: Sequence[Move], promised: dict[Move, float]) -> Iterator[Sequence[Move]]:
-        """Yield the moves in the order of asking: what was never judged first, then the least harm promised."""
-        if not promised:
-            yield moves
-            return
-        fresh = [move for move in moves if move not in promised]
-        known = sorted((move for move in moves if move in promised), key=lambda move: (promised[move], move))
-        if fresh:
-            yield fresh
-        for start in range(0, len(known), LAZY_BATCH):
-            yield known[start : start + LAZY_BATCH]
 
 
 def _importance(candidate: Candidate, move: Move, before: float) -> float:

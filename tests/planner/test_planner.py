@@ -11,9 +11,9 @@ from layerprune.architecture.tiny import save_tiny, tiny_config
 from layerprune.artifacts import Candidate, Plan, PlanLimits, Round, Scores
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError
-from layerprune.planner import keeping_period
 from layerprune.planner.goals import Faster
 from layerprune.planner.plan_documents import race_warnings
+from layerprune.planner.session import SearchRules
 from layerprune.removal import Removal
 from layerprune.search import Constraints, SearchResult
 from layerprune.search.searches import allowed_runs
@@ -61,7 +61,7 @@ def test_the_period_is_kept_when_asked_for(home, tmp_path):
 
 def test_whole_periods_may_go_from_anywhere():
     architecture = read_architecture(tiny_config("gemma2", num_hidden_layers=6))
-    constraints = Constraints(6, check=keeping_period(architecture))
+    constraints = Constraints(6, check=SearchRules(keep_period=True).check(architecture))
     assert [run.layers for run in allowed_runs(constraints, 1)] == [(5,)]
     assert [run.layers for run in allowed_runs(constraints, 2)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
 
@@ -158,7 +158,8 @@ def test_a_target_is_reached_by_whole_periods_where_single_layers_may_not_go(hom
     done("plan", home / "gemma2", *words, "--target-params", wanted, "-o", tmp_path / "run")
     assert len(Plan.load(tmp_path / "run" / "plan.json").removal) == 2
     architecture = read_architecture(tiny_config("gemma2", num_hidden_layers=6))
-    session = SimpleNamespace(constraints=Constraints(6, protect=frozenset({5}), check=keeping_period(architecture)))
+    check = SearchRules(keep_period=True).check(architecture)
+    session = SimpleNamespace(constraints=Constraints(6, protect=frozenset({5}), check=check))
     assert [len(removal) for removal in Faster("x", 1.5).stand_ins(session)] == [2, 4]  # of 1 to 5
 
 
