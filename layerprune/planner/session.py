@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -211,9 +210,15 @@ class ScoringSession:
         self.data.evaluator = evaluator(search) if judged else None
         self.held_back, self.certification = evaluator(held_back), evaluator(certification)
         evaluators = [each for each in (self.data.evaluator, self.held_back, self.certification) if each is not None]
-        with _nothing_left_when_refused(self.folder):
-            examined = self.everything if judged else _joined(held_back, certification)
+        examined = self.everything if judged else _joined(held_back, certification)
+        journal = None if self.folder is None else self.folder / JOURNAL
+        fresh = journal is not None and not journal.exists()
+        try:
             base = examine_base(examined, evaluators, signal_of(self.metric_ref()))
+        except TaskError:
+            if fresh:  # remove the journal of a run that a task at chance ends before it has begun
+                journal.unlink(missing_ok=True)
+            raise
         self.base = base if judged else {}
         remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
         self.progress.note(f"evaluation path: {evaluators[0].path} ({remarks})")
@@ -240,17 +245,15 @@ class ScoringSession:
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""
         evaluator = self.data.evaluator
-        report = (
-            None
-            if evaluator is None
-            else EngineReport(
+        report = None
+        if evaluator is not None:
+            report = EngineReport(
                 path=evaluator.path,
                 dtype=str(self.loaded.dtype).removeprefix("torch."),
                 device=self.loaded.device.type,
                 computed=evaluator.account.computed,
                 naive=evaluator.account.naive,
             )
-        )
         return Scores(
             model=self.loaded.ref,
             metric=self.metric_ref(),
@@ -300,18 +303,6 @@ def load_items(
         seed=request.seed,
         **more,
     )
-
-
-@contextmanager
-def _nothing_left_when_refused(folder: Path | None) -> Iterator[None]:
-    """Remove the journal of a run that a task at chance ends before it has begun."""
-    fresh = folder is not None and not (folder / JOURNAL).exists()
-    try:
-        yield
-    except TaskError:
-        if folder is not None and fresh:
-            (folder / JOURNAL).unlink(missing_ok=True)
-        raise
 
 
 # Selection items divided: what the search sees, what is held back for the prediction, what certifies.

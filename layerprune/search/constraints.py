@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -68,26 +68,12 @@ class Contiguous(AnyShape):
         return f"{removal} is not one contiguous run" if layers and layers[-1] - layers[0] >= len(layers) else ""
 
     def reaches(self, removed: Removal, moves: Sequence[Move], missing: int) -> bool:
-        # the runs that moves take, without moves that leave something in between: first layer, and the one behind
-        spans = [(move[0], move[-1] + 1) for move in moves if move[-1] - move[0] == len(move) - 1]
-        begun = [(removed.layers[0], removed.layers[-1] + 1)] if removed else spans
-        wanted = len(removed) + missing
-        return any(wanted - (stop - start) in _extensions(spans, start, stop) for start, stop in begun)
-
-
-def _extensions(spans: Sequence[tuple[int, int]], start: int, stop: int) -> set[int]:
-    """Return every number of layers by which the run from ``start`` to ``stop`` can be extended at its ends."""
-    up = _chain(dict(spans), stop)
-    down = _chain({last: first for first, last in spans}, start)
-    return {top - stop + start - bottom for top in up for bottom in down}
-
-
-def _chain(following: Mapping[int, int], place: int) -> list[int]:
-    """Return the places reached by following runs from ``place``, itself first."""
-    places = [place]
-    while places[-1] in following:
-        places.append(following[places[-1]])
-    return places
+        # every run that is made up of whole moves and holds what is gone; not of moves that leave something in between
+        parts = [part for part in (*moves, removed.layers) if part and part[-1] - part[0] == len(part) - 1]
+        layers = {layer for part in parts for layer in part}
+        stops = {part[-1] + 1 for part in parts}
+        runs = [range(part[0], part[0] + len(removed) + missing) for part in parts]
+        return any(run.stop in stops and layers.issuperset(run) and set(run).issuperset(removed) for run in runs)
 
 
 # What a search may not do.
