@@ -87,7 +87,7 @@ def score(
     other items. ``progress``: True shows bars, False nothing; by default bars where somebody watches.
     """
     from layerprune.files import check_places, locked
-    from layerprune.planner import lay, score_model
+    from layerprune.planner import save_scores, score_model
 
     shown, folder = _progress(progress), None if out is None else Path(out)
     with _opened(model, options) as (told, loaded):
@@ -97,7 +97,7 @@ def score(
                 check_places(folder, files=("scores.json",))
             scores = score_model(config, run_folder=folder, progress=shown, stability=stability, loaded=loaded)
             if folder is not None:
-                lay(scores, folder, shown)
+                save_scores(scores, folder, shown)
     return scores
 
 

@@ -48,7 +48,8 @@ from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_yo
 from layerprune.files import FILENAME as LOCK
 from layerprune.files import locked, refuse_link
 from layerprune.registry import build
-from layerprune.search import SEARCHES, check_drop, parse_protect
+from layerprune.removal import check_drop, parse_layers
+from layerprune.search import SEARCHES
 from layerprune.util import SILENT, Progress
 
 ANY_DEPTH = 10**6  # a recipe is checked before its model is known; the real depth is checked when it is
@@ -358,7 +359,7 @@ def _checks() -> Mapping[Place, Check]:
         ("plan", "search"): lambda value: build(SEARCHES, str(value)),
         **{("plan", name): goal(name) for name in GOALS},
         **{("plan", name): goal(name, max_drop="1%") for name in ("confidence", "up_to")},
-        ("plan", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
+        ("plan", "protect"): lambda value: isinstance(value, str) and parse_layers(value, ANY_DEPTH),
         ("include_path",): folders,
         ("data_dir",): folders,
         ("heal",): corpus,
@@ -367,6 +368,6 @@ def _checks() -> Mapping[Place, Check]:
         ("audit", "text"): file,
         ("study", "metrics"): lambda value: isinstance(value, list) and [build(METRICS, str(spec)) for spec in value],
         ("study", "greedy"): lambda value: check_drop(str(value), "--greedy"),
-        ("study", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
+        ("study", "protect"): lambda value: isinstance(value, str) and parse_layers(value, ANY_DEPTH),
         ("study", "text"): file,
     }

@@ -22,10 +22,10 @@ from layerprune.config import StudyConfig
 from layerprune.errors import RefusedError, UsageError
 from layerprune.files import locked
 from layerprune.registry import build, normalised, options_of, spec_of
-from layerprune.removal import Removal
+from layerprune.removal import Removal, parse_drop, parse_layers
 from layerprune.scoring.metrics import METRICS, cheapest_search
 from layerprune.scoring.metrics.ablation import INTACT
-from layerprune.search import Constraints, parse_drop, parse_protect
+from layerprune.search import Constraints
 from layerprune.stats import as_bits, bootstrap_interval, mean_interval, paired_interval
 from layerprune.util import SILENT, Progress, tool_versions
 
@@ -76,7 +76,7 @@ def check(request: StudyConfig) -> None:
     architecture = read_architecture(load_config(folder, trust_remote_code=request.trust_remote_code))
     limits = Constraints(
         architecture.depth,
-        protect=parse_protect(request.protect, architecture.depth),
+        protect=parse_layers(request.protect, architecture.depth),
         must_keep=architecture.must_keep,
         together=architecture.together,
     )

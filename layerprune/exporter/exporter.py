@@ -41,8 +41,7 @@ from layerprune.exporter.contents import (
 from layerprune.exporter.proof import prove
 from layerprune.exporter.pruned_config import PrunedConfig, layer_sizes, pruned_config
 from layerprune.files import check_plain
-from layerprune.removal import Removal
-from layerprune.search import parse_protect
+from layerprune.removal import Removal, parse_layers
 from layerprune.util import SILENT, Progress, tool_versions
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beside the weights: tokenizer, documents, file-system overhead
@@ -117,7 +116,7 @@ def removal_plan(
         drawn = pruned_config(
             folder.path, Removal(()), checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
         )
-    named = parse_protect(layers, drawn.depth, "--remove")
+    named = parse_layers(layers, drawn.depth, "--remove")
     if not named:
         raise UsageError(f"--remove {layers!r} names no layer; write 3,7 or 21-24")
     if len(named) == drawn.depth:

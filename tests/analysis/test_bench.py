@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 import audit_tiny
-from layerprune.analysis.bench import StudyScorer
 from layerprune.analysis.measurements import answers_of, difference, mean_accuracy
 from layerprune.artifacts import Outcomes
 from layerprune.data.tasks import load_eval_set
 from layerprune.models.model import LoadedModel
-from layerprune.planner import session
-from layerprune.planner.session import text_key
+from layerprune.planner import search_runner
+from layerprune.planner.search_runner import SearchRunner, text_key
 from layerprune.registry import build
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator
@@ -37,7 +36,7 @@ def tiny(tmp_path_factory):
 def scorer(tiny, folder=None, **changes):
     loaded, eval_set = tiny
     data = Data(eval_set=eval_set, evaluator=CachedEvaluator(Engine(loaded), eval_set))
-    return StudyScorer(loaded, replace(data, **changes), folder)
+    return SearchRunner(loaded, replace(data, **changes), folder)
 
 
 def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_path, monkeypatch):
@@ -54,7 +53,7 @@ def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_pa
     scorer(tiny, tmp_path, eval_set=others).judge("cosine")(SINGLES)
     scorer(tiny, tmp_path, memory=10**9).judge("cosine")(SINGLES)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "source_of", lambda kind: "other code")
+        patch.setattr(search_runner, "source_of", lambda kind: "other code")
         scorer(tiny, tmp_path).judge("cosine")(SINGLES)
     assert read == [[(layer, layer) for layer in range(len(SINGLES))]] * 5  # each of these measured anew
 

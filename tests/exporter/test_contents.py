@@ -16,6 +16,7 @@ from cli_tiny import done
 from families import make_plan, save_tiny, tiny_config
 from layerprune.artifacts import DroppedHeads, Plan, Scores
 from layerprune.checkpoint import Checkpoint
+from layerprune.config import PlanConfig
 from layerprune.errors import RefusedError
 from layerprune.exporter import export
 from layerprune.exporter.contents import DiskStack, find_disk_stack
@@ -68,7 +69,7 @@ def test_a_dropped_prediction_head_and_its_bytes_are_said_in_plan_receipt_and_ca
     done("plan", base, "--metric", "random", "--drop", 1, "-o", tmp_path / "run")
     plan = Plan.load(tmp_path / "run/plan.json")
     assert [warning for warning in plan.warnings if warning.startswith(said)]
-    again = replan(Scores.load(tmp_path / "run/scores.json"), "1")
+    again = replan(Scores.load(tmp_path / "run/scores.json"), PlanConfig.of(model="", drop="1"))
     assert any("head (num_nextn_predict_layers 1) is left out" in text for text in again.warnings)
     receipt = export(plan, tmp_path / "out")
     assert receipt.dropped_heads == DroppedHeads(tensors=2, bytes=512)
