@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -116,15 +116,16 @@ class Bars:
 CHILD = "import sys; sys.path[:] = sys.argv[2:]; from layerprune.util import answer; answer(sys.argv[1])"
 
 
-def apart(function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+def apart(function: str, **arguments: Any) -> dict[str, Any]:
     """Return ``function(**arguments)``, called in a process of its own unless this one has torch already.
 
-    Arguments and result are what JSON can say. A ``LayerpruneError`` raised there is raised here. A process that is
-    killed (out of memory) is an ``ExportError``.
+    ``function`` is named as ``module:name``, so that its module is imported only there. Arguments and result are what
+    JSON can say. A ``LayerpruneError`` raised there is raised here. A process that is killed (out of memory) is an
+    ``ExportError``.
     """
     if "torch" in sys.modules:
-        return _plain(function(**arguments))
-    request = json.dumps({"function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments})
+        return _call(function, arguments)
+    request = json.dumps({"function": function, "arguments": arguments})
     command = [sys.executable, "-c", CHILD, request, *sys.path]
     # Its stdin stays open and silent: it is how the process knows that this one still lives.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
@@ -136,7 +137,7 @@ def apart(function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str
             child.kill()
             raise
     if not said:
-        raise _silent(function.__name__, child.returncode)
+        raise _silent(function.partition(":")[2], child.returncode)
     told: dict[str, Any] = json.loads(said)
     if "error" in told:
         module, kind, message = told["error"]
@@ -150,18 +151,17 @@ def answer(request: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the one who asked ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with _kept_stdout() as out:
-        asked = json.loads(request)
-        module, _, name = asked["function"].partition(":")
         try:
-            told = {"result": _plain(getattr(importlib.import_module(module), name)(**asked["arguments"]))}
+            told = {"result": _call(**json.loads(request))}
         except LayerpruneError as error:
             told = {"error": [type(error).__module__, type(error).__name__, str(error)]}
         json.dump(told, out)
 
 
-def _plain(result: dict[str, Any]) -> dict[str, Any]:
+def _call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the result as it arrives over the pipe, so that both ways give the same."""
-    plain: dict[str, Any] = json.loads(json.dumps(result))
+    module, _, name = function.partition(":")
+    plain: dict[str, Any] = json.loads(json.dumps(getattr(importlib.import_module(module), name)(**arguments)))
     return plain
 
 

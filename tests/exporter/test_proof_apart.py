@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import apart_functions
 from checkout import ROOT, SUPPORT
 from families import make_plan, save_tiny
 from layerprune.artifacts import Plan, Receipt
@@ -31,12 +30,12 @@ def torchless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_here_where_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", sys)
-    assert apart(apart_functions.report, words=["a"]) == {"words": ["a", "ü"], "process": os.getpid()}
+    assert apart("apart_functions:report", words=["a"]) == {"words": ["a", "ü"], "process": os.getpid()}
 
 
 @pytest.mark.usefixtures("torchless")
 def test_in_another_process_where_it_is_not(capfd: pytest.CaptureFixture[str]) -> None:
-    told = apart(apart_functions.report, words=["a"])
+    told = apart("apart_functions:report", words=["a"])
     assert told["words"] == ["a", "ü"]
     assert told["process"] != os.getpid()
     out, err = capfd.readouterr()
@@ -46,25 +45,25 @@ def test_in_another_process_where_it_is_not(capfd: pytest.CaptureFixture[str]) -
 @pytest.mark.usefixtures("torchless")
 def test_errors_arrive() -> None:
     with pytest.raises(RefusedError, match="layer_types stands in the way"):
-        apart(apart_functions.refuse, field="layer_types")
+        apart("apart_functions:refuse", field="layer_types")
     with pytest.raises(RuntimeError, match="that was to break_down ended with exit code 1"):
-        apart(apart_functions.break_down)
+        apart("apart_functions:break_down")
 
 
 @pytest.mark.usefixtures("torchless")
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_a_process_that_is_killed_is_an_error() -> None:
     with pytest.raises(ExportError, match="run_out_of_memory was killed by SIGKILL, most likely for want of memory"):
-        apart(apart_functions.run_out_of_memory)
+        apart("apart_functions:run_out_of_memory")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_it_does_not_outlive_the_one_who_asked(tmp_path: Path, how: signal.Signals) -> None:
     mark = tmp_path / "mark"
-    code = "import apart_functions; from layerprune.util import apart; import signal, sys; "
+    code = "from layerprune.util import apart; import signal, sys; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job of a shell ignores it
-    code += "apart(apart_functions.dawdle, mark=sys.argv[1])"
+    code += "apart('apart_functions:dawdle', mark=sys.argv[1])"
     paths = os.pathsep.join([str(SUPPORT), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths}
     asking = subprocess.Popen([sys.executable, "-c", code, str(mark)], env=environment, stderr=subprocess.PIPE)
