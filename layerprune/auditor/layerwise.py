@@ -7,6 +7,7 @@ items that no plan has seen.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -71,9 +72,11 @@ def ask_layers(
     engine: Engine, eval_set: EvalSet, parts: Sequence[Units], progress: Progress
 ) -> dict[Units, dict[str, str]]:
     """Ask the base without each part alone and without the first 2, 3, ... of them; what it cannot do is left out."""
-    architecture = engine.loaded.architecture
-    asked = [*parts, *(_all_of(parts[:count]) for count in range(2, len(parts)))]
-    removals = [removal for removal in map(Removal.from_layers, asked) if _can_go(architecture, removal)]
+    removals = []
+    for units in (*parts, *(_all_of(parts[:count]) for count in range(2, len(parts)))):
+        with suppress(RefusedError):
+            engine.loaded.architecture.check(Removal.from_layers(units))
+            removals.append(Removal.from_layers(units))
     if len(parts) < 2 or not eval_set.tasks or not removals:  # one part alone is the whole removal
         return {}
     found = evaluate(engine, eval_set, list(dict.fromkeys(removals)), progress, "asking layer by layer")
@@ -82,14 +85,6 @@ def ask_layers(
 
 def _all_of(parts: Sequence[Units]) -> Units:
     return tuple(sorted(unit for part in parts for unit in part))
-
-
-def _can_go(architecture: Architecture, removal: Removal) -> bool:
-    try:
-        architecture.check(removal)
-    except RefusedError:
-        return False
-    return True
 
 
 def layerwise(

@@ -263,21 +263,15 @@ def logits(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 def windows(folder: Path, vocabulary: int) -> torch.Tensor:
     """Return token windows, (WINDOWS, WINDOW_TOKENS): English text where there is a tokenizer.json, else drawn."""
-    needed = WINDOWS * WINDOW_TOKENS
-    ids = _text_ids(folder, vocabulary)
+    needed, ids, file = WINDOWS * WINDOW_TOKENS, list[int](), folder / "tokenizer.json"
+    if file.exists():
+        from tokenizers import Tokenizer
+
+        ids = [token for token in Tokenizer.from_file(str(file)).encode(TEXT).ids if token < vocabulary]
     if len(ids) < needed:
         draws = torch.randint(vocabulary, (needed - len(ids),), generator=torch.Generator().manual_seed(0))
-        ids = [*ids, *draws.tolist()]
+        ids += draws.tolist()
     return torch.tensor(ids[:needed]).view(WINDOWS, WINDOW_TOKENS)
-
-
-def _text_ids(folder: Path, vocabulary: int) -> list[int]:
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        return []
-    from tokenizers import Tokenizer
-
-    return [token for token in Tokenizer.from_file(str(file)).encode(TEXT).ids if token < vocabulary]
 
 
 def bypassed_logits(model: nn.Module, stack: str, removal: Removal, tokens: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import audit_tiny as tiny
 from layerprune.artifacts import PRUNED, Audit, Compared, Continuation, FileEntry, Generation, Outcomes, Plan, Receipt
 from layerprune.auditor import audit
 from layerprune.auditor.comparison import adjusted, compare_models, overall, verdict
-from layerprune.auditor.rerun import _on_the_edge, repeat
+from layerprune.auditor.rerun import on_the_edge, repeat
 from layerprune.auditor.verification import verify
 from layerprune.data.items import EvalItem, EvalTask
 from layerprune.errors import UsageError
@@ -338,7 +338,7 @@ def test_only_an_item_on_the_edge_may_turn():
     def edge(margin, dtype="bfloat16", metric="acc"):
         item = EvalItem("mark", 0.5, (), key=[SimpleNamespace(doc={})])
         task = EvalTask("toy", "test", metric, 0, (item,), Judge())
-        return _on_the_edge(task, 0, Outcomes(correct="1", margin=None if margin is None else (margin,)), dtype)
+        return on_the_edge(task, 0, Outcomes(correct="1", margin=None if margin is None else (margin,)), dtype)
 
     assert edge(0.19)
     assert edge(-0.19)
