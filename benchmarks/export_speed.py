@@ -95,16 +95,17 @@ def peak_mb() -> float:
 
 def write_only(plan_file: Path, out: Path) -> None:
     """Plan and write as export does, without the proof; print seconds, and the peaks of memory in MB."""
+    from layerprune.checkpoint import writer
     from layerprune.exporter import exporter
 
-    write, begun = exporter.write_shards, list[float]()
+    write, begun = writer.write_shards, list[float]()
 
     def timed(*args: object) -> object:
         begun.extend((time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
         return write(*args)  # type: ignore[arg-type]
 
     nothing = {"proof": None, "missing_keys": [], "unexpected_keys": [], "notes": []}
-    exporter.write_shards, exporter.prove = timed, lambda *args, **kwargs: nothing  # type: ignore[assignment]
+    writer.write_shards, exporter.prove = timed, lambda *args, **kwargs: nothing  # type: ignore[assignment]
     start = time.perf_counter()
     exporter.export(Plan.load(plan_file), out, base=str(plan_file.parent / "base"), max_shard_size=SHARD)
     end, (middle, child) = time.perf_counter(), begun

@@ -16,7 +16,6 @@ from layerprune.artifacts import (
     AuditedTask,
     Compared,
     LayerRanking,
-    Layerwise,
     Outcomes,
     Plan,
     Prompting,
@@ -37,14 +36,7 @@ from layerprune.auditor.inputs import (
     check_weights,
     columns,
 )
-from layerprune.auditor.layerwise import (
-    ask_layers,
-    cosine_ranking,
-    layerwise,
-    layerwise_eval_set,
-    parts_of,
-    recorded_ranking,
-)
+from layerprune.auditor.layerwise import layer_by_layer, recorded_ranking
 from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, time_both, windows_of
 from layerprune.checkpoint.location import record, source_of
 from layerprune.config import AuditConfig
@@ -56,7 +48,6 @@ from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.report.card import card_faults, read_card, unlike_the_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
-from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import evaluate
 from layerprune.util import SILENT, Progress, tool_versions
 
@@ -183,7 +174,10 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
     found = evaluate(engine, eval_set, wanted, progress, "asking the base model")
     outcomes = {PRUNED: asked[INTACT], **{label: found[removal] for label, removal in removals.items()}}
     tasks = _compare(eval_set, found[INTACT], outcomes, config.seed)
-    by_layer, rankings = _layer_by_layer(job, engine, eval_set, tasks, progress)
+    by_layer, rankings = None, job.rankings
+    if config.layerwise:
+        whole = PRUNED if exported.heal is None else UNHEALED
+        by_layer, rankings = layer_by_layer(engine, exported.plan, eval_set, tasks, whole, job.rankings, progress)
     caches = cache_bytes_per_token(base), pruned_cache
     loss = None if text is None or pruned is None else _text_loss(job, text, base, pruned, progress)
     speed = time_both(base, pruned, progress=progress) if config.speed and pruned else None
@@ -239,21 +233,6 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
         seed=config.seed,
         versions=tool_versions("torch", "transformers", "lm-eval", "numpy", "scipy"),
     )
-
-
-def _layer_by_layer(
-    job: AuditJob, engine: Engine, eval_set: EvalSet, tasks: Sequence[AuditedTask], progress: Progress
-) -> tuple[Layerwise | None, tuple[LayerRanking, ...]]:
-    if not job.config.layerwise:
-        return None, job.rankings
-    plan, few = job.exported.plan, layerwise_eval_set(eval_set)
-    parts = parts_of(plan, engine.loaded.architecture)
-    whole = PRUNED if job.exported.heal is None else UNHEALED
-    found = layerwise(ask_layers(engine, few, parts, progress), parts, tasks, whole)
-    if "cosine" in (plan.metric and plan.metric.spec, *(ranking.metric for ranking in job.rankings)):
-        return found, job.rankings
-    cosine = cosine_ranking(engine.loaded, few, progress)
-    return found, (*job.rankings, *([cosine] if cosine else []))
 
 
 def _text_loss(job: AuditJob, text: str, base: LoadedModel, pruned: LoadedModel, progress: Progress) -> TextLoss:

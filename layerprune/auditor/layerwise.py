@@ -49,15 +49,31 @@ def chosen(fingerprints: Sequence[str], most: int = ITEMS) -> list[int]:
     return sorted(places[:most])
 
 
-def layerwise_eval_set(eval_set: EvalSet) -> EvalSet:
-    """Return the layerwise items of every task; one that generates text is left out: it would take hours."""
-    return EvalSet(
+def layer_by_layer(
+    engine: Engine,
+    plan: Plan,
+    eval_set: EvalSet,
+    tasks: Sequence[AuditedTask],
+    unhealed: str,
+    rankings: tuple[LayerRanking, ...],
+    progress: Progress,
+) -> tuple[Layerwise | None, tuple[LayerRanking, ...]]:
+    """Ask the base layer by layer, and rank its layers by cosine unless plan or ``rankings`` do.
+
+    Asked are the layerwise items of every task; one that generates text is left out: it would take hours.
+    """
+    few = EvalSet(
         {
             name: replace(task, items=tuple(task.items[place] for place in chosen([i.fingerprint for i in task.items])))
             for name, task in eval_set.tasks.items()
             if not any(query.generation for item in task.items for query in item.queries)
         }
     )
+    parts = parts_of(plan, engine.loaded.architecture)
+    found = layerwise(ask_layers(engine, few, parts, progress), parts, tasks, unhealed)
+    if few.tasks and "cosine" not in (plan.metric and plan.metric.spec, *(ranking.metric for ranking in rankings)):
+        rankings += (cosine_ranking(engine.loaded, few, progress),)
+    return found, rankings
 
 
 def parts_of(plan: Plan, architecture: Architecture) -> tuple[Units, ...]:
@@ -217,10 +233,8 @@ def recorded_ranking(scores: Scores, base: ModelRef) -> LayerRanking:
     )
 
 
-def cosine_ranking(loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> LayerRanking | None:
-    """Return the cosine score of every layer on the layerwise items; None where there is no prompt to read."""
-    if not eval_set.tasks:
-        return None
+def cosine_ranking(loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> LayerRanking:
+    """Return the cosine score of every layer on the layerwise items."""
     data = Data(eval_set=eval_set, progress=progress)
     removals = [Removal.of(layer) for layer in range(loaded.architecture.depth)]
     found = Cosine().score(loaded, removals, data)

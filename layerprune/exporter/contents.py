@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -148,10 +149,9 @@ def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: Sequence[int]) ->
 def _likeness(prefix: str, layers: Mapping[int, int], stack: str, sizes: Sequence[int]) -> tuple[int, int, int]:
     right = sum(layers[index] == size for index, size in enumerate(sizes))
     ours, theirs = prefix.split("."), stack.split(".")
-    common = 0
-    while common < min(len(ours), len(theirs)) and ours[-1 - common] == theirs[-1 - common]:
-        common += 1
-    return right, common, -abs(len(ours) - len(theirs))
+    pairs = zip(reversed(ours), reversed(theirs), strict=False)
+    common = list(takewhile(lambda pair: pair[0] == pair[1], pairs))  # names that both paths end with
+    return right, len(common), -abs(len(ours) - len(theirs))
 
 
 def plan_weights(checkpoint: Checkpoint, stack: str, sources: LayerMap) -> WeightPlan:

@@ -11,35 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from layerprune.artifacts import Earlier, FileEntry, ModelRef, Plan, PlanLimits, Receipt, as_removal
-from layerprune.checkpoint import (
-    Checkpoint,
-    Folder,
-    contained,
-    fetch,
-    fetch_documents,
-    locate,
-    new_folder,
-    plan_shards,
-    try_new_folder,
-    write_shards,
-)
+from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, fetch_documents, locate, writer
 from layerprune.checkpoint.companions import left_out
 from layerprune.checkpoint.location import record, reference, source_of
 from layerprune.checkpoint.safetensors import INDEX
-from layerprune.checkpoint.writer import Shard, entry_of, following, write_file
 from layerprune.errors import CheckpointError, DocumentError, ExportError, UsageError
-from layerprune.exporter.contents import (
-    Extras,
-    PrunedConfig,
-    Weight,
-    WeightPlan,
-    config_changes,
-    find_disk_stack,
-    plan_extras,
-    plan_weights,
-    pruned_config,
-    read_json,
-)
+from layerprune.exporter import contents
+from layerprune.exporter.contents import Extras, PrunedConfig, Weight, WeightPlan
 from layerprune.files import check_plain
 from layerprune.removal import LayerMap, Removal
 from layerprune.report.card import OURS, read_card, unlike_the_card, write_card
@@ -71,14 +49,14 @@ def export(
     """
     out = Path(out).absolute()
     source = source_of(plan.model, base)
-    try_new_folder(out, source[0])
+    writer.try_new_folder(out, source[0])
 
     # everything that is going to happen, decided and validated before the first byte is written
     folder = locate(*source, shards=False)
     checkpoint = folder.open()
     removal = as_removal(plan.removal)
     with progress.task("checking that the removal can be written down", None):
-        pruned = pruned_config(
+        pruned = contents.pruned_config(
             folder.path, removal, checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
         )
     _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{pruned.parameters[0]} parameters")
@@ -90,14 +68,14 @@ def export(
     changed = [CHANGED] if earlier is not None and earlier.changed else []
     for note in changed:
         progress.note(note)
-    old_config = read_json(contained(folder.path, "config.json"))
-    shards = plan_shards(weights.parts, max_shard_size)
-    extras = plan_extras(folder.path, checkpoint, pruned)
+    old_config = contents.read_json(contained(folder.path, "config.json"))
+    shards = writer.plan_shards(weights.parts, max_shard_size)
+    extras = contents.plan_extras(folder.path, checkpoint, pruned)
     _check_space(weights, out)
     for note in _remarks(extras):
         progress.note(note)
 
-    with new_folder(out) as partial:
+    with writer.new_folder(out) as partial:
         files = _write(partial, shards, checkpoint.metadata, folder.path, extras, progress)
         written = Checkpoint.open(partial)
         with progress.task("comparing logits with the base", None):
@@ -111,7 +89,7 @@ def export(
             removal=plan.removal, plan_sha256=plan.sha256(), files=files,
             dropped_tensors=sum(name is None for name in weights.names.values()), dropped_files=extras.dropped,
             bytes_before=checkpoint.nbytes, bytes_after=written.nbytes,
-            config_changes=config_changes(old_config, pruned.config) | extras.changes,
+            config_changes=contents.config_changes(old_config, pruned.config) | extras.changes,
             missing_keys=proven["missing_keys"], unexpected_keys=proven["unexpected_keys"], proof=proven["proof"],
             notes=(*proven["notes"], *changed), dropped_heads=weights.heads, earlier=earlier,
             versions=tool_versions(*TOOLS),
@@ -194,20 +172,25 @@ def _remarks(extras: Extras) -> Iterator[str]:
 
 
 def _write(
-    folder: Path, shards: Sequence[Shard], metadata: dict[str, str], base: Path, extras: Extras, progress: Progress
+    folder: Path,
+    shards: Sequence[writer.Shard],
+    metadata: dict[str, str],
+    base: Path,
+    extras: Extras,
+    progress: Progress,
 ) -> dict[str, FileEntry]:
     """Write weights, config and the files carried along; return the hash of each."""
-    with following([folder / shard.filename for shard in shards]) as followed:
-        for name in write_shards(folder, shards, {"format": "pt", **metadata}, progress):
+    with writer.following([folder / shard.filename for shard in shards]) as followed:
+        for name in writer.write_shards(folder, shards, {"format": "pt", **metadata}, progress):
             if name != INDEX:  # which is written at once, and flushed
                 followed.complete(folder / name)
         for name in extras.copied:
-            write_file(folder / name, (base / name).read_bytes())
+            writer.write_file(folder / name, (base / name).read_bytes())
         for name, content in extras.rewritten.items():
-            write_file(folder / name, content)
+            writer.write_file(folder / name, content)
         entries = {path.name: entry for path, entry in followed.entries().items()}
     written = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: entries.get(name) or entry_of(folder / name) for name in sorted(written)}
+    return {name: entries.get(name) or writer.entry_of(folder / name) for name in sorted(written)}
 
 
 def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -271,7 +254,7 @@ def removal_plan(
     folder = locate(model, revision)
     checkpoint = folder.open()
     with progress.task("reading the model", None):
-        intact = pruned_config(
+        intact = contents.pruned_config(
             folder.path, Removal(()), checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
         )
     depth = intact.sources.depth
@@ -297,10 +280,10 @@ def weigh(folder: Path, removals: Sequence[Removal], *, trust_remote_code: bool 
     config = load_config(str(folder), trust_remote_code=trust_remote_code)
     architecture = read_architecture(config, trust_remote_code=trust_remote_code)
     model = build_on_meta(config, trust_remote_code=trust_remote_code)
-    stack = find_disk_stack(checkpoint, architecture.stack, layer_sizes(model, architecture.stack))
+    stack = contents.find_disk_stack(checkpoint, architecture.stack, layer_sizes(model, architecture.stack))
     weights = []
     for removal in removals:
-        planned = plan_weights(checkpoint, stack, LayerMap.after(removal, architecture.depth))
+        planned = contents.plan_weights(checkpoint, stack, LayerMap.after(removal, architecture.depth))
         nbytes = sum(part.nbytes for part in planned.parts)
         weights.append(Weight(architecture.parameters(removal), nbytes, planned.heads))
     return weights

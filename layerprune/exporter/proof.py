@@ -22,11 +22,11 @@ from layerprune.architecture import (
     build_on_meta,
     check_weights,
     find_stack,
-    layer_patterns,
     load_config,
     read_architecture,
 )
 from layerprune.architecture.architecture import tiny_twin
+from layerprune.architecture.layer_patterns import NO_PATTERN
 from layerprune.architecture.stack import text_config
 from layerprune.architecture.tiny import VOCABULARY, twin_config
 from layerprune.artifacts import LogitsProof
@@ -115,7 +115,7 @@ def _changed_patterns(base: PretrainedConfig, result: PretrainedConfig) -> set[s
     """Return the fields by which a config names a pattern, and that a removal has changed; layers may keep a copy."""
     before, after = (vars(text_config(config)) for config in (base, result))
     changed = {key for key in before if isinstance(before[key], int | str) and before[key] != after.get(key)}
-    return changed - layer_patterns.NO_PATTERN
+    return changed - NO_PATTERN
 
 
 def _signature(layer: nn.Module, ignored: Set[str]) -> dict[str, Any]:

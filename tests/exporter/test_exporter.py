@@ -171,7 +171,7 @@ def test_existing_folder_is_not_touched(base: Path, tmp_path: Path) -> None:
 def test_too_little_space_is_seen_before_writing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type(shutil.disk_usage(tmp_path))(total=10**9, used=10**9, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(exporter, "write_shards", lambda *args: pytest.fail("nothing must be written"))
+    monkeypatch.setattr(writer, "write_shards", lambda *args: pytest.fail("nothing must be written"))
     assert "GB free, and the pruned model takes" in fails(make_plan(base, DROP), tmp_path / "out", ExportError)
 
 
