@@ -21,6 +21,7 @@ from layerprune.removal import Removal
 from layerprune.util import apart
 
 LARGEST = 300  # MB; the bar for what copies
+MODULES = 26  # of the package, that an export runs through
 
 
 @pytest.fixture
@@ -97,7 +98,8 @@ from layerprune.exporter import export
 export(Plan.load(Path(sys.argv[1])), Path(sys.argv[2]), base=sys.argv[3])
 status = Path("/proc/self/status").read_text()
 peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
-print(json.dumps({"torch": "torch" in sys.modules, "peak": peak}))
+ours = [name for name in sys.modules if name.partition(".")[0] == "layerprune"]
+print(json.dumps({"torch": "torch" in sys.modules, "peak": peak, "ours": ours}))
 """
 
 
@@ -111,6 +113,8 @@ def test_the_process_that_copies_needs_no_torch(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["torch"] is False
     assert told["peak"] < LARGEST
+    assert len(told["ours"]) <= MODULES
+    assert not {"layerprune.exporter.proof", "layerprune.architecture", "layerprune.models"} & {*told["ours"]}
     export(Plan.load(plan), tmp_path / "here" / "out")
     outs = (tmp_path / "out", tmp_path / "here" / "out")
     receipts = [Receipt.load(out / "layerprune" / "receipt.json") for out in outs]
