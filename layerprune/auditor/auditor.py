@@ -198,10 +198,9 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
         own_answers = agreement(own, read[INTACT], outcomes, config.seed)
 
     plan, receipt, heal = exported.plan, exported.receipt, exported.heal
-    depth, everything = receipt.base.layers, overall(tasks)
     unlooked = not_looked_for(receipt, heal, (task.data.task for task in tasks))
     return Audit(
-        verdict=verdict(receipt.removal, depth, tasks, everything, generation, unlooked, own_answers),
+        verdict=verdict(receipt.removal, receipt.base.layers, tasks, generation, unlooked, own_answers),
         base=receipt.base,
         pruned=exported.result,
         removal=receipt.removal,
@@ -217,7 +216,7 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
             for label, other in job.compare.items()
         },
         tasks=tasks,
-        overall=everything,
+        overall=overall(tasks),
         bytes_before=receipt.bytes_before,
         bytes_after=receipt.bytes_after,
         cache_bytes_per_token=None if None in caches else caches,

@@ -142,7 +142,6 @@ def verdict(
     removal: Units,
     depth: int,
     tasks: Sequence[AuditedTask],
-    overall: Mapping[str, Overall],
     generation: Generation | None = None,
     unlooked: Sequence[str] = (),
     own_answers: Sequence[OwnAnswers] = (),
@@ -152,25 +151,15 @@ def verdict(
     ``unlooked`` are the tasks whose items nobody looked for in the text that healed: they may have been seen.
     """
     share = f"{100 * len(removal) / depth:.0f} % of layers removed ({len(removal)} of {depth})"
-    accuracies = _accuracies(tasks, overall.get(PRUNED), unlooked)
-    written = any(task.written for task in tasks)
-    return "; ".join([share, *accuracies, *_agreement(own_answers), *_writing(generation, written)])
-
-
-def _accuracies(tasks: Sequence[AuditedTask], found: Overall | None, unlooked: Sequence[str]) -> list[str]:
-    """Choices and written answers are never averaged: one may be kept while the other is lost."""
+    # choices and written answers are never averaged: one may be kept while the other is lost
     chosen, written = ([task for task in tasks if task.written is kind] for kind in (False, True))
-    if not written:
-        return [_accuracy("accuracy", chosen, found, unlooked)]
-    if not chosen:
-        return [_accuracy("accuracy of written answers", written, found, unlooked)]
-    return [
-        _accuracy("choice accuracy", chosen, overall(chosen).get(PRUNED), unlooked),
-        _accuracy("accuracy of written answers", written, overall(written).get(PRUNED), unlooked),
-    ]
+    kinds = {"choice accuracy" if written else "accuracy": chosen, "accuracy of written answers": written}
+    accuracies = [_accuracy(what, some, unlooked) for what, some in kinds.items() if some]
+    return "; ".join([share, *accuracies, *_agreement(own_answers), *_writing(generation, bool(written))])
 
 
-def _accuracy(what: str, tasks: Sequence[AuditedTask], found: Overall | None, unlooked: Sequence[str]) -> str:
+def _accuracy(what: str, tasks: Sequence[AuditedTask], unlooked: Sequence[str]) -> str:
+    found = overall(tasks).get(PRUNED)
     uninformative = [task.data.task for task in tasks if not task.informative]
     if found is None:
         cost = "what that cost" if what == "accuracy" else f"what that cost in {what}"

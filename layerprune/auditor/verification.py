@@ -192,7 +192,7 @@ def _figures(audit: Audit, receipt: Receipt | None, log: HealLog | None) -> Iter
         if not _answers_follow(one, audit.seed):
             yield f"audit: what is kept of the base's own answers to {one.task} does not follow from their outcomes"
     unlooked = not_looked_for(receipt, log, (task.data.task for task in tasks))
-    said = verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation, unlooked, audit.own_answers)
+    said = verdict(audit.removal, audit.base.layers, tasks, audit.generation, unlooked, audit.own_answers)
     if audit.verdict != said:
         yield "audit: the verdict does not follow from the figures"
 

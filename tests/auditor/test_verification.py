@@ -125,7 +125,7 @@ def test_a_prettier_count_of_faulty_texts_is_found(out):
 
     def problems(**figures):
         generation = Generation(**(told | figures))
-        parts = (document.removal, document.base.layers, document.tasks, document.overall, generation)
+        parts = (document.removal, document.base.layers, document.tasks, generation)
         rewrite(out, generation=generation, verdict=verdict(*parts))
         return verify(out).problems
 
@@ -235,9 +235,8 @@ def forge(out, task, p_above_chance=None, **changes):
         "p_above_chance": p_above_chance or above_chance(task.base_outcomes.correct, [0.25] * task.data.items),
     }
     tasks = adjusted([task.model_copy(update=figures)])
-    everything = overall(tasks)
-    said = verdict(document.removal, document.base.layers, tasks, everything)
-    rewrite(out, tasks=tasks, overall=everything, verdict=said, **changes)
+    said = verdict(document.removal, document.base.layers, tasks)
+    rewrite(out, tasks=tasks, overall=overall(tasks), verdict=said, **changes)
     assert verify(out).ok
 
 
