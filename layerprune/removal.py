@@ -61,7 +61,23 @@ class Removal:
         return "{" + ", ".join(str(layer) for layer in self.layers) + "}"
 
 
-# Which base layer each layer of the pruned model comes from.
+# Which base layer each layer of the pruned model comes from, and what that makes of the names of weights.
+
+
+# Weights outside the stack that hold one slice per layer along an axis (Gemma 3n, Gemma 4): last names, axis.
+PACKED = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}
+
+
+def packed_axis(name: str) -> int | None:
+    """Return the axis along which a weight outside the stack holds one slice per layer; None for any other weight."""
+    return next((axis for end, axis in PACKED.items() if name.endswith(end)), None)
+
+
+def layer_of(name: str, stack: str) -> tuple[int, str] | None:
+    """Return layer and rest of a weight ``<stack>.<layer>.<rest>``, None for any other; ``stack`` may be empty."""
+    head = f"{stack}." if stack else ""
+    index, _, rest = name.removeprefix(head).partition(".")
+    return (int(index), rest) if name.startswith(head) and index.isdigit() and rest else None
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,20 @@ class LayerMap:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def renamed(self, name: str, stack: str) -> str | None:
+        """Return what a weight of the base is called in the result; None for one of a removed layer.
+
+        What stands beside the stack, or behind its last layer, keeps its name.
+        """
+        place = layer_of(name, stack)
+        if place is None or place[0] >= self.depth:
+            return name
+        layer, rest = place
+        if layer not in self.layers:
+            return None
+        new = f"{self.layers.index(layer)}.{rest}"
+        return f"{stack}.{new}" if stack else new
 
 
 # What "drop 25%" and "protect 0-3,-1" mean for a stack of a given depth.

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -108,15 +108,16 @@ class Bars:
 CHILD = "import sys; sys.path[:] = sys.argv[2:]; from layerprune.util import answer; answer(sys.argv[1])"
 
 
-def apart(function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+def apart(function: str, **arguments: Any) -> dict[str, Any]:
     """Return ``function(**arguments)``, called in a process of its own unless this one has torch already.
 
-    Arguments and result are what JSON can say. A ``LayerpruneError`` raised there is raised here. A process that is
-    killed (out of memory) is an ``ExportError``.
+    ``function`` is named as ``module:name``, so that its module is imported only there. Arguments and result are what
+    JSON can say. A ``LayerpruneError`` raised there is raised here. A process that is killed (out of memory) is an
+    ``ExportError``.
     """
     if "torch" in sys.modules:
-        return _plain(function(**arguments))
-    request = json.dumps({"function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments})
+        return _call(function, arguments)
+    request = json.dumps({"function": function, "arguments": arguments})
     command = [sys.executable, "-c", CHILD, request, *sys.path]
     # Its stdin stays open and silent: it is how the process knows that this one still lives.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
@@ -128,7 +129,7 @@ def apart(function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str
             child.kill()
             raise
     if not said:
-        asked, code = f"the process that was to {function.__name__}", child.returncode
+        asked, code = f"the process that was to {function.partition(':')[2]}", child.returncode
         if code >= 0:
             raise RuntimeError(f"{asked} ended with exit code {code}; what it said stands above")
         how = f"was killed by {signal.Signals(-code).name}, most likely for want of memory"
@@ -147,17 +148,16 @@ def answer(request: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)  # what libraries print goes to stderr, instead of the real stdout
-        asked = json.loads(request)
         try:
-            told = {"result": _plain(pkgutil.resolve_name(asked["function"])(**asked["arguments"]))}
+            told = {"result": _call(**json.loads(request))}
         except LayerpruneError as error:
             told = {"error": [f"{type(error).__module__}:{type(error).__qualname__}", str(error)]}
         json.dump(told, out)
 
 
-def _plain(result: dict[str, Any]) -> dict[str, Any]:
+def _call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the result as it arrives over the pipe, so that both ways give the same."""
-    plain: dict[str, Any] = json.loads(json.dumps(result))
+    plain: dict[str, Any] = json.loads(json.dumps(pkgutil.resolve_name(function)(**arguments)))
     return plain
 
 

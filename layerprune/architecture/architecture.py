@@ -11,11 +11,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture import compatibility, config_fields, layer_patterns
-from layerprune.architecture.config_fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS, MTP_KEYS, PACKED, SUPERSEDED, edits
+from layerprune.architecture.config_fields import ALSO_DEPTH, DEPTH_KEYS, FIELDS, MTP_KEYS, SUPERSEDED, edits
 from layerprune.architecture.stack import build_on_meta, find_stack, reread, text_config
 from layerprune.architecture.tiny import twin_config, with_noise
 from layerprune.errors import RefusedError, one_line
-from layerprune.removal import LayerMap, Removal
+from layerprune.removal import LayerMap, Removal, packed_axis
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +50,7 @@ def count(model: nn.Module, stack: str) -> Counts:
     for name, weight in model.state_dict(keep_vars=True).items():
         sizes[id(weight)] = weight.numel()
         places[id(weight)].add(_layer(name, stack))
-        if name.endswith(tuple(PACKED)):
+        if packed_axis(name) is not None:
             packed.add(id(weight))
     inside: Counter[frozenset[int]] = Counter()
     outside = 0

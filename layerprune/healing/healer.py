@@ -223,10 +223,7 @@ def _window(request: HealConfig, exported: ExportedFolder) -> int:
 
 def _result(exported: ExportedFolder, name: str, folder: Path, trust_remote_code: bool) -> ModelRef:
     """Return what was written, once transformers has found every weight in it."""
-    new, old = (
-        proof.load(path, trust_remote_code=trust_remote_code, device="meta")[1] for path in (folder, exported.folder)
-    )
-    proof.check_keys(new, old)
+    proof.check_loads(exported.folder, folder, trust_remote_code=trust_remote_code)
     fingerprint = Checkpoint.open(folder).fingerprint()
     return exported.result.model_copy(update={"id": name, "revision": None, "fingerprint": fingerprint})
 

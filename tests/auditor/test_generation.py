@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedTokenizerFast
 
 import audit_tiny as tiny
 from layerprune.artifacts import PRUNED, Audit, Plan
@@ -79,13 +79,14 @@ def made(tmp_path_factory):
 
 def counted(patch):
     """Count the task's texts that are written, by whether all layers were there."""
-    counts, write = [], generation._write
+    counts, write = [], GenerationMixin.generate
 
-    def counting(encoder, instances, greedy):
-        counts.extend(encoder.model.config.num_hidden_layers for _ in instances)
-        return write(encoder, instances, greedy)
+    def counting(model, *args, **options):
+        if "stopping_criteria" in options:  # as lm-eval asks; the sample texts end at their length alone
+            counts.extend(model.config.num_hidden_layers for _ in options["input_ids"])
+        return write(model, *args, **options)
 
-    patch.setattr(generation, "_write", counting)
+    patch.setattr(GenerationMixin, "generate", counting)
     return counts
 
 
