@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -207,11 +208,22 @@ def _task_score(intact: BaseOutcomes, task: str, own: Outcomes) -> TaskScore:
     )
 
 
+PER_ITEM = ("gold_probability", "margin", "answer", "agreed")  # figures of Outcomes beside what was right
+
+
 def first(outcomes: Outcomes, items: int) -> Outcomes:
     """Return the outcomes of the first items."""
-    lists = {name: getattr(outcomes, name) for name in ("gold_probability", "margin", "answer", "agreed")}
+    lists = {name: getattr(outcomes, name) for name in PER_ITEM}
     cut = {name: None if values is None else values[:items] for name, values in lists.items()}
     return Outcomes(correct=outcomes.correct[:items], **cut)
+
+
+def joined(pieces: Sequence[Outcomes]) -> Outcomes:
+    """Put the outcomes of consecutive items together."""
+    lists = {name: [getattr(piece, name) for piece in pieces] for name in PER_ITEM}
+    chained = {name: None if None in parts else tuple(chain.from_iterable(parts)) for name, parts in lists.items()}
+    correct = "".join(piece.correct for piece in pieces)
+    return Outcomes(correct=correct, not_finite=sum(piece.not_finite for piece in pieces), **chained)
 
 
 def _probability_loss(intact: BaseOutcomes, names: Sequence[str], own: Mapping[str, Outcomes]) -> float:
@@ -280,7 +292,7 @@ def shares(objective: Objective, tasks: Sequence[str]) -> list[float]:
 
 
 def additive(objective: Objective) -> bool:
-    """Whether the score is a mean of per-item harms, so that a race can tell from some items what all would say."""
+    """Whether the score is a mean of importances per item: a race can tell from some items what all would say."""
     return objective.name != "worst" and not objective.floors
 
 

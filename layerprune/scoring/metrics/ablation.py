@@ -15,8 +15,7 @@ from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring import aggregation
 from layerprune.scoring.aggregation import BaseOutcomes, Signal, rounded
-from layerprune.scoring.cached_evaluator import CachedEvaluator, Importance, RaceOutcome
-from layerprune.scoring.evaluator import joined
+from layerprune.scoring.cached_evaluator import CachedEvaluator, Importance
 from layerprune.scoring.metrics.base import INTACT, Data, Metric
 from layerprune.stats import above_chance
 
@@ -62,21 +61,17 @@ class Ablation(Metric):
         intact = BaseOutcomes.of(data.eval_set.data(), base, self.signal, data.objective)
         label = f"ablation of {len(removals)} candidates"
         if data.keep is None or data.keep >= len(removals):
-            found = RaceOutcome(data.evaluator.outcomes(removals, label), frozenset())
+            found, accepted = data.evaluator.outcomes(removals, label), frozenset[Removal]()
         else:
             counted = [name for name, share in intact.shares.items() if share > 0]
-            found = data.evaluator.race(removals, data.keep, importance_of(intact), label, counted)
-        candidates = [
-            aggregation.judge(intact, removal.layers, found.outcomes[removal]).model_copy(
-                update={"accepted": removal in found.accepted}
-            )
-            for removal in removals
-        ]
-        return aggregation.failures_last(candidates)
+            found, accepted = data.evaluator.race(removals, data.keep, importance_of(intact), label, counted)
+        judged = [aggregation.judge(intact, removal.layers, found[removal]) for removal in removals]
+        left = [one.model_copy(update={"accepted": Removal(one.removal) in accepted}) for one in judged]
+        return aggregation.failures_last(left)
 
 
 def importance_of(intact: BaseOutcomes) -> Importance:
-    """Return per-item harms by task whose mean over all items is the score but for a constant.
+    """Return per-item importances by task whose mean over all items is the score but for a constant.
 
     Raises ``UsageError`` for an objective whose score is no such mean: a race would stop the wrong candidates.
     """
@@ -89,23 +84,23 @@ def importance_of(intact: BaseOutcomes) -> Importance:
         for name, outcomes in intact.tasks.items()
     }
 
-    def harm(own: dict[str, Outcomes]) -> dict[str, np.ndarray]:
+    def importance(own: dict[str, Outcomes]) -> dict[str, np.ndarray]:
         return {name: weights[name] * -aggregation.values(intact.signal, name, each) for name, each in own.items()}
 
-    return harm
+    return importance
 
 
 def examine_base(
-    eval_set: EvalSet, examiners: Sequence[CachedEvaluator], signal: Signal = "accuracy"
+    eval_set: EvalSet, evaluators: Sequence[CachedEvaluator], signal: Signal = "accuracy"
 ) -> dict[str, BaseTask]:
     """Answer all items with the intact model; a task it is not significantly above chance on raises ``TaskError``.
 
-    ``examiners`` hold the items of ``eval_set`` between them, in order; ``signal`` says what is recorded of them.
+    ``evaluators`` hold the items of ``eval_set`` between them, in order; ``signal`` says what is recorded of them.
     """
-    parts = [evaluator.outcomes([INTACT], "the intact model")[INTACT] for evaluator in examiners]
+    parts = [evaluator.outcomes([INTACT], "the intact model")[INTACT] for evaluator in evaluators]
     base: dict[str, BaseTask] = {}
     for name, task in eval_set.tasks.items():
-        own = joined([part[name] for part in parts])
+        own = aggregation.joined([part[name] for part in parts])
         chances = [item.chance for item in task.items]
         p_value = above_chance(own.correct, chances) if own.answer is None else 0.0  # answers have no chance level
         base[name] = BaseTask(

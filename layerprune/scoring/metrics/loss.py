@@ -220,6 +220,5 @@ def marginal_rises(game: Game, orders: Sequence[Sequence[int]]) -> np.ndarray:
     cost = dict(zip(sets, game(sets), strict=True))
     rises = np.empty((len(orders), len(orders[0])))
     for number, (order, path) in enumerate(zip(orders, paths, strict=True)):
-        for turn, player in enumerate(order):
-            rises[number, player] = cost[path[turn + 1]] - cost[path[turn]]
+        rises[number, list(order)] = np.diff([cost[gone] for gone in path])
     return rises

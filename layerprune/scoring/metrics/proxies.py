@@ -27,7 +27,7 @@ from layerprune.scoring.metrics.base import (
     read,
 )
 from layerprune.scoring.metrics.loss import predicted_tokens
-from layerprune.scoring.walk import replaced_forwards, split_hidden
+from layerprune.scoring.walk import split_hidden, wrapped_layers
 
 # Hidden states: how far a layer, or a block of neighbouring layers, moves what goes through it.
 
@@ -113,27 +113,24 @@ def state_distances(metric: HiddenStateMetric, loaded: LoadedModel, data: Data, 
     sums, count = dict.fromkeys(spans, 0.0), 0
     ends = {first: max(last for start, last in spans if start == first) for first, _ in spans}
     held: dict[int, Tensor] = {}
+
+    def forward(index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if index in ends:
+            hidden = split_hidden(args, kwargs)[0]
+            held[index] = hidden[wanted.to(hidden.device)]  # (tokens, hidden), a copy: layers may write to it
+        output = original(*args, **kwargs)
+        for first in [start for start in held if (start, index) in sums]:
+            hidden = output[0] if isinstance(output, tuple) else output
+            after = hidden[wanted.to(hidden.device)].to(held[first].device)
+            sums[first, index] += float(metric.distance(held[first].double(), after.double()).sum())
+        for first in [start for start in held if ends[start] == index]:
+            del held[first]
+        return output
+
     for batch in read(loaded, data, metric.figure):
         wanted = batch.places(metric.tokens)
         count += int(wanted.sum())
-
-        def make(index: int, original: Any, wanted: Tensor = wanted) -> Any:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                if index in ends:
-                    hidden = split_hidden(args, kwargs)[0]
-                    held[index] = hidden[wanted.to(hidden.device)]  # (tokens, hidden), a copy: layers may write to it
-                output = original(*args, **kwargs)
-                for first in [start for start in held if (start, index) in sums]:
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    after = hidden[wanted.to(hidden.device)].to(held[first].device)
-                    sums[first, index] += float(metric.distance(held[first].double(), after.double()).sum())
-                for first in [start for start in held if ends[start] == index]:
-                    del held[first]
-                return output
-
-            return forward
-
-        with replaced_forwards(loaded.layers, make):
+        with wrapped_layers(loaded.layers, forward):
             loaded.model(input_ids=batch.ids, use_cache=False)
     return [finite(sums[span] / count, metric.figure, span) for span in spans]
 
@@ -157,16 +154,12 @@ class Magnitude(Metric):
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Add up the weights of every layer asked about once; raises ``ModelError`` where they are not numbers."""
         power = 1 if self.norm == "l1" else 2
-        sums = {i: power_sum(loaded.layers[i], power) for i in {i for removal in removals for i in removal.layers}}
+        sums = {}
+        for layer in {layer for removal in removals for layer in removal}:
+            (matrices,) = weight_matrices([loaded.layers[layer]], "magnitude")
+            sums[layer] = sum(float(weight.detach().double().abs().pow(power).sum()) for weight in matrices)
         norms = [sum(sums[i] for i in removal.layers) ** (1 / power) for removal in removals]
         return candidates(removals, norms, "magnitude")
-
-
-@torch.no_grad()
-def power_sum(layer: nn.Module, power: int) -> float:
-    """Return the sum over all entries of a layer's weight matrices of |entry| ** power, in float64."""
-    (matrices,) = weight_matrices([layer], "magnitude")
-    return sum(float(weight.double().abs().pow(power).sum()) for weight in matrices)
 
 
 def weight_matrices(layers: Iterable[nn.Module], metric: str) -> list[list[nn.Parameter]]:
@@ -252,18 +245,15 @@ def update_slopes(loaded: LoadedModel, data: Data) -> list[float]:
     totals = torch.zeros(depth, dtype=torch.float64)
     scales = [torch.zeros((), device=loaded.device, requires_grad=True) for _ in range(depth)]
 
-    def make(index: int, original: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            before = split_hidden(args, kwargs)[0].clone()  # a layer may write to its input
-            output = original(*args, **kwargs)
-            after = output[0] if isinstance(output, tuple) else output
-            scaled = after + scales[index].to(after) * (after - before.to(after))
-            return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
-
-        return forward
+    def forward(index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
+        before = split_hidden(args, kwargs)[0].clone()  # a layer may write to its input
+        output = original(*args, **kwargs)
+        after = output[0] if isinstance(output, tuple) else output
+        scaled = after + scales[index].to(after) * (after - before.to(after))
+        return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
 
     for batch in read(loaded, data, "Taylor", BACKWARD_TOKENS):
-        with torch.enable_grad(), replaced_forwards(loaded.layers, make):
+        with torch.enable_grad(), wrapped_layers(loaded.layers, forward):
             slopes = torch.autograd.grad(summed_loss(loaded, batch), scales)
         totals -= torch.stack([slope.double().cpu() for slope in slopes])
     return [float(value) for value in totals / predicted_tokens(data.texts)]

@@ -1,6 +1,8 @@
 """Cosine and its relatives, against plain arithmetic on what hooks see of one text at a time; Taylor and magnitude."""
 
+import inspect
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from layerprune.errors import ModelError, UsageError
 from layerprune.removal import Removal
 from layerprune.scoring.metrics import base, proxies
 from layerprune.scoring.metrics.base import Data
-from layerprune.scoring.metrics.proxies import Angular, Cosine, Magnitude, Relative, Taylor
+from layerprune.scoring.metrics.proxies import Angular, Cosine, HiddenStateMetric, Magnitude, Relative, Taylor
 from metric_tiny import between, data_of, loss, subject_of, texts_of
 
 TEXTS = texts_of()
@@ -146,6 +148,31 @@ def test_angles_are_right_where_arccos_is_blind():
     angles = torch.tensor([1e-12, 1e-3, 0.5, 1.0], dtype=torch.float64)  # shares of pi
     turned = torch.stack([(math.pi * angles).cos(), (math.pi * angles).sin()], -1) * 7
     torch.testing.assert_close(Angular().distance(axis, turned), angles, rtol=1e-9, atol=0)
+
+
+@dataclass(frozen=True)
+class Largest(HiddenStateMetric):
+    """Largest change of any hidden unit, mean over tokens."""
+
+    figure = "largest change"
+    unit = "update"
+    source = "a test"
+
+    def distance(self, before, after):
+        return (after - before).abs().amax(dim=-1)
+
+
+def test_a_new_hidden_state_metric_is_eight_lines():
+    """A declaration and its formula: the reader, the scope and the option are those of all metrics of this kind."""
+    for metric in (Largest, Cosine, Relative):
+        assert len([line for line in inspect.getsource(metric).splitlines() if line.strip()]) == 8
+    loaded = subject_of("llama")
+    for tokens in ("all", "last"):
+        figure = lambda a, b: max(abs(y - x) for x, y in zip(a, b, strict=True))  # noqa: E731
+        expected = by_hand(loaded, TEXTS, figure, only_last_token=tokens == "last")
+        assert scores(Largest(tokens=tokens), loaded, TEXTS) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(UsageError, match="the metric 'largest' scores single layers"):
+        Largest().score(loaded, [Removal.of(0, 1)], data_of(TEXTS))
 
 
 def test_only_what_a_metric_can_score_is_scored():
