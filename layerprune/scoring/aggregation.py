@@ -245,11 +245,13 @@ def rounded(value: float) -> float:
 
 # The objective: what a removal costs over several tasks, and what no task may lose.
 #
-# mean      the mean over the tasks weighted  a weighted mean; a task that is given no weight counts 1 worst     the
-# largest loss of any task A floor is a share of the intact model's accuracy above chance that a task must keep, on the
-# items that select: piqa=0.9 of an intact .70 asks for .68, since guessing gives .50. Own answers have no chance level:
-# a floor is the share of their tokens that are still the likeliest ones. A removal below a floor comes after all that
-# keep them.
+# mean      the mean over the tasks
+# weighted  a weighted mean; a task that is given no weight counts 1
+# worst     the largest loss of any task
+#
+# A floor is a share of the intact model's accuracy above chance that a task must keep, on the items that select:
+# piqa=0.9 of an intact .70 asks for .68, since guessing gives .50. Own answers have no chance level: a floor is the
+# share of their tokens that are still the likeliest ones. A removal below a floor comes after all that keep them.
 
 
 EPSILON = 1e-9  # a share that equals its floor but for rounding keeps it

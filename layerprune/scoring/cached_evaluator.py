@@ -67,7 +67,7 @@ class CachedEvaluator:
         count = -(-max(len(task.items) for task in self.eval_set.tasks.values()) // BLOCK_ITEMS)
         self.blocks = [self._block(number, count) for number in range(count)]
         self.known: dict[tuple[int, Removal], Piece] = {}
-        self.sources: dict[tuple[int, Removal], dict[str, Any]] = {}  # the journal's entry that each of them is from
+        self.work: dict[tuple[int, Removal], dict[str, Any]] = {}  # behind each, and all it was measured beside
         self.account = Account()
         self.path = ""  # which evaluation path the figures came by
         self.journal = None
@@ -99,12 +99,12 @@ class CachedEvaluator:
         if pending:
             self.measure(block, pending, advance)
         for removal in removals:
-            entry = self.sources.get((block, removal))
-            if entry is not None and not entry.get("counted"):
-                entry["counted"] = True
-                self.path = entry["path"]
-                self.account.computed += entry["computed"]
-                self.account.naive += entry["naive"]
+            work = self.work.get((block, removal))
+            if work is not None and not work["counted"]:
+                work["counted"] = True
+                self.path = work["path"]
+                self.account.computed += work["computed"]
+                self.account.naive += work["naive"]
         return len(pending)
 
     def measure(self, block: int, removals: Sequence[Removal], advance: Advance | None = None) -> None:
@@ -128,10 +128,11 @@ class CachedEvaluator:
         self._take(entry)
 
     def _take(self, entry: dict[str, Any]) -> None:
+        work = {"counted": False, "path": entry["path"], "computed": entry["computed"], "naive": entry["naive"]}
         for units, piece in zip(entry["removals"], entry["pieces"], strict=True):
             found = {name: Outcomes.model_validate(value) for name, value in piece.items()}
             place = entry["block"], Removal.from_layers(units)
-            self.known[place], self.sources[place] = found, entry
+            self.known[place], self.work[place] = found, work
 
     def prepare(self) -> None:
         """Test the paths, if that was not done yet, on all items: the path must suit the longest of them."""

@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -315,15 +315,15 @@ class Allowance:
         parts: list[list[int]] = []
         while numbers:
             asked = [removals[number] for number in numbers]
-
-            def fits(count: int, asked: list[Removal] = asked) -> bool:
-                states = self.states_of(asked[:count])
-                return all(self.need(batch, states) <= self.room for batch in section)
-
-            count = _most(len(asked), fits)  # one does, as every row was checked
+            count = _most(len(asked), partial(self._fit_together, section, asked))  # one does: every row was checked
             parts.append(numbers[:count])
             numbers = numbers[count:]
         return parts
+
+    def _fit_together(self, section: Sequence[list[Row]], removals: Sequence[Removal], count: int) -> bool:
+        """Whether the first ``count`` of the removals fit together with any batch of the section."""
+        states = self.states_of(removals[:count])
+        return all(self.need(batch, states) <= self.room for batch in section)
 
     def longest_row(self, before: int) -> int:
         """Return how long a row may become by joining questions, behind a beginning of so many tokens."""

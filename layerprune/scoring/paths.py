@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from layerprune.data.items import Request
 from layerprune.models.model import LoadedModel
@@ -109,9 +110,7 @@ class ChainPath(EvaluationPath):
 
     def inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return what the model's forward is called with."""
-        ids = torch.zeros(len(rows), max(row.length for row in rows), dtype=torch.long)
-        for number, row in enumerate(rows):
-            ids[number, : row.length] = torch.from_numpy(row.tokens)
+        ids = pad_sequence([torch.from_numpy(row.tokens) for row in rows], batch_first=True)
         return {"input_ids": ids.to(self.loaded.device)}
 
 
@@ -136,14 +135,11 @@ class TreePath(ChainPath):
 
     def inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         device, dtype = self.loaded.device, self.loaded.dtype
-        width = max(row.length for row in rows)
-        positions = torch.zeros(len(rows), width, dtype=torch.long)
-        for number, row in enumerate(rows):
-            positions[number, : row.length] = torch.from_numpy(row.positions)
-        full = _mask(rows, width, None, dtype).to(device)
+        positions = pad_sequence([torch.from_numpy(row.positions) for row in rows], batch_first=True)
+        full = _mask(rows, None, dtype).to(device)
         mask: Any = full
         if self.windows != "none":
-            near = _mask(rows, width, window_of(self.loaded), dtype).to(device)
+            near = _mask(rows, window_of(self.loaded), dtype).to(device)
             mask = near if self.windows == "everywhere" else {"full_attention": full, "sliding_attention": near}
         return {**super().inputs(rows), "attention_mask": mask, "position_ids": positions.to(device)}
 
@@ -175,12 +171,12 @@ def window_of(loaded: LoadedModel) -> int | None:
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
 
 
-def _mask(rows: Sequence[Row], width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def _mask(rows: Sequence[Row], window: int | None, dtype: torch.dtype) -> Tensor:
     """Return what to add to attention scores: 0 where a token may look, the lowest number where it may not.
 
     (rows, 1, width, beginning + width). A padding token sees itself, or its softmax would divide nothing by nothing.
     """
-    before = len(rows[0].beginning)
+    before, width = len(rows[0].beginning), max(row.length for row in rows)
     mask = torch.full((len(rows), 1, width, before + width), torch.finfo(dtype).min, dtype=dtype)
     for number, row in enumerate(rows):
         visible = np.concatenate([np.ones((row.length, before), dtype=bool), row.visible()], axis=1)

@@ -110,9 +110,6 @@ def trees_after_beginnings(requests: Requests, groups: Iterable[Sequence[int]], 
     """
     rows: list[Row] = []
     for shared, members in beginnings(requests, groups):
-        if not shared:
-            rows += trees(requests, members, most(0))
-            continue
         beginning = requests[members[0][0]].tokens[:shared]
         rest = {i: Request(requests[i].tokens[shared:], requests[i].scored) for group in members for i in group}
         for row in trees(rest, members, most(shared)):

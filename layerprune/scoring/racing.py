@@ -14,7 +14,7 @@ places are taken.
 Aim: with probability at least ``1 - error`` the ``keep`` candidates that the full data would put first are the
 ones the race ends with. A wrong end takes one of those that the full data keep to be called clearly behind one of those
 that they do not: the error is divided by the looks and by the number of such pairs (Bonferroni). The normal law is an
-approximation; ``tests/test_racing.py`` holds the aim against simulations.
+approximation; ``tests/scoring/test_racing.py`` holds the aim against simulations.
 """
 
 from __future__ import annotations

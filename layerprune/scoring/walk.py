@@ -167,12 +167,9 @@ class Walk:
 
     def _call_body(self, inputs: Mapping[str, Any]) -> None:
         """Run the model's forward for the sake of its layers, with as little of the head as it allows."""
-        use_cache = "past_key_values" in inputs
-        body = getattr(self.model, "base_model", None)
-        if body is None or body is self.model:
-            self.model(**inputs, use_cache=use_cache)
-        else:
-            body(**inputs, use_cache=use_cache)  # without the head: its logits would not be used
+        body = getattr(self.model, "base_model", None)  # without the head: its logits would not be used
+        body = self.model if body is None else body
+        body(**inputs, use_cache="past_key_values" in inputs)
 
     def _through(
         self, index: int, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], state: WalkState,
