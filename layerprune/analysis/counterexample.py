@@ -19,7 +19,7 @@ from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import INTACT
 from layerprune.scoring.metrics.base import Data
-from layerprune.scoring.metrics.hidden_states import Cosine
+from layerprune.scoring.metrics.proxies import Cosine
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

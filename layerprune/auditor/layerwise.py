@@ -34,7 +34,7 @@ from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import evaluate
 from layerprune.scoring.metrics.base import Data
-from layerprune.scoring.metrics.hidden_states import Cosine
+from layerprune.scoring.metrics.proxies import Cosine
 from layerprune.stats import as_bits, clipped, counted_interval, mean_interval, paired_interval, relevance
 from layerprune.util import Progress
 

@@ -16,7 +16,7 @@ from layerprune.registry import build
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.metrics import METRICS, hidden_states
+from layerprune.scoring.metrics import METRICS, proxies
 from layerprune.scoring.metrics.ablation import Ablation
 from layerprune.scoring.metrics.base import Data
 from layerprune.search import Constraints, greedy
@@ -41,9 +41,9 @@ def scorer(tiny, folder=None, **changes):
 
 def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_path, monkeypatch):
     first = scorer(tiny, tmp_path).judge("cosine")(SINGLES)
-    assert [one.score for one in first] == [one.score for one in hidden_states.Cosine().score(*tiny_call(tiny))]
+    assert [one.score for one in first] == [one.score for one in proxies.Cosine().score(*tiny_call(tiny))]
     read = []
-    monkeypatch.setattr(hidden_states, "compared_states", lambda *args: read.append(args[2]) or [0.5] * len(args[2]))
+    monkeypatch.setattr(proxies, "state_distances", lambda *args: read.append(args[3]) or [0.5] * len(args[3]))
     assert scorer(tiny, tmp_path).judge("cosine")(SINGLES) == first
     assert read == []
     scorer(tiny, tmp_path).judge("cosine:tokens=last")(SINGLES)
