@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# plan.json: what to remove and why; no weight has been touched.
-
-
 class SearchRef(Part):
     """How the removal was looked for."""
 
@@ -140,11 +137,9 @@ class Plan(Document):
 
     @property
     def headline(self) -> str:
-        how = (
-            "named by hand"
-            if self.search is None or self.metric is None
-            else (f"{self.search.name} by {self.metric.words}")
-        )
+        how = "named by hand"
+        if self.search is not None and self.metric is not None:
+            how = f"{self.search.name} by {self.metric.words}"
         said = f"remove {', '.join(map(str, self.removal))} of {self.model.layers} layers of {self.model.id}, {how}"
         if self.predicted is not None:
             low, high = (100 * end for end in self.predicted.interval)

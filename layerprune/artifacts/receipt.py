@@ -212,12 +212,14 @@ def _healing_faults(log: HealLog, plan: Plan | None, receipt: Receipt | None) ->
 
 def audit_faults(audit: Audit, plan: Plan | None, receipt: Receipt | None, log: HealLog | None) -> Iterator[str]:
     """Yield where an audit contradicts the documents of the folder it stands in."""
-    writer = log or receipt
+
+    def shared(marks: frozenset[str], how: str) -> Iterator[str]:
+        if count := sum(mark in marks for task in audit.tasks for mark in task.data.fingerprints):
+            yield f"audit: {count} of its items {how}"
+
     if plan:
         yield from _differ(("audit.plan_sha256", audit.plan_sha256, "the plan's", plan.sha256()))
-        shared = sum(mark in plan.seen for task in audit.tasks for mark in task.data.fingerprints)
-        if shared:
-            yield f"audit: {shared} of its items have been seen by the plan"
+        yield from shared(plan.seen, "have been seen by the plan")
     if receipt:
         yield from _differ(
             ("audit.receipt_sha256", audit.receipt_sha256, "the receipt's", receipt.sha256()),
@@ -226,14 +228,10 @@ def audit_faults(audit: Audit, plan: Plan | None, receipt: Receipt | None, log: 
             ("audit.bytes_before", audit.bytes_before, "the receipt's", receipt.bytes_before),
             ("audit.bytes_after", audit.bytes_after, "the receipt's", receipt.bytes_after),
         )
-        shared = sum(mark in receipt.seen_before for task in audit.tasks for mark in task.data.fingerprints)
-        if shared:
-            yield f"audit: {shared} of its items have been seen by an earlier round of pruning"
+        yield from shared(receipt.seen_before, "have been seen by an earlier round of pruning")
     if log:
-        met = sum(mark in log.met for task in audit.tasks for mark in task.data.fingerprints)
-        if met:
-            yield f"audit: {met} of its items stood in the text that healed"
-    if writer:
+        yield from shared(log.met, "stood in the text that healed")
+    if writer := log or receipt:
         yield from _differ(
             ("audit.pruned", audit.pruned, f"the {name_of(writer)}'s", writer.result),
             ("audit.heal_sha256", audit.heal_sha256, "the healing log's", log.sha256() if log else None),

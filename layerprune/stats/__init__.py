@@ -6,7 +6,6 @@ from layerprune.stats.certificates import certify as certify
 from layerprune.stats.certificates import draw_mixture as draw_mixture
 from layerprune.stats.certificates import items_needed as items_needed
 from layerprune.stats.certificates import loss_p_value as loss_p_value
-from layerprune.stats.intervals import Bounds as Bounds
 from layerprune.stats.intervals import McNemar as McNemar
 from layerprune.stats.intervals import above_chance as above_chance
 from layerprune.stats.intervals import as_bits as as_bits
