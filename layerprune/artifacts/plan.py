@@ -9,20 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 from pydantic import Field, StringConstraints, model_validator
 
 from layerprune.artifacts.audit import Speed
-from layerprune.artifacts.base import (
-    Document,
-    FileName,
-    Interval,
-    MetricRef,
-    ModelRef,
-    Part,
-    Ranked,
-    TaskData,
-    Units,
-    as_removal,
-)
+from layerprune.artifacts.base import Document, FileName, Interval, MetricRef, ModelRef, Part, Ranked, TaskData, Units
 from layerprune.artifacts.scores import Scores
 from layerprune.errors import DocumentError
+from layerprune.removal import Removal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -160,7 +150,7 @@ class Plan(Document):
         """
         from layerprune.models.bypass import applied
 
-        context: AbstractContextManager[nn.Module] = applied(model, as_removal(self.removal))
+        context: AbstractContextManager[nn.Module] = applied(model, Removal.from_layers(self.removal))
         return context
 
     @model_validator(mode="after")

@@ -166,8 +166,8 @@ class Earlier(Part):
 def not_looked_for(receipt: Receipt | None, log: HealLog | None, tasks: Iterable[str]) -> tuple[str, ...]:
     """Return the tasks whose items may stand in a text that healed, in this round or an earlier one: nobody looked."""
     logs = [*(one.heal for one in (receipt.rounds if receipt else ())), log]
-    asked = tuple(tasks)
-    return tuple(task for task in asked if any(one is not None and one.not_looked_for([task]) for one in logs))
+    read = [corpus for one in logs if one is not None for corpus in one.corpora]
+    return tuple(task for task in tasks if any(task not in corpus.overlap for corpus in read))
 
 
 Receipt.model_rebuild(_types_namespace={"Earlier": Earlier})
@@ -187,14 +187,8 @@ def chain_faults(plan: Plan | None, receipt: Receipt | None, log: HealLog | None
     if receipt:
         left = receipt.base.layers - len(receipt.removal)
         yield from _differ(("receipt.result.layers", receipt.result.layers, f"the {left} that are left", left))
-    if log:
-        yield from _healing_faults(log, plan, receipt)
-
-
-def _healing_faults(log: HealLog, plan: Plan | None, receipt: Receipt | None) -> Iterator[str]:
-    """Check that each healing went on from what the step before it left."""
-    before = None if receipt is None else receipt.result
-    for step in log.steps:
+    before = receipt.result if receipt else None
+    for step in log.steps if log else ():  # each healing went on from what the step before it left
         if plan:
             yield from _differ(("heal.plan_sha256", step.plan_sha256, "the plan's", plan.sha256()))
         if receipt:

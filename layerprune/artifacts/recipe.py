@@ -12,34 +12,20 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from layerprune import config
 from layerprune.artifacts.base import Document, Part, read_text
-from layerprune.config import (
-    AuditConfig,
-    Config,
-    ExportConfig,
-    Figures,
-    HealConfig,
-    Kind,
-    Labelled,
-    List,
-    MachineOptions,
-    ModelOptions,
-    PlanConfig,
-    ScoreConfig,
-    SourceOptions,
-    StudyConfig,
-    declared,
-)
 from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_you_mean
 
 Check = Callable[[Any], object]  # raises LayerpruneError
 Place = tuple[int | str, ...]  # the way to a value in a file: ("score", "tasks")
 
 GOALS = ("drop", "target_params", "target_bytes", "target_speedup", "max_drop")
-SHARED = tuple(one.name for one in fields(ModelOptions) + fields(MachineOptions) + fields(SourceOptions))
+SHARED = tuple(
+    one.name for one in fields(config.ModelOptions) + fields(config.MachineOptions) + fields(config.SourceOptions)
+)
 
 
-def _read(kind: Kind, value: Any) -> Any:
+def _read(kind: config.Kind, value: Any) -> Any:
     """Return what ``kind`` reads of a value as a document writes it."""
     try:
         return None if value is None else kind.read(value)
@@ -47,32 +33,35 @@ def _read(kind: Kind, value: Any) -> Any:
         raise PydanticCustomError("option", "{said}", {"said": str(error)}) from error
 
 
-def _keys_of(config: type[Config], needed: Collection[str] = (), only: Collection[str] | None = None) -> dict[str, Any]:
-    """Return pydantic's fields for the options of ``config``: ``only`` some, or those that are not a whole recipe's.
+def _keys_of(
+    command: type[config.Config], needed: Collection[str] = (), only: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return pydantic's fields for the options of ``command``: ``only`` some, or those that are not a whole recipe's.
 
     A key left out is None, and the option keeps its default.
     """
     found: dict[str, Any] = {}
-    for name, one in declared(config).items():
+    for name, one in config.declared(command).items():
         if not one.in_recipes or (name in SHARED if only is None else name not in only):
             continue
-        # what may be given several times is a list, or a mapping by name
-        kind = List(one.kind) if one.many and not isinstance(one.kind, Figures | Labelled) else one.kind
+        kind = one.kind
+        if one.many and not isinstance(kind, config.Figures | config.Labelled):
+            kind = config.List(kind)  # what may be given several times is a list, or a mapping by name
         type_ = Annotated[Any, BeforeValidator(partial(_read, kind))]
         found[name] = (type_, Field(default=... if name in needed else None, description=one.help))
     return found
 
 
-def _step(name: str, says: str, config: type[Config], base: type[Part] = Part, **more: Any) -> type[Any]:
-    return create_model(name, __base__=base, __module__=__name__, __doc__=says, **_keys_of(config, **more))
+def _step(name: str, says: str, command: type[config.Config], base: type[Part] = Part, **more: Any) -> type[Any]:
+    return create_model(name, __base__=base, __module__=__name__, __doc__=says, **_keys_of(command, **more))
 
 
 ScoreStep = _step(
     "ScoreStep",
     "What the layers are judged by.",
-    ScoreConfig,
+    config.ScoreConfig,
     needed=("tasks",),
-    only=declared(ScoreConfig).keys() - {*SHARED, "protect"},
+    only=config.declared(config.ScoreConfig).keys() - {*SHARED, "protect"},
 )
 
 
@@ -94,23 +83,23 @@ class _OneGoal(Part):
 PlanStep = _step(
     "PlanStep",
     "How many layers go, said in one of five ways, and how they are looked for; no front: a recipe ends in one model.",
-    PlanConfig,
+    config.PlanConfig,
     base=_OneGoal,
-    only={*(declared(PlanConfig).keys() - declared(ScoreConfig).keys()), "protect"},
+    only={*(config.declared(config.PlanConfig).keys() - config.declared(config.ScoreConfig).keys()), "protect"},
 )
-ExportStep = _step("ExportStep", "How the checkpoint is written.", ExportConfig)
+ExportStep = _step("ExportStep", "How the checkpoint is written.", config.ExportConfig)
 HealStep = _step(
     "HealStep",
     "How what removal took is won back; without this step the checkpoint stays as exported.",
-    HealConfig,
+    config.HealConfig,
     needed=("method",),
 )
 AuditStep = _step(
     "AuditStep",
     "What the smaller model is examined on; items that had a say in the plan are left out.",
-    AuditConfig,
+    config.AuditConfig,
 )
-StudyStep = _step("StudyStep", "What the paper's questions are asked on.", StudyConfig, needed=("tasks",))
+StudyStep = _step("StudyStep", "What the paper's questions are asked on.", config.StudyConfig, needed=("tasks",))
 STEPS = {
     "score": ScoreStep, "plan": PlanStep, "export": ExportStep, "heal": HealStep, "audit": AuditStep,
     "study": StudyStep,
@@ -179,7 +168,7 @@ Instructions: type[Any] = create_model(
     "Instructions",
     __base__=_Reading,
     __module__=__name__,
-    **_keys_of(ScoreConfig, only=SHARED),
+    **_keys_of(config.ScoreConfig, only=SHARED),
 )
 
 
@@ -271,12 +260,13 @@ class MarkedYaml:
             return
         self.lines.setdefault(place, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
             for key, value in node.value:
                 inner = (*place, str(key.value))
-                twice = inner in self.lines
                 self.lines[inner] = key.start_mark.line + 1
-                if twice:
+                if key.value in seen:
                     self.add_fault(inner, "this key is given twice")
+                seen.add(key.value)
                 self.mark(value, inner)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):

@@ -175,7 +175,7 @@ def _generated(
     engine: Engine, items: Sequence[EvalItem], removals: Sequence[Removal], heard: Callable[[float], None]
 ) -> list[list[str]]:
     """Return the texts of generate_until queries, by removal: each removal writes its own, so nothing is shared."""
-    instances = [q.generation.instance for item in items for q in item.queries if q.generation is not None]
+    instances = [q.generation for item in items for q in item.queries if q.generation is not None]
     if not instances:
         return [[] for _ in removals]
     options: dict[str, Any] = {"memory": engine.memory, "rows": engine.rows, "done": heard}

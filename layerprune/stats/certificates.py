@@ -37,10 +37,8 @@ class PathStep:
 
 @dataclass(frozen=True)
 class CertifiedPath:
-    """How many steps of the path are certified to lose less than ``limit`` accuracy."""
+    """How many steps of the path are certified to lose less accuracy than the limit."""
 
-    limit: float
-    confidence: float
     certified: int  # 0: not even the first step
     steps: tuple[PathStep, ...]  # up to the first step that was not certified
 
@@ -61,7 +59,7 @@ def certify(base: Correct, path: Iterable[Correct], limit: float, confidence: fl
         steps.append(PathStep(*flipped, p_value, p_value <= 1 - confidence))
         if not steps[-1].certified:
             break
-    return CertifiedPath(limit, confidence, sum(step.certified for step in steps), tuple(steps))
+    return CertifiedPath(sum(step.certified for step in steps), tuple(steps))
 
 
 def items_needed(right_to_wrong: int, wrong_to_right: int, items: int, limit: float, confidence: float) -> int | None:

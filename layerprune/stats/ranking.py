@@ -195,10 +195,7 @@ def stepped(reliability: float, factor: float) -> float:
 
 
 def split_half(
-    losses: Losses,
-    splits: int = 200,
-    seed: int = 0,
-    combine: Callable[[Floats], Floats] = lambda halves: np.mean(halves, axis=1),
+    losses: Losses, splits: int = 200, seed: int = 0, combine: Callable[[Floats], Floats] = lambda it: it.mean(axis=1)
 ) -> Reliability:
     """Return the split-half reliability of the units' ranking; raises ``ValueError`` under two items.
 
