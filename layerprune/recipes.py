@@ -41,7 +41,6 @@ from layerprune.artifacts.recipe import (
     difference,
     given,
     read_marked,
-    recipe_error,
 )
 from layerprune.config import AuditConfig, Config, HealConfig, PlanConfig, PruneConfig, ScoreConfig, StudyConfig
 from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_you_mean
@@ -104,10 +103,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe | StudyRecipe
     The steps say what kind it is: one with a ``study`` is a study's.
     """
     kind = StudyRecipe if "study" in read_marked(path).data else Recipe
-    recipe, faults = kind.examine(path, changes, _checks())
-    if recipe is None or faults:
-        raise recipe_error(path, faults)
-    return recipe
+    return kind.load(path, changes, _checks())
 
 
 def prune_recipe(config: PruneConfig, options: Mapping[str, Any]) -> Recipe:

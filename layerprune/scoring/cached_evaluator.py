@@ -310,7 +310,7 @@ def own_answers(
 
 
 def _answered(engine: Engine, task: EvalTask, items: Sequence[EvalItem], *, graded: bool) -> list[OwnAnswer]:
-    instances = [item.queries[0].generation.instance for item in items if item.queries[0].generation]
+    instances = [item.queries[0].generation for item in items if item.queries[0].generation]
     texts = generate(engine.loaded, instances, memory=engine.memory, rows=engine.rows, greedy=True)
     return [
         OwnAnswer(own.prompt, own.ids, task.judge(item, [own.text]).correct if graded else None)

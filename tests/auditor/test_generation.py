@@ -207,7 +207,7 @@ def test_what_is_sampled_is_not_kept(made):
 
     loaded = LoadedModel.load(str(made / "base"))
     task = load_eval_set(["writing"], loaded.encoder, use="selection", include_path=[made / "tasks"]).tasks["writing"]
-    instances = [item.queries[0].generation.instance for item in task.items]
+    instances = [item.queries[0].generation for item in task.items]
     for instance in instances:
         instance.args[1].update(do_sample=True, temperature=1.0)
     generation.generate(loaded, instances, memory=2**30)
