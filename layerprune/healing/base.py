@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -26,6 +26,11 @@ Needs = Literal["text", "nothing"]
 Changed = tuple[str, torch.Tensor]  # name on disk, new value; shape as on disk, any floating dtype
 
 
+def option(default: Any, words: str) -> Any:
+    """A dataclass field with its line in the help."""
+    return field(default=default, metadata={"help": words})
+
+
 @dataclass
 class Record:
     """What a method writes down about its own work; it goes into heal.json."""
@@ -36,6 +41,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     dtype: str = ""  # of the last model that was loaded
     device: str = ""
+    seconds: float = 0.0  # in the method's own code
 
 
 @dataclass
@@ -88,8 +94,6 @@ class HealContext:
         return self._load(self.base, self.base_revision, dtype)
 
     def _load(self, model: str, revision: str | None, dtype: str | None) -> LoadedModel:
-        from layerprune.models.model import LoadedModel
-
         loaded = LoadedModel.load(
             model,
             revision=revision,
@@ -129,7 +133,8 @@ class Healer(Protocol):
 
 Stored = dict[str, tuple[str, ...]]  # parameter -> names of the tensors on disk that hold it
 
-FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes a healed value can be written in
+# Dtypes that a healed value can be written in, as safetensors names them.
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def names_on_disk(model: nn.Module, checkpoint: Checkpoint, wanted: Iterable[str]) -> Stored:
@@ -245,12 +250,9 @@ def head_weights(loaded: LoadedModel) -> set[str]:
 
 def final_norm(loaded: LoadedModel) -> set[str]:
     """Return the names of the weights of the norm behind the last layer: outside the stack, and one-dimensional."""
-    inside = {id(weight) for layer in loaded.layers for weight in layer.parameters()}
-    return {
-        name
-        for name, weight in loaded.model.named_parameters()
-        if id(weight) not in inside and weight.dim() == 1 and name.rpartition(".")[0].split(".")[-1] in FINAL_NORMS
-    }
+    inside = layer_weights(loaded, range(len(loaded.layers)))
+    vectors = {name for name, weight in loaded.model.named_parameters() if weight.dim() == 1}
+    return {name for name in vectors - inside if name.rpartition(".")[0].split(".")[-1] in FINAL_NORMS}
 
 
 FINAL_NORMS = {"norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm"}
@@ -284,9 +286,6 @@ def projections(loaded: LoadedModel) -> tuple[str, ...]:
     return tuple(found)
 
 
-def in_mlp(loaded: LoadedModel, targets: Sequence[str]) -> bool:
+def in_mlp(targets: Iterable[str]) -> bool:
     """Return whether some of these paths lie in the MLP of a layer."""
-    paths = {id(module): name for name, module in loaded.model.named_modules()}
-    children = [named for layer in loaded.layers for named in layer.named_children()]
-    homes = tuple(paths[id(part)] for child, part in children if child in MLP)
-    return any(target == home or target.startswith(f"{home}.") for target in targets for home in homes)
+    return any(MLP & set(target.split(".")) for target in targets)

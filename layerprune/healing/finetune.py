@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -24,14 +24,14 @@ from layerprune.healing.base import (
     last_layers,
     layer_weights,
     names_on_disk,
+    option,
     projections,
     read_tensor,
     seams,
     stored_as,
 )
-from layerprune.healing.losses import NextToken, TrainingGoal
-from layerprune.healing.training import Precision, Training, TrainingText, leads, make_trainable, own_place, train
-from layerprune.healing.training_state import TrainingState
+from layerprune.healing.losses import NextToken
+from layerprune.healing.training import Precision, Training, leads, make_trainable, own_place, train
 from layerprune.models.model import LoadedModel, fast_bfloat16
 
 if TYPE_CHECKING:
@@ -41,17 +41,9 @@ if TYPE_CHECKING:
 # What all methods that train have in common: their options, how the model is made ready, what is written down.
 
 
-Choose = Callable[[LoadedModel], set[str]]
-MakeGoal = Callable[[LoadedModel], TrainingGoal]
-
 # Tokens of one forward pass. Measured on two cores: more is no faster; a GPU wants more.
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}
 HELDOUT_TOKENS = 8192  # that a measurement on the way reads: it must not cost more than it tells
-
-
-def option(default: Any, words: str) -> Any:
-    """A dataclass field with its line in the help."""
-    return field(default=default, metadata={"help": words})
 
 
 @dataclass(frozen=True)
@@ -87,11 +79,28 @@ class Trained:
         tokens = MICRO_TOKENS.get(loaded.device.type, MICRO_TOKENS["cpu"])
         return self.micro or max(1, tokens // case.text.train.window)
 
-    def training(self, case: HealContext, loaded: LoadedModel, precision: Precision) -> Training:
-        """Return the run that these options ask for on this text and machine."""
-        windows = case.text.train
-        steps = self.steps or max(1, math.ceil(self.epochs * len(windows) / self.batch))
-        return Training(
+    def heal(self, case: HealContext) -> Iterator[Changed]:
+        """Yield the weights that ``chosen`` names, trained on the text."""
+        yield from self.fit(case, lambda student: NextToken())
+
+    def chosen(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        """Return the names of the weights to train."""
+        raise NotImplementedError
+
+    def fit(self, case: HealContext, goal: Callable[[LoadedModel], NextToken]) -> Iterator[Changed]:
+        """Train the chosen weights towards the goal of the loaded model and yield them under their names on disk."""
+        loaded, precision = ready(case)
+        weights = make_trainable(loaded.model, self.chosen(case, loaded), precision)
+        stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
+        self.run(case, loaded, goal(loaded), precision)
+        for name, weight in weights.items():
+            yield from stored_as(stored[name], weight.detach())
+
+    def run(self, case: HealContext, loaded: LoadedModel, goal: NextToken, precision: Precision) -> None:
+        """Train what requires a gradient in the loaded model, and write down how it went."""
+        text, record = case.text, case.record
+        steps = self.steps or max(1, math.ceil(self.epochs * len(text.train) / self.batch))
+        training = Training(
             steps=steps,
             lr=self.lr,
             batch=self.batch,
@@ -106,6 +115,15 @@ class Trained:
             seed=case.seed,
             loaded=f"{self!r} of {loaded.ref.fingerprint}, receipt {case.receipt.sha256()}",
         )
+        record.found["trained"] = sum(w.numel() for w in loaded.model.parameters() if w.requires_grad)
+        few = replace(text, heldout=text.heldout.spread(max(1, HELDOUT_TOKENS // text.heldout.window)))
+        state = train(loaded.model, goal, few, training, case.work / "training", case.progress)
+        record.tokens += state.tokens
+        record.curve += state.curve
+        record.found |= {"steps": state.step, "best_step": state.best_step, "precision": precision}
+        record.dtype, record.device = precision, str(loaded.device)
+        if state.stopped:
+            record.notes.append(f"stopped at step {state.step} of {steps}: the held-out loss no longer fell")
 
 
 def ready(case: HealContext) -> tuple[LoadedModel, Precision]:
@@ -128,32 +146,6 @@ def precision_of(case: HealContext) -> Precision:
         return cast(Precision, case.dtype)
     on_gpu = torch.cuda.is_available() and case.device != "cpu"
     return "bfloat16" if on_gpu or fast_bfloat16() else "float32"
-
-
-def run(case: HealContext, loaded: LoadedModel, goal: TrainingGoal, training: Training) -> TrainingState:
-    """Train what requires a gradient in the loaded model, and write down how it went."""
-    corpus, record = case.text, case.record
-    few = max(1, HELDOUT_TOKENS // corpus.heldout.window)
-    text = TrainingText(corpus.train, corpus.heldout.spread(few))
-    standing = train(loaded.model, goal, text, training, case.work / "training", case.progress)
-    record.tokens += standing.tokens
-    record.curve += standing.curve
-    record.found |= {"steps": standing.step, "best_step": standing.best_step, "precision": training.precision}
-    record.dtype, record.device = training.precision, str(loaded.device)
-    if standing.stopped:
-        record.notes.append(f"stopped at step {standing.step} of {training.steps}: the held-out loss no longer fell")
-    return standing
-
-
-def heal_weights(case: HealContext, method: Trained, choose: Choose, goal: MakeGoal) -> Iterator[Changed]:
-    """Train the weights that ``choose`` names towards ``goal`` and yield them under their names on disk."""
-    loaded, precision = ready(case)
-    weights = make_trainable(loaded.model, choose(loaded), torch.bfloat16 if precision == "bfloat16" else None)
-    stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
-    case.record.found["trained"] = sum(weight.numel() for weight in weights.values())
-    run(case, loaded, goal(loaded), method.training(case, loaded, precision))
-    for name, weight in weights.items():
-        yield from stored_as(stored[name], weight.detach())
 
 
 # LoRA by peft: small matrices beside frozen weights, merged into them at the end and kept as an adapter, too.
@@ -184,15 +176,14 @@ class Lora(Trained):
         """Yield the merged weights; the adapter itself is attached, for peft to load on the unhealed checkpoint."""
         loaded, precision = ready(case)
         targets = projections(loaded)
-        if not in_mlp(loaded, targets):
+        if not in_mlp(targets):
             why = "no linear map of an MLP was found, or its experts are fused"
             case.record.notes.append(f"adapters went on the attention alone: {why}")
         weights = [f"{target}.weight" for target in targets]
         stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
-        make_trainable(loaded.model, set(), torch.bfloat16 if precision == "bfloat16" else None)
+        make_trainable(loaded.model, set(), precision)
         adapted = with_adapter(loaded, targets, self.config(targets, loaded, case.name), case.seed)
-        case.record.found["trained"] = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
-        run(case, loaded, NextToken(), self.training(case, loaded, precision))
+        self.run(case, loaded, NextToken(), precision)
         if leads():
             save_adapter(adapted, case.attachments / ADAPTER)
         yield from merged(adapted, targets, stored, case)
@@ -272,12 +263,9 @@ class Partial(Trained):
     cost: ClassVar[str] = "a forward pass of everything and a backward pass of the part, over the text"
     source: ClassVar[str] = "Reassessing Layer Pruning in LLMs, arXiv:2411.15558"
 
-    def heal(self, case: HealContext) -> Iterator[Changed]:
-        def chosen(loaded: LoadedModel) -> set[str]:
-            names = layer_weights(loaded, last_layers(loaded, self.layers))
-            return names | head_weights(loaded) if self.head else names
-
-        yield from heal_weights(case, self, chosen, lambda loaded: NextToken())
+    def chosen(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        names = layer_weights(loaded, last_layers(loaded, self.layers))
+        return names | head_weights(loaded) if self.head else names
 
 
 @dataclass(frozen=True)
@@ -295,8 +283,5 @@ class Seams(Trained):
         if self.width < 1:
             raise ValueError(f"width is {self.width} and has to be at least 1")
 
-    def heal(self, case: HealContext) -> Iterator[Changed]:
-        def chosen(loaded: LoadedModel) -> set[str]:
-            return layer_weights(loaded, seams(case.removal, case.receipt.base.layers, self.width))
-
-        yield from heal_weights(case, self, chosen, lambda loaded: NextToken())
+    def chosen(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        return layer_weights(loaded, seams(case.removal, case.receipt.base.layers, self.width))
