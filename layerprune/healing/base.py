@@ -120,7 +120,7 @@ class Healer(Protocol):
     source: ClassVar[str]  # paper, or where it comes from
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
-        """Yield each tensor that changes, once, by its name on disk (``names.names_on_disk``: a tied one may have two).
+        """Yield each tensor that changes, once, by its name on disk (``names_on_disk``: a tied one may have two).
 
         What it read and settled on goes into ``case.record``. Raises ``RefusedError``, naming what stands in the way,
         before anything slow.
@@ -228,14 +228,6 @@ def layer_weights(loaded: LoadedModel, layers: Sequence[int]) -> set[str]:
     """Return the names of all weights of some decoder layers."""
     chosen = {id(weight) for layer in layers for weight in loaded.layers[layer].parameters()}
     return {name for name, weight in loaded.model.named_parameters() if id(weight) in chosen}
-
-
-def last_layers(loaded: LoadedModel, count: int) -> tuple[int, ...]:
-    """Return the last ``count`` layers; ``UsageError`` for more than there are."""
-    depth = len(loaded.layers)
-    if not 0 <= count <= depth:
-        raise UsageError(f"the last {count} layers were asked for and the model has {depth}")
-    return tuple(range(depth - count, depth))
 
 
 def head_weights(loaded: LoadedModel) -> set[str]:

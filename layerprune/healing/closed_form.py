@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -24,14 +25,7 @@ from layerprune.healing.base import (
     stored_as,
 )
 from layerprune.healing.losses import id_batches
-from layerprune.healing.projections import (
-    CHECK_TOKENS,
-    Projection,
-    Stream,
-    down_projection,
-    found_at,
-    output_projections,
-)
+from layerprune.healing.projections import CHECK_TOKENS, Projection, Stream, down_projection, output_projections, probe
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.walk import replaced_forwards, split_hidden
@@ -89,7 +83,7 @@ class Linear:
         places = self._places(case)
         windows = case.text.train.first(max(2, -(-self.tokens // case.text.train.window)))
         loaded, base = case.load_model(), case.load_base()
-        projections = found_at(loaded, windows, places, down_projection)
+        projections = probe(loaded, windows, places, down_projection)
         checkpoint = Checkpoint.open(case.folder)
         wanted = [name for each in projections.values() for name in each.weights]
         names = names_on_disk(loaded.model, checkpoint, wanted)
@@ -236,7 +230,7 @@ class Rescale:
         windows = case.text.train.first(max(1, -(-self.tokens // case.text.train.window)))
         kept = removed.kept(case.plan.model.layers)
         behind = [layer for layer, unit in enumerate(kept) if unit > min(removed)]  # the first cut
-        writers = found_at(loaded, windows, behind, output_projections)
+        writers = probe(loaded, windows, behind, output_projections)
         checkpoint = Checkpoint.open(case.folder)
         wanted = [name for found in writers.values() for each in found for name in each.weights]
         names = names_on_disk(loaded.model, checkpoint, wanted)
@@ -288,13 +282,7 @@ class Rescale:
 
 def divisors_of(factors: list[float], removed: Removal, depth: int) -> list[float]:
     """Return for each layer that is left the product of the factors of all removed layers before it."""
-    found, product = [], 1.0
-    for layer in range(depth):
-        if layer in removed:
-            product *= factors[layer]
-        else:
-            found.append(product)
-    return found
+    return [math.prod(factors[unit] for unit in removed if unit < layer) for layer in removed.kept(depth)]
 
 
 @torch.no_grad()

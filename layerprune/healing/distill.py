@@ -16,29 +16,10 @@ from layerprune.artifacts.base import write_atomically
 from layerprune.data.corpus import TextDocument, Windows, pack_documents, render
 from layerprune.errors import UsageError
 from layerprune.files import reserve, writing
-from layerprune.healing.base import (
-    Changed,
-    Cut,
-    HealContext,
-    cuts,
-    final_norm,
-    head_weights,
-    last_layers,
-    layer_weights,
-    option,
-    seams,
-)
-from layerprune.healing.finetune import Trained, precision_of
-from layerprune.healing.losses import (
-    Head,
-    LogitsLoss,
-    NextToken,
-    Top,
-    cross_entropy,
-    divergence,
-    divergence_from_top,
-)
-from layerprune.healing.training import leader_first, own_place
+from layerprune.healing.base import Changed, Cut, HealContext, cuts, final_norm, layer_weights, option
+from layerprune.healing.finetune import Partial, Seams, TrainingMethod, precision_of
+from layerprune.healing.losses import Head, LogitsLoss, NextToken, Top, cross_entropy, divergence, divergence_from_top
+from layerprune.healing.training import main_process_first, on_own_device
 from layerprune.models.generation import padded
 from layerprune.models.model import LoadedModel
 from layerprune.scoring.cached_evaluator import Journal
@@ -46,7 +27,7 @@ from layerprune.util import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class Distill(Trained):
+class Distill(TrainingMethod):
     """Train towards the base's next-token distribution: all decoder layers unless told otherwise."""
 
     lr: float = option(3e-4, "learning rate, at its height")
@@ -76,29 +57,29 @@ class Distill(Trained):
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the distilled weights; the base is loaded once, and writes before it teaches."""
-        teacher = own_place(case).load_base(precision_of(case))
+        teacher = on_own_device(case).load_base(precision_of(case))
         if self.answers == "base":
             case = self._with_answers(case, teacher)
         yield from self.fit(case, lambda student: self._goal(case, teacher, student))
 
     def _with_answers(self, case: HealContext, teacher: LoadedModel) -> HealContext:
         """Return the case with a text whose answers are the base's; what is held out stays as it is."""
-        author, corpus = AnswerWriter(teacher, self.answer_tokens), case.text
-        with leader_first():  # the first one writes, the others read
-            documents = author.rewrite(corpus.documents, case.work / "answers", case.progress)
+        corpus, folder = case.text, case.work / "answers"
+        with main_process_first():  # the first one writes, the others read
+            documents = rewrite_answers(corpus.documents, teacher, self.answer_tokens, folder, case.progress)
         train = pack_documents(documents, teacher.tokenizer, corpus.train.window, "what the base has written")
         case.record.notes.append(f"{len(documents)} chats were answered by the base before they were read")
         return replace(case, corpus=replace(corpus, train=train))
 
-    def chosen(self, case: HealContext, loaded: LoadedModel) -> set[str]:
-        every = range(len(loaded.layers))
+    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        depth = len(loaded.layers)
         if self.train == "all":
             return {name for name, _ in loaded.model.named_parameters()}
         if self.train == "seams":
-            return layer_weights(loaded, seams(case.removal, case.receipt.base.layers, 1))
+            return Seams().weights_to_train(case, loaded)
         if self.train == "last":
-            return layer_weights(loaded, last_layers(loaded, min(3, len(every)))) | head_weights(loaded)
-        return layer_weights(loaded, every) | final_norm(loaded)
+            return Partial(layers=min(3, depth)).weights_to_train(case, loaded)
+        return layer_weights(loaded, range(depth)) | final_norm(loaded)
 
     def _goal(self, case: HealContext, teacher: LoadedModel, student: LoadedModel) -> DistillationLoss:
         if teacher.vocabulary != student.vocabulary:
@@ -107,7 +88,7 @@ class Distill(Trained):
         if self.keep:
             windows = case.text.train
             kept = TeacherCache.of(case.work / "teacher", teacher, windows, self.keep, self.temperature)
-            with leader_first():  # the first one asks, the others find the answers
+            with main_process_first():  # the first one asks, the others find the answers
                 case.record.tokens += kept.fill(teacher, windows, self.forward_windows(case, teacher), case.progress)
         return DistillationLoss(self, teacher, student, cuts(case.removal, case.receipt.base.layers), kept)
 
@@ -260,65 +241,60 @@ class DistillationLoss(NextToken):
 # A pruned model learns its base's own way of answering better than another's. Source: arXiv:2410.09982.
 
 
-Messages = tuple[tuple[str, str], ...]  # (role, content)
+Chat = Sequence[tuple[str, str]]  # (role, content) of every message
 
 BATCH = 8  # chats that are answered together
 
 
-@dataclass(frozen=True)
-class AnswerWriter:
-    """A model that answers greedily, in at most so many tokens a turn."""
+def rewrite_answers(
+    documents: Sequence[TextDocument], author: LoadedModel, most: int, folder: Path, progress: Progress = SILENT
+) -> list[TextDocument]:
+    """Return the chats with every answer written by a model, greedily, each turn after the turns before it.
 
-    loaded: LoadedModel
-    most: int
+    An answer has at most ``most`` tokens. What is written goes to ``folder`` as it comes: killed and called again, it
+    goes on. Plain texts ask nothing and are left out; raises ``UsageError`` where there is no chat.
+    """
+    chats = [document.messages for document in documents if document.text is None]
+    if not chats:
+        raise UsageError("the base writes answers to prompts, and the corpus holds none: give chats")
+    key = hashlib.sha256(f"{author.ref.fingerprint} {most} {chats}".encode()).hexdigest()
+    journal = Journal(folder / "answers.jsonl", key)
+    with progress.task("the base writes answers", len(chats) - len(journal.entries), "chats") as advance:
+        for start in range(len(journal.entries), len(chats), BATCH):
+            for messages in _answered(chats[start : start + BATCH], author, most):
+                journal.append({"messages": messages})
+                advance()
+    return [TextDocument(messages=tuple(map(tuple, entry["messages"]))) for entry in journal.entries]
 
-    def rewrite(
-        self, documents: Sequence[TextDocument], folder: Path, progress: Progress = SILENT
-    ) -> list[TextDocument]:
-        """Return the chats with every answer written by the model, each turn after the turns before it.
 
-        What is written goes to ``folder`` as it comes: killed and called again, it goes on. Plain texts ask nothing
-        and are left out; raises ``UsageError`` where there is no chat.
-        """
-        chats = [document.messages for document in documents if document.text is None]
-        if not chats:
-            raise UsageError("the base writes answers to prompts, and the corpus holds none: give chats")
-        key = hashlib.sha256(f"{self.loaded.ref.fingerprint} {self.most} {chats}".encode()).hexdigest()
-        journal = Journal(folder / "answers.jsonl", key)
-        with progress.task("the base writes answers", len(chats) - len(journal.entries), "chats") as advance:
-            for start in range(len(journal.entries), len(chats), BATCH):
-                for messages in self._answered(chats[start : start + BATCH]):
-                    journal.append({"messages": messages})
-                    advance()
-        return [TextDocument(messages=tuple(map(tuple, entry["messages"]))) for entry in journal.entries]
+def _answered(chats: Sequence[Chat], author: LoadedModel, most: int) -> list[Chat]:
+    """Answer turn by turn: the chats' first answers together, then their second ones, and so on."""
+    written = [list(chat) for chat in chats]
+    turns = [[place for place, (role, _) in enumerate(chat) if role == "assistant"] for chat in chats]
+    for turn in range(max(map(len, turns))):
+        asked = [(chat, places[turn]) for chat, places in zip(written, turns, strict=True) if turn < len(places)]
+        prompts = [chat[:place] for chat, place in asked]
+        for (chat, place), answer in zip(asked, _next_messages(prompts, author, most), strict=True):
+            chat[place] = ("assistant", answer)
+    return written
 
-    def _answered(self, chats: Sequence[Messages]) -> list[list[tuple[str, str]]]:
-        """Answer turn by turn: the chats' first answers together, then their second ones, and so on."""
-        written = [list(chat) for chat in chats]
-        turns = [[place for place, (role, _) in enumerate(chat) if role == "assistant"] for chat in chats]
-        for turn in range(max(map(len, turns))):
-            asked = [(chat, places[turn]) for chat, places in zip(written, turns, strict=True) if turn < len(places)]
-            prompts = [chat[:place] for chat, place in asked]
-            for (chat, place), answer in zip(asked, self._write(prompts), strict=True):
-                chat[place] = ("assistant", answer)
-        return written
 
-    @torch.no_grad()
-    def _write(self, prompts: Sequence[Sequence[tuple[str, str]]]) -> Iterator[str]:
-        """Yield what the model says next in each chat."""
-        tokenizer: Any = self.loaded.tokenizer
-        rows = [
-            tokenizer(
-                render(tokenizer, [{"role": role, "content": content} for role, content in prompt], True),
-                add_special_tokens=False,
-                verbose=False,
-            )["input_ids"]
-            for prompt in prompts
-        ]
-        spare = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-        ids, mask = (tensor.to(self.loaded.device) for tensor in padded(rows))
-        written: Any = self.loaded.model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, max_new_tokens=self.most, do_sample=False, pad_token_id=spare
-        )
-        for row in written[:, ids.shape[1] :]:
-            yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+@torch.no_grad()
+def _next_messages(chats: Sequence[Chat], author: LoadedModel, most: int) -> Iterator[str]:
+    """Yield what the model says next in each chat."""
+    tokenizer: Any = author.tokenizer
+    rows = [
+        tokenizer(
+            render(tokenizer, [{"role": role, "content": content} for role, content in chat], True),
+            add_special_tokens=False,
+            verbose=False,
+        )["input_ids"]
+        for chat in chats
+    ]
+    spare = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+    ids, mask = (tensor.to(author.device) for tensor in padded(rows))
+    written: Any = author.model.generate(  # type: ignore[operator]
+        input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=spare
+    )
+    for row in written[:, ids.shape[1] :]:
+        yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()

@@ -21,7 +21,6 @@ from layerprune.healing.base import (
     Stored,
     head_weights,
     in_mlp,
-    last_layers,
     layer_weights,
     names_on_disk,
     option,
@@ -31,11 +30,11 @@ from layerprune.healing.base import (
     stored_as,
 )
 from layerprune.healing.losses import NextToken
-from layerprune.healing.training import Precision, Training, leads, make_trainable, own_place, train
+from layerprune.healing.training import Precision, Training, is_main_process, make_trainable, on_own_device, train
 from layerprune.models.model import LoadedModel, fast_bfloat16
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
 
 # What all methods that train have in common: their options, how the model is made ready, what is written down.
@@ -47,7 +46,7 @@ HELDOUT_TOKENS = 8192  # that a measurement on the way reads: it must not cost m
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingMethod:
     """The options of every method that trains."""
 
     lr: float = option(2e-4, "learning rate, at its height")
@@ -80,17 +79,17 @@ class Trained:
         return self.micro or max(1, tokens // case.text.train.window)
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
-        """Yield the weights that ``chosen`` names, trained on the text."""
+        """Yield the weights that ``weights_to_train`` names, trained on the text."""
         yield from self.fit(case, lambda student: NextToken())
 
-    def chosen(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
         """Return the names of the weights to train."""
         raise NotImplementedError
 
     def fit(self, case: HealContext, goal: Callable[[LoadedModel], NextToken]) -> Iterator[Changed]:
         """Train the chosen weights towards the goal of the loaded model and yield them under their names on disk."""
-        loaded, precision = ready(case)
-        weights = make_trainable(loaded.model, self.chosen(case, loaded), precision)
+        loaded, precision = load_for_training(case)
+        weights = make_trainable(loaded.model, self.weights_to_train(case, loaded), precision)
         stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
         self.run(case, loaded, goal(loaded), precision)
         for name, weight in weights.items():
@@ -126,7 +125,7 @@ class Trained:
             record.notes.append(f"stopped at step {state.step} of {steps}: the held-out loss no longer fell")
 
 
-def ready(case: HealContext) -> tuple[LoadedModel, Precision]:
+def load_for_training(case: HealContext) -> tuple[LoadedModel, Precision]:
     """Load the unhealed checkpoint for training, and say what its products are made in.
 
     Weights are loaded as they are stored, so that those that are trained lose nothing. Raises ``UsageError`` for
@@ -137,7 +136,7 @@ def ready(case: HealContext) -> tuple[LoadedModel, Precision]:
     precision = precision_of(case)
     stored = {tensor.dtype for tensor in Checkpoint.open(case.folder).tensors.values()}
     dtype = "bfloat16" if precision == "bfloat16" and stored <= {"BF16"} else "float32"
-    return own_place(case).load_model(dtype), precision
+    return on_own_device(case).load_model(dtype), precision
 
 
 def precision_of(case: HealContext) -> Precision:
@@ -155,7 +154,7 @@ ADAPTER = "adapter"  # folder of the adapter, inside the healed checkpoint's doc
 
 
 @dataclass(frozen=True)
-class Lora(Trained):
+class Lora(TrainingMethod):
     """Train low-rank updates of every linear map in attention and MLP on the text (peft), and merge them."""
 
     lr: float = option(1e-3, "learning rate, at its height")
@@ -174,7 +173,7 @@ class Lora(Trained):
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the merged weights; the adapter itself is attached, for peft to load on the unhealed checkpoint."""
-        loaded, precision = ready(case)
+        loaded, precision = load_for_training(case)
         targets = projections(loaded)
         if not in_mlp(targets):
             why = "no linear map of an MLP was found, or its experts are fused"
@@ -182,43 +181,38 @@ class Lora(Trained):
         weights = [f"{target}.weight" for target in targets]
         stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
         make_trainable(loaded.model, set(), precision)
-        adapted = with_adapter(loaded, targets, self.config(targets, loaded, case.name), case.seed)
+        adapted = self.adapted(loaded, targets, case.name, case.seed)
         self.run(case, loaded, NextToken(), precision)
-        if leads():
+        if is_main_process():
             save_adapter(adapted, case.attachments / ADAPTER)
         yield from merged(adapted, targets, stored, case)
 
-    def config(self, targets: tuple[str, ...], loaded: LoadedModel, base: str) -> LoraConfig:
-        """Return peft's account of the adapter; ``base`` is what it says it belongs to."""
-        from peft import LoraConfig
+    def adapted(self, loaded: LoadedModel, targets: tuple[str, ...], name: str, seed: int) -> PeftModel:
+        """Put fresh adapters, which change nothing yet, into the loaded model; peft's wrapper around it is returned.
+
+        ``name`` is what the adapter says it belongs to.
+        """
+        from peft import LoraConfig, get_peft_model
         from transformers.pytorch_utils import Conv1D
 
-        return LoraConfig(
+        config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it; it need not be whole
             lora_dropout=self.dropout,
             target_modules=list(targets),
             fan_in_fan_out=isinstance(loaded.model.get_submodule(targets[0]), Conv1D),
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base,
         )
-
-
-def with_adapter(loaded: LoadedModel, targets: tuple[str, ...], config: LoraConfig, seed: int) -> PeftModel:
-    """Put fresh adapters, which change nothing yet, into the loaded model; peft's wrapper around it is returned."""
-    from peft import get_peft_model
-
-    base = config.base_model_name_or_path
-    torch.manual_seed(seed)  # peft draws one half of every adapter
-    adapted = get_peft_model(loaded.model, config)
-    config.base_model_name_or_path = base  # peft puts the folder here that the model was read from
-    names = [name for name, weight in loaded.model.named_parameters() if weight.requires_grad]
-    stray = sorted({name.partition(".lora_")[0] for name in names} - set(targets))
-    if stray:  # it would be trained and never merged
-        raise RefusedError(
-            f"peft puts an adapter on {stray[0]}, which was not asked for; use partial, seams or distill"
-        )
-    return adapted
+        torch.manual_seed(seed)  # peft draws one half of every adapter
+        adapted = get_peft_model(loaded.model, config)
+        config.base_model_name_or_path = name  # peft puts the folder here that the model was read from
+        names = [name for name, weight in loaded.model.named_parameters() if weight.requires_grad]
+        stray = sorted({name.partition(".lora_")[0] for name in names} - set(targets))
+        if stray:  # it would be trained and never merged
+            raise RefusedError(
+                f"peft puts an adapter on {stray[0]}, which was not asked for; use partial, seams or distill"
+            )
+        return adapted
 
 
 def save_adapter(adapted: PeftModel, folder: Path) -> None:
@@ -253,7 +247,7 @@ def merged(adapted: PeftModel, targets: tuple[str, ...], stored: Stored, case: H
 
 
 @dataclass(frozen=True)
-class Partial(Trained):
+class Partial(TrainingMethod):
     """Fine-tune the last layers, the final norm and the head on the text; everything before them is only read."""
 
     layers: int = option(3, "how many of the last layers")
@@ -263,13 +257,16 @@ class Partial(Trained):
     cost: ClassVar[str] = "a forward pass of everything and a backward pass of the part, over the text"
     source: ClassVar[str] = "Reassessing Layer Pruning in LLMs, arXiv:2411.15558"
 
-    def chosen(self, case: HealContext, loaded: LoadedModel) -> set[str]:
-        names = layer_weights(loaded, last_layers(loaded, self.layers))
+    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        depth = len(loaded.layers)
+        if not 0 <= self.layers <= depth:
+            raise UsageError(f"the last {self.layers} layers were asked for and the model has {depth}")
+        names = layer_weights(loaded, range(depth - self.layers, depth))
         return names | head_weights(loaded) if self.head else names
 
 
 @dataclass(frozen=True)
-class Seams(Trained):
+class Seams(TrainingMethod):
     """Fine-tune, on the text, the layers on either side of every cut."""
 
     width: int = option(1, "how many layers on each side")
@@ -283,5 +280,5 @@ class Seams(Trained):
         if self.width < 1:
             raise ValueError(f"width is {self.width} and has to be at least 1")
 
-    def chosen(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
         return layer_weights(loaded, seams(case.removal, case.receipt.base.layers, self.width))

@@ -30,9 +30,9 @@ from layerprune.files import check_plain, checked_name, listed, locked, refuse_l
 from layerprune.healing import HEALERS
 from layerprune.healing.base import FLOATS, Changed, HealContext, Healer, Record
 from layerprune.healing.losses import mean_nats
-from layerprune.healing.training import leads
+from layerprune.healing.training import is_main_process
 from layerprune.models.model import LoadedModel
-from layerprune.registry import build, options_of, spec_of
+from layerprune.registry import Entry, build, options_of, spec_of
 from layerprune.report.card import OURS, write_card
 from layerprune.report.page import REPORT
 from layerprune.util import SILENT, Progress, tool_versions
@@ -57,11 +57,11 @@ def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options:
     out = Path(out).absolute()
     work = work_folder(out)
     refuse_link(work)
-    if leads():
+    if is_main_process():
         clear(out)
     _check_new(out)
     exported = ExportedFolder.read(checkpoint)
-    if not leads():
+    if not is_main_process():
         deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
         return None
     try_new_folder(out, checkpoint, _base(request, healer, exported))
@@ -71,14 +71,7 @@ def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options:
         if case.attachments.exists():  # of another method that was cut off before it was published
             shutil.rmtree(case.attachments)
         check_plain(work)  # what a method goes on from and writes over
-        ref = HealerRef(
-            name=entry.name,
-            spec=spec_of(entry.name, healer),
-            options=options_of(healer),
-            gradients=healer.gradients,
-            owner=entry.owner,
-        )
-        log = _published(healer, ref, case, exported, out)
+        log = _published(entry, healer, case, exported, out)
         shutil.rmtree(work, ignore_errors=True)
     return log
 
@@ -102,17 +95,27 @@ def _check_new(out: Path) -> None:
         raise ExportError(f"{out} exists already; choose a new folder or remove it")
 
 
-def _published(healer: Healer, method: HealerRef, case: HealContext, exported: ExportedFolder, out: Path) -> HealLog:
+def _published(entry: Entry, healer: Healer, case: HealContext, exported: ExportedFolder, out: Path) -> HealLog:
     """Let the method heal, write what it changed to ``out``, and measure what was written."""
     checkpoint, record, receipt = Checkpoint.open(exported.folder), case.record, exported.receipt
     healed = _timed(iter(healer.heal(case)), record)
     with spooled(checkpoint, case.work / "changed.bin", healed) as changed, new_folder(out) as new:
         carried = _carried(exported, checkpoint, case.progress)
         files = write_healed(checkpoint, changed, carried, case.attachments, new, case.progress)
-        _check_keys(exported, new, case.trust_remote_code)
+        loaded = [
+            proof.load(folder, trust_remote_code=case.trust_remote_code, device="meta")[1]
+            for folder in (new, exported.folder)
+        ]
+        proof.check_keys(*loaded)  # transformers finds every weight in what was written
         result = {"id": out.name, "revision": None, "fingerprint": Checkpoint.open(new).fingerprint()}
         log = HealLog(
-            method=method,
+            method=HealerRef(
+                name=entry.name,
+                spec=spec_of(entry.name, healer),
+                options=options_of(healer),
+                gradients=healer.gradients,
+                owner=entry.owner,
+            ),
             base=receipt.base,
             unhealed=exported.result,
             result=exported.result.model_copy(update=result),
@@ -219,14 +222,6 @@ def _window(request: HealConfig, exported: ExportedFolder) -> int:
         what = f"a window of {request.window} tokens is more than the {most} that the model reads"
         raise UsageError(f"{what}; use --window {most} or less")
     return request.window
-
-
-def _check_keys(exported: ExportedFolder, healed: Path, trust_remote_code: bool) -> None:
-    """See that transformers finds every weight in what was written."""
-    new, old = (
-        proof.load(path, trust_remote_code=trust_remote_code, device="meta")[1] for path in (healed, exported.folder)
-    )
-    proof.check_keys(new, old)
 
 
 def _heldout(case: HealContext, folder: Path) -> HeldOut | None:

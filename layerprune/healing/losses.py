@@ -202,11 +202,6 @@ class Head:
             found: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
         return found
 
-    @property
-    def weights(self) -> list[nn.Parameter]:
-        """Trainable weights of the output embeddings, which may be tied to the input's."""
-        return [weight for weight in self.model.get_output_embeddings().parameters() if weight.requires_grad]
-
     @torch.no_grad()
     def check(self, ids: Tensor) -> None:
         """Raise ``ModelError`` where head and decoder apart are not the model; ``ids``: (windows, tokens), small."""
@@ -225,8 +220,12 @@ class Head:
         yield from (slice(start, min(start + size, places)) for start in range(0, places, size))
 
     def loss(self, hidden: Tensor, of_logits: LogitsLoss) -> Tensor:
-        """Return the sum of a loss over all places, differentiable by ``hidden`` and the head's own weights."""
-        found: Tensor = _Pieces.apply(self, of_logits, hidden, *self.weights)  # type: ignore[no-untyped-call]
+        """Return the sum of a loss over all places, differentiable by ``hidden`` and the head's own weights.
+
+        These are the trainable ones of the output embeddings, which may be tied to the input's.
+        """
+        weights = [weight for weight in self.model.get_output_embeddings().parameters() if weight.requires_grad]
+        found: Tensor = _Pieces.apply(self, of_logits, hidden, *weights)  # type: ignore[no-untyped-call]
         return found
 
 

@@ -74,7 +74,7 @@ def output_projections(stream: Stream) -> list[Projection]:
 Found = TypeVar("Found")
 
 
-def found_at(
+def probe(
     loaded: LoadedModel, windows: Windows, layers: Collection[int], find: Callable[[Stream], Found]
 ) -> dict[int, Found]:
     """Return what ``find`` says of the stream in front of each of some layers.

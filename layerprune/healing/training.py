@@ -100,12 +100,7 @@ def make_trainable(model: nn.Module, names: set[str], precision: Precision = "fl
 
 
 def train(
-    model: PreTrainedModel,
-    goal: NextToken,
-    text: Corpus,
-    options: Training,
-    folder: Path,
-    progress: Progress = SILENT,
+    model: PreTrainedModel, goal: NextToken, text: Corpus, options: Training, folder: Path, progress: Progress = SILENT
 ) -> TrainingState:
     """Train the weights of ``model`` that require a gradient; leave it with those of the lowest held-out loss.
 
@@ -141,7 +136,7 @@ class ModelWithLoss(nn.Module):
 
     def autocast(self, device: torch.device) -> Any:
         """Matrix products in the precision asked for."""
-        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def order(windows: int, batch: int, step: int, seed: int) -> list[int]:
@@ -159,13 +154,7 @@ class _Run:
     """One sitting of a training run."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        goal: NextToken,
-        text: Corpus,
-        options: Training,
-        folder: Path,
-        progress: Progress,
+        self, model: PreTrainedModel, goal: NextToken, text: Corpus, options: Training, folder: Path, progress: Progress
     ) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -189,7 +178,7 @@ class _Run:
         with self.objective.autocast(self.device):
             self.objective.head.check(self._tensor(text.train.ids[:1, :16]))
         self.wrapped = self.accelerator.prepare(self.objective)
-        self.saved = self.clock = self.spoken = time.monotonic()
+        self.saved = self.spoken = time.monotonic()
 
     def restore(self) -> None:
         """Go on from the last state, or measure where the run begins."""
@@ -287,9 +276,7 @@ class _Run:
             state.stopped = state.worse >= self.options.patience
 
     def _save(self) -> None:
-        now = time.monotonic()
-        self.state.seconds += now - self.clock
-        self.saved = self.clock = now
+        self.saved = time.monotonic()
         if self.accelerator.is_main_process:
             self.saved_states.save(self.state, self.weights, self.optimizer)
 
@@ -335,7 +322,6 @@ class TrainingState(BaseModel):
 
     step: int = 0  # steps done
     tokens: int = 0
-    seconds: float = 0.0  # of training, over all sittings
     curve: list[LossPoint] = []
     losses: list[float] = []  # of the steps since the last measurement
     best: float | None = None  # lowest held-out loss so far, nats per token
@@ -450,17 +436,17 @@ def interruptible() -> Iterator[threading.Event]:
 PATIENCE = timedelta(days=7)
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that speaks and writes: the only one, or the first of those launched together."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def leader_first() -> AbstractContextManager[None]:
+def main_process_first() -> AbstractContextManager[None]:
     """A block that the leading process carries out before the others enter it."""
     return _state().main_process_first() if _together() else nullcontext()
 
 
-def own_place(case: HealContext) -> HealContext:
+def on_own_device(case: HealContext) -> HealContext:
     """Return the case on this process's own device, where several processes were launched."""
     if not _together():
         return case

@@ -142,13 +142,11 @@ def test_places_are_found_in_every_family(kind):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_peft_takes_the_targets_of_every_family(kind):
-    from layerprune.healing.finetune import with_adapter
-
     loaded = subject_of(kind)
     targets = projections(loaded)
     ids = torch.arange(3, 20)[None]
     before = loaded.model(ids).logits
-    adapted = with_adapter(loaded, targets, Lora(rank=2).config(targets, loaded, "x"), seed=0)
+    adapted = Lora(rank=2).adapted(loaded, targets, "x", seed=0)
     assert torch.equal(loaded.model(ids).logits, before)  # fresh adapters change nothing
     found = {name.split(".lora_A")[0] for name, _ in adapted.get_base_model().named_parameters() if ".lora_A" in name}
     assert found == set(targets)

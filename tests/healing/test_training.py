@@ -17,7 +17,7 @@ from heal_training import options_of, plain_training, text_loss, text_of, traine
 from layerprune.errors import DocumentError, TrainingError, UsageError
 from layerprune.healing.base import HealContext
 from layerprune.healing.losses import Head, NextToken, Top, cross_entropy, divergence, divergence_from_top
-from layerprune.healing.training import check_processes, leader_first, order, own_place, train
+from layerprune.healing.training import check_processes, main_process_first, on_own_device, order, train
 
 HERE = SUPPORT
 
@@ -119,8 +119,8 @@ def test_processes_wait_for_a_leader_that_works_for_hours(monkeypatch):
     monkeypatch.setattr("accelerate.PartialState", state)
     monkeypatch.setenv("WORLD_SIZE", "2")
     case = HealContext(Path("unhealed"), SimpleNamespace(), SimpleNamespace(), Path("work"), "pruned", device="cpu")
-    assert own_place(case).device == "cpu"
-    with leader_first():
+    assert on_own_device(case).device == "cpu"
+    with main_process_first():
         pass
     assert [words.get("timeout", timedelta(0)) > timedelta(days=1) for words in made] == [True, True]
 
