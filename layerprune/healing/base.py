@@ -120,7 +120,7 @@ class Healer(Protocol):
     source: ClassVar[str]  # paper, or where it comes from
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
-        """Yield each tensor that changes, once, by its name on disk (``names_on_disk``: a tied one may have two).
+        """Yield each tensor that changes, once, by its name on disk (``StoredWeights``: a tied one may have two).
 
         What it read and settled on goes into ``case.record``. Raises ``RefusedError``, naming what stands in the way,
         before anything slow.
@@ -131,38 +131,59 @@ class Healer(Protocol):
 # Parameters of a model in memory and the tensors on disk that they were read from.
 
 
-Stored = dict[str, tuple[str, ...]]  # parameter -> names of the tensors on disk that hold it
-
 # Dtypes that a healed value can be written in, as safetensors names them.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def names_on_disk(model: nn.Module, checkpoint: Checkpoint, wanted: Iterable[str]) -> Stored:
-    """Return for each wanted parameter name the names of the tensors that it is stored as; all hold the same value.
+@dataclass(frozen=True)
+class StoredWeights:
+    """Parameters of a model in memory, each with the names of the tensors on disk that hold it."""
 
-    A tied parameter is stored under the name of its twin, or under both: a healed value belongs under each, or the two
-    differ and are tied no more on loading. The prefix of a layer's name may differ between memory and disk. Raises
-    ``RefusedError`` where a parameter has no floating tensor of its own and the same shape on disk (fused experts,
-    transposed or quantised weights).
-    """
-    twins: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        twins.setdefault(id(parameter), []).append(name)
-    found: Stored = {}
-    for name in wanted:
-        parameter = model.get_parameter(name)
-        names = dict.fromkeys([name, *twins[id(parameter)]])
-        tensors = {hit.name: hit for each in names for hit in _stored(each, checkpoint)}
-        if not tensors:
-            raise RefusedError(f"{name} is stored under no name of its own in {checkpoint.path}; it cannot be changed")
-        for tensor in tensors.values():
-            if tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATS:
-                raise RefusedError(
-                    f"{name} is {tuple(parameter.shape)} in memory and {tensor.dtype} {tensor.shape} on disk; only "
-                    "floating weights of the same shape can be changed"
-                )
-        found[name] = tuple(tensors)
-    return found
+    checkpoint: Checkpoint
+    names: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, model: nn.Module, folder: Path, wanted: Iterable[str]) -> StoredWeights:
+        """Find the tensors that each wanted parameter is stored as in a checkpoint; all hold the same value.
+
+        A tied parameter is stored under the name of its twin, or under both: a healed value belongs under each, or the
+        two differ and are tied no more on loading. The prefix of a layer's name may differ between memory and disk.
+        Raises ``RefusedError`` where a parameter has no floating tensor of its own and the same shape on disk (fused
+        experts, transposed or quantised weights).
+        """
+        checkpoint = Checkpoint.open(folder)
+        twins: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            twins.setdefault(id(parameter), []).append(name)
+        found: dict[str, tuple[str, ...]] = {}
+        for name in wanted:
+            parameter = model.get_parameter(name)
+            names = dict.fromkeys([name, *twins[id(parameter)]])
+            tensors = {hit.name: hit for each in names for hit in _stored(each, checkpoint)}
+            if not tensors:
+                raise RefusedError(f"{name} is stored under no name of its own in {folder}; it cannot be changed")
+            for tensor in tensors.values():
+                if tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATS:
+                    raise RefusedError(
+                        f"{name} is {tuple(parameter.shape)} in memory and {tensor.dtype} {tensor.shape} on disk; only "
+                        "floating weights of the same shape can be changed"
+                    )
+            found[name] = tuple(tensors)
+        return cls(checkpoint, found)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a parameter's value as it is on disk, on the CPU."""
+        from safetensors import safe_open
+
+        stored = self.names[name][0]
+        with safe_open(self.checkpoint.tensors[stored].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(stored)
+        return tensor
+
+    def changed(self, name: str, value: torch.Tensor) -> Iterator[Changed]:
+        """Yield a parameter's healed value under each of its names on disk."""
+        for stored in self.names[name]:
+            yield stored, value
 
 
 def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
@@ -178,21 +199,6 @@ def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
     hits = [tensor for other, tensor in checkpoint.tensors.items() if f".{other}".endswith(end)]
     if len(hits) == 1:
         yield hits[0]
-
-
-def stored_as(names: Iterable[str], value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a healed value under each of the names that ``names_on_disk`` found for its parameter."""
-    for name in names:
-        yield name, value
-
-
-def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """Return one tensor as it is on disk, on the CPU."""
-    from safetensors import safe_open
-
-    with safe_open(checkpoint.tensors[name].file, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-    return tensor
 
 
 # Which weights a training method trains: found from the anatomy, never from a table of architectures.

@@ -10,20 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from layerprune.checkpoint import Checkpoint
 from layerprune.data.corpus import Windows
 from layerprune.errors import ModelError, RefusedError
-from layerprune.healing.base import (
-    Changed,
-    HealContext,
-    Needs,
-    Stored,
-    cuts,
-    names_on_disk,
-    option,
-    read_tensor,
-    stored_as,
-)
+from layerprune.healing.base import Changed, HealContext, Needs, StoredWeights, cuts, option
 from layerprune.healing.losses import id_batches
 from layerprune.healing.projections import CHECK_TOKENS, Projection, Stream, down_projection, output_projections, probe
 from layerprune.models.model import LoadedModel
@@ -84,9 +73,8 @@ class Linear:
         windows = case.text.train.first(max(2, -(-self.tokens // case.text.train.window)))
         loaded, base = case.load_model(), case.load_base()
         projections = probe(loaded, windows, places, down_projection)
-        checkpoint = Checkpoint.open(case.folder)
         wanted = [name for each in projections.values() for name in each.weights]
-        names = names_on_disk(loaded.model, checkpoint, wanted)
+        stored = StoredWeights.of(loaded.model, case.folder, wanted)
         case.record.tokens = windows.tokens
         last = max(places)
         with case.progress.task("fitting down projections", last + 1, "layers") as advance:
@@ -96,7 +84,7 @@ class Linear:
                 if layer in places:
                     _follow(intact, healed, places[layer], first=min(places))
                     correction = self._correction(projections[layer], healed, intact, case)
-                    yield from self._corrected(projections[layer], correction.cpu(), checkpoint, names)
+                    yield from self._corrected(projections[layer], correction.cpu(), stored)
                 healed.advance()
                 advance()
 
@@ -146,12 +134,10 @@ class Linear:
         return pair
 
     @torch.no_grad()
-    def _corrected(
-        self, projection: Projection, correction: torch.Tensor, checkpoint: Checkpoint, names: Stored
-    ) -> Iterator[Changed]:
+    def _corrected(self, projection: Projection, correction: torch.Tensor, stored: StoredWeights) -> Iterator[Changed]:
         """Add the correction to the weights as they are on disk, in float64; give the model in memory the same."""
         for name, parameter in projection.weights.items():
-            value = read_tensor(checkpoint, names[name][0]).double()
+            value = stored.read(name).double()
             turned = projection.transposed and value.dim() == 2
             matrix = value.T if turned else value  # (out, in); a bias (out,)
             if self.fit == "map":
@@ -160,7 +146,7 @@ class Linear:
                 change = correction[-1] if matrix.dim() == 1 else correction[: matrix.shape[1]].T
             value = value + (change.T if turned else change)
             parameter.copy_(value)
-            yield from stored_as(names[name], value)
+            yield from stored.changed(name, value)
 
 
 def _follow(intact: Stream, healed: Stream, depth: int, first: int) -> None:
@@ -230,10 +216,13 @@ class Rescale:
         windows = case.text.train.first(max(1, -(-self.tokens // case.text.train.window)))
         kept = removed.kept(case.plan.model.layers)
         behind = [layer for layer, unit in enumerate(kept) if unit > min(removed)]  # the first cut
-        writers = probe(loaded, windows, behind, output_projections)
-        checkpoint = Checkpoint.open(case.folder)
-        wanted = [name for found in writers.values() for each in found for name in each.weights]
-        names = names_on_disk(loaded.model, checkpoint, wanted)
+        weights = {
+            name: (weight, layer)
+            for layer, found in probe(loaded, windows, behind, output_projections).items()
+            for projection in found
+            for name, weight in projection.weights.items()
+        }
+        stored = StoredWeights.of(loaded.model, case.folder, weights)
         factors = self._factors(case, windows)
         divisors = divisors_of(factors, removed, case.plan.model.layers)
         if all(divisor == 1 for divisor in divisors):
@@ -242,10 +231,11 @@ class Rescale:
             )
         for layer in removed:
             case.record.found[f"factor_{layer}"] = round(factors[layer], 6)
-        _check(loaded, writers, divisors, torch.from_numpy(windows.ids[:1, :CHECK_TOKENS]))
-        for layer, found in writers.items():
-            for name in [name for each in found for name in each.weights] if divisors[layer] != 1 else ():
-                yield from stored_as(names[name], read_tensor(checkpoint, names[name][0]).double() / divisors[layer])
+        few = torch.from_numpy(windows.ids[:1, :CHECK_TOKENS])
+        _check(loaded, [(weight, divisors[layer]) for weight, layer in weights.values()], divisors, few)
+        for name, (_, layer) in weights.items():
+            if divisors[layer] != 1:
+                yield from stored.changed(name, stored.read(name).double() / divisors[layer])
 
     @torch.no_grad()
     def _factors(self, case: HealContext, windows: Windows) -> list[float]:
@@ -286,7 +276,9 @@ def divisors_of(factors: list[float], removed: Removal, depth: int) -> list[floa
 
 
 @torch.no_grad()
-def _check(loaded: LoadedModel, writers: dict[int, list[Projection]], divisors: list[float], ids: torch.Tensor) -> None:
+def _check(
+    loaded: LoadedModel, weights: list[tuple[nn.Parameter, float]], divisors: list[float], ids: torch.Tensor
+) -> None:
     """Try on a few tokens that dividing what is written is multiplying the stream at the cuts; weights are put back."""
     ids = ids.to(loaded.device)
 
@@ -301,12 +293,6 @@ def _check(loaded: LoadedModel, writers: dict[int, list[Projection]], divisors: 
 
     with replaced_forwards(loaded.layers, make):
         expected = loaded.model(input_ids=ids, use_cache=False).logits.double()
-    weights = [
-        (weight, divisors[layer])
-        for layer, found in writers.items()
-        for each in found
-        for weight in each.weights.values()
-    ]
     kept = [weight.clone() for weight, _ in weights]
     for weight, divisor in weights:
         weight.div_(divisor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,16 +17,13 @@ from layerprune.healing.base import (
     Changed,
     HealContext,
     Needs,
-    Stored,
+    StoredWeights,
     head_weights,
     in_mlp,
     layer_weights,
-    names_on_disk,
     option,
     projections,
-    read_tensor,
     seams,
-    stored_as,
 )
 from layerprune.healing.losses import NextToken
 from layerprune.healing.training import Precision, Training, is_main_process, make_trainable, on_own_device, train
@@ -90,10 +86,10 @@ class TrainingMethod:
         """Train the chosen weights towards the goal of the loaded model and yield them under their names on disk."""
         loaded, precision = load_for_training(case)
         weights = make_trainable(loaded.model, self.weights_to_train(case, loaded), precision)
-        stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
+        stored = StoredWeights.of(loaded.model, case.folder, weights)
         self.run(case, loaded, goal(loaded), precision)
         for name, weight in weights.items():
-            yield from stored_as(stored[name], weight.detach())
+            yield from stored.changed(name, weight.detach())
 
     def run(self, case: HealContext, loaded: LoadedModel, goal: NextToken, precision: Precision) -> None:
         """Train what requires a gradient in the loaded model, and write down how it went."""
@@ -178,14 +174,16 @@ class Lora(TrainingMethod):
         if not in_mlp(targets):
             why = "no linear map of an MLP was found, or its experts are fused"
             case.record.notes.append(f"adapters went on the attention alone: {why}")
-        weights = [f"{target}.weight" for target in targets]
-        stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
+        stored = StoredWeights.of(loaded.model, case.folder, [f"{target}.weight" for target in targets])
         make_trainable(loaded.model, set(), precision)
         adapted = self.adapted(loaded, targets, case.name, case.seed)
         self.run(case, loaded, NextToken(), precision)
         if is_main_process():
             save_adapter(adapted, case.attachments / ADAPTER)
-        yield from merged(adapted, targets, stored, case)
+        for target in targets:  # one at a time, in float32, from the weight as it is stored
+            name, layer = f"{target}.weight", cast(Any, loaded.model.get_submodule(target))
+            update = layer.get_delta_weight("default").detach().float().cpu()
+            yield from stored.changed(name, stored.read(name).float() + update)
 
     def adapted(self, loaded: LoadedModel, targets: tuple[str, ...], name: str, seed: int) -> PeftModel:
         """Put fresh adapters, which change nothing yet, into the loaded model; peft's wrapper around it is returned.
@@ -222,25 +220,12 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    config = copy.copy(adapted.peft_config["default"])
+    config = adapted.peft_config["default"]
     config.inference_mode = True
     with writing(folder, SafetensorError):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "adapter_model.safetensors")
         config.save_pretrained(str(folder))
-
-
-def merged(adapted: PeftModel, targets: tuple[str, ...], stored: Stored, case: HealContext) -> Iterator[Changed]:
-    """Yield each adapted weight with its update added in float32, one at a time, from the weight as it is stored."""
-    checkpoint = Checkpoint.open(case.folder)
-    model = adapted.get_base_model()
-    for target in targets:
-        names = stored[f"{target}.weight"]
-        layer: Any = model.get_submodule(target)
-        with torch.no_grad():
-            update = layer.get_delta_weight("default").float().cpu()
-            value = read_tensor(checkpoint, names[0]).float() + update
-        yield from stored_as(names, value)
 
 
 # Fine-tuning of a part of the weights: the head and the last layers, or the layers on either side of the cuts.

@@ -97,8 +97,8 @@ def _check_new(out: Path) -> None:
 
 def _published(entry: Entry, healer: Healer, case: HealContext, exported: ExportedFolder, out: Path) -> HealLog:
     """Let the method heal, write what it changed to ``out``, and measure what was written."""
-    checkpoint, record, receipt = Checkpoint.open(exported.folder), case.record, exported.receipt
-    healed = _timed(iter(healer.heal(case)), record)
+    checkpoint, told, receipt = Checkpoint.open(exported.folder), case.record, exported.receipt
+    healed = _timed(iter(healer.heal(case)), told)
     with spooled(checkpoint, case.work / "changed.bin", healed) as changed, new_folder(out) as new:
         carried = _carried(exported, checkpoint, case.progress)
         files = write_healed(checkpoint, changed, carried, case.attachments, new, case.progress)
@@ -125,14 +125,14 @@ def _published(entry: Entry, healer: Healer, case: HealContext, exported: Export
             corpus=case.corpus.ref if case.corpus else None,
             changed=tuple(sorted(changed)),
             files=files,
-            tokens=record.tokens,
-            seconds=round(record.seconds, 3),
-            curve=tuple(record.curve),
-            found=record.found,
-            notes=tuple(record.notes),
+            tokens=told.tokens,
+            seconds=round(told.seconds, 3),
+            curve=tuple(told.curve),
+            found=told.found,
+            notes=tuple(told.notes),
             heldout=_heldout(case, new),
-            dtype=record.dtype,
-            device=record.device,
+            dtype=told.dtype,
+            device=told.device,
             seed=case.seed,
             versions=tool_versions("torch", "transformers", "peft", "accelerate"),
         )
@@ -321,7 +321,13 @@ def write_healed(
         if name not in written and name != INDEX:
             _copy(source.path / name, folder / name)
             written.append(name)
-    for name in attached(attachments):
+    for name, fault in listed(attachments) if attachments.is_dir() else ():
+        try:
+            checked_name(name)
+        except ValueError as error:
+            fault = str(error)
+        if fault:
+            raise ExportError(f"the healing method leaves {name!r}, {fault}")
         if (folder / name).exists() or same_file([*written, name]) or name.casefold() in RESERVED:
             raise ExportError(f"the healing method leaves a file {name!r}, a name that the checkpoint uses itself")
         _copy(attachments / name, folder / name)
@@ -334,21 +340,6 @@ def write_healed(
         different = sorted(dict(old.items() ^ new.items()))
         raise ExportError(f"the healed checkpoint differs in the form of {different[0]}; please report the method")
     return {name: entry_of(folder / name) for name in sorted(written)}
-
-
-def attached(attachments: Path) -> list[str]:
-    """Return the files that a healing method leaves; raises ``ExportError`` for a link and for a name that is none."""
-    if not attachments.is_dir():
-        return []
-    names = []
-    for name, fault in listed(attachments):
-        try:
-            names.append(checked_name(name))
-        except ValueError as error:
-            raise ExportError(f"the healing method leaves {name!r}, {error}") from None
-        if fault:
-            raise ExportError(f"the healing method leaves {name!r}, {fault}")
-    return names
 
 
 def _copy(source: Path, target: Path) -> None:

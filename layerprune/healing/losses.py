@@ -24,18 +24,16 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 4096
 
 
-def batches(windows: Windows) -> list[Windows]:
-    """Split windows into batches of up to ``BATCH_TOKENS`` tokens, at least one window each."""
+def batches(windows: Windows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return token ids, and which count, in batches of up to ``BATCH_TOKENS`` tokens: both (windows, tokens)."""
     rows = max(1, BATCH_TOKENS // windows.window)
-    return [
-        Windows(windows.ids[start : start + rows], windows.counted[start : start + rows])
-        for start in range(0, len(windows), rows)
-    ]
+    parts = (torch.from_numpy(array).split(rows) for array in (windows.ids, windows.counted))
+    return list(zip(*parts, strict=True))
 
 
 def id_batches(windows: Windows) -> list[torch.Tensor]:
     """Return the token ids of windows in batches, each (windows, tokens)."""
-    return [torch.from_numpy(batch.ids) for batch in batches(windows)]
+    return [ids for ids, _ in batches(windows)]
 
 
 @torch.no_grad()
@@ -47,14 +45,14 @@ def mean_nats(model: nn.Module, windows: Windows, progress: Progress = SILENT, l
     """
     total, count = 0.0, 0
     with progress.task(label, windows.tokens, "tokens") as advance:
-        for batch in batches(windows):
-            ids = torch.from_numpy(batch.ids).to(model.device)  # type: ignore[arg-type]
-            wanted = torch.from_numpy(batch.counted[:, 1:]).to(ids.device)  # (windows, tokens - 1)
+        for rows, counted in batches(windows):
+            ids = rows.to(model.device)  # type: ignore[arg-type]
+            wanted = counted[:, 1:].to(ids.device)  # (windows, tokens - 1)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wanted]  # (counted, vocabulary)
             nats = nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="none")
             total += float(nats.double().sum())
             count += len(nats)
-            advance(batch.tokens)
+            advance(ids.numel())
     return total / count
 
 
