@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -201,7 +201,7 @@ def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
         yield hits[0]
 
 
-# Which weights a training method trains: found from the anatomy, never from a table of architectures.
+# Where something was removed, and what the parts of a layer are called.
 
 
 # What decoder layers call their attention, or what takes its place, and their MLP.
@@ -221,69 +221,3 @@ def cuts(removal: Removal, depth: int) -> tuple[Cut, ...]:
     """Return the places of a removal, first to last; ``depth`` is the base's."""
     ends = pairwise((-1, *removal.kept(depth), depth))
     return tuple(Cut(place, resumes) for place, (layer, resumes) in enumerate(ends, -1) if resumes != layer + 1)
-
-
-def seams(removal: Removal, depth: int, width: int) -> tuple[int, ...]:
-    """Return the layers of the pruned model within ``width`` layers on either side of a cut."""
-    left = depth - len(removal)
-    near = {cut.after + step for cut in cuts(removal, depth) for step in range(1 - width, width + 1)}
-    return tuple(sorted(near & set(range(left))))
-
-
-def layer_weights(loaded: LoadedModel, layers: Sequence[int]) -> set[str]:
-    """Return the names of all weights of some decoder layers."""
-    chosen = {id(weight) for layer in layers for weight in loaded.layers[layer].parameters()}
-    return {name for name, weight in loaded.model.named_parameters() if id(weight) in chosen}
-
-
-def head_weights(loaded: LoadedModel) -> set[str]:
-    """Return the names of what stands behind the stack: the output embeddings and the decoder's final norm.
-
-    Output embeddings that are tied to the input's are trained as what they are, both.
-    """
-    model = loaded.model
-    wanted = {id(weight) for weight in model.get_output_embeddings().parameters()}
-    return {name for name, weight in model.named_parameters() if id(weight) in wanted} | final_norm(loaded)
-
-
-def final_norm(loaded: LoadedModel) -> set[str]:
-    """Return the names of the weights of the norm behind the last layer: outside the stack, and one-dimensional."""
-    inside = layer_weights(loaded, range(len(loaded.layers)))
-    vectors = {name for name, weight in loaded.model.named_parameters() if weight.dim() == 1}
-    return {name for name in vectors - inside if name.rpartition(".")[0].split(".")[-1] in FINAL_NORMS}
-
-
-FINAL_NORMS = {"norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm"}
-
-
-def projections(loaded: LoadedModel) -> tuple[str, ...]:
-    """Return the paths of the linear maps inside the attention and the MLP of every layer.
-
-    Where experts are fused into one tensor only the attention's: peft would stretch an adapter of an MLP to experts
-    whose maps had its name before they were fused. Raises ``RefusedError`` where there is none.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    parts = [
-        (child, part) for layer in loaded.layers for child, part in layer.named_children() if child in ATTENTION | MLP
-    ]
-    fused = any(child in MLP and weight.dim() > 2 for child, part in parts for weight in part.parameters())
-    paths = {id(module): name for name, module in loaded.model.named_modules()}
-    found = [
-        paths[id(module)]
-        for child, part in parts
-        if child in ATTENTION or not fused
-        for module in part.modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    ]
-    if not found:
-        raise RefusedError(
-            f"a {loaded.architecture.model_type} model has no linear maps in its attention or MLP for an adapter; "
-            "use partial, seams or distill"
-        )
-    return tuple(found)
-
-
-def in_mlp(targets: Iterable[str]) -> bool:
-    """Return whether some of these paths lie in the MLP of a layer."""
-    return any(MLP & set(target.split(".")) for target in targets)

@@ -16,8 +16,8 @@ from layerprune.artifacts.base import write_atomically
 from layerprune.data.corpus import TextDocument, Windows, pack_documents, render
 from layerprune.errors import UsageError
 from layerprune.files import reserve, writing
-from layerprune.healing.base import Changed, Cut, HealContext, cuts, final_norm, layer_weights, option
-from layerprune.healing.finetune import Partial, Seams, TrainingMethod, precision_of
+from layerprune.healing.base import Changed, Cut, HealContext, cuts, option
+from layerprune.healing.finetune import Partial, Seams, TrainingMethod, final_norm, precision_of, weights_of
 from layerprune.healing.losses import Head, LogitsLoss, NextToken, Top, cross_entropy, divergence, divergence_from_top
 from layerprune.healing.training import main_process_first, on_own_device
 from layerprune.models.generation import padded
@@ -72,14 +72,13 @@ class Distill(TrainingMethod):
         return replace(case, corpus=replace(corpus, train=train))
 
     def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
-        depth = len(loaded.layers)
         if self.train == "all":
             return {name for name, _ in loaded.model.named_parameters()}
         if self.train == "seams":
             return Seams().weights_to_train(case, loaded)
         if self.train == "last":
-            return Partial(layers=min(3, depth)).weights_to_train(case, loaded)
-        return layer_weights(loaded, range(depth)) | final_norm(loaded)
+            return Partial(layers=min(3, len(loaded.layers))).weights_to_train(case, loaded)
+        return weights_of(loaded, loaded.layers) | final_norm(loaded)
 
     def _goal(self, case: HealContext, teacher: LoadedModel, student: LoadedModel) -> DistillationLoss:
         if teacher.vocabulary != student.vocabulary:

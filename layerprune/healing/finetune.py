@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
+from torch import nn
 
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError, UsageError
 from layerprune.files import writing
-from layerprune.healing.base import (
-    Changed,
-    HealContext,
-    Needs,
-    StoredWeights,
-    head_weights,
-    in_mlp,
-    layer_weights,
-    option,
-    projections,
-    seams,
-)
+from layerprune.healing.base import ATTENTION, MLP, Changed, HealContext, Needs, StoredWeights, cuts, option
 from layerprune.healing.losses import NextToken
 from layerprune.healing.training import Precision, Training, is_main_process, make_trainable, on_own_device, train
 from layerprune.models.model import LoadedModel, fast_bfloat16
+from layerprune.removal import Removal
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -246,7 +237,7 @@ class Partial(TrainingMethod):
         depth = len(loaded.layers)
         if not 0 <= self.layers <= depth:
             raise UsageError(f"the last {self.layers} layers were asked for and the model has {depth}")
-        names = layer_weights(loaded, range(depth - self.layers, depth))
+        names = weights_of(loaded, loaded.layers[depth - self.layers :])
         return names | head_weights(loaded) if self.head else names
 
 
@@ -266,4 +257,72 @@ class Seams(TrainingMethod):
             raise ValueError(f"width is {self.width} and has to be at least 1")
 
     def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
-        return layer_weights(loaded, seams(case.removal, case.receipt.base.layers, self.width))
+        beside = seams(case.removal, case.receipt.base.layers, self.width)
+        return weights_of(loaded, [loaded.layers[layer] for layer in beside])
+
+
+# Which weights are trained: found from the anatomy, never from a table of architectures.
+
+
+def seams(removal: Removal, depth: int, width: int) -> tuple[int, ...]:
+    """Return the layers of the pruned model within ``width`` layers on either side of a cut."""
+    left = depth - len(removal)
+    near = {cut.after + step for cut in cuts(removal, depth) for step in range(1 - width, width + 1)}
+    return tuple(sorted(near & set(range(left))))
+
+
+def weights_of(loaded: LoadedModel, modules: Iterable[nn.Module]) -> set[str]:
+    """Return the names of all weights of some modules of the model."""
+    chosen = {id(weight) for module in modules for weight in module.parameters()}
+    return {name for name, weight in loaded.model.named_parameters() if id(weight) in chosen}
+
+
+def head_weights(loaded: LoadedModel) -> set[str]:
+    """Return the names of what stands behind the stack: the output embeddings and the decoder's final norm.
+
+    Output embeddings that are tied to the input's are trained as what they are, both.
+    """
+    return weights_of(loaded, [loaded.model.get_output_embeddings()]) | final_norm(loaded)
+
+
+def final_norm(loaded: LoadedModel) -> set[str]:
+    """Return the names of the weights of the norm behind the last layer: outside the stack, and one-dimensional."""
+    vectors = {name for name, weight in loaded.model.named_parameters() if weight.dim() == 1}
+    outside = vectors - weights_of(loaded, loaded.layers)
+    return {name for name in outside if name.rpartition(".")[0].split(".")[-1] in FINAL_NORMS}
+
+
+FINAL_NORMS = {"norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm"}
+
+
+def projections(loaded: LoadedModel) -> tuple[str, ...]:
+    """Return the paths of the linear maps inside the attention and the MLP of every layer.
+
+    Where experts are fused into one tensor only the attention's: peft would stretch an adapter of an MLP to experts
+    whose maps had its name before they were fused. Raises ``RefusedError`` where there is none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    parts = [
+        (child, part) for layer in loaded.layers for child, part in layer.named_children() if child in ATTENTION | MLP
+    ]
+    fused = any(child in MLP and weight.dim() > 2 for child, part in parts for weight in part.parameters())
+    paths = {id(module): name for name, module in loaded.model.named_modules()}
+    found = [
+        paths[id(module)]
+        for child, part in parts
+        if child in ATTENTION or not fused
+        for module in part.modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+    if not found:
+        raise RefusedError(
+            f"a {loaded.architecture.model_type} model has no linear maps in its attention or MLP for an adapter; "
+            "use partial, seams or distill"
+        )
+    return tuple(found)
+
+
+def in_mlp(targets: Iterable[str]) -> bool:
+    """Return whether some of these paths lie in the MLP of a layer."""
+    return any(MLP & set(target.split(".")) for target in targets)

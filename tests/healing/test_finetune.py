@@ -15,9 +15,9 @@ from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.data.corpus import build_corpus
 from layerprune.errors import LayerpruneError, UsageError
-from layerprune.healing.base import Cut, cuts, final_norm, head_weights, in_mlp, projections, seams
+from layerprune.healing.base import Cut, cuts
 from layerprune.healing.distill import Distill, DistillationLoss
-from layerprune.healing.finetune import Lora, Seams
+from layerprune.healing.finetune import Lora, Seams, final_norm, head_weights, in_mlp, projections, seams
 from layerprune.healing.healer import heal
 from layerprune.healing.losses import Head, NextToken
 from layerprune.healing.training import Training, make_trainable, train
