@@ -109,7 +109,7 @@ def answer_items(
         for removal, own in zip(removals, sums, strict=True):
             if not len(removal) and not np.isfinite(own).all():
                 raise not_finite(engine.loaded, "log-likelihoods")
-    instances = [q.generation.instance for item in items for q in item.queries if q.generation is not None]
+    instances = [q.generation for item in items for q in item.queries if q.generation is not None]
     options: dict[str, Any] = {"memory": engine.memory, "rows": engine.rows, "done": heard}
     result: list[list[list[Answer]]] = []
     for removal, own, matching in zip(removals, sums, agreed, strict=True):
