@@ -80,9 +80,9 @@ def measured(
     engine.choose_path(requests, groups)  # once per run, however many removals follow
     removals = [Removal.of(layer) for layer in range(depth)]
     ours, theirs, same = [], [], []
-    layers = Stopwatch(engine.path.walk)  # type: ignore[attr-defined]
-    engine.path.walk.trunks = None  # type: ignore[attr-defined]  # a repeat must not find what the one before has left
-    engine.account.computed = engine.path.walk.work.computed = 0  # type: ignore[attr-defined]
+    layers = Stopwatch(engine.path.walk)
+    engine.path.walk.base_states = None  # a repeat must not find what the one before has left
+    engine.account.computed = engine.path.walk.work.computed = 0
     for number, (layer, model) in enumerate(models.items()):
         if number < options.repeats:
             start = time.perf_counter()

@@ -33,7 +33,6 @@ from typing import Any
 
 from layerprune.artifacts import HealLog, Plan
 from layerprune.artifacts.base import write_atomically
-from layerprune.auditor.inputs import seen_items
 from layerprune.cli.command import quiet_libraries
 from layerprune.cli.console import PlainProgress
 from layerprune.data.corpus import Passage, TextDocument, Windows, pack, read_documents
@@ -75,7 +74,8 @@ class Bench:
         loaded = LoadedModel.load(folder, dtype=self.options.dtype)
         eval_set = load_eval_set(
             self.options.tasks.split(","), loaded.encoder, use="evaluation", limit=self.options.items,
-            include_path=[self.options.eval / "tasks"], exclude=seen_items(*self.plans.values()),
+            include_path=[self.options.eval / "tasks"],
+            exclude=frozenset().union(*(plan.seen for plan in self.plans.values())),
         )  # fmt: skip
         found = evaluate(Engine(loaded), eval_set, [INTACT], self.progress, f"asking {folder}")[INTACT]
         nats = {name: mean_nats(loaded.model, self.windows(loaded, documents), self.progress, name)

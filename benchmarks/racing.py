@@ -29,7 +29,7 @@ from layerprune.scoring.aggregation import BaseOutcomes, Signal
 from layerprune.scoring.cached_evaluator import BLOCK_ITEMS, CachedEvaluator, block_edges
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import importance_of
-from layerprune.scoring.racing import Field, Race
+from layerprune.scoring.racing import Race
 
 INTACT = Removal(())
 TASKS = "local_arc_easy,local_hellaswag,local_piqa"
@@ -75,15 +75,15 @@ def raced(orders: Sequence[Order], keep: int) -> tuple[float, int]:
     spent = every = same = 0
     for harms, cuts in orders:
         items, looks = tuple(own.shape[1] for own in harms), len(cuts[0]) - 1
-        field = Field.of(Race(len(harms[0]), items, keep, looks))
+        race = Race(len(harms[0]), items, keep, looks)
         for look in range(looks):
-            spent += len(field.running) * sum(edges[look + 1] - edges[look] for edges in cuts)
-            field.settle([own[field.running, : edges[look + 1]] for own, edges in zip(harms, cuts, strict=True)])
-            if field.over:
+            spent += len(race.running) * sum(edges[look + 1] - edges[look] for edges in cuts)
+            race.settle([own[race.running, : edges[look + 1]] for own, edges in zip(harms, cuts, strict=True)])
+            if not race.running:
                 break
         means = np.concatenate(harms, axis=1).mean(axis=1)
-        rest = sorted(field.running, key=lambda number: means[number])
-        won = {*field.accepted, *rest[: keep - len(field.accepted)]}
+        rest = sorted(race.running, key=lambda number: means[number])
+        won = {*race.accepted, *rest[: keep - len(race.accepted)]}
         every += len(means) * sum(items)
         same += won == set(np.argsort(means, kind="stable")[:keep].tolist())
     return every / spent, same

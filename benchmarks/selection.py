@@ -30,7 +30,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layerprune.analysis.bench import StudyScorer
 from layerprune.analysis.measurements import answers_of, difference, mean_accuracy
 from layerprune.artifacts import Candidate
 from layerprune.cli.command import quiet_libraries
@@ -39,6 +38,7 @@ from layerprune.data.items import EvalSet
 from layerprune.data.tasks import load_eval_set
 from layerprune.formatting import accuracy, points, points_interval
 from layerprune.models.model import LoadedModel
+from layerprune.planner.search_runner import SearchRunner
 from layerprune.registry import build
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator
@@ -114,7 +114,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.loaded = LoadedModel.load(self.options.model, dtype=self.options.dtype, device=self.options.device)
         self.engine = Engine(self.loaded)
-        self.scorers: dict[int, StudyScorer] = {}
+        self.scorers: dict[int, SearchRunner] = {}
 
     def load(self, tasks: Sequence[str], use: Any, limit: int | None, seen: frozenset[str] = frozenset()) -> EvalSet:
         return load_eval_set(
@@ -167,14 +167,14 @@ class Bench:
             check=architecture.check,
         )  # fmt: skip
 
-    def scorer(self, items: int) -> StudyScorer:
+    def scorer(self, items: int) -> SearchRunner:
         """Return what chooses on so many items of each task."""
         if items not in self.scorers:
             folder = self.options.output / "selection" / str(items)
             eval_set = self.load(list(self.audits), "selection", items)
             evaluator = CachedEvaluator(self.engine, eval_set, self.progress, folder)
             data = Data(eval_set=eval_set, evaluator=evaluator, seed=self.options.seed, progress=self.progress)
-            self.scorers[items] = StudyScorer(self.loaded, data, folder)
+            self.scorers[items] = SearchRunner(self.loaded, data, folder)
         return self.scorers[items]
 
     def audited(self, removals: set[Removal]) -> dict[Removal, dict[str, Any]]:

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 
 from layerprune.cli.command import quiet_libraries
+from layerprune.config import PromptOptions
 from layerprune.data.items import EvalSet, Request
-from layerprune.data.tasks import asked_prompting, load_eval_set
+from layerprune.data.tasks import load_eval_set, prompting_of
 from layerprune.models.generation import batches, generate
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
@@ -64,7 +65,9 @@ def arguments() -> argparse.Namespace:
 
 
 def load(loaded: LoadedModel, options: argparse.Namespace, task: str, *, chat: bool) -> EvalSet:
-    prompting = asked_prompting(True, None, SYSTEM) if chat else asked_prompting(None, None, None)
+    prompting = prompting_of(
+        PromptOptions(apply_chat_template=True, system_instruction=SYSTEM) if chat else PromptOptions()
+    )
     return load_eval_set(
         [task], loaded.encoder, use="selection", include_path=[options.eval / "tasks"], limit=options.prompts,
         prompting=prompting,
@@ -113,7 +116,7 @@ def reading(loaded: LoadedModel, writing: EvalSet, choices: EvalSet, options: ar
 
 def generating(loaded: LoadedModel, writing: EvalSet, options: argparse.Namespace) -> None:
     removal = Removal.from_layers(int(layer) for layer in options.remove.split(","))
-    instances = [item.queries[0].generation.instance for task in writing.tasks.values() for item in task.items]
+    instances = [item.queries[0].generation for task in writing.tasks.values() for item in task.items]
     truncated = physically(loaded, removal)
     memory = 4 * 1024**3
     plans = batches(loaded, instances, memory)

@@ -19,33 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from layerprune.config import (
-    MISSING,
-    AuditConfig,
-    Config,
-    ExportConfig,
-    HealConfig,
-    InspectConfig,
-    PlanConfig,
-    PruneConfig,
-    PushConfig,
-    ScoreConfig,
-    StudyConfig,
-    VerifyConfig,
-    declared,
-    default_of,
-)
+from layerprune import config as configs
 from layerprune.errors import UsageError
 from layerprune.util import SILENT, Bars, Progress
-
-if TYPE_CHECKING:
-    from layerprune.artifacts import Audit, Front, HealLog, Plan, Receipt, Scores, Study
-    from layerprune.auditor.verification import Verification
-    from layerprune.hub import Pushed
-    from layerprune.inspection import Inspection
-    from layerprune.models.model import LoadedModel
-    from layerprune.recipes import Finished
-
 
 if TYPE_CHECKING:
     from layerprune.artifacts import Audit, Front, HealLog, Plan, Receipt, Scores, Study
@@ -62,43 +38,41 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 LOADING = ("dtype", "device", "revision", "trust_remote_code")  # what a pair has settled already
 
 
-def _takes(config: type[Config]) -> Callable[[Function], Function]:
+def _takes(config: type[configs.Config]) -> Callable[[Function], Function]:
     """Return a decorator that gives a function the options of ``config``, in its signature and in its docstring."""
 
     def decorate(function: Function) -> Function:
         own = signatures.signature(function)
         kept = [one for one in own.parameters.values() if one.kind is not signatures.Parameter.VAR_KEYWORD]
-        options = {name: one for name, one in declared(config).items() if name not in own.parameters}
+        options = {name: one for name, one in configs.declared(config).items() if name not in own.parameters}
         made = [
             signatures.Parameter(
                 name,
                 signatures.Parameter.KEYWORD_ONLY,
-                default=signatures.Parameter.empty if default_of(config, name) is MISSING else default_of(config, name),
+                default=signatures.Parameter.empty if one.value is configs.MISSING else one.value,
                 annotation=config.__dataclass_fields__[name].type,
             )
-            for name in options
-        ]
-        function.__signature__ = own.replace(parameters=[*kept, *made])  # type: ignore[attr-defined]
-        lines = [
-            textwrap.fill(f"{name}: {one.help}", 112, initial_indent="    ", subsequent_indent=" " * 8)
             for name, one in options.items()
         ]
+        function.__signature__ = own.replace(parameters=[*kept, *made])  # type: ignore[attr-defined]
+        fill = textwrap.TextWrapper(112, initial_indent="    ", subsequent_indent=" " * 8).fill
+        lines = [fill(f"{name}: {one.help}") for name, one in options.items()]
         function.__doc__ = f"{signatures.getdoc(function)}\n\nOptions:\n" + "\n".join(lines)
         return function
 
     return decorate
 
 
-@_takes(InspectConfig)
+@_takes(configs.InspectConfig)
 def inspect(model: PathLike | Pair, **options: Any) -> Inspection:
     """Look at the decoder stack of ``model`` and at what can be removed from it; no weights are loaded."""
     from layerprune.inspection import inspect_model
 
-    config = InspectConfig.of(**_placed(model, options))
+    config = configs.InspectConfig.of(**_placed(model, options))
     return inspect_model(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
-@_takes(ScoreConfig)
+@_takes(configs.ScoreConfig)
 def score(
     model: PathLike | Pair,
     *,
@@ -113,22 +87,21 @@ def score(
     other items. ``progress``: True shows bars, False nothing; by default bars where somebody watches.
     """
     from layerprune.files import check_places, locked
-    from layerprune.planner import lay, score_model
+    from layerprune.planner import save_scores, score_model
 
-    shown = _progress(progress)
+    shown, folder = _progress(progress), None if out is None else Path(out)
     with _opened(model, options) as (told, loaded):
-        config = ScoreConfig.of(**told)
-        with locked(None if out is None else Path(out), config.model):
-            if out is not None:
-                check_places(Path(out), files=("scores.json",))
-            folder = None if out is None else Path(out)
+        config = configs.ScoreConfig.of(**told)
+        with locked(folder, config.model):
+            if folder is not None:
+                check_places(folder, files=("scores.json",))
             scores = score_model(config, run_folder=folder, progress=shown, stability=stability, loaded=loaded)
             if folder is not None:
-                lay(scores, folder, shown)
+                save_scores(scores, folder, shown)
     return scores
 
 
-@_takes(PlanConfig)
+@_takes(configs.PlanConfig)
 def plan(
     model: PathLike | Pair | None = None,
     *,
@@ -171,13 +144,12 @@ def planned(
         if model is None:
             raise UsageError("name the MODEL to plan for, or give --scores to plan from an earlier scores.json")
         told, loaded = stack.enter_context(_opened(model, options))
-        config = PlanConfig.of(**told)
-        if config.front:
-            return front_model(config, run_folder=folder, progress=shown, loaded=loaded)
-        return plan_model(config, run_folder=folder, progress=shown, loaded=loaded)
+        config = configs.PlanConfig.of(**told)
+        make = front_model if config.front else plan_model
+        return make(config, run_folder=folder, progress=shown, loaded=loaded)
 
 
-@_takes(ExportConfig)
+@_takes(configs.ExportConfig)
 def export(
     plan: PathLike | Plan | Pair, out: PathLike, *, progress: Progress | bool | None = None, **options: Any
 ) -> Receipt:
@@ -191,7 +163,7 @@ def export(
     from layerprune.exporter import removal_plan
 
     shown, target = _progress(progress), Path(out)
-    config = ExportConfig.of(**options)
+    config = configs.ExportConfig.of(**options)
     if config.remove is None:
         if config.revision is not None:
             raise UsageError("--revision is for a MODEL with --remove; a plan names its own")
@@ -218,7 +190,7 @@ def export(
     )
 
 
-@_takes(HealConfig)
+@_takes(configs.HealConfig)
 def heal(
     checkpoint: PathLike, out: PathLike, *, progress: Progress | bool | None = None, **options: Any
 ) -> HealLog | None:
@@ -231,7 +203,7 @@ def heal(
     return carry_out(Path(checkpoint), Path(out), progress=_progress(progress), **options)
 
 
-@_takes(AuditConfig)
+@_takes(configs.AuditConfig)
 def audit(folder: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Audit:
     """Compare the exported model in ``folder`` with its base on items that no earlier step has seen.
 
@@ -242,16 +214,14 @@ def audit(folder: PathLike, *, progress: Progress | bool | None = None, **option
     return examine(Path(folder), progress=_progress(progress), **options)
 
 
-@_takes(VerifyConfig)
+@_takes(configs.VerifyConfig)
 def verify(folder: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Verification:
     """Check that ``folder`` is what export, heal and audit left: every hash and every figure. Problems are returned."""
     from layerprune.auditor.inputs import Loading
     from layerprune.auditor.rerun import repeat
     from layerprune.auditor.verification import verify as look
 
-    shown, place, config = _progress(progress), Path(folder), VerifyConfig.of(**options)
-    if not place.is_dir():
-        raise UsageError(f"{folder} does not exist; give the folder that layerprune export wrote")
+    shown, place, config = _progress(progress), _exported(folder), configs.VerifyConfig.of(**options)
     alone = [name for name in options if name not in ("base", "rerun") and options[name] is not None]
     if config.rerun is None and alone:
         raise UsageError(f"--{alone[0].replace('_', '-')} says how items are asked again: give --rerun N, too")
@@ -270,19 +240,15 @@ def verify(folder: PathLike, *, progress: Progress | bool | None = None, **optio
     return replace(found, repeated=repeated)
 
 
-@_takes(PushConfig)
+@_takes(configs.PushConfig)
 def push(folder: PathLike, repo: str, *, progress: Progress | bool | None = None, **options: Any) -> Pushed:
     """Verify ``folder`` and send weights, card, audit and report to ``repo`` (owner/name) on the Hub."""
     from layerprune.hub import push as send
 
-    place, config = Path(folder), PushConfig.of(**options)
-    if not place.is_dir():
-        raise UsageError(f"{folder} does not exist; give the folder that layerprune export wrote")
-    asked = {name: getattr(config, name) for name in declared(PushConfig)}
-    return send(place, repo, progress=_progress(progress), **asked)
+    return send(_exported(folder), repo, progress=_progress(progress), **options)
 
 
-@_takes(StudyConfig)
+@_takes(configs.StudyConfig)
 def study(model: PathLike | Pair, out: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Study:
     """Ask the paper's questions (arXiv:2605.14075) of ``model``: which metric knows which of its layers matter.
 
@@ -292,7 +258,7 @@ def study(model: PathLike | Pair, out: PathLike, *, progress: Progress | bool | 
     from layerprune.analysis import study as measure
     from layerprune.files import locked
 
-    folder, config = Path(out), StudyConfig.of(**_placed(model, options))
+    folder, config = Path(out), configs.StudyConfig.of(**_placed(model, options))
     with locked(folder, config.model):
         check_room(folder)
         found = measure(config, folder / WORK, progress=_progress(progress))
@@ -300,7 +266,7 @@ def study(model: PathLike | Pair, out: PathLike, *, progress: Progress | bool | 
     return found
 
 
-@_takes(PruneConfig)
+@_takes(configs.PruneConfig)
 def prune(
     model: PathLike | Pair, out: PathLike, *, progress: Progress | bool | None = None, **options: Any
 ) -> Finished:
@@ -312,7 +278,7 @@ def prune(
     from layerprune.recipes import prune_recipe, run_recipe
 
     target, told = Path(out).absolute(), _placed(model, options)
-    recipe = prune_recipe(PruneConfig.of(**told), told)
+    recipe = prune_recipe(configs.PruneConfig.of(**told), told)
     return run_recipe(recipe, target.with_name(f"{target.name}.run"), result=target, progress=_progress(progress))
 
 
@@ -364,6 +330,12 @@ def _placed(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options with the place of the model among them: these verbs read its files, of a pair, too."""
     name, revision = _named(model)
     return {**options, "model": name} | ({} if revision is None else {"revision": revision})
+
+
+def _exported(folder: PathLike) -> Path:
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder} does not exist; give the folder that layerprune export wrote")
+    return Path(folder)
 
 
 def _plan_at(plan: Any) -> Plan:

@@ -149,14 +149,11 @@ def published_together(folder: Path) -> Iterator[Path]:
             with writing(folder / name):
                 (folder / name).mkdir(exist_ok=True)
         staged.rename(folder / READY)
-    except WriteError as error:
+    except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
-        place = Path(error.filename)
-        if place.is_relative_to(staged):  # named as the caller knows it
-            place = folder / place.relative_to(staged)
-        raise WriteError(error.errno, error.strerror, str(place)) from error
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, WriteError) and Path(error.filename).is_relative_to(staged):
+            place = folder / Path(error.filename).relative_to(staged)  # named as the caller knows it
+            raise WriteError(error.errno, error.strerror, str(place)) from error
         raise
     settle(folder)
 
@@ -363,50 +360,23 @@ def locked(folder: Path | None, *sources: str | Path | None) -> Iterator[None]:
 
 
 def _acquired(folder: Path) -> BaseFileLock:
-    """Return the lock of a folder, held."""
+    """Return the lock of a folder, held; a lock file that was made for one that cannot be had is removed."""
     from filelock import FileLock, Timeout
 
     path = folder / FILENAME
-    fresh = not path.exists()
-    while True:
-        lock = FileLock(path, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            refused = _kernel_refusal(path)
-            if refused is None:
-                raise UsageError(
-                    f"another layerprune is at work in {folder}; wait until it is done, or give another folder with -o"
-                ) from None
-            raise _unlockable(path, fresh, refused) from refused
-        except (OSError, NotImplementedError) as error:
-            raise _unlockable(path, fresh, error) from error
-        if path.exists():
-            return lock
-        lock.release()  # who held it until now has just removed the file that was locked
-
-
-def _kernel_refusal(path: Path) -> OSError | None:
-    """Return why the system locks a file for nobody, None when another holds it: older filelock does not tell."""
+    fresh, lock = not path.exists(), FileLock(path, timeout=0)
     try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError, FileNotFoundError):  # held, EACCES on some file systems; or just let go
-        return None
-    except OSError as error:
-        return error
-    return None
-
-
-def _unlockable(path: Path, fresh: bool, error: OSError | NotImplementedError) -> UsageError | WriteError:
-    """Return the error that says so, once a lock file that was made for this is removed."""
-    if fresh and path.exists():
-        path.unlink()
-    number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOSYS
-    if number in NO_LOCKS:
-        return UsageError(f"{path} cannot be locked: {os.strerror(number)}; give a folder on a local disk with -o")
-    return WriteError(number, os.strerror(number), str(path))
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"another layerprune is at work in {folder}; wait until it is done, or give another folder with -o"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if fresh:
+            path.unlink(missing_ok=True)
+        number = getattr(error, "errno", None) or errno.ENOSYS
+        if number in NO_LOCKS:
+            said = f"{path} cannot be locked: {os.strerror(number)}"
+            raise UsageError(f"{said}; give a folder on a local disk with -o") from error
+        raise WriteError(number, os.strerror(number), str(path)) from error
+    return lock

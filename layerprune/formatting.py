@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from layerprune.errors import UsageError
 
@@ -15,30 +15,28 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
+COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
 def parse_size(text: str, option: str) -> int:
     """Return the bytes that ``text`` means; ``option`` is named in the error."""
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in UNITS:
-        raise UsageError(f"{option} {_short(text)} is not a size; write 5GB or 500MB")
-    size = int(float(match[1]) * UNITS[match[2].upper()])
+    size = int(_amount(text, option, UNITS, "a size; write 5GB or 500MB"))
     if size < 1:
         raise UsageError(f"{option} {text!r} is less than one byte")
     return size
 
 
-def _short(text: str) -> str:
-    return repr(text) if len(text) <= 40 else f"{text[:20]!r}... ({len(text)} characters)"
-
-
-COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-
-
 def parse_count(text: str, option: str) -> int:
     """Return the number of parameters that ``text`` means: ``1.2B``, ``110M``, ``110000000``."""
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]?)\s*", text)
-    if match is None or match[2].upper() not in COUNTS:
-        raise UsageError(f"{option} {_short(text)} is not a number of parameters; write 1.2B or 110M")
-    return round(float(match[1]) * COUNTS[match[2].upper()])
+    return round(_amount(text, option, COUNTS, "a number of parameters; write 1.2B or 110M"))
+
+
+def _amount(text: str, option: str, units: Mapping[str, int], what: str) -> float:
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in units:
+        short = repr(text) if len(text) <= 40 else f"{text[:20]!r}... ({len(text)} characters)"
+        raise UsageError(f"{option} {short} is not {what}")
+    return float(match[1]) * units[match[2].upper()]
 
 
 def rounded_up(size: int) -> str:
@@ -50,12 +48,12 @@ def rounded_up(size: int) -> str:
     return f"{size}B"
 
 
-def in_words(size: float) -> str:
-    """Return ``269 MB``."""
+def in_words(size: float, byte: str = "B") -> str:
+    """Return bytes in decimal units: 269_000_000 is ``269 MB``."""
     for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
+        if size >= 0.9995 * unit:  # what three digits round up to the unit is said in it
             return f"{size / unit:.3g} {name}" if size < 1000 * unit else f"{size / unit:.0f} {name}"
-    return f"{size:.0f} B"
+    return f"{size:.0f} {byte}"
 
 
 # Figures as people read them; every report spells them alike.
@@ -105,11 +103,8 @@ def p_value(p: float) -> str:
 
 
 def size(count: float) -> str:
-    """Return bytes in decimal units: 269_000_000 is ``269 MB``."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= 0.9995 * scale:  # what three digits round up to the unit is said in it
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.0f} bytes"
+    """Return bytes for a report, which spells the unit out: ``269 MB``, ``512 bytes``."""
+    return in_words(count, "bytes")
 
 
 def number(count: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import glob
 import hashlib
 import re
 import time
@@ -18,6 +17,7 @@ from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.checkpoint.companions import companions, left_out
 from layerprune.checkpoint.location import lies_at
+from layerprune.config import PushConfig
 from layerprune.errors import LayerpruneError, UsageError, one_line
 from layerprune.report.card import CARD, HUB_ID, OURS, nearest_on_hub, read_card, write_card
 from layerprune.report.page import REPORT
@@ -52,30 +52,15 @@ class Pushed:
         return sum(self.files.values())
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where a folder goes, and how."""
-
-    repo: str
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-
-
 def push(
     folder: Path,
     repo: str,
     *,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    base_model: str | None = None,
-    dry_run: bool = False,
-    allow_unaudited: bool = False,
     progress: Progress = SILENT,
     wait: Callable[[float], None] = time.sleep,
+    **options: Any,
 ) -> Pushed:
-    """Create or update the Hub repo ``repo`` with a folder's weights, card, audit and report.
+    """Create or update the Hub repo ``repo`` with a folder's weights, card, audit and report; see ``PushConfig``.
 
     The folder is verified before anything is sent; one that is not as export and audit left it, or has no audit
     (unless ``allow_unaudited``), raises ``UsageError``. Of a base that was a local folder the documents hold the name
@@ -85,10 +70,12 @@ def push(
     shown nowhere. ``create_pr`` opens a pull request instead of committing. A connection that breaks is taken up again:
     files that have arrived are not sent twice. What the Hub refuses raises ``PushError``.
     """
-    folder, to = Path(folder), Destination(repo, private, revision, create_pr)
-    if create_pr and revision is not None:
-        raise UsageError(f"a pull request is always made to main; leave --revision {revision} or --create-pr out")
-    receipt = _check(folder, allow_unaudited, progress)
+    folder, config = Path(folder), PushConfig.of(**options)
+    base_model = config.base_model
+    if config.create_pr and config.revision is not None:
+        said = f"leave --revision {config.revision} or --create-pr out"
+        raise UsageError(f"a pull request is always made to main; {said}")
+    receipt = _check(folder, config.allow_unaudited, progress)
     if base_model is not None:
         check_name(receipt.base, base_model)
     names = _names(folder, receipt, progress)
@@ -96,7 +83,7 @@ def push(
         if (place := lies_at(one.base)) is not None:
             check_no_path(folder, names, str(place))
     _check_card(folder)
-    if not dry_run and base_model is not None:
+    if not config.dry_run and base_model is not None:
         from huggingface_hub import HfApi
 
         api = HfApi(library_name="layerprune")
@@ -106,11 +93,9 @@ def push(
     elif base_model is None and nearest_on_hub(receipt) is None and "base_model" not in read_card(folder / CARD)[0]:
         progress.note("the card names no base_model: give --base-model org/name if the base is on the Hub")
     files = {name: (folder / name).stat().st_size for name in names}
-
-    def sent() -> str:
-        return _send(folder, to, list(files))
-
-    url = None if dry_run else _patiently(sent, repo, progress, wait, opens=create_pr)
+    url = None
+    if not config.dry_run:
+        url = _patiently(lambda: _send(folder, repo, [*files], config), repo, progress, wait, opens=config.create_pr)
     return Pushed(repo, files, url)
 
 
@@ -151,44 +136,30 @@ def _check_card(folder: Path) -> None:
         raise UsageError(f"README.md has metadata that the Hub does not take: {one_line(error)}") from error
 
 
-def _send(folder: Path, to: Destination, files: list[str]) -> str:
-    from huggingface_hub import HfApi
-
-    api = HfApi(library_name="layerprune")
-    name = api.create_repo(to.repo, private=to.private, exist_ok=True).repo_id
-    if to.revision is not None:
-        api.create_branch(name, branch=to.revision, exist_ok=True)
-    if to.create_pr:
-        commit = _open_pull_request(api, name, folder, files)
-        return str(commit.pr_url or commit.commit_url)
-    commit = api.upload_folder(
-        repo_id=name,
-        folder_path=folder,
-        revision=to.revision,
-        allow_patterns=[glob.escape(name) for name in files],
-        delete_patterns=list(REPLACED),
-        commit_message=MESSAGE,
-    )
-    return str(commit.commit_url)
-
-
-def _open_pull_request(api: Any, name: str, folder: Path, files: list[str]) -> Any:
-    """Upload everything, then open the pull request with one commit: only that last request must not be repeated.
+def _send(folder: Path, repo: str, files: list[str], config: PushConfig) -> str:
+    """Upload everything, then commit it at once: where that opens a pull request, the last request alone does.
 
     ``upload_folder`` may open it long before the last file has arrived, and anew whenever it is called again.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    stale = [file for file in api.list_repo_files(name) if file not in files and _replaced(file)]
-    changes = [
-        *(CommitOperationDelete(path_in_repo=file) for file in stale),
-        *(CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(folder / file)) for file in files),
-    ]
-    return api.create_commit(repo_id=name, operations=changes, commit_message=MESSAGE, create_pr=True)
-
-
-def _replaced(file: str) -> bool:
-    return any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED)
+    api = HfApi(library_name="layerprune")
+    name = api.create_repo(repo, private=config.private, exist_ok=True).repo_id
+    if config.revision is not None:
+        api.create_branch(name, branch=config.revision, exist_ok=True)
+    there = {*api.list_repo_files(name, revision=config.revision)} - {*files}
+    stale = sorted(file for file in there if any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED))
+    commit = api.create_commit(
+        repo_id=name,
+        operations=[
+            *(CommitOperationDelete(path_in_repo=file) for file in stale),
+            *(CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(folder / file)) for file in files),
+        ],
+        commit_message=MESSAGE,
+        revision=config.revision,
+        create_pr=config.create_pr,
+    )
+    return str(commit.pr_url or commit.commit_url)
 
 
 def _patiently(
@@ -198,12 +169,7 @@ def _patiently(
 
     With ``opens`` a commit opens a pull request: where its answer was lost, another would open a second one.
     """
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HTTPError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     for attempt in range(ATTEMPTS):
         try:
@@ -226,7 +192,9 @@ def _passing(raised: BaseException, repo: str, *, last: bool, opens: bool) -> st
     """Say what went wrong where it may go right the next time; raises ``PushError`` where it may not."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    error = _reason(raised)
+    error: Any = raised
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__  # huggingface_hub wraps whatever goes wrong with an LFS file in RuntimeError
     if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, f"the Hub answered {error.response.status_code}"
         refusal = _refusal(repo, error)
@@ -244,13 +212,6 @@ def _passing(raised: BaseException, repo: str, *, last: bool, opens: bool) -> st
     if last or not passes:
         raise PushError(refusal) from raised
     return said
-
-
-def _reason(raised: BaseException) -> Any:
-    """Return what is behind an error: huggingface_hub wraps whatever goes wrong with an LFS file in RuntimeError."""
-    while isinstance(raised, RuntimeError) and raised.__cause__ is not None:
-        raised = raised.__cause__
-    return raised
 
 
 def _is_commit(error: Any) -> bool:

@@ -8,7 +8,9 @@ the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import reduce
 from importlib import metadata
@@ -39,14 +41,14 @@ from layerprune.artifacts.recipe import (
     difference,
     given,
     read_marked,
-    recipe_error,
 )
 from layerprune.config import AuditConfig, Config, HealConfig, PlanConfig, PruneConfig, ScoreConfig, StudyConfig
 from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_you_mean
 from layerprune.files import FILENAME as LOCK
 from layerprune.files import locked, refuse_link
 from layerprune.registry import build
-from layerprune.search import SEARCHES, check_drop, parse_protect
+from layerprune.removal import check_drop, parse_layers
+from layerprune.search import SEARCHES
 from layerprune.util import SILENT, Progress
 
 ANY_DEPTH = 10**6  # a recipe is checked before its model is known; the real depth is checked when it is
@@ -101,10 +103,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe | StudyRecipe
     The steps say what kind it is: one with a ``study`` is a study's.
     """
     kind = StudyRecipe if "study" in read_marked(path).data else Recipe
-    recipe, faults = kind.examine(path, changes, _checks())
-    if recipe is None or faults:
-        raise recipe_error(path, faults)
-    return recipe
+    return kind.load(path, changes, _checks())
 
 
 def prune_recipe(config: PruneConfig, options: Mapping[str, Any]) -> Recipe:
@@ -149,14 +148,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, result: Path | None = None, prog
     last = "export" if recipe.heal is None else "heal"
     places = {"plan": folder / Plan.filename, "export": folder / CHECKPOINT, "heal": folder / HEALED}
     places |= {} if result is None else {last: Path(result)}
-    with locked(folder, recipe.model):
-        fresh = _claim(folder, recipe, places)
-        try:
-            scores, plan = _planned(recipe, folder, progress)
-        except LayerpruneError:
-            if fresh:
-                _give_up(folder)
-            raise
+    with _claimed(folder, recipe, places):
+        scores, plan = _planned(recipe, folder, progress)
         receipt = _exported(recipe, plan, folder, places["export"], progress)
         log = _healed(recipe, receipt, places["export"], places["heal"], progress)
         audit = _audited(recipe, receipt, log, places[last], progress)
@@ -168,55 +161,56 @@ def run_study(recipe: StudyRecipe, folder: Path, *, progress: Progress = SILENT)
     from layerprune.analysis import WORK, check_room, read_study, study, write_study
 
     folder = Path(folder)
-    with locked(folder, recipe.model):
-        check_room(folder)
-        fresh = _claim(folder, recipe, {})
+    check_room(folder)
+    with _claimed(folder, recipe, {}):
         if (folder / Study.filename).exists():
             found = read_study(folder)
             write_study(found, folder)  # its page, tables and plots follow from it
             progress.note("study: done before")
             return found
-        try:
-            found = study(_options(recipe, StudyConfig, recipe.study), folder / WORK, progress=progress)
-        except LayerpruneError:
-            if fresh:
-                _give_up(folder)
-            raise
+        config = StudyConfig.of(**_options(recipe, StudyConfig, recipe.study))
+        found = study(config, folder / WORK, progress=progress)
         write_study(found, folder)
     return found
 
 
-def _claim(folder: Path, recipe: Instructions, places: Mapping[str, Path]) -> bool:
-    """Write the recipe into a new run folder, or find the same one there; return whether it was written."""
+@contextmanager
+def _claimed(folder: Path, recipe: Instructions, places: Mapping[str, Path]) -> Iterator[None]:
+    """Hold a run folder: the recipe is written into a new one, or found there, with changes for steps still open alone.
+
+    A new claim whose recipe is refused before anything was measured is taken back, so that it can be put right.
+    """
     record = folder / Recipe.filename
-    if record.exists():
-        kind = read_marked(record).data.get("kind")
-        if kind != recipe.kind:
-            raise UsageError(f"{folder} is a run of another recipe, a {kind!r}; give another folder with -o")
-        before = type(recipe).load(record)
-        changed = [line for line in difference(before, recipe) if not _still_open(places, line)]
-        if changed:
-            raise UsageError(f"{folder} is a run of another recipe ({'; '.join(changed)}); give another folder with -o")
-        if before != recipe:
+    with locked(folder, recipe.model):
+        fresh = not record.exists()
+        if fresh:
+            for place in (folder / Scores.filename, *places.values(), folder / Study.filename):
+                if place.exists():
+                    raise UsageError(f"{place} exists and is of no recipe; give another folder with -o")
             recipe.save(record)
-        return False
-    for place in (folder / Scores.filename, *places.values(), folder / Study.filename):
-        if place.exists():
-            raise UsageError(f"{place} exists and is of no recipe; give another folder with -o")
-    recipe.save(record)
-    return True
+        else:
+            _take_up(record, recipe, places)
+        try:
+            yield
+        except LayerpruneError:
+            if fresh and all(entry.name in (Recipe.filename, LOCK) for entry in folder.iterdir()):
+                record.unlink()
+            raise
 
 
-def _still_open(places: Mapping[str, Path], change: str) -> bool:
-    """Whether a changed line of the recipe is of a step that has left nothing yet: it can be put right, and goes on."""
-    section = change.partition(".")[0].partition(":")[0]
-    return section in places and not places[section].exists()
-
-
-def _give_up(folder: Path) -> None:
-    """Take back a claim whose recipe was refused before anything was measured, so that it can be put right."""
-    if not any(entry.name not in (Recipe.filename, LOCK) for entry in folder.iterdir()):
-        (folder / Recipe.filename).unlink()
+def _take_up(record: Path, recipe: Instructions, places: Mapping[str, Path]) -> None:
+    kind = read_marked(record).data.get("kind")
+    if kind != recipe.kind:
+        raise UsageError(f"{record.parent} is a run of another recipe, a {kind!r}; give another folder with -o")
+    before = type(recipe).load(record)
+    # a step that has left nothing yet can be put right
+    still_open = {step for step, place in places.items() if not place.exists()}
+    changes = difference(before, recipe)
+    if changed := [line for line in changes if re.split("[.:]", line, maxsplit=1)[0] not in still_open]:
+        said = "; ".join(changed)
+        raise UsageError(f"{record.parent} is a run of another recipe ({said}); give another folder with -o")
+    if before != recipe:
+        recipe.save(record)
 
 
 def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, Plan]:
@@ -230,7 +224,7 @@ def _planned(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Scores, 
     for tasks in (recipe.audit.tasks, recipe.heal.tasks if recipe.heal else None):  # hours before they are asked for
         if tasks is not None:
             load_tasks(tasks, recipe.include_path or (), recipe.data_dir)
-    config = _options(recipe, PlanConfig, recipe.score, recipe.plan)
+    config = PlanConfig.of(**_options(recipe, PlanConfig, recipe.score, recipe.plan))
     return plan_model(config, run_folder=folder, progress=progress)
 
 
@@ -250,7 +244,7 @@ def _exported(recipe: Recipe, plan: Plan, folder: Path, out: Path, progress: Pro
         _check_whole(out, lambda: locate(*source_of(base), shards=False, weights=False).path, progress)
         progress.note("export: done before")
         return receipt
-    trusted = given(recipe).get("trust_remote_code", False)
+    trusted = recipe.trust_remote_code or False
     return export(plan, out, **given(recipe.export), trust_remote_code=trusted, progress=progress)
 
 
@@ -289,7 +283,7 @@ def _healed(recipe: Recipe, receipt: Receipt, unhealed: Path, out: Path, progres
         progress.note("heal: done before")
         return log
     tasks = tuple(dict.fromkeys([*recipe.score.tasks, *(recipe.audit.tasks or ())]))
-    options = {"tasks": tasks} | _shared(recipe, HealConfig) | given(recipe.heal)
+    options = {"tasks": tasks} | _options(recipe, HealConfig, recipe.heal)
     return heal(unhealed, out, progress=progress, **options)
 
 
@@ -303,22 +297,17 @@ def _audited(recipe: Recipe, receipt: Receipt, log: HealLog | None, out: Path, p
             raise DocumentError(f"{path} is not of this checkpoint; remove it to audit again")
         progress.note("audit: done before")
         return found
-    options = {"tasks": recipe.score.tasks} | _shared(recipe, AuditConfig) | given(recipe.audit)
+    options = {"tasks": recipe.score.tasks} | _options(recipe, AuditConfig, recipe.audit)
     return audit(out, progress=progress, **options)
 
 
-def _options(recipe: Instructions, config: type[Config], *steps: Any) -> Any:
-    """Return a Config of what the recipe and its steps set; what they leave out keeps its default."""
-    told = _shared(recipe, config)
+def _options(recipe: Instructions, config: type[Config], *steps: Any) -> dict[str, Any]:
+    """Return the options of ``config`` that the recipe and its steps set; what they leave out keeps its default."""
+    known = {one.name for one in fields(config)}
+    told = {name: value for name, value in given(recipe).items() if name in known}
     for step in steps:
         told |= given(step)
-    return config.of(model=recipe.model, **told)
-
-
-def _shared(recipe: Instructions, config: type[Config]) -> dict[str, Any]:
-    """Return the options that the recipe sets for all its steps and that ``config`` has."""
-    known = {one.name for one in fields(config)}
-    return {name: value for name, value in given(recipe).items() if name in known & {*SHARED} - {"model"}}
+    return told
 
 
 def _checks() -> Mapping[Place, Check]:
@@ -328,11 +317,8 @@ def _checks() -> Mapping[Place, Check]:
     from layerprune.scoring.aggregation import asked_objective
     from layerprune.scoring.metrics import METRICS
 
-    def goal(name: str) -> Check:
-        return lambda value: goal_of(PlanConfig.of(model="", **{name: value}))
-
-    def certain(name: str) -> Check:
-        return lambda value: goal_of(PlanConfig.of(model="", **{"max_drop": "1%", name: value}))
+    def goal(name: str, **more: str) -> Check:
+        return lambda value: goal_of(PlanConfig.of(model="", **more, **{name: value}))
 
     def folders(value: Any) -> None:
         for path in value if isinstance(value, list | tuple) else [value]:
@@ -368,8 +354,8 @@ def _checks() -> Mapping[Place, Check]:
         ("score", "metric"): lambda value: build(METRICS, str(value)),
         ("plan", "search"): lambda value: build(SEARCHES, str(value)),
         **{("plan", name): goal(name) for name in GOALS},
-        **{("plan", name): certain(name) for name in ("confidence", "up_to")},
-        ("plan", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
+        **{("plan", name): goal(name, max_drop="1%") for name in ("confidence", "up_to")},
+        ("plan", "protect"): lambda value: isinstance(value, str) and parse_layers(value, ANY_DEPTH),
         ("include_path",): folders,
         ("data_dir",): folders,
         ("heal",): corpus,
@@ -378,6 +364,6 @@ def _checks() -> Mapping[Place, Check]:
         ("audit", "text"): file,
         ("study", "metrics"): lambda value: isinstance(value, list) and [build(METRICS, str(spec)) for spec in value],
         ("study", "greedy"): lambda value: check_drop(str(value), "--greedy"),
-        ("study", "protect"): lambda value: isinstance(value, str) and parse_protect(value, ANY_DEPTH),
+        ("study", "protect"): lambda value: isinstance(value, str) and parse_layers(value, ANY_DEPTH),
         ("study", "text"): file,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import pkgutil
 import types
 import typing
 from collections.abc import Mapping
@@ -27,10 +27,9 @@ class Entry:
 
     def load(self) -> Any:
         """Import and return the object; raises ``RegistryError`` naming the owner when that fails."""
-        module, _, attribute = self.target.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            return pkgutil.resolve_name(self.target)
+        except (ImportError, AttributeError, ValueError) as error:
             raise RegistryError(
                 f"{self.name!r} of {self.owner} cannot be loaded from {self.target}: {error}"
             ) from error
@@ -77,8 +76,7 @@ Value = str | int | float | bool | None
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
-@dataclasses.dataclass(frozen=True)
-class SpecOption:
+class SpecOption(typing.NamedTuple):
     """One option of a registered thing, as its dataclass field declares it."""
 
     name: str
@@ -97,13 +95,14 @@ def build(registry: Registry, spec: str) -> tuple[Entry, Any]:
     cls = _dataclass(entry)
     hints = typing.get_type_hints(cls)
     known = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    listed = f" Options: {', '.join(known)}" if known else " It has none."
     chosen: dict[str, Value] = {}
     for part in rest.split(",") if colon else ():
         key, equals, text = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise UsageError(f"{spec!r}: {part!r} is not an option; write {name}:option=value")
         if key not in known:
-            raise UsageError(f"{spec!r}: {name} has no option {key!r}.{did_you_mean(key, known)}{_list(known)}")
+            raise UsageError(f"{spec!r}: {name} has no option {key!r}.{did_you_mean(key, known)}{listed}")
         if key in chosen:
             raise UsageError(f"{spec!r}: option {key!r} is given twice")
         chosen[key] = _parse(text, known[key], f"{spec!r}: option {key!r}")
@@ -177,7 +176,11 @@ def _parse(text: str, hint: Any, what: str) -> Value:
         choices = typing.get_args(hint)
         if type(None) in choices and text.lower() == "none":
             return None
-        return _first_that_parses(text, [choice for choice in choices if choice is not type(None)], hint, what)
+        for choice in choices:
+            try:
+                return _parse(text, choice, what)
+            except UsageError:
+                continue  # the next type of the union may take it
     if hint is bool:
         if text.lower() in TRUE + FALSE:
             return text.lower() in TRUE
@@ -186,15 +189,6 @@ def _parse(text: str, hint: Any, what: str) -> Value:
             return typing.cast(Value, hint(text))
         except ValueError:
             pass
-    raise UsageError(f"{what} takes {_words(hint)}; got {text!r}")
-
-
-def _first_that_parses(text: str, choices: list[Any], hint: Any, what: str) -> Value:
-    for choice in choices:
-        try:
-            return _parse(text, choice, what)
-        except UsageError:
-            continue  # the next type of the union may take it
     raise UsageError(f"{what} takes {_words(hint)}; got {text!r}")
 
 
@@ -208,7 +202,3 @@ def _words(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " | ".join(_words(choice) for choice in typing.get_args(hint))
     return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
-
-
-def _list(known: dict[str, Any]) -> str:
-    return f" Options: {', '.join(known)}" if known else " It has none."

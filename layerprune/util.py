@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import os
+import pkgutil
 import platform
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from layerprune import __version__
 from layerprune.errors import ExportError, LayerpruneError
@@ -64,12 +64,8 @@ class Progress(Protocol):
 class Silent:
     """A progress that shows nothing: the default for library use."""
 
-    @contextmanager
-    def task(self, description: str, total: float | None, unit: str = "") -> Iterator[Advance]:
-        def advance(amount: float = 1) -> None:
-            return None
-
-        yield advance
+    def task(self, description: str, total: float | None, unit: str = "") -> AbstractContextManager[Advance]:
+        return nullcontext(lambda amount=1: None)
 
     def note(self, message: str) -> None:
         return None
@@ -90,12 +86,8 @@ class Bars:
 
         bar = tqdm(total=total, desc=description, unit=f" {unit}" if unit else "", leave=self._open == 0)
         self._open += 1
-
-        def advance(amount: float = 1) -> None:
-            bar.update(amount)
-
         try:
-            yield advance
+            yield lambda amount=1: bar.update(amount)
         finally:
             self._open -= 1
             bar.close()
@@ -116,15 +108,16 @@ class Bars:
 CHILD = "import sys; sys.path[:] = sys.argv[2:]; from layerprune.util import answer; answer(sys.argv[1])"
 
 
-def apart(function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+def apart(function: str, **arguments: Any) -> dict[str, Any]:
     """Return ``function(**arguments)``, called in a process of its own unless this one has torch already.
 
-    Arguments and result are what JSON can say. A ``LayerpruneError`` raised there is raised here. A process that is
-    killed (out of memory) is an ``ExportError``.
+    ``function`` is named as ``module:name``, so that its module is imported only there. Arguments and result are what
+    JSON can say. A ``LayerpruneError`` raised there is raised here. A process that is killed (out of memory) is an
+    ``ExportError``.
     """
     if "torch" in sys.modules:
-        return _plain(function(**arguments))
-    request = json.dumps({"function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments})
+        return _call(function, arguments)
+    request = json.dumps({"function": function, "arguments": arguments})
     command = [sys.executable, "-c", CHILD, request, *sys.path]
     # Its stdin stays open and silent: it is how the process knows that this one still lives.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
@@ -136,11 +129,15 @@ def apart(function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str
             child.kill()
             raise
     if not said:
-        raise _silent(function.__name__, child.returncode)
+        asked, code = f"the process that was to {function.partition(':')[2]}", child.returncode
+        if code >= 0:
+            raise RuntimeError(f"{asked} ended with exit code {code}; what it said stands above")
+        how = f"was killed by {signal.Signals(-code).name}, most likely for want of memory"
+        raise ExportError(f"{asked} {how}; nothing was left behind")
     told: dict[str, Any] = json.loads(said)
     if "error" in told:
-        module, kind, message = told["error"]
-        raise getattr(importlib.import_module(module), kind)(message)
+        kind, message = told["error"]
+        raise pkgutil.resolve_name(kind)(message)
     result: dict[str, Any] = told["result"]
     return result
 
@@ -149,36 +146,21 @@ def answer(request: str) -> None:
     """Answer one request on stdout and end; runs in the process that ``apart`` starts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the one who asked ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with _kept_stdout() as out:
-        asked = json.loads(request)
-        module, _, name = asked["function"].partition(":")
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)  # what libraries print goes to stderr, instead of the real stdout
         try:
-            told = {"result": _plain(getattr(importlib.import_module(module), name)(**asked["arguments"]))}
+            told = {"result": _call(**json.loads(request))}
         except LayerpruneError as error:
-            told = {"error": [type(error).__module__, type(error).__name__, str(error)]}
+            told = {"error": [f"{type(error).__module__}:{type(error).__qualname__}", str(error)]}
         json.dump(told, out)
 
 
-def _plain(result: dict[str, Any]) -> dict[str, Any]:
+def _call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the result as it arrives over the pipe, so that both ways give the same."""
-    plain: dict[str, Any] = json.loads(json.dumps(result))
+    plain: dict[str, Any] = json.loads(json.dumps(pkgutil.resolve_name(function)(**arguments)))
     return plain
-
-
-def _silent(name: str, code: int) -> Exception:
-    if code < 0:
-        how = f"was killed by {signal.Signals(-code).name}, most likely for want of memory"
-        return ExportError(f"the process that was to {name} {how}; nothing was left behind")
-    return RuntimeError(f"the process that was to {name} ended with exit code {code}; what it said stands above")
 
 
 def _end_with_parent() -> None:
     os.read(0, 1)  # returns when the other end is closed: kill -9 closes it, too
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _kept_stdout() -> IO[str]:
-    """Return the real stdout, and let what libraries print go to stderr instead."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return out

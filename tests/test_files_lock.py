@@ -99,30 +99,3 @@ def test_what_was_held_is_free_after_an_error(tmp_path):
     start = time.monotonic()
     with locked(tmp_path):
         assert time.monotonic() - start < 1
-
-
-def test_a_disk_without_locks_is_told_from_a_held_one_with_an_older_filelock_too(tmp_path, monkeypatch):
-    import errno
-    import fcntl
-    import os
-
-    import filelock
-
-    class Older:
-        """Calls whatever the system says a timeout."""
-
-        def __init__(self, path, timeout):
-            self.path = path
-
-        def acquire(self):
-            self.path.touch()
-            raise filelock.Timeout(str(self.path))
-
-    def none(*args):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(filelock, "FileLock", Older)
-    monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(UsageError, match="cannot be locked: No locks available"), locked(tmp_path / "run"):
-        pytest.fail("the block must not run")
-    assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ from layerprune.checkpoint import new_folder, try_new_folder
 from layerprune.errors import CheckpointError, ExportError, LayerpruneError, UsageError, WriteError
 from layerprune.files import READY, check_apart, locked, published_together, settle, try_folder, writing
 from layerprune.healing.distill import TeacherCache
-from layerprune.healing.training_state import TrainingState, TrainingStates
+from layerprune.healing.training import SavedStates, TrainingState
 from layerprune.scoring.cached_evaluator import Journal
 
 
@@ -233,29 +233,33 @@ def test_a_journal_whose_disk_is_full_keeps_what_it_had(tmp_path):
 
 
 def test_a_state_of_training_whose_disk_is_full_leaves_the_one_before(tmp_path):
-    states = TrainingStates(tmp_path / "states")
+    states = SavedStates(tmp_path / "states")
     weights = {"w": torch.nn.Parameter(torch.zeros(8))}
     optimizer = torch.optim.Adam(weights.values())
     states.save(TrainingState(step=1), weights, optimizer)
     large = {"w": torch.nn.Parameter(torch.zeros(5000))}
     grown = torch.optim.Adam(large.values())
-    with limited(8000), pytest.raises(WriteError, match=r"File too large.*weights\.safetensors"):
+    with limited(8000), pytest.raises(WriteError, match=r"File too large.*last\.pt"):
         states.save(TrainingState(step=2), large, optimizer)
     large["w"].grad = torch.zeros(5000)
     grown.step()
-    with limited(8000), pytest.raises(WriteError, match=r"File too large.*optimizer\.pt"):
+    with limited(8000), pytest.raises(WriteError, match=r"File too large.*last\.pt"):
         states.save(TrainingState(step=2), weights, grown)
-    assert states.standing().step == 1
-    assert tree(tmp_path / "states" / "last") == ["optimizer.pt", "standing.json", "weights.safetensors"]
-    assert tree(tmp_path / "states") == ["last", *(f"last/{name}" for name in tree(tmp_path / "states" / "last"))]
+    assert tree(tmp_path / "states") == ["last.pt"]
+    states.keep_best(weights)
+    with limited(8000), pytest.raises(WriteError, match=r"File too large.*best\.safetensors"):
+        states.keep_best(large)
+    assert states.restore(weights, optimizer).step == 1
+    states.restore_best(weights)
+    assert tree(tmp_path / "states") == ["best.safetensors", "last.pt"]
 
 
 def test_room_for_a_teachers_answers_is_taken_at_once(tmp_path):
     kept = TeacherCache(tmp_path / "kept", 4, 1.0)
-    with limited(100_000), pytest.raises(WriteError, match=r"tokens\.npy"):
-        kept._make(100, 99)
-    kept._make(10, 9)
-    size = (tmp_path / "kept" / "tokens.npy").stat()
+    with limited(100_000), pytest.raises(WriteError, match=r"top\.npy"):
+        kept.make_room(100, 99)
+    kept.make_room(10, 9)
+    size = (tmp_path / "kept" / "top.npy").stat()
     assert size.st_blocks * 512 >= size.st_size
 
 

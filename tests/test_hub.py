@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -139,15 +141,16 @@ def test_documents_arrive_as_they_are_and_no_file_holds_a_path(hub, made, tmp_pa
     assert before == {path.name: path.read_bytes() for path in (made / "layerprune").iterdir()}
 
 
-def test_a_published_folder_is_audited_with_its_base_named(hub, made, base, tmp_path, monkeypatch):
-    from layerprune.checkpoint import location
-    from layerprune.errors import ModelError
-
+def test_a_published_folder_is_audited_with_its_base_named(hub, made, base, tmp_path):
     push(made, "me/smaller")
     out = published(hub, tmp_path)
-    monkeypatch.setattr(location, "_known", {})  # as on another machine
-    with pytest.raises(ModelError, match="base was a local folder, and nothing here says where it lies; give --base"):
-        audit(out, ["toy"], include_path=[made.parent / "tasks"], generation=False)
+    words = ["audit", out, "--tasks", "toy", "--include-path", made.parent / "tasks", "--no-generation"]
+    # another process, which has not read the base, as on another machine
+    elsewhere = subprocess.run(
+        [sys.executable, "-m", "layerprune", *words], capture_output=True, text=True, check=False
+    )
+    assert elsewhere.returncode == 2
+    assert "base was a local folder, and nothing here says where it lies; give --base" in elsewhere.stderr
     audit(out, ["toy"], base=str(base), include_path=[made.parent / "tasks"], generation=False)
     assert verify(out, base=str(base)).problems == ()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from layerprune import option_types
 from layerprune.architecture import Architecture, load_config, read_architecture
 from layerprune.architecture.architecture import check_causal
 from layerprune.architecture.tiny import save_tiny, tiny_config, types
@@ -64,9 +65,14 @@ class Verdict:
     examples=["python tools/zoo.py > docs/ZOO.md", "python tools/zoo.py --types llama,gemma3_text"],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--types", "names", type=opt.names, help="Only these model types. Default: all of them; takes minutes.")
+@click.option(
+    "--types",
+    "names",
+    type=opt.Value(option_types.names),
+    help="Only these model types. Default: all of them; takes minutes.",
+)
 @pass_console
-def main(console: Console, names: tuple[str, ...] | None) -> None:
+def main(console: Console, names: tuple[str, ...] | None = None) -> None:
     """Try export on a tiny random model of each causal-LM type of the installed transformers.
 
     The verdicts are printed as the Markdown of docs/ZOO.md; exit code 1 when a type comes out wrong.

@@ -25,7 +25,7 @@ HOME = Path("layerprune-demo")
 )
 @click.option("-o", "--output", type=opt.FOLDER, metavar="DIR", help="A new folder. Default: layerprune-demo, -2, -3 …")
 @pass_console
-def demo(console: Console, output: Path | None) -> None:
+def demo(console: Console, output: Path | None = None) -> None:
     """Do the whole job on a small real model: fetch, score, plan, export, audit, and let both models speak."""
     from demo.display import shown
     from demo.sequence import run_demo

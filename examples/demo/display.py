@@ -8,9 +8,8 @@ from typing import Any
 
 from demo.sequence import ABLATION, COSINE, Chosen, Finished, Ranked, Spoken
 from layerprune.artifacts import PRUNED, Audit, Receipt
-from layerprune.cli import tables
-from layerprune.cli.console import duration
-from layerprune.cli.tables import compared_layers
+from layerprune.cli.console import duration, names, table
+from layerprune.cli.plan import compared_layers, ranking
 from layerprune.formatting import in_words
 
 
@@ -22,7 +21,7 @@ def shown(result: object) -> Iterator[Any]:
 
 @shown.register
 def _(result: Ranked) -> Iterator[Any]:
-    yield tables.ranking(result.scores)
+    yield ranking(result.scores)
     yield "(by cosine, which asks the model nothing; what each layer is really worth is being measured)"
 
 
@@ -39,7 +38,7 @@ def _(result: Chosen) -> Iterator[Any]:
             f"{agreed.misplaced_share:.0%} of rank positions differ (by chance {agreed.misplaced_by_chance:.0%})"
         )
     for metric, plan in result.plans.items():
-        yield f"{metric} would remove layers {tables.names(plan.removal)}"
+        yield f"{metric} would remove layers {names(plan.removal)}"
     yield f"(both judged by {items}; the audit below uses others)"
     yield "(on so few items ablation goes by the gold answers' probability: accuracy alone leaves most layers tied)"
 
@@ -81,7 +80,7 @@ def audited(audit: Audit) -> Any:
     """Return each task's accuracies: the base, and what either plan's removal leaves of it."""
     labels = {PRUNED: ABLATION, COSINE: COSINE}
     columns = ["items", "base", *(f"{name} {what}" for name in labels.values() for what in ("plan", "points"))]
-    made = tables.table("accuracy on items no plan has seen", "task", *columns, numbers=columns)
+    made = table("accuracy on items no plan has seen", "task", *columns, numbers=columns)
     for task in audit.tasks:
         row = [task.data.task, str(task.data.items), f"{task.base_accuracy:.3f}"]
         for label in labels:

@@ -9,36 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layerprune import stats
 from layerprune.analysis.bench import Bench
 from layerprune.artifacts import Outcomes, TaskData
-from layerprune.artifacts.study import (
-    ALL_TASKS,
-    MEAN,
-    TEXT,
-    Agreed,
-    Confusion,
-    Estimate,
-    Lost,
-    MetricRanking,
-    Shared,
-    SplitHalf,
-    Spread,
-)
+from layerprune.artifacts import study as documents
+from layerprune.artifacts.study import ALL_TASKS, MEAN, TEXT, Agreed, Confusion, Estimate, MetricRanking, Shared, Spread
 from layerprune.registry import build
-from layerprune.removal import Removal
 from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics.ablation import INTACT
-from layerprune.stats import (
-    Losses,
-    as_bits,
-    confusion,
-    correlations,
-    mean_losses,
-    overlap,
-    rank_agreement,
-    resampled_losses,
-    split_half,
-)
+from layerprune.stats import Losses
 from layerprune.stats.ranking import half_losses
 
 # How far a metric's ranking agrees with the accuracy that is really lost, and what chance would give.
@@ -63,12 +42,10 @@ class Reference:
     @classmethod
     def of(cls, losses: Losses, seed: int, task: str = MEAN) -> Reference:
         """Resample the items, each task's for itself."""
-        return cls(task, mean_losses(losses), resampled_losses(losses, DRAWS, seed))
+        return cls(task, stats.mean_losses(losses), stats.resampled_losses(losses, DRAWS, seed))
 
 
-def agreed(
-    reference: Reference, scores: Sequence[float], chosen: Sequence[bool], *, metric: str, calibration: str
-) -> Agreed:
+def agreement_of(reference: Reference, ranking: MetricRanking, chosen: Sequence[bool]) -> Agreed:
     """Compare a ranking with the loss on the ``chosen`` units; the intervals say what as many other items would give.
 
     Each interval is the correlation plus or minus 1.96 standard deviations of its bootstrap draws, on Fisher's scale.
@@ -77,15 +54,15 @@ def agreed(
     higher still, by the square root of the reliability.
     """
     mask = np.asarray(chosen)
-    own, value = np.asarray(scores, dtype=float)[mask], reference.value[mask]
-    found = rank_agreement(own.tolist(), value.tolist())
-    parts = [correlations(own, reference.drawn[start : start + ROWS, mask]) for start in range(0, DRAWS, ROWS)]
+    scores, value = np.asarray(ranking.scores, dtype=float)[mask], reference.value[mask]
+    found = stats.rank_agreement(scores.tolist(), value.tolist())
+    parts = [stats.correlations(scores, reference.drawn[start : start + ROWS, mask]) for start in range(0, DRAWS, ROWS)]
     estimates = {
         name: _estimate(getattr(found, name), np.concatenate([part[name] for part in parts])) for name in COEFFICIENTS
     }
     return Agreed(
-        metric=metric,
-        calibration=calibration,
+        metric=ranking.metric,
+        calibration=ranking.calibration,
         task=reference.task,
         ends=bool(mask.all()),
         units=found.n,
@@ -111,24 +88,24 @@ def _fisher(correlations: Floats) -> Floats:
     return z
 
 
-def shared(metric: str, scores: Sequence[float], losses: Sequence[float]) -> list[Shared]:
+def shared(ranking: MetricRanking, losses: Sequence[float] | Floats) -> list[Shared]:
     """Return how many of the lowest eighth, quarter and half the metric finds."""
-    counts = sorted({max(1, len(scores) // share) for share in SHARES})
+    counts = sorted({max(1, len(ranking.scores) // share) for share in SHARES})
     return [
         Shared(
-            metric=metric,
+            metric=ranking.metric,
             count=found.count,
             shared=round(found.shared, 4),
             by_chance=round(found.by_chance, 4),
             chance_interval=found.chance_interval,
         )
-        for found in (overlap(scores, losses, count) for count in counts)
+        for found in (stats.overlap(ranking.scores, losses, count) for count in counts)
     ]
 
 
-def confused(metric: str, pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Confusion:
+def rank_confusion(metric: str, pairs: Sequence[tuple[Sequence[float] | Floats, Sequence[float]]]) -> Confusion:
     """Return the rank-confusion matrix over tasks, from (loss, score) of each: rows by loss, columns by the metric."""
-    matrix = np.mean([confusion(losses, scores) for losses, scores in pairs], axis=0)
+    matrix = np.mean([stats.confusion(losses, scores) for losses, scores in pairs], axis=0)
     return Confusion(
         metric=metric,
         matrix=tuple(tuple(round(float(entry), 4) for entry in row) for row in matrix),
@@ -140,7 +117,7 @@ def confused(metric: str, pairs: Sequence[tuple[Sequence[float], Sequence[float]
 # Every metric's ranking of the layers, held against what removing each layer really costs.
 
 
-def ranked(bench: Bench) -> list[MetricRanking]:
+def metric_rankings(bench: Bench) -> list[MetricRanking]:
     """Score every unit alone by every metric: on all tasks, on each task, and on the plain text."""
     everything, by_task = bench.scorer(), {task: bench.scorer_for(task) for task in bench.tasks}
     found = []
@@ -155,50 +132,45 @@ def ranked(bench: Bench) -> list[MetricRanking]:
     return found
 
 
-def judged(bench: Bench, rankings: Sequence[MetricRanking]) -> dict[str, Any]:
+def compare_rankings(bench: Bench, rankings: Sequence[MetricRanking]) -> dict[str, Any]:
     """Answer the questions about rankings from the audit outcomes of every unit's removal: fields of a ``Study``."""
-    seed, lost = bench.request.seed, losses_of(bench)
-    accuracy = lost["accuracy"]
-    mean = Reference.of(accuracy, seed)
-    by_task = {task: Reference.of({task: values}, seed, task) for task, values in accuracy.items()}
-    whole = [ranking for ranking in rankings if ranking.calibration == ALL_TASKS]
-    own = {(ranking.metric, ranking.calibration): ranking.scores for ranking in rankings}
-    complete = {
-        one.metric: [own[one.metric, task] for task in by_task] for one in whole if (one.metric, bench.tasks[0]) in own
-    }
-    return {
-        "lost": tuple(_lost(lost)),
-        "agreement": tuple(_agreement(bench, rankings, mean, by_task)),
-        "shared": tuple(part for one in whole for part in shared(one.metric, one.scores, mean.value.tolist())),
-        "confusion": tuple(_confusion(one, own, by_task) for one in whole),
-        "spread": tuple(spreads(accuracy, complete, seed)),
-        "reliability": tuple(_reliability(lost, seed)),
-    }
-
-
-def losses_of(bench: Bench) -> dict[str, Losses]:
-    """Return what each unit's removal loses on the audit items, by signal."""
+    seed = bench.request.seed
     data = [one for evaluator in bench.audits.values() for one in evaluator.eval_set.data()]
-
-    def answered(removal: Removal) -> dict[str, Outcomes]:
-        return {task: bench.outcomes(removal, task) for task in bench.tasks}
-
-    intact, without = answered(INTACT), [answered(unit) for unit in bench.units]
+    intact, *without = (
+        {task: bench.outcomes(removal, task) for task in bench.tasks} for removal in (INTACT, *bench.units)
+    )
+    lost = item_losses(data, intact, without)
+    accuracy, probability = lost["accuracy"], lost["probability"]
+    by_task = {task: Reference.of({task: values}, seed, task) for task, values in accuracy.items()}
+    mean = Reference.of(accuracy, seed)
+    own = {(ranking.metric, ranking.calibration): ranking.scores for ranking in rankings}
+    whole = [ranking for ranking in rankings if ranking.calibration == ALL_TASKS]
+    # each metric's ranking on each task; its only one, where it reads nothing
+    scores = {one.metric: [own.get((one.metric, task), one.scores) for task in by_task] for one in whole}
+    reading = {metric: rows for metric, rows in scores.items() if (metric, bench.tasks[0]) in own}
+    values = [reference.value for reference in by_task.values()]
     return {
-        "accuracy": accuracy_losses(data, intact, without),
-        "probability": probability_losses(data, intact, without),
+        "lost": tuple(
+            documents.Lost(
+                task=task,
+                accuracy=_means(values),
+                probability=_means(probability[task]) if task in probability else None,
+            )
+            for task, values in accuracy.items()
+        ),
+        "agreement": tuple(_agreement(bench, rankings, mean, by_task)),
+        "shared": tuple(part for one in whole for part in shared(one, mean.value)),
+        "confusion": tuple(
+            rank_confusion(metric, [*zip(values, rows, strict=True)]) for metric, rows in scores.items()
+        ),
+        "spread": tuple(spreads(accuracy, reading, seed)),
+        "reliability": tuple(
+            _split_half(task, signal, part, seed)
+            for signal, losses in lost.items()
+            if losses  # no task offers choices: no gold answer has a probability
+            for task, part in [(MEAN, losses), *((task, {task: values}) for task, values in losses.items())]
+        ),
     }
-
-
-def _lost(lost: dict[str, Losses]) -> list[Lost]:
-    return [
-        Lost(
-            task=task,
-            accuracy=_means(values),
-            probability=_means(lost["probability"][task]) if task in lost["probability"] else None,
-        )
-        for task, values in lost["accuracy"].items()
-    ]
 
 
 def _agreement(
@@ -209,47 +181,22 @@ def _agreement(
     inner = [not {0, bench.constraints.depth - 1} & set(unit.layers) for unit in bench.units]
     found = []
     for ranking in rankings:
-        reference = by_task.get(ranking.calibration)
-        for chosen in (everyone, inner) if reference is None else (everyone,):
-            found.append(
-                agreed(
-                    reference or mean, ranking.scores, chosen, metric=ranking.metric, calibration=ranking.calibration
-                )
-            )
+        if ranking.calibration in by_task:
+            found.append(agreement_of(by_task[ranking.calibration], ranking, everyone))
+        else:
+            found += [agreement_of(mean, ranking, everyone), agreement_of(mean, ranking, inner)]
     return found
 
 
-def _confusion(
-    one: MetricRanking, own: dict[tuple[str, str], tuple[float, ...]], by_task: dict[str, Reference]
-) -> Confusion:
-    """Hold a metric's ranking on each task (its only one, where it reads nothing) against the task's loss."""
-    pairs = [(reference.value.tolist(), own.get((one.metric, task), one.scores)) for task, reference in by_task.items()]
-    return confused(one.metric, pairs)
+def _split_half(task: str, signal: Any, losses: Losses, seed: int) -> documents.SplitHalf:
+    it = stats.split_half(losses, seed=seed)
+    halves, whole = (None if value is None else round(value, 4) for value in (it.halves, it.whole))
+    return documents.SplitHalf(
+        task=task, signal=signal, items=it.items, halves=halves, whole=whole, items_needed=it.items_needed
+    )
 
 
-def _reliability(lost: dict[str, Losses], seed: int) -> list[SplitHalf]:
-    found = []
-    for signal, losses in lost.items():
-        if not losses:  # no task offers choices: no gold answer has a probability
-            continue
-        parts: dict[str, Losses] = {MEAN: losses} | {task: {task: values} for task, values in losses.items()}
-        for task, part in parts.items():
-            it = split_half(part, seed=seed)
-            halves, whole = (None if value is None else round(value, 4) for value in (it.halves, it.whole))
-            found.append(
-                SplitHalf(
-                    task=task,
-                    signal=signal,  # type: ignore[arg-type]
-                    items=it.items,
-                    halves=halves,
-                    whole=whole,
-                    items_needed=it.items_needed,
-                )
-            )
-    return found
-
-
-def _means(values: np.ndarray) -> tuple[float, ...]:
+def _means(values: Floats) -> tuple[float, ...]:
     return tuple(round(float(value), 6) for value in values.mean(axis=0))
 
 
@@ -259,28 +206,22 @@ def _means(values: np.ndarray) -> tuple[float, ...]:
 Answered = Mapping[str, Outcomes]  # by task
 
 
-def accuracy_losses(data: Sequence[TaskData], intact: Answered, without: Sequence[Answered]) -> Losses:
-    """Return right answers lost with each unit over the task's accuracy above chance, (items, units) by task.
+def item_losses(data: Sequence[TaskData], intact: Answered, without: Sequence[Answered]) -> dict[str, Losses]:
+    """Return what is lost with each unit on every item, (items, units), by signal and task.
 
-    The mean over the items is the relevance.
+    Accuracy: right answers lost over the task's accuracy above chance; the mean over the items is the relevance.
+    Probability: that of the gold answer lost over its mean, for tasks that offer choices.
     """
-    found = {}
+    accuracy, probability = {}, {}
     for task in data:
-        base = as_bits(intact[task.task].correct).astype(float)
-        own = np.array([as_bits(one[task.task].correct) for one in without], dtype=float)
-        found[task.task] = (base - own).T / (base.mean() - task.chance)
-    return found
-
-
-def probability_losses(data: Sequence[TaskData], intact: Answered, without: Sequence[Answered]) -> Losses:
-    """Return the gold answer's probability lost over its mean, (items, units), for tasks that offer choices."""
-    found = {}
-    for task in data:
-        known = [one[task.task].gold_probability for one in (intact, *without)]
+        outcomes = [one[task.task] for one in (intact, *without)]
+        base, *own = (stats.as_bits(one.correct).astype(float) for one in outcomes)
+        accuracy[task.task] = (base - np.array(own)).T / (base.mean() - task.chance)
+        known = [one.gold_probability for one in outcomes]
         if None not in known:
             base, *own = (np.array(values) for values in known)
-            found[task.task] = (base - np.array(own)).T / base.mean()
-    return found
+            probability[task.task] = (base - np.array(own)).T / base.mean()
+    return {"accuracy": accuracy, "probability": probability}
 
 
 # How much the relevance of a layer varies from task to task, by each metric, and what the draw of items explains.
@@ -298,16 +239,19 @@ def spreads(losses: Losses, by_task: Mapping[str, Sequence[Sequence[float]]], se
     Wilcoxon's signed-rank test, paired by unit. Empty with fewer than two tasks; a metric that gives all units of a
     task the same score is left out.
     """
+    from scipy.stats import wilcoxon
+
     drop = np.array([lost.mean(axis=0) for lost in losses.values()])  # (tasks, units)
-    if len(drop) < 2 or not _varied(drop):
+    if len(drop) < 2 or not np.ptp(drop, axis=1).all():
         return []
-    reference = _variances(drop)
-    found = [_spread(ACCURACY_DROP, reference, noise=item_noise(losses, seed))]
+    reference = _z_scored(drop).var(axis=0, ddof=1)
+    found = [_spread(ACCURACY_DROP, reference, noise=round(item_noise(losses, seed), 4))]
     for metric, scores in by_task.items():
         rows = np.asarray(scores, dtype=float)
-        if _varied(rows):
-            variances = _variances(rows)
-            found.append(_spread(metric, variances, p_value=_wilcoxon(reference, variances)))
+        if np.ptp(rows, axis=1).all():
+            variances = _z_scored(rows).var(axis=0, ddof=1)
+            p_value = 1.0 if np.array_equal(reference, variances) else wilcoxon(reference, variances).pvalue
+            found.append(_spread(metric, variances, p_value=float(f"{p_value:.3g}")))
     return found
 
 
@@ -322,30 +266,10 @@ def item_noise(losses: Losses, seed: int) -> float:
 
 
 def _spread(metric: str, variances: Floats, noise: float | None = None, p_value: float | None = None) -> Spread:
+    rounded = tuple(round(float(value), 4) for value in variances)
     return Spread(
-        metric=metric,
-        variances=tuple(round(float(value), 4) for value in variances),
-        mean=round(float(variances.mean()), 4),
-        noise=None if noise is None else round(noise, 4),
-        wilcoxon_p=None if p_value is None else float(f"{p_value:.3g}"),
+        metric=metric, variances=rounded, mean=round(float(variances.mean()), 4), noise=noise, wilcoxon_p=p_value
     )
-
-
-def _wilcoxon(reference: Floats, variances: Floats) -> float:
-    from scipy.stats import wilcoxon
-
-    if np.array_equal(reference, variances):
-        return 1.0
-    return float(wilcoxon(reference, variances).pvalue)
-
-
-def _varied(rows: Floats) -> bool:
-    return bool((np.ptp(rows, axis=1) > 0).all())
-
-
-def _variances(rows: Floats) -> Floats:
-    variances: Floats = _z_scored(rows).var(axis=0, ddof=1)
-    return variances
 
 
 def _z_scored(rows: Floats) -> Floats:

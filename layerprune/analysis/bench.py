@@ -1,4 +1,4 @@
-"""The model of a study with its items, and any metric under any search on them; nothing is measured twice."""
+"""The model of a study with its items, its text, and every removal that is asked about; nothing is measured twice."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from layerprune.artifacts.study import TextSource
 from layerprune.auditor.performance import read_text, windows_of
 from layerprune.config import ScoreConfig, StudyConfig
 from layerprune.data.items import EvalItem, EvalSet, EvalTask, Query, Request, fingerprint
-from layerprune.data.tasks import load_eval_set, prompting_of
 from layerprune.models.model import LoadedModel
-from layerprune.planner.session import CachedMetric, ScoringSession, SplitShares, text_key
+from layerprune.planner.search_runner import SearchRunner
+from layerprune.planner.session import ScoringSession, SplitShares, load_items
 from layerprune.registry import build
-from layerprune.removal import Removal
-from layerprune.scoring.cached_evaluator import JOURNAL, CachedEvaluator, Journal
-from layerprune.scoring.metrics import METRICS, cheapest_search
+from layerprune.removal import Removal, parse_drop
+from layerprune.scoring.cached_evaluator import CachedEvaluator
+from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics.ablation import INTACT, examine_base
 from layerprune.scoring.metrics.base import Data
-from layerprune.search import SEARCHES, Constraints, Judge, Others, SearchResult, bound, next_to_go, parse_drop
+from layerprune.search import Constraints
 from layerprune.util import Progress
 
 # The model on the bench: items that choose, items that judge, plain text, and every removal that is asked about.
@@ -57,7 +57,9 @@ class Bench:
             request = replace(request, limit=most, audit_limit=min(most, request.audit_limit))
         text, data = _text(request, content, session) if content is not None else (None, None)
         engine = session.data.evaluator.engine  # type: ignore[union-attr]  # ablation answers items
-        eval_set = _audit_questions(request, session)
+        chose = session.everything.data() if session.everything else ()
+        seen = {mark for data in chose for mark in data.fingerprints}
+        eval_set = load_items(request, session.loaded, "evaluation", request.audit_limit, exclude=seen)
         audits = {
             name: CachedEvaluator(engine, EvalSet({name: task}), progress, folder / AUDIT / name)
             for name, task in eval_set.tasks.items()
@@ -91,24 +93,22 @@ class Bench:
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.audits)
 
-    def scorer(self) -> StudyScorer:
+    def scorer(self) -> SearchRunner:
         """Return what judges on the selection items of all tasks."""
-        return StudyScorer(self.loaded, self.session.data, self.folder / SELECTION)
+        return self.session.runner
 
-    def scorer_for(self, task: str) -> StudyScorer:
+    def scorer_for(self, task: str) -> SearchRunner:
         """Return what judges on one task's selection items."""
         whole = self.session.data
         assert whole.eval_set is not None
         assert whole.evaluator is not None
         eval_set = EvalSet({task: whole.eval_set.tasks[task]})
         data = replace(whole, eval_set=eval_set, evaluator=OneTask(whole.evaluator, task))  # type: ignore[arg-type]
-        return StudyScorer(self.loaded, data, self.folder / SELECTION)
+        return SearchRunner(self.loaded, data, self.folder / SELECTION)
 
-    def scorer_on_text(self) -> StudyScorer | None:
+    def scorer_on_text(self) -> SearchRunner | None:
         """Return what judges on the plain text; None without one."""
-        if self.text_data is None:
-            return None
-        return StudyScorer(self.loaded, self.text_data, self.folder / TEXT)
+        return None if self.text_data is None else SearchRunner(self.loaded, self.text_data, self.folder / TEXT)
 
     def answer(self, removals: Iterable[Removal], task: str) -> None:
         """Answer a task's audit items under all removals in one go, so that what they share is computed once."""
@@ -142,22 +142,6 @@ class OneTask:
         return {removal: {self.task: outcomes[self.task]} for removal, outcomes in found.items()}
 
 
-def _audit_questions(request: StudyConfig, session: ScoringSession) -> EvalSet:
-    seen = {mark for data in session.everything.data() for mark in data.fingerprints} if session.everything else set()
-    return load_eval_set(
-        request.tasks,
-        session.loaded.encoder,
-        use="evaluation",
-        include_path=request.include_path,
-        data_dir=request.data_dir,
-        limit=request.audit_limit,
-        num_fewshot=request.num_fewshot,
-        prompting=prompting_of(request),
-        seed=request.seed,
-        exclude=seen,
-    )
-
-
 def _text(request: StudyConfig, content: str, session: ScoringSession) -> tuple[TextSource, Data]:
     """Cut the text into windows that metrics read as they read questions with their answers."""
     assert request.text is not None
@@ -172,50 +156,6 @@ def _text(request: StudyConfig, content: str, session: ScoringSession) -> tuple[
     )
     data = Data(eval_set=EvalSet({"text": task}), seed=request.seed, progress=session.data.progress)
     return source, data
-
-
-# Any metric, any search, on one model and one set of items; what was measured once is not measured again.
-
-
-@dataclass(frozen=True)
-class StudyScorer:
-    """One model and the data that its layers are judged on.
-
-    Metrics that answer items are remembered by the examiner in ``data``; what the others say is kept in ``folder``.
-    """
-
-    loaded: LoadedModel
-    data: Data
-    folder: Path | None = None
-
-    def judge(self, spec: str, *, seed: int | None = None, keep: int | None = None) -> Judge:
-        """Return a metric's judgements; ``keep`` lets it stop candidates that are not among the next to go."""
-        entry, metric = build(METRICS, spec)
-        data = replace(self.data, keep=keep, seed=self.data.seed if seed is None else seed)
-        if metric.needs == "items":
-            return CachedMetric(lambda removals: metric.score(self.loaded, removals, data), progress=data.progress)
-        journal = None  # what reads nothing costs nothing to ask again
-        if metric.needs == "text" and self.folder is not None:
-            journal = Journal(self.folder / JOURNAL, text_key(self.loaded, data, entry, metric))
-        return CachedMetric(lambda removals: metric.score(self.loaded, removals, data), journal, progress=data.progress)
-
-    def find(
-        self, metric: str, search: str, constraints: Constraints, drop: int, *, seed: int | None = None,
-        racing: bool = True,
-    ) -> SearchResult:  # fmt: skip
-        """Return what a search finds by a metric when ``drop`` units are to go."""
-        _, look = build(SEARCHES, search)
-        races = racing and len({len(move) for move in constraints.moves}) == 1
-
-        def own(keep: int | None) -> Judge:
-            return self.judge(metric, seed=seed, keep=keep if races else None)
-
-        def choose(spec: str, within: Constraints, count: int) -> SearchResult:
-            return self.find(spec, cheapest_search(spec), within, count, seed=seed, racing=racing)
-
-        others = Others(choose, own)
-        first = self.data.seed if seed is None else seed
-        return bound(look, others)(own(next_to_go(look, drop)), constraints, drop, seed=first)
 
 
 # What a study always compares, and how its options are those of scoring.

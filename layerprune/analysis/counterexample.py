@@ -19,7 +19,7 @@ from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import INTACT
 from layerprune.scoring.metrics.base import Data
-from layerprune.scoring.metrics.hidden_states import Cosine
+from layerprune.scoring.metrics.proxies import Cosine
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -41,6 +41,7 @@ NORM = math.sqrt(1 + COMPETITOR**2 + IRRELEVANT**2)  # of the stream before the 
 # The middle layer alone must not beat the competitor: delta < COMPETITOR, so 1 - NORM / sqrt(NORM^2 + 1) = 0.004866.
 LARGEST = 0.00486
 SILU_OF_ONE = 1 / (1 + math.exp(-1))
+Places = Sequence[int] | torch.Tensor
 
 
 def counterexample(epsilon: float, vocabulary: int = 32, dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:
@@ -83,7 +84,9 @@ def counterexample(epsilon: float, vocabulary: int = 32, dtype: torch.dtype = to
         head[tokens, w] = 1.0
         first, middle, last = model.model.layers
         for layer, norm in ((first, NORM), (middle, NORM), (last, math.hypot(NORM, delta))):
-            _undo_norm(layer, norm)
+            # its MLP reads the stream, which has this norm, as it is
+            weight = layer.post_attention_layernorm.weight
+            weight.fill_(math.sqrt(norm**2 / len(weight) + layer.post_attention_layernorm.variance_epsilon))
             layer.mlp.gate_proj.weight[:, t] = 1.0
         for layer in (first, last):
             _add(layer, [vocabulary], [u], [u], -2.0)
@@ -116,19 +119,7 @@ def _blank(vocabulary: int, dtype: torch.dtype) -> LlamaForCausalLM:
     return model.eval()
 
 
-def _undo_norm(layer: torch.nn.Module, norm: float) -> None:
-    """Let the MLP of a layer whose input has this norm read the stream as it is."""
-    weight = layer.post_attention_layernorm.weight
-    weight.fill_(math.sqrt(norm**2 / len(weight) + layer.post_attention_layernorm.variance_epsilon))
-
-
-def _add(
-    layer: torch.nn.Module,
-    units: Sequence[int] | torch.Tensor,
-    read: Sequence[int] | torch.Tensor,
-    written: Sequence[int] | torch.Tensor,
-    factor: float,
-) -> None:
+def _add(layer: torch.nn.Module, units: Places, read: Places, written: Places, factor: float) -> None:
     """Let MLP units add ``factor`` times the stream's entries at ``read`` to those at ``written``."""
     layer.mlp.up_proj.weight[units, read] = 1.0
     layer.mlp.down_proj.weight[written, units] = factor / SILU_OF_ONE
@@ -176,16 +167,11 @@ def subject_of(model: LlamaForCausalLM) -> LoadedModel:
 EPSILON = 1e-6
 
 
-def counterexample_shown(epsilon: float = EPSILON) -> Counterexample:
-    """Build the three-layer llama for this epsilon and ask it its task, intact and without each layer."""
-    loaded, eval_set = subject_of(counterexample(epsilon)), counting()
+def counterexample_shown() -> Counterexample:
+    """Build the three-layer llama for a small epsilon and ask it its task, intact and without each layer."""
+    loaded, eval_set = subject_of(counterexample(EPSILON)), counting()
     layers = [Removal.of(layer) for layer in range(3)]
     scores = [candidate.score for candidate in Cosine().score(loaded, layers, Data(eval_set=eval_set))]
     found = CachedEvaluator(Engine(loaded), eval_set).outcomes([INTACT, *layers])
-    accuracies = [outcomes["counting"].accuracy for outcomes in found.values()]
-    return Counterexample(
-        epsilon=epsilon,
-        cosine=(scores[0], scores[1], scores[2]),
-        accuracy=accuracies[0],
-        accuracy_without=(accuracies[1], accuracies[2], accuracies[3]),
-    )
+    intact, *without = (outcomes["counting"].accuracy for outcomes in found.values())
+    return Counterexample(epsilon=EPSILON, cosine=tuple(scores), accuracy=intact, accuracy_without=tuple(without))

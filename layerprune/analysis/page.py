@@ -3,39 +3,103 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layerprune import formatting
-from layerprune.analysis import findings
-from layerprune.analysis.findings import Findings, decimal, estimate, name_of
-from layerprune.analysis.tables import (
-    Shown,
-    agreement,
-    calibration,
-    counterexample,
-    label,
-    lead,
-    overlap,
-    paths,
-    reliability,
-    spread,
-    tables,
-)
-from layerprune.artifacts import Study
+from layerprune.analysis.findings import Findings, decimal, estimate, name_of, sections, verdict_of
+from layerprune.artifacts import Part, Study
 from layerprune.artifacts.base import write_atomically
-from layerprune.artifacts.study import MEAN
+from layerprune.artifacts.study import MEAN, Estimate
 from layerprune.errors import DocumentError
 from layerprune.files import check_places, published_together, refuse_link
-from layerprune.report.card import base_name, environment
+from layerprune.report.card import base_name, render_template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+# Every figure of a study as CSV; study.html shows the main ones.
+
+
+# Tables whose rows are records of the study, all fields in order: which records, and the header. A field that holds
+# several values (an interval, an estimate with its limits) fills as many columns.
+RECORDS = {
+    # how far each ranking agrees with the accuracy lost on unseen items
+    "agreement": (
+        "agreement",
+        "metric,calibration,task,end layers,layers,spearman,spearman low,spearman high,kendall,kendall low,"
+        "kendall high,pearson,pearson low,pearson high,spearman by chance,misplaced,misplaced by chance",
+    ),
+    # how many of the k layers that cost least each metric finds
+    "overlap": ("shared", "metric,k,shared,by chance,chance low,chance high"),
+    # split-half reliability of the ranking by what is lost
+    "reliability": ("reliability", "task,signal,items,between halves,reliability,items for 0.9"),
+    # one-shot ablation against every other choice, on the same items
+    "contrasts": ("contrasts", "metric,search,removed,ablation is above by,low,high,same layers"),
+    # what each metric chooses after reading other data
+    "calibration": ("calibration", "metric,calibration,removed,accuracy,from all tasks,low,high,same layers"),
+}
+
+
+def tables(study: Study) -> Iterator[tuple[str, list[list[Any]]]]:
+    """Yield all of a study's tables: the name of the file, and rows of which the first is the header."""
+    units, tasks = [label(unit) for unit in study.units], [data.task for data in study.audit]
+    yield "layers", _layers(study, units)
+    for name, (field, header) in RECORDS.items():
+        yield name, [header.split(","), *(_columns(record) for record in getattr(study, field))]
+    # variance over tasks of z-scored relevance, on average and by layer
+    header = ["metric", "mean variance", "from the draw of items", "Wilcoxon p", *units]
+    yield "spread", [header, *([s.metric, s.mean, s.noise, s.wilcoxon_p, *s.variances] for s in study.spread)]
+    # rank confusion: where layers stand by accuracy lost and by a metric, share of tasks (zeros left out)
+    rows = [
+        [one.metric, place, by_metric, share]
+        for one in study.confusion
+        for place, row in enumerate(one.matrix, 1)
+        for by_metric, share in enumerate(row, 1)
+        if share
+    ]
+    yield "confusion", [["metric", "rank by accuracy lost", "rank by metric", "share"], *rows]
+    # accuracy on unseen items along each choice, paired differences from intact
+    rows = [
+        [path.metric, path.search, point.count, " / ".join(" ".join(map(str, r)) for r in point.removals),
+         point.accuracy, point.difference, *point.interval, *(point.tasks[task] for task in tasks)]
+        for path in study.paths
+        for point in path.points
+    ]  # fmt: skip
+    yield "paths", [["metric", "search", "removed", "layers", "accuracy", "difference", "low", "high", *tasks], *rows]
+
+
+def label(units: Sequence[int]) -> str:
+    """Return what is removed: ``3``, or ``3 and 4`` where layers go together."""
+    return " and ".join(map(str, units))
+
+
+def _layers(study: Study, units: list[str]) -> list[list[Any]]:
+    """What removing each layer alone costs, as a share of what is there to lose, and what each metric says."""
+    columns: dict[str, Sequence[Any]] = {"layer": units}
+    for lost in study.lost:
+        columns[f"accuracy lost on {lost.task}"] = lost.accuracy
+        if lost.probability is not None:
+            columns[f"gold probability lost on {lost.task}"] = lost.probability
+    columns |= {f"{ranking.metric} by {ranking.calibration}": ranking.scores for ranking in study.rankings}
+    return [[*columns], *zip(*columns.values(), strict=True)]
+
+
+def _columns(record: Part) -> list[Any]:
+    row: list[Any] = []
+    for _, value in record:
+        if isinstance(value, Estimate):
+            row += [value.value, *(value.interval or (None, None))]
+        else:
+            row += value if isinstance(value, tuple) else [value]
+    return row
 
 
 # A study's pictures (matplotlib, SVG): told apart by marker and line as well as by colour, each with its words.
@@ -67,66 +131,66 @@ CONFUSED = ("ablation", "cosine", "perplexity", "random")  # the matrices drawn;
 class Plot:
     """One picture, and what it says in words for those who do not see it."""
 
-    name: str  # of the file
     alt: str
     svg: str
 
-
-def plots(it: Findings) -> Iterator[Plot]:
-    """Draw all of a study's pictures."""
-    yield _drawn("layers", layers_alt(it), 3.2, lambda figure: draw_layers(it, figure))
-    rows = ROW * len(it.metrics) + 1.0
-    yield _drawn("agreement", agreement_alt(it), rows, lambda figure: draw_agreement(it, figure))
-    yield _drawn("confusion", confusion_alt(it), 2.7, lambda figure: draw_confusion(it, figure))
-    if it.study.spread:
-        yield _drawn("spread", spread_alt(it), ROW * len(it.study.spread) + 1.0, lambda figure: draw_spread(it, figure))
-    yield _drawn("paths", paths_alt(it), 4.8, lambda figure: draw_paths(it, figure))
+    @property
+    def data_uri(self) -> str:
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
 
-def _drawn(name: str, alt: str, height: float, draw: Callable[[Figure], None]) -> Plot:
+def plots(it: Findings) -> dict[str, Plot]:
+    """Draw all of a study's pictures, by name."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height))  # no pyplot: no window, no global state
-        draw(figure)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Title": name, "Description": alt})
-    return Plot(name, alt, out.getvalue())
+    pictures = {
+        "layers": (draw_layers, 3.2),
+        "agreement": (draw_agreement, ROW * len(it.metrics) + 1.0),
+        "confusion": (draw_confusion, 2.7),
+        "spread": (draw_spread, ROW * len(it.study.spread) + 1.0),
+        "paths": (draw_paths, 4.8),
+    }
+    if not it.study.spread:
+        del pictures["spread"]
+    drawn = {}
+    for name, (draw, height) in pictures.items():
+        with matplotlib.rc_context(STYLE):
+            figure, out = Figure(figsize=(WIDTH, height)), io.StringIO()  # no pyplot: no window, no global state
+            alt = draw(it, figure)
+            figure.savefig(out, format="svg", metadata={"Date": None, "Title": name, "Description": alt})
+        drawn[name] = Plot(alt, out.getvalue())
+    return drawn
 
 
-def draw_layers(it: Findings, figure: Figure) -> None:
-    """Draw what removing each unit alone costs: a line a task, bars for the mean."""
+def draw_layers(it: Findings, figure: Figure) -> str:
+    """Draw what removing each unit alone costs: a line a task, bars for the mean. Say which cost most and least."""
     axes = figure.subplots()
-    places = np.arange(len(it.study.units))
+    units = [label(unit) for unit in it.study.units]
+    places = np.arange(len(units))
     axes.bar(places, 100 * np.array(it.losses), color="#bfbfbf", label=MEAN)
     if len(it.study.lost) > 1:
         for number, lost in enumerate(it.study.lost):
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
             axes.plot(places, 100 * np.array(lost.accuracy), linewidth=0, markersize=4, label=lost.task, **style)
     every = max(1, len(places) // 32)
-    axes.set_xticks(places[::every], [label(unit) for unit in it.study.units[::every]], fontsize=8)
-    axes.set_xlabel("layer removed alone")
-    axes.set_ylabel("accuracy lost, % of what\nis above chance")
+    axes.set_xticks(places[::every], units[::every], fontsize=8)
+    axes.set(xlabel="layer removed alone", ylabel="accuracy lost, % of what\nis above chance")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.legend(ncols=4, fontsize=9, loc="upper center")
     axes.set_ylim(top=axes.get_ylim()[1] * 1.2)
-
-
-def layers_alt(it: Findings) -> str:
-    """Say which layers cost most and least."""
-    order = sorted(range(len(it.losses)), key=lambda place: it.losses[place])
-    named = [f"{label(it.study.units[place])} ({formatting.percent(it.losses[place], 0)})" for place in order]
+    order = sorted(places, key=lambda place: it.losses[place])
+    named = [f"{units[place]} ({formatting.percent(it.losses[place], 0)})" for place in order]
     return (
         "Share of the accuracy above chance lost with each layer alone, mean over tasks. "
         f"Least: layers {formatting.listed(named[:3])}; most: {formatting.listed(named[:-4:-1])}."
     )
 
 
-def draw_agreement(it: Findings, figure: Figure) -> None:
+def draw_agreement(it: Findings, figure: Figure) -> str:
     """Draw each metric's Spearman with its interval, the band of chance, and what a perfect ranking would show."""
     axes = figure.subplots()
-    found = [it.agreed(metric) for metric in it.metrics]
+    found = [it.agreement(metric) for metric in it.metrics]
     chance = found[0].spearman_by_chance
     axes.axvspan(-chance, chance, color="#e8e8e8", zorder=0)
     axes.text(0, -0.72, "95 % of unrelated rankings", ha="center", va="bottom", fontsize=8, color=SOFT)
@@ -139,21 +203,15 @@ def draw_agreement(it: Findings, figure: Figure) -> None:
             axes.plot(interval, (row, row), color=COLOURS[0], linewidth=1.6)
             axes.plot(value, row, marker="o", color=COLOURS[0])
     axes.set_yticks(range(len(found)), it.metrics)
-    axes.set_ylim(len(found) - 0.5, -0.75)
-    axes.set_xlim(-1.05, 1.05)
+    axes.set(xlim=(-1.05, 1.05), ylim=(len(found) - 0.5, -0.75))
     axes.set_xlabel("Spearman correlation with the accuracy lost on unseen items (95 % interval)")
-
-
-def agreement_alt(it: Findings) -> str:
-    """Say each metric's correlation."""
-    said = [f"{metric} {estimate(it.agreed(metric).spearman)}" for metric in it.metrics]
+    said = [f"{one.metric} {estimate(one.spearman)}" for one in found]
     return f"Spearman correlation of each metric with accuracy lost: {'; '.join(said)}."
 
 
-def draw_confusion(it: Findings, figure: Figure) -> None:
-    """Draw where layers stand by accuracy lost and by a metric, one panel a metric."""
-    rows = {one.metric: one for one in it.study.confusion}
-    chosen = [rows[metric] for metric in CONFUSED if metric in rows]
+def draw_confusion(it: Findings, figure: Figure) -> str:
+    """Draw where layers stand by accuracy lost and by a metric, one panel a metric. Say the shares misplaced."""
+    chosen = [it.confusion[metric] for metric in CONFUSED if metric in it.confusion]
     panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
     size = len(chosen[0].matrix)
     for axes, one in zip(panels, chosen, strict=True):
@@ -163,20 +221,14 @@ def draw_confusion(it: Findings, figure: Figure) -> None:
         axes.set_xlabel("rank by metric", fontsize=9)
         axes.grid(False)
     panels[0].set_ylabel("rank by accuracy lost", fontsize=9)
-
-
-def confusion_alt(it: Findings) -> str:
-    """Say each metric's share of misplaced positions."""
-    rows = {one.metric: one for one in it.study.confusion}
-    said = [f"{metric} {formatting.percent(rows[metric].misplaced)}" for metric in CONFUSED if metric in rows]
-    chance = formatting.percent(it.study.confusion[0].by_chance)
+    said = [f"{one.metric} {formatting.percent(one.misplaced)}" for one in chosen]
     return (
         "Rank by accuracy lost against rank by metric, darker where more tasks agree; the diagonal is right. "
-        f"Misplaced: {', '.join(said)}; by chance {chance}."
+        f"Misplaced: {', '.join(said)}; by chance {formatting.percent(chosen[0].by_chance)}."
     )
 
 
-def draw_spread(it: Findings, figure: Figure) -> None:
+def draw_spread(it: Findings, figure: Figure) -> str:
     """Draw the variance of every unit over the tasks, their mean, and what the draw of items alone would give."""
     axes = figure.subplots()
     for row, one in enumerate(it.study.spread):
@@ -188,15 +240,11 @@ def draw_spread(it: Findings, figure: Figure) -> None:
     axes.set_yticks(range(len(it.study.spread)), [one.metric for one in it.study.spread])
     axes.set_ylim(len(it.study.spread) - 0.5, -0.75)
     axes.set_xlabel("variance over tasks of z-scored relevance: a stroke a layer, a diamond the mean")
-
-
-def spread_alt(it: Findings) -> str:
-    """Say each metric's mean variance."""
     said = [f"{one.metric} {decimal(one.mean)}" for one in it.study.spread]
     return f"Variance over tasks of z-scored relevance, mean over layers: {', '.join(said)}."
 
 
-def draw_paths(it: Findings, figure: Figure) -> None:
+def draw_paths(it: Findings, figure: Figure) -> str:
     """Draw accuracy against layers removed, a line a choice; one-shot ablation with its interval."""
     axes = figure.subplots()
     base = 100 * float(np.mean([it.study.intact[data.task].accuracy for data in it.study.audit]))
@@ -205,11 +253,10 @@ def draw_paths(it: Findings, figure: Figure) -> None:
     axes.text(it.counts[-1], chance, "chance", ha="right", va="bottom", fontsize=8, color=SOFT)
     for number, path in enumerate(it.study.paths):
         counts = [0, *(point.count for point in path.points)]
-        values = [base, *(100 * point.accuracy for point in path.points)]
         first = number == 0
         axes.plot(
             counts,
-            values,
+            [base, *(100 * point.accuracy for point in path.points)],
             label=name_of(path),
             color=COLOURS[number % len(COLOURS)],
             marker=MARKERS[number % len(MARKERS)],
@@ -222,20 +269,11 @@ def draw_paths(it: Findings, figure: Figure) -> None:
             low, high = (base + 100 * np.array([point.interval[end] for point in path.points]) for end in (0, 1))
             axes.fill_between(counts[1:], low, high, color=COLOURS[0], alpha=0.15, linewidth=0)
     axes.set_xticks([0, *it.counts])
-    axes.set_xlabel(f"layers removed of {it.depth}")
-    axes.set_ylabel("accuracy on unseen items, mean of tasks")
+    axes.set(xlabel=f"layers removed of {it.depth}", ylabel="accuracy on unseen items, mean of tasks")
     figure.legend(fontsize=8, loc="outside right upper")
-
-
-def paths_alt(it: Findings) -> str:
-    """Say each choice's accuracy with a quarter of the layers removed."""
     count = it.nearest(0.25)
-    said = [
-        f"{name_of(path)} {formatting.accuracy(point.accuracy)}"
-        for path in it.study.paths
-        for point in path.points
-        if point.count == count
-    ]
+    left = [(name_of(path), it.point(path, count)) for path in it.study.paths]
+    said = [f"{name} {formatting.accuracy(point.accuracy)}" for name, point in left if point is not None]
     return f"Accuracy against layers removed; with {count} of {it.depth} removed: {', '.join(said)}."
 
 
@@ -246,36 +284,32 @@ PAGE = "study.html"
 PLOTS, TABLES = "plots", "tables"
 
 
-@dataclass(frozen=True)
-class Section:
-    """One question and its answer."""
-
-    anchor: str
-    question: str
-    paragraphs: Sequence[str]
-    plots: Sequence[Plot] = ()
-    tables: Sequence[Shown] = ()
-
-
-def write_study(study: Study, folder: Path) -> list[Path]:
-    """Write tables, plots, the page and study.json into ``folder``; return the page and study.json.
+def write_study(study: Study, folder: Path) -> None:
+    """Write tables, plots, the page and study.json into ``folder``.
 
     study.json comes last: where it stands, everything stands.
     """
     for name in (PLOTS, TABLES):
         refuse_link(folder / name)
     it = Findings(study)
-    drawn = list(plots(it))
+    drawn = plots(it)
+    files = {f"{TABLES}/{name}.csv": _as_csv(rows) for name, rows in tables(study)}
+    files |= {f"{PLOTS}/{name}.svg": plot.svg for name, plot in drawn.items()}
+    files[PAGE] = render(it, drawn)
     with published_together(folder) as new:
-        for table in tables(study):
-            _write(new / TABLES / f"{table.name}.csv", table.as_csv())
-        for plot in drawn:
-            _write(new / PLOTS / f"{plot.name}.svg", plot.svg)
-        _write(new / PAGE, render(it, drawn))
+        for name, text in files.items():
+            write_atomically(new / name, text.encode())
         study.save(new / Study.filename)
-    for stale in {*(folder / PLOTS).glob("*.svg")} - {folder / PLOTS / f"{plot.name}.svg" for plot in drawn}:
-        stale.unlink()  # of a study that this one replaces
-    return [folder / PAGE, folder / Study.filename]
+    for path in (folder / PLOTS).glob("*.svg"):
+        if path.stem not in drawn:
+            path.unlink()  # of a study that this one replaces
+
+
+def _as_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Return RFC 4180 text; what has no value is an empty field."""
+    out = io.StringIO()
+    csv.writer(out).writerows(rows)
+    return out.getvalue()
 
 
 def read_study(folder: Path) -> Study:
@@ -294,66 +328,14 @@ def check_room(folder: Path) -> None:
     check_places(folder, files=(PAGE, Study.filename), folders=(TABLES, PLOTS))
 
 
-def verdict_of(study: Study) -> str:
-    """Return a study in one paragraph."""
-    return findings.verdict(Findings(study))
-
-
-def render(it: Findings, drawn: Sequence[Plot]) -> str:
+def render(it: Findings, drawn: dict[str, Plot]) -> str:
     """Return study.html; the page holds everything it shows: no script, no external request."""
-    given = {
-        "study": it.study,
-        "title": f"What the layers of {base_name(it.study.model.id)} are worth",
-        "verdict": findings.verdict(it),
-        "sections": sections(it, {plot.name: plot for plot in drawn}),
-        "sha256": it.study.sha256(),
-    }
-    html = environment(("accuracy", "p_value", "number"), autoescape=True)
-    html.filters["data_uri"] = _data_uri
-    return html.get_template("study.html.jinja").render(given)
-
-
-def sections(it: Findings, drawn: dict[str, Plot]) -> list[Section]:
-    """Return the page's questions in order."""
-    return [
-        Section(
-            "reference",
-            "How sure is the accuracy that is lost?",
-            findings.on_reliability(it),
-            [drawn["layers"]],
-            [reliability(it)],
-        ),
-        Section(
-            "agreement",
-            "Which metric ranks the layers as accuracy does?",
-            findings.on_agreement(it),
-            [drawn["agreement"], drawn["confusion"]],
-            [agreement(it), overlap(it)],
-        ),
-        Section(
-            "spread",
-            "Does a layer's worth depend on the task?",
-            findings.on_spread(it),
-            [drawn["spread"]] if "spread" in drawn else [],
-            [spread(it)] if it.study.spread else [],
-        ),
-        Section(
-            "paths", "What is left when layers go?", findings.on_paths(it), [drawn["paths"]], [paths(it), lead(it)]
-        ),
-        Section("calibration", "What should a metric read?", findings.on_calibration(it), [], [calibration(it)]),
-        Section(
-            "counterexample",
-            "Can a layer that turns nothing decide everything?",
-            findings.on_counterexample(it),
-            [],
-            [counterexample(it)],
-        ),
-    ]
-
-
-def _data_uri(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, text.encode())
+    return render_template(
+        "study.html.jinja",
+        study=it.study,
+        title=f"What the layers of {base_name(it.study.model.id)} are worth",
+        verdict=verdict_of(it.study),
+        sections=sections(it),
+        plots=drawn,
+        sha256=it.study.sha256(),
+    )

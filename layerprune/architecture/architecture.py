@@ -11,11 +11,11 @@ from operator import getitem
 from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture import compatibility, config_fields, layer_patterns
-from layerprune.architecture.config_fields import ALSO_DEPTH, MTP_KEYS, PACKED, SUPERSEDED, depth_key
-from layerprune.architecture.stack import build_on_meta, find_stack, layer_of, reread
+from layerprune.architecture.config_fields import ALSO_DEPTH, MTP_KEYS, SUPERSEDED, depth_key
+from layerprune.architecture.stack import build_on_meta, find_stack, layer_index, reread
 from layerprune.architecture.tiny import random_model, twin_config
 from layerprune.errors import RefusedError, one_line
-from layerprune.removal import LayerMap, Removal
+from layerprune.removal import LayerMap, Removal, packed_axis
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +48,8 @@ def count(model: nn.Module, stack: str) -> Counts:
     sizes, places, packed = {}, defaultdict(set), set()
     for name, weight in model.state_dict(keep_vars=True).items():
         sizes[id(weight)] = weight.numel()
-        places[id(weight)].add(layer_of(name, stack))
-        if name.endswith(tuple(PACKED)):
+        places[id(weight)].add(layer_index(name, stack))
+        if packed_axis(name) is not None:
             packed.add(id(weight))
     used: Counter[frozenset[int]] = Counter()
     for key in sizes.keys() - packed:

@@ -44,9 +44,6 @@ NOT_PER_LAYER = {
 # file, and the translation is what is written.
 SUPERSEDED = {"attn_layer_indices", "attention_types"}
 
-# Weights outside the stack that hold one slice per layer along an axis (Gemma 3n, Gemma 4): last names, axis.
-PACKED = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}
-
 # Names of the field that says how deep the decoder is, first match wins; the decoder's before the ambiguous ones.
 DEPTH_KEYS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # Fields that repeat the depth under another name.

@@ -139,7 +139,7 @@ def find_stack(model: nn.Module, config: PretrainedConfig) -> str:
     return name
 
 
-def layer_of(name: str, stack: str) -> int | None:
+def layer_index(name: str, stack: str) -> int | None:
     """Return the layer of a tensor of the stack, also where a base model's names begin further in."""
     parts = stack.split(".")
     for start in range(len(parts)):

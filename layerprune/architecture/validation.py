@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerprune.architecture.architecture import Architecture
 from layerprune.architecture.config_fields import MTP_KEYS, depth_key, full_lists
-from layerprune.architecture.stack import build_on_meta, layer_of, quiet
+from layerprune.architecture.stack import build_on_meta, layer_index, quiet
 from layerprune.errors import ModelError, RefusedError, one_line
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _heads(fit: CheckpointFit, shapes: Mapping[str, Shape], architecture: Archit
     found = []
     for name in fit.unexpected:
         shape = shapes.get(name, ())
-        outside = layer_of(name, architecture.stack) is None and not MTP.search(name)
+        outside = layer_index(name, architecture.stack) is None and not MTP.search(name)
         few = len(shape) == 2 and shape[1] == hidden and shape[0] < min(FEW, hidden)
         if outside and (HEAD.search(name) or few):
             found.append(f"{name} {list(shape)}" if shape else name)
@@ -166,7 +166,7 @@ def _check_depth(where: str, fit: CheckpointFit, model: nn.Module, architecture:
     key = depth_key(fields) or "num_hidden_layers"
     wanted: dict[int, set[str]] = defaultdict(set)
     for name in model.state_dict():
-        if (layer := layer_of(name, stack)) is not None:
+        if (layer := layer_index(name, stack)) is not None:
             wanted[layer].add(name)
     absent = [layer for layer, names in sorted(wanted.items()) if names <= {*fit.missing}]
     lists = full_lists(fields)
@@ -182,8 +182,8 @@ def _check_depth(where: str, fit: CheckpointFit, model: nn.Module, architecture:
             f"config.json speaks of ({key}): put them back, or number the layers that are there from 0 and set {key} "
             f"to {depth - len(absent)}"
         )
-    heads = {layer_of(name, stack) for name in fit.unexpected if MTP.search(name)}
-    others = {layer_of(name, stack) for name in fit.unexpected if not MTP.search(name)}
+    heads = {layer_index(name, stack) for name in fit.unexpected if MTP.search(name)}
+    others = {layer_index(name, stack) for name in fit.unexpected if not MTP.search(name)}
     allowed = sum(int(fields.get(name) or 0) for name in MTP_KEYS)
     extra = sorted(layer for layer in others - heads if layer is not None and layer >= depth)
     if len(extra) > allowed:

@@ -1,136 +1,73 @@
 """The files that steps leave and take. Each is frozen, versioned and hashed; see ``base.Document``."""
 
-from layerprune.artifacts.audit import (
-    PRUNED,
-    UNHEALED,
-    AnswerAgreement,
-    Audit,
-    AuditedTask,
-    Compared,
-    Comparison,
-    Compensated,
-    Compensation,
-    Continuation,
-    FlippedItem,
-    Flips,
-    Generation,
-    LayerRanking,
-    Layerwise,
-    MeasuredSpeed,
-    Overall,
-    OwnAnswers,
-    Speed,
-    TextLoss,
-    Without,
-)
-from layerprune.artifacts.base import (
-    MEAN,
-    OWN_ANSWER,
-    PLAIN,
-    Document,
-    FileEntry,
-    Interval,
-    MetricRef,
-    ModelRef,
-    Objective,
-    Outcomes,
-    Part,
-    Prompting,
-    Ranked,
-    TaskData,
-    Units,
-    as_removal,
-)
-from layerprune.artifacts.heal import CorpusOverlap, CorpusRef, HealerRef, HealLog, HeldOut, LossPoint
-from layerprune.artifacts.plan import (
-    Certificate,
-    CertifiedStep,
-    Front,
-    FrontPoint,
-    Plan,
-    PlanLimits,
-    PredictedTask,
-    Prediction,
-    SearchRef,
-    Target,
-    read_plan,
-    read_scores,
-)
-from layerprune.artifacts.receipt import Change, DroppedHeads, Earlier, LogitsProof, Receipt, not_looked_for
-from layerprune.artifacts.recipe import Instructions, Recipe, StudyRecipe
-from layerprune.artifacts.scores import BaseTask, Candidate, EngineReport, Round, Scores, TaskScore
-from layerprune.artifacts.study import Study
-
-__all__ = [
-    "MEAN",
-    "OWN_ANSWER",
-    "PLAIN",
-    "PRUNED",
-    "UNHEALED",
-    "AnswerAgreement",
-    "Audit",
-    "AuditedTask",
-    "BaseTask",
-    "Candidate",
-    "Certificate",
-    "CertifiedStep",
-    "Change",
-    "Compared",
-    "Comparison",
-    "Compensated",
-    "Compensation",
-    "Continuation",
-    "CorpusOverlap",
-    "CorpusRef",
-    "Document",
-    "DroppedHeads",
-    "Earlier",
-    "EngineReport",
-    "FileEntry",
-    "FlippedItem",
-    "Flips",
-    "Front",
-    "FrontPoint",
-    "Generation",
-    "HealLog",
-    "HealerRef",
-    "HeldOut",
-    "Instructions",
-    "Interval",
-    "LayerRanking",
-    "Layerwise",
-    "LogitsProof",
-    "LossPoint",
-    "MeasuredSpeed",
-    "MetricRef",
-    "ModelRef",
-    "Objective",
-    "Outcomes",
-    "Overall",
-    "OwnAnswers",
-    "Part",
-    "Plan",
-    "PlanLimits",
-    "PredictedTask",
-    "Prediction",
-    "Prompting",
-    "Ranked",
-    "Receipt",
-    "Recipe",
-    "Round",
-    "Scores",
-    "SearchRef",
-    "Speed",
-    "Study",
-    "StudyRecipe",
-    "Target",
-    "TaskData",
-    "TaskScore",
-    "TextLoss",
-    "Units",
-    "Without",
-    "as_removal",
-    "not_looked_for",
-    "read_plan",
-    "read_scores",
-]
+from layerprune.artifacts.audit import PRUNED as PRUNED
+from layerprune.artifacts.audit import UNHEALED as UNHEALED
+from layerprune.artifacts.audit import AnswerAgreement as AnswerAgreement
+from layerprune.artifacts.audit import Audit as Audit
+from layerprune.artifacts.audit import AuditedTask as AuditedTask
+from layerprune.artifacts.audit import Compared as Compared
+from layerprune.artifacts.audit import Comparison as Comparison
+from layerprune.artifacts.audit import Compensated as Compensated
+from layerprune.artifacts.audit import Compensation as Compensation
+from layerprune.artifacts.audit import Continuation as Continuation
+from layerprune.artifacts.audit import FlippedItem as FlippedItem
+from layerprune.artifacts.audit import Flips as Flips
+from layerprune.artifacts.audit import Generation as Generation
+from layerprune.artifacts.audit import LayerRanking as LayerRanking
+from layerprune.artifacts.audit import Layerwise as Layerwise
+from layerprune.artifacts.audit import MeasuredSpeed as MeasuredSpeed
+from layerprune.artifacts.audit import Overall as Overall
+from layerprune.artifacts.audit import OwnAnswers as OwnAnswers
+from layerprune.artifacts.audit import Speed as Speed
+from layerprune.artifacts.audit import TextLoss as TextLoss
+from layerprune.artifacts.audit import Without as Without
+from layerprune.artifacts.base import MEAN as MEAN
+from layerprune.artifacts.base import OWN_ANSWER as OWN_ANSWER
+from layerprune.artifacts.base import PLAIN as PLAIN
+from layerprune.artifacts.base import Document as Document
+from layerprune.artifacts.base import FileEntry as FileEntry
+from layerprune.artifacts.base import Interval as Interval
+from layerprune.artifacts.base import MetricRef as MetricRef
+from layerprune.artifacts.base import ModelRef as ModelRef
+from layerprune.artifacts.base import Objective as Objective
+from layerprune.artifacts.base import Outcomes as Outcomes
+from layerprune.artifacts.base import Part as Part
+from layerprune.artifacts.base import Prompting as Prompting
+from layerprune.artifacts.base import Ranked as Ranked
+from layerprune.artifacts.base import TaskData as TaskData
+from layerprune.artifacts.base import Units as Units
+from layerprune.artifacts.base import as_removal as as_removal
+from layerprune.artifacts.heal import CorpusOverlap as CorpusOverlap
+from layerprune.artifacts.heal import CorpusRef as CorpusRef
+from layerprune.artifacts.heal import HealerRef as HealerRef
+from layerprune.artifacts.heal import HealLog as HealLog
+from layerprune.artifacts.heal import HeldOut as HeldOut
+from layerprune.artifacts.heal import LossPoint as LossPoint
+from layerprune.artifacts.plan import Certificate as Certificate
+from layerprune.artifacts.plan import CertifiedStep as CertifiedStep
+from layerprune.artifacts.plan import Front as Front
+from layerprune.artifacts.plan import FrontPoint as FrontPoint
+from layerprune.artifacts.plan import Plan as Plan
+from layerprune.artifacts.plan import PlanLimits as PlanLimits
+from layerprune.artifacts.plan import PredictedTask as PredictedTask
+from layerprune.artifacts.plan import Prediction as Prediction
+from layerprune.artifacts.plan import SearchRef as SearchRef
+from layerprune.artifacts.plan import Target as Target
+from layerprune.artifacts.plan import read_plan as read_plan
+from layerprune.artifacts.plan import read_scores as read_scores
+from layerprune.artifacts.receipt import Change as Change
+from layerprune.artifacts.receipt import DroppedHeads as DroppedHeads
+from layerprune.artifacts.receipt import Earlier as Earlier
+from layerprune.artifacts.receipt import LogitsProof as LogitsProof
+from layerprune.artifacts.receipt import Receipt as Receipt
+from layerprune.artifacts.receipt import not_looked_for as not_looked_for
+from layerprune.artifacts.recipe import Instructions as Instructions
+from layerprune.artifacts.recipe import Recipe as Recipe
+from layerprune.artifacts.recipe import StudyRecipe as StudyRecipe
+from layerprune.artifacts.scores import BaseTask as BaseTask
+from layerprune.artifacts.scores import Candidate as Candidate
+from layerprune.artifacts.scores import EngineReport as EngineReport
+from layerprune.artifacts.scores import Round as Round
+from layerprune.artifacts.scores import Scores as Scores
+from layerprune.artifacts.scores import TaskScore as TaskScore
+from layerprune.artifacts.study import Study as Study

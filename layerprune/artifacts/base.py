@@ -20,10 +20,6 @@ from layerprune.removal import Removal
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-
-# What every document shares: frozen, versioned, canonical JSON, sha256, atomic write, one-line errors.
-
-
 SHOWN = 60  # rows of a document's table in a notebook
 
 
@@ -88,13 +84,7 @@ class Document(Part):
     def load(cls, path: Path) -> Self:
         """Read a document; raises ``DocumentError`` naming the file and the first fault."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise DocumentError(f"{path} does not exist; expected a {cls.filename}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise DocumentError(f"cannot read {path}: {error}") from error
-        try:
-            data = json.loads(text)
+            data = json.loads(read_text(path, f"a {cls.filename}"))
         except json.JSONDecodeError as error:
             raise DocumentError(f"{path} is not JSON: {error}") from error
         return cls.parse(data, source=str(path))
@@ -118,6 +108,16 @@ class Document(Part):
             where = [".".join(shown(str(part)) for part in first["loc"])] if first["loc"] else []
             said = first["msg"].removeprefix("Value error, ")
             raise DocumentError(": ".join([source, *where, said])) from error
+
+
+def read_text(path: Path, expected: str) -> str:
+    """Return a file's text; raises ``DocumentError`` when it is not there or cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DocumentError(f"{path} does not exist; expected {expected}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"cannot read {path}: {error}") from error
 
 
 def _cell(value: Any) -> str:
@@ -164,12 +164,6 @@ def pretty(value: Any, indent: str = "") -> str:
 # Parts that several documents hold: which model, which metric, which items, which tools.
 
 
-Layer = Annotated[int, BeforeValidator(lambda value: _layer(value))]
-Units = tuple[Layer, ...]  # layers of the base, 0-based
-Interval = tuple[float, float]  # 95 % unless a field says otherwise
-FileName = Annotated[str, AfterValidator(lambda name: _file_name(name))]  # of a file inside the document's folder
-
-
 def _layer(value: object) -> object:
     if isinstance(value, float) and not value.is_integer():
         raise ValueError(f"{value} is not a whole layer")
@@ -181,6 +175,12 @@ def _file_name(name: str) -> str:
         return checked_name(name)
     except ValueError as error:
         raise ValueError(f"it names {name!r}, {error}") from None
+
+
+Layer = Annotated[int, BeforeValidator(_layer)]
+Units = tuple[Layer, ...]  # layers of the base, 0-based
+Interval = tuple[float, float]  # 95 % unless a field says otherwise
+FileName = Annotated[str, AfterValidator(_file_name)]  # of a file inside the document's folder
 
 
 class FileEntry(Part):

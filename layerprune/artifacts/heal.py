@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -115,12 +114,11 @@ class HealLog(Document):
         return (*(self.earlier.steps if self.earlier else ()), self)
 
     @property
+    def corpora(self) -> tuple[CorpusRef, ...]:
+        """Every text that a healing of this checkpoint read."""
+        return tuple(step.corpus for step in self.steps if step.corpus)
+
+    @property
     def met(self) -> frozenset[str]:
         """Fingerprints of every item that stood in a corpus, though the documents that held it were not read."""
-        read = [step.corpus for step in self.steps if step.corpus]
-        return frozenset(mark for corpus in read for overlap in corpus.overlap.values() for mark in overlap.found)
-
-    def not_looked_for(self, tasks: Iterable[str]) -> tuple[str, ...]:
-        """Return the tasks whose items may stand in a corpus that a healing read: nobody looked."""
-        read = [step.corpus for step in self.steps if step.corpus]
-        return tuple(task for task in tasks if any(task not in corpus.overlap for corpus in read))
+        return frozenset(mark for read in self.corpora for overlap in read.overlap.values() for mark in overlap.found)

@@ -9,26 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 from pydantic import Field, StringConstraints, model_validator
 
 from layerprune.artifacts.audit import Speed
-from layerprune.artifacts.base import (
-    Document,
-    FileName,
-    Interval,
-    MetricRef,
-    ModelRef,
-    Part,
-    Ranked,
-    TaskData,
-    Units,
-    as_removal,
-)
+from layerprune.artifacts.base import Document, FileName, Interval, MetricRef, ModelRef, Part, Ranked, TaskData, Units
 from layerprune.artifacts.scores import Scores
 from layerprune.errors import DocumentError
+from layerprune.removal import Removal
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-# plan.json: what to remove and why; no weight has been touched.
 
 
 class SearchRef(Part):
@@ -140,11 +127,9 @@ class Plan(Document):
 
     @property
     def headline(self) -> str:
-        how = (
-            "named by hand"
-            if self.search is None or self.metric is None
-            else (f"{self.search.name} by {self.metric.words}")
-        )
+        how = "named by hand"
+        if self.search is not None and self.metric is not None:
+            how = f"{self.search.name} by {self.metric.words}"
         said = f"remove {', '.join(map(str, self.removal))} of {self.model.layers} layers of {self.model.id}, {how}"
         if self.predicted is not None:
             low, high = (100 * end for end in self.predicted.interval)
@@ -165,7 +150,7 @@ class Plan(Document):
         """
         from layerprune.models.bypass import applied
 
-        context: AbstractContextManager[nn.Module] = applied(model, as_removal(self.removal))
+        context: AbstractContextManager[nn.Module] = applied(model, Removal.from_layers(self.removal))
         return context
 
     @model_validator(mode="after")

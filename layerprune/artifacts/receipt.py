@@ -166,8 +166,8 @@ class Earlier(Part):
 def not_looked_for(receipt: Receipt | None, log: HealLog | None, tasks: Iterable[str]) -> tuple[str, ...]:
     """Return the tasks whose items may stand in a text that healed, in this round or an earlier one: nobody looked."""
     logs = [*(one.heal for one in (receipt.rounds if receipt else ())), log]
-    asked = tuple(tasks)
-    return tuple(task for task in asked if any(one is not None and one.not_looked_for([task]) for one in logs))
+    read = [corpus for one in logs if one is not None for corpus in one.corpora]
+    return tuple(task for task in tasks if any(task not in corpus.overlap for corpus in read))
 
 
 Receipt.model_rebuild(_types_namespace={"Earlier": Earlier})
@@ -187,14 +187,8 @@ def chain_faults(plan: Plan | None, receipt: Receipt | None, log: HealLog | None
     if receipt:
         left = receipt.base.layers - len(receipt.removal)
         yield from _differ(("receipt.result.layers", receipt.result.layers, f"the {left} that are left", left))
-    if log:
-        yield from _healing_faults(log, plan, receipt)
-
-
-def _healing_faults(log: HealLog, plan: Plan | None, receipt: Receipt | None) -> Iterator[str]:
-    """Check that each healing went on from what the step before it left."""
-    before = None if receipt is None else receipt.result
-    for step in log.steps:
+    before = receipt.result if receipt else None
+    for step in log.steps if log else ():  # each healing went on from what the step before it left
         if plan:
             yield from _differ(("heal.plan_sha256", step.plan_sha256, "the plan's", plan.sha256()))
         if receipt:
@@ -212,12 +206,14 @@ def _healing_faults(log: HealLog, plan: Plan | None, receipt: Receipt | None) ->
 
 def audit_faults(audit: Audit, plan: Plan | None, receipt: Receipt | None, log: HealLog | None) -> Iterator[str]:
     """Yield where an audit contradicts the documents of the folder it stands in."""
-    writer = log or receipt
+
+    def shared(marks: frozenset[str], how: str) -> Iterator[str]:
+        if count := sum(mark in marks for task in audit.tasks for mark in task.data.fingerprints):
+            yield f"audit: {count} of its items {how}"
+
     if plan:
         yield from _differ(("audit.plan_sha256", audit.plan_sha256, "the plan's", plan.sha256()))
-        shared = sum(mark in plan.seen for task in audit.tasks for mark in task.data.fingerprints)
-        if shared:
-            yield f"audit: {shared} of its items have been seen by the plan"
+        yield from shared(plan.seen, "have been seen by the plan")
     if receipt:
         yield from _differ(
             ("audit.receipt_sha256", audit.receipt_sha256, "the receipt's", receipt.sha256()),
@@ -226,14 +222,10 @@ def audit_faults(audit: Audit, plan: Plan | None, receipt: Receipt | None, log: 
             ("audit.bytes_before", audit.bytes_before, "the receipt's", receipt.bytes_before),
             ("audit.bytes_after", audit.bytes_after, "the receipt's", receipt.bytes_after),
         )
-        shared = sum(mark in receipt.seen_before for task in audit.tasks for mark in task.data.fingerprints)
-        if shared:
-            yield f"audit: {shared} of its items have been seen by an earlier round of pruning"
+        yield from shared(receipt.seen_before, "have been seen by an earlier round of pruning")
     if log:
-        met = sum(mark in log.met for task in audit.tasks for mark in task.data.fingerprints)
-        if met:
-            yield f"audit: {met} of its items stood in the text that healed"
-    if writer:
+        yield from shared(log.met, "stood in the text that healed")
+    if writer := log or receipt:
         yield from _differ(
             ("audit.pruned", audit.pruned, f"the {name_of(writer)}'s", writer.result),
             ("audit.heal_sha256", audit.heal_sha256, "the healing log's", log.sha256() if log else None),

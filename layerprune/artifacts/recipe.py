@@ -2,81 +2,66 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from layerprune.artifacts.base import Document, Part
-from layerprune.config import (
-    AuditConfig,
-    Config,
-    ExportConfig,
-    Figures,
-    HealConfig,
-    Kind,
-    Labelled,
-    List,
-    MachineOptions,
-    ModelOptions,
-    PlanConfig,
-    ScoreConfig,
-    SourceOptions,
-    StudyConfig,
-    declared,
-)
+from layerprune import config
+from layerprune.artifacts.base import Document, Part, read_text
 from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_you_mean
+from layerprune.option_types import OptionType, list_of
 
 Check = Callable[[Any], object]  # raises LayerpruneError
+Place = tuple[int | str, ...]  # the way to a value in a file: ("score", "tasks")
 
 GOALS = ("drop", "target_params", "target_bytes", "target_speedup", "max_drop")
-SHARED = tuple(one.name for one in fields(ModelOptions) + fields(MachineOptions) + fields(SourceOptions))
+SHARED = tuple(
+    one.name for one in fields(config.ModelOptions) + fields(config.MachineOptions) + fields(config.SourceOptions)
+)
 
 
-def _checked_by(kind: Kind) -> Any:
-    """Return the type of a key: what ``kind`` reads, as a document writes it."""
-
-    def read(value: Any) -> Any:
-        if value is None:
-            return None
-        try:
-            return kind.read(value)
-        except ValueError as error:
-            raise PydanticCustomError("option", "{said}", {"said": str(error)}) from error
-
-    return Annotated[Any, BeforeValidator(read)]
+def _read(kind: OptionType, value: Any) -> Any:
+    """Return what ``kind`` reads of a value as a document writes it."""
+    try:
+        return None if value is None else kind.read(value)
+    except ValueError as error:
+        raise PydanticCustomError("option", "{said}", {"said": str(error)}) from error
 
 
-def _keys_of(config: type[Config], needed: Collection[str] = (), only: Collection[str] | None = None) -> dict[str, Any]:
-    """Return pydantic's fields for the options of ``config``: ``only`` some, or those that are not a whole recipe's.
+def _keys_of(
+    command: type[config.Config], needed: Collection[str] = (), only: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return pydantic's fields for the options of ``command``: ``only`` some, or those that are not a whole recipe's.
 
     A key left out is None, and the option keeps its default.
     """
     found: dict[str, Any] = {}
-    for name, one in declared(config).items():
+    for name, one in config.declared(command).items():
         if not one.in_recipes or (name in SHARED if only is None else name not in only):
             continue
         # what may be given several times is a list, or a mapping by name
-        kind = List(one.kind) if one.many and not isinstance(one.kind, Figures | Labelled) else one.kind
-        found[name] = (_checked_by(kind), Field(default=... if name in needed else None, description=one.help))
+        kind = list_of(one.type) if one.many and not one.type.by_name else one.type
+        type_ = Annotated[Any, BeforeValidator(partial(_read, kind))]
+        found[name] = (type_, Field(default=... if name in needed else None, description=one.help))
     return found
 
 
-def _step(name: str, says: str, config: type[Config], base: type[Part] = Part, **more: Any) -> type[Any]:
-    return create_model(name, __base__=base, __module__=__name__, __doc__=says, **_keys_of(config, **more))
+def _step(name: str, says: str, command: type[config.Config], base: type[Part] = Part, **more: Any) -> type[Any]:
+    return create_model(name, __base__=base, __module__=__name__, __doc__=says, **_keys_of(command, **more))
 
 
 ScoreStep = _step(
     "ScoreStep",
     "What the layers are judged by.",
-    ScoreConfig,
+    config.ScoreConfig,
     needed=("tasks",),
-    only=declared(ScoreConfig).keys() - {*SHARED, "protect"},
+    only=config.declared(config.ScoreConfig).keys() - {*SHARED, "protect"},
 )
 
 
@@ -98,23 +83,27 @@ class _OneGoal(Part):
 PlanStep = _step(
     "PlanStep",
     "How many layers go, said in one of five ways, and how they are looked for; no front: a recipe ends in one model.",
-    PlanConfig,
+    config.PlanConfig,
     base=_OneGoal,
-    only={*(declared(PlanConfig).keys() - declared(ScoreConfig).keys()), "protect"},
+    only={*(config.declared(config.PlanConfig).keys() - config.declared(config.ScoreConfig).keys()), "protect"},
 )
-ExportStep = _step("ExportStep", "How the checkpoint is written.", ExportConfig)
+ExportStep = _step("ExportStep", "How the checkpoint is written.", config.ExportConfig)
 HealStep = _step(
     "HealStep",
     "How what removal took is won back; without this step the checkpoint stays as exported.",
-    HealConfig,
+    config.HealConfig,
     needed=("method",),
 )
 AuditStep = _step(
     "AuditStep",
     "What the smaller model is examined on; items that had a say in the plan are left out.",
-    AuditConfig,
+    config.AuditConfig,
 )
-StudyStep = _step("StudyStep", "What the paper's questions are asked on.", StudyConfig, needed=("tasks",))
+StudyStep = _step("StudyStep", "What the paper's questions are asked on.", config.StudyConfig, needed=("tasks",))
+STEPS = {
+    "score": ScoreStep, "plan": PlanStep, "export": ExportStep, "heal": HealStep, "audit": AuditStep,
+    "study": StudyStep,
+}  # fmt: skip
 
 
 class _Reading(Document):
@@ -126,33 +115,52 @@ class _Reading(Document):
         return f"{self.kind} for {self.model}"  # type: ignore[attr-defined]
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a recipe as a user wrote it (YAML) or as a run folder keeps it (JSON, which is YAML too)."""
-        recipe, faults = cls.examine(path)
-        if recipe is None or faults:
-            raise recipe_error(path, faults)
-        return recipe
-
-    @classmethod
-    def examine(
-        cls, path: Path, changes: Sequence[str] = (), checks: Mapping[Place, Check] | None = None
-    ) -> tuple[Self | None, list[RecipeFault]]:
-        """Return the recipe (None when its form is wrong) and every fault in it.
+    def load(cls, path: Path, changes: Sequence[str] = (), checks: Mapping[Place, Check] | None = None) -> Self:
+        """Read a recipe as a user wrote it (YAML) or as a run folder keeps it (JSON, which is YAML too).
 
         ``changes`` are ``key=value`` on top of the file. ``checks`` look at single values and raise
-        ``LayerpruneError``: what this row cannot know, such as which metrics exist.
+        ``LayerpruneError``: what this row cannot know, such as which metrics exist. Raises one ``DocumentError`` with
+        every fault, line by line.
         """
         marked = read_marked(path)
-        faults = [*marked.faults]
         for change in changes:
-            faults += _apply(marked, change)
-        values = [fault for place, check in (checks or {}).items() for fault in _checked(marked, place, check)]
+            marked.apply(change)
+        recipe, misshapen = None, set()
         try:
-            return cls.model_validate(marked.data), [*faults, *values]
+            recipe = cls.model_validate(marked.data)
         except ValidationError as error:
-            forms = faults_of(error, cls, marked)
-            told = {fault.key for fault in forms}  # what has not the right form is told once
-            return None, [*faults, *(fault for fault in values if fault.key not in told), *forms]
+            for finding in error.errors():
+                misshapen.add(finding["loc"])
+                marked.add_fault(finding["loc"], _said_of(finding, cls))
+        for place, check in (checks or {}).items():
+            value: Any = marked.data
+            for key in place:
+                value = value.get(key) if isinstance(value, dict) else None
+            try:
+                if value is not None and place not in misshapen:  # what has not the right form is told once
+                    check(value)
+            except LayerpruneError as error:
+                marked.add_fault(place, str(error))
+        if recipe is None or marked.faults:
+            raise marked.error()
+        return recipe
+
+
+def _said_of(finding: ErrorDetails, recipe: type[_Reading]) -> str:
+    """Return one of pydantic's findings in words."""
+    place, said = finding["loc"], finding["msg"].removeprefix("Input ")
+    match finding["type"]:
+        case "extra_forbidden":
+            section = recipe if len(place) == 1 else STEPS[str(place[0])]
+            known = [name for name in section.model_fields if name != "kind"]
+            return f"unknown key.{did_you_mean(str(place[-1]), known)} Known: {', '.join(known)}"
+        case "missing":
+            return "this key is needed"
+        case "combination" | "option":
+            return said
+        case "model_type":
+            said = "this key holds further keys"
+    return f"{said}; got {finding['input']!r}"
 
 
 # What every recipe says: which model, where the tasks come from, on what machine. Paths as on the command line.
@@ -160,7 +168,7 @@ Instructions: type[Any] = create_model(
     "Instructions",
     __base__=_Reading,
     __module__=__name__,
-    **_keys_of(ScoreConfig, only=SHARED),
+    **_keys_of(config.ScoreConfig, only=SHARED),
 )
 
 
@@ -184,17 +192,9 @@ class StudyRecipe(Instructions):
     study: StudyStep  # type: ignore[valid-type]
 
 
-def given(part: Part, *without: str) -> dict[str, Any]:
+def given(part: Part) -> dict[str, Any]:
     """Return the options that a recipe or a step of it sets; what it leaves out keeps its default."""
-    names = [name for name in type(part).model_fields if name not in without]
-    return {name: value for name in names if (value := getattr(part, name)) is not None}
-
-
-def recipe_error(path: Path, faults: list[RecipeFault]) -> DocumentError:
-    """Return one error that lists all faults, each with its line; a single fault takes a single line."""
-    ordered = sorted(faults, key=lambda fault: (fault.line or 0, fault.key))
-    head = [f"{path} has {len(ordered)} faults"] if len(ordered) > 1 else []
-    return DocumentError("\n".join([*head, *(f"{path}{fault}" for fault in ordered)]))
+    return {name: value for name, value in part if value is not None}
 
 
 def difference(before: Instructions, after: Instructions) -> list[str]:
@@ -210,146 +210,72 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _checked(marked: MarkedYaml, place: Place, check: Check) -> list[RecipeFault]:
-    value: Any = marked.data
-    for key in place:
-        value = value.get(key) if isinstance(value, dict) else None
-    if value is None:
-        return []
-    try:
-        check(value)
-    except LayerpruneError as error:
-        return [RecipeFault(marked.line(place), ".".join(map(str, place)), str(error))]
-    return []
-
-
-def _apply(marked: MarkedYaml, change: str) -> list[RecipeFault]:
-    import yaml
-
-    key, equals, text = change.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set {change!r} is not a change; write --set score.limit=100")
-    *parents, last = key.strip().split(".")
-    target = marked.data
-    for parent in parents:
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            return [RecipeFault(None, key, f"{parent!r} has no keys below it (from --set {change})")]
-    try:
-        target[last] = yaml.safe_load(text)
-        marked.lines[(*parents, last)] = None
-    except (yaml.YAMLError, ValueError):
-        return [RecipeFault(None, key, f"{text!r} is not a YAML value (from --set)")]
-    return []
-
-
-# Faults of a file that a person wrote: all of them, each with the line it is on.
-
-
-Place = tuple[int | str, ...]  # the way to a value in a file: ("score", "tasks", 0)
-# Findings whose value adds nothing to the message.
-SELF_EXPLAINING = ("extra_forbidden", "missing", "combination", "option")
-
-
-@dataclass(frozen=True)
-class RecipeFault:
-    """One thing that is wrong with one key."""
-
-    line: int | None  # 1-based; None for what does not stand in the file
-    key: str  # "score.limit"
-    message: str
-
-    def __str__(self) -> str:
-        place = "" if self.line is None else f":{self.line}"
-        return f"{place}: {self.key + ': ' if self.key else ''}{self.message}"
-
-
-def faults_of(error: ValidationError, model: type[BaseModel], marked: MarkedYaml) -> list[RecipeFault]:
-    """Return pydantic's findings as faults; a value that fits no branch of a union is one fault, not one a branch."""
-    messages: dict[Place, list[str]] = {}
-    values: dict[Place, Any] = {}
-    for entry in error.errors():
-        place = _keys(entry["loc"], model)
-        messages.setdefault(place, []).append(_message(entry, place, model))
-        if entry["type"] not in SELF_EXPLAINING:
-            values[place] = entry["input"]
-    return [
-        RecipeFault(
-            marked.line(place),
-            ".".join(map(str, place)),
-            " or ".join(texts) + (f"; got {values[place]!r}" if place in values else ""),
-        )
-        for place, texts in messages.items()
-    ]
-
-
-def _keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:
-    """Return the part of pydantic's location that stands in the file (it also names the branches of unions)."""
-    path: list[int | str] = []
-    current: type[BaseModel] | None = model
-    for part in loc:
-        if isinstance(part, int):
-            path.append(part)
-        elif current is not None:
-            path.append(part)
-            current = part_model(current, part)
-    return tuple(path)
-
-
-def part_model(model: type[BaseModel], field: str) -> type[BaseModel] | None:
-    """Return the model that a field holds, if it holds one."""
-    if field not in model.model_fields:
-        return None
-    hint = model.model_fields[field].annotation
-    for choice in (hint, *typing.get_args(hint)):
-        if isinstance(choice, type) and issubclass(choice, BaseModel):
-            return choice
-    return None
-
-
-def _message(entry: Any, path: Place, model: type[BaseModel]) -> str:
-    current: type[BaseModel] | None = model
-    for part in path[:-1]:
-        current = part_model(current, part) if current is not None and isinstance(part, str) else None
-    if entry["type"] == "extra_forbidden" and current is not None:
-        known = [name for name in current.model_fields if name != "kind"]
-        return f"unknown key.{did_you_mean(str(path[-1]), known)} Known: {', '.join(known)}"
-    if entry["type"] == "missing":
-        return "this key is needed"
-    if entry["type"] == "model_type":
-        return "this key holds further keys"
-    if entry["type"] == "tuple_type":
-        return "should be a list"
-    return str(entry["msg"]).removeprefix("Input ").replace(", unable to parse string as an integer", "")
-
-
 # YAML with the line of every key, so that a fault can be shown where it is.
 
 
 @dataclass
 class MarkedYaml:
-    """Plain data, and the 1-based line of each of its keys and entries."""
+    """Plain data, the 1-based line of each of its keys and entries, and everything that is wrong with them."""
 
+    path: Path
     data: dict[str, Any]
-    lines: dict[Place, int | None] = field(default_factory=dict)  # None: set from outside the file
-    faults: list[RecipeFault] = field(default_factory=list)
+    lines: dict[Place, int] = field(default_factory=dict)  # 0: set from outside the file
+    faults: list[tuple[int, str, str]] = field(default_factory=list)  # line, key ("score.limit") and message
 
-    def line(self, place: Place) -> int | None:
-        """Return the line of ``place``, or of the nearest thing around it that stands in the file."""
-        for length in range(len(place), -1, -1):
-            if place[:length] in self.lines:
-                return self.lines[place[:length]]
-        return None
+    def add_fault(self, place: Place, message: str) -> None:
+        """Note a fault on the line of ``place``, or of the nearest thing around it that stands in the file."""
+        around = (place[:length] for length in range(len(place), -1, -1))
+        line = next((self.lines[each] for each in around if each in self.lines), 0)
+        self.faults.append((line, ".".join(map(str, place)), message))
+
+    def error(self) -> DocumentError:
+        """Return one error that lists all faults, each with its line; a single fault takes a single line."""
+        ordered = sorted(self.faults, key=lambda fault: fault[:2])
+        head = [f"{self.path} has {len(ordered)} faults"] if len(ordered) > 1 else []
+        for line, key, message in ordered:
+            head.append(f"{self.path}{f':{line}' if line else ''}: {f'{key}: ' if key else ''}{message}")
+        return DocumentError("\n".join(head))
+
+    def apply(self, change: str) -> None:
+        """Set one value from outside, ``score.limit=100``; raises ``UsageError`` for what is no change."""
+        key, equals, text = change.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {change!r} is not a change; write --set score.limit=100")
+        *parents, last = key.strip().split(".")
+        target = self.data
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                self.faults.append((0, key, f"{parent!r} has no keys below it (from --set {change})"))
+                return
+        try:
+            target[last] = yaml.safe_load(text)
+            self.lines[(*parents, last)] = 0
+        except (yaml.YAMLError, ValueError):
+            self.faults.append((0, key, f"{text!r} is not a YAML value (from --set)"))
+
+    def mark(self, node: yaml.Node | None, place: Place = ()) -> None:
+        """Note the lines of what stands below ``node``, and the keys that are given twice."""
+        if node is None:
+            return
+        self.lines.setdefault(place, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                inner = (*place, str(key.value))
+                self.lines[inner] = key.start_mark.line + 1
+                if key.value in seen:
+                    self.add_fault(inner, "this key is given twice")
+                seen.add(key.value)
+                self.mark(value, inner)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                self.mark(value, (*place, index))
 
 
 def read_marked(path: Path) -> MarkedYaml:
     """Read a YAML mapping; raises ``DocumentError`` when the file cannot be read or is not one."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DocumentError(f"{path} does not exist; expected a recipe (YAML)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"cannot read {path}: {error}") from error
+    text = read_text(path, "a recipe (YAML)")
     try:
         node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
@@ -358,25 +284,6 @@ def read_marked(path: Path) -> MarkedYaml:
         raise DocumentError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(data, dict):
         raise DocumentError(f"{path} holds {type(data).__name__} where a recipe's keys are expected")
-    marked = MarkedYaml(data)
-    _mark(node, (), marked)
+    marked = MarkedYaml(path, data)
+    marked.mark(node)
     return marked
-
-
-def _mark(node: yaml.Node | None, place: Place, marked: MarkedYaml) -> None:
-    if node is None:
-        return
-    marked.lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            inner = (*place, str(key.value))
-            if key.value in seen:
-                name = ".".join(map(str, inner))
-                marked.faults.append(RecipeFault(key.start_mark.line + 1, name, "this key is given twice"))
-            seen.add(key.value)
-            marked.lines[inner] = key.start_mark.line + 1
-            _mark(value, inner, marked)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _mark(value, (*place, index), marked)

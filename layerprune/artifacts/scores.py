@@ -134,15 +134,10 @@ class Scores(Document):
         return ax
 
     @model_validator(mode="after")
-    def _every_round_holds_a_candidate(self) -> Self:
+    def _every_round_holds_candidates_of_layers_that_are_there(self) -> Self:
         for number, entry in enumerate(self.rounds):
             if not entry.candidates:
                 raise ValueError(f"rounds[{number}] holds no candidate: there is nothing to plan from")
-        return self
-
-    @model_validator(mode="after")
-    def _speaks_of_layers_that_are_there(self) -> Self:
-        for number, entry in enumerate(self.rounds):
             for units in (entry.removed, *(candidate.removal for candidate in entry.candidates)):
                 if units and max(units) > self.model.layers - 1:
                     there = f"the model has layers 0 to {self.model.layers - 1}"

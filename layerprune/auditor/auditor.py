@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,19 @@ from layerprune.artifacts import (
     Audit,
     AuditedTask,
     Compared,
-    Generation,
     LayerRanking,
-    Layerwise,
     Outcomes,
-    OwnAnswers,
     Plan,
     Prompting,
     Scores,
-    Speed,
     TextLoss,
+    as_removal,
     not_looked_for,
     read_plan,
     read_scores,
 )
 from layerprune.auditor.comparison import adjusted, compare_task, flipped_items, overall, verdict
-from layerprune.auditor.generation import PROMPTS, Continued, agreement, health, own_answers_of, write
+from layerprune.auditor.generation import PROMPTS, agreement, health, own_answers_of, write
 from layerprune.auditor.inputs import (
     ExportedFolder,
     Loading,
@@ -38,20 +35,12 @@ from layerprune.auditor.inputs import (
     check_unseen,
     check_weights,
     columns,
-    seen_items,
 )
-from layerprune.auditor.layerwise import (
-    ask_layers,
-    cosine_ranking,
-    layerwise,
-    layerwise_eval_set,
-    parts_of,
-    recorded_ranking,
-)
+from layerprune.auditor.layerwise import layer_by_layer, recorded_ranking
 from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, time_both, windows_of
 from layerprune.checkpoint.location import record, source_of
 from layerprune.config import AuditConfig
-from layerprune.data.items import EvalSet, is_written
+from layerprune.data.items import Encoder, EvalSet, is_written
 from layerprune.data.tasks import check_turns, load_eval_set, prompting_of
 from layerprune.errors import DocumentError, UsageError
 from layerprune.files import check_places, locked, published_together, try_folder
@@ -59,7 +48,6 @@ from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.report.card import card_faults, read_card, unlike_the_card, write_card
 from layerprune.report.page import REPORT, render_report, write_report
-from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import evaluate
 from layerprune.util import SILENT, Progress, tool_versions
 
@@ -77,24 +65,24 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
     config = AuditConfig.of(tasks=tasks, **options)
     compared = (config.compare or {}).items()
     others = {label: plan if isinstance(plan, Plan) else read_plan(plan) for label, plan in compared}
-    rankings = [scores if isinstance(scores, Scores) else read_scores(scores) for scores in config.scores]
+    scores = [one if isinstance(one, Scores) else read_scores(one) for one in config.scores]
     exported = ExportedFolder.read(folder)
     read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
     inside = exported.folder / "layerprune"
     with locked(exported.folder):
         check_places(exported.folder, files=("README.md", REPORT, f"{inside.name}/{Audit.filename}"))
         try_folder(inside)
+        chosen = config.tasks or tuple(dict.fromkeys(data.task for data in exported.plan.data))
+        if not chosen:
+            raise UsageError(
+                "the plan was made without tasks, so the audit needs to be told which: --tasks arc_easy,piqa"
+            )
         job = AuditJob(
+            config=config,
             exported=exported,
-            base=config.base,
-            tasks=_tasks(config.tasks, exported.plan),
+            tasks=chosen,
             compare=columns(others, exported),
-            include_path=config.include_path,
-            data_dir=config.data_dir,
-            limit=config.limit,
-            num_fewshot=config.num_fewshot,
             prompting=prompting_of(config, exported.plan.data[0].prompting if exported.plan.data else PLAIN),
-            turns=config.fewshot_as_multiturn,
             loading=Loading(
                 config.dtype,
                 config.device,
@@ -102,14 +90,9 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
                 config.memory,
                 config.trust_remote_code,
             ),
-            text=config.text,
-            generation=config.generation,
-            speed=config.speed,
-            layerwise=config.layerwise,
-            rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in rankings),
-            seed=config.seed,
+            rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in scores),
         )
-        result = _document(job, measure(job, progress))
+        result = measure(job, progress)
         with published_together(exported.folder) as new:
             write_card(exported.folder, audit=result, into=new)
             write_report(exported.folder, result, into=new)
@@ -144,23 +127,82 @@ def renew(folder: Path, progress: Progress = SILENT, *, base: Callable[[], Path]
         report.unlink()
 
 
-def _tasks(tasks: Sequence[str] | None, plan: Plan) -> tuple[str, ...]:
-    chosen = tuple(tasks or dict.fromkeys(data.task for data in plan.data))
-    if not chosen:
-        raise UsageError("the plan was made without tasks, so the audit needs to be told which: --tasks arc_easy,piqa")
-    return chosen
+# An audit's passes over the models: the smaller one first, then the base, both in memory only where it has to be.
 
 
-def _document(job: AuditJob, found: AuditFindings) -> Audit:
-    plan, receipt, heal = job.exported.plan, job.exported.receipt, job.exported.heal
-    everything = overall(found.tasks)
-    unlooked = not_looked_for(receipt, heal, (task.data.task for task in found.tasks))
+INTACT = Removal(())
+
+
+@dataclass(frozen=True)
+class AuditJob:
+    """What an audit was asked for, validated before any model is loaded."""
+
+    config: AuditConfig
+    exported: ExportedFolder
+    tasks: tuple[str, ...]  # those that were asked for, or the plan's
+    compare: Mapping[str, Plan]
+    prompting: Prompting
+    loading: Loading
+    rankings: tuple[LayerRanking, ...]  # of other metrics, as they were recorded
+
+
+def measure(job: AuditJob, progress: Progress) -> Audit:
+    """Ask the exported model, then the base, on the same questions, and return what came out."""
+    config, exported, loading = job.config, job.exported, job.loading
+    check_weights(exported, config.base)
+    text = read_text(config.text) if config.text else None
+
+    progress.note(f"loading the pruned model {exported.folder}")
+    pruned: LoadedModel | None = loading.load_model(str(exported.folder))
+    if text is not None:
+        windows_of(text, pruned)  # too short a text is refused before anything is measured
+    eval_set = _questions(job, pruned.encoder, progress)
+    asked = evaluate(loading.engine(pruned), eval_set, [INTACT], progress, "asking the pruned model")
+    written = write(pruned, PROMPTS, progress, "pruned model writes") if config.generation else []
+    pruned_cache = cache_bytes_per_token(pruned)
+    dtype, device = str(pruned.dtype).removeprefix("torch."), str(pruned.device)
+    if text is None and not config.speed:
+        pruned = None  # kept in memory only for what needs both models at once
+
+    model, revision = source_of(exported.receipt.base, config.base)
+    progress.note(f"loading the base model {model}")
+    base = loading.load_model(model, revision)
+    check_same_tokens(eval_set, base.encoder)
+    engine = loading.engine(base)
+    removals = {label: as_removal(plan.removal) for label, plan in job.compare.items()}
+    wanted = list(dict.fromkeys([INTACT, *removals.values()]))
+    found = evaluate(engine, eval_set, wanted, progress, "asking the base model")
+    outcomes = {PRUNED: asked[INTACT], **{label: found[removal] for label, removal in removals.items()}}
+    tasks = _compare(eval_set, found[INTACT], outcomes, config.seed)
+    by_layer, rankings = None, job.rankings
+    if config.layerwise:
+        whole = PRUNED if exported.heal is None else UNHEALED
+        by_layer, rankings = layer_by_layer(engine, exported.plan, eval_set, tasks, whole, job.rankings, progress)
+    caches = cache_bytes_per_token(base), pruned_cache
+    loss = None if text is None or pruned is None else _text_loss(job, text, base, pruned, progress)
+    speed = time_both(base, pruned, progress=progress) if config.speed and pruned else None
+
+    generation, own_answers = None, ()
+    if config.generation:
+        texts = write(base, PROMPTS, progress, "base model writes")
+        own = own_answers_of(engine, eval_set, PROMPTS, texts, progress)
+        generation = health(base, PROMPTS, texts, written)
+        read = evaluate(engine, own, wanted, progress, "the base's own answers, read by it")
+        del base, engine
+        if pruned is None:  # one model in memory at a time
+            progress.note(f"loading the pruned model {exported.folder} again, to read what the base wrote")
+            pruned = loading.load_model(str(exported.folder))
+        label = "the base's own answers, read by the pruned model"
+        asked = evaluate(loading.engine(pruned), own, [INTACT], progress, label)
+        outcomes = {PRUNED: asked[INTACT], **{label: read[removal] for label, removal in removals.items()}}
+        own_answers = agreement(own, read[INTACT], outcomes, config.seed)
+
+    plan, receipt, heal = exported.plan, exported.receipt, exported.heal
+    unlooked = not_looked_for(receipt, heal, (task.data.task for task in tasks))
     return Audit(
-        verdict=verdict(
-            receipt.removal, receipt.base.layers, found.tasks, everything, found.generation, unlooked, found.own_answers
-        ),
+        verdict=verdict(receipt.removal, receipt.base.layers, tasks, generation, unlooked, own_answers),
         base=receipt.base,
-        pruned=job.exported.result,
+        pruned=exported.result,
         removal=receipt.removal,
         plan_sha256=plan.sha256(),
         receipt_sha256=receipt.sha256(),
@@ -173,196 +215,52 @@ def _document(job: AuditJob, found: AuditFindings) -> Audit:
             )
             for label, other in job.compare.items()
         },
-        tasks=found.tasks,
-        overall=everything,
+        tasks=tasks,
+        overall=overall(tasks),
         bytes_before=receipt.bytes_before,
         bytes_after=receipt.bytes_after,
-        cache_bytes_per_token=found.cache,
-        text=found.text,
-        generation=found.generation,
-        own_answers=found.own_answers,
-        speed=found.speed,
-        layerwise=found.layerwise,
-        rankings=found.rankings,
-        dtype=found.dtype,
-        device=found.device,
-        limit=job.limit,
-        seed=job.seed,
+        cache_bytes_per_token=None if None in caches else caches,
+        text=loss,
+        generation=generation,
+        own_answers=own_answers,
+        speed=speed,
+        layerwise=by_layer,
+        rankings=rankings,
+        dtype=dtype,
+        device=device,
+        limit=config.limit,
+        seed=config.seed,
         versions=tool_versions("torch", "transformers", "lm-eval", "numpy", "scipy"),
     )
 
 
-# An audit's passes over the models: the smaller one first, then the base, both in memory only where it has to be.
-
-
-INTACT = Removal(())
-
-
-@dataclass(frozen=True)
-class AuditJob:
-    """What an audit was asked for, validated before any model is loaded."""
-
-    exported: ExportedFolder
-    base: str | None
-    tasks: tuple[str, ...]
-    compare: Mapping[str, Plan]
-    include_path: Sequence[str | Path]
-    data_dir: Path | None
-    limit: int | None
-    num_fewshot: int | None
-    prompting: Prompting
-    turns: bool | None  # whether examples were asked for as turns
-    loading: Loading
-    text: Path | None
-    generation: bool
-    speed: bool
-    layerwise: bool
-    rankings: tuple[LayerRanking, ...]  # of other metrics, as they were recorded
-    seed: int
-
-
-@dataclass(frozen=True)
-class AuditFindings:
-    """Everything that was measured."""
-
-    tasks: tuple[AuditedTask, ...]
-    dtype: str
-    device: str
-    cache: tuple[int, int] | None
-    text: TextLoss | None
-    generation: Generation | None
-    own_answers: tuple[OwnAnswers, ...]
-    speed: Speed | None
-    layerwise: Layerwise | None
-    rankings: tuple[LayerRanking, ...]
-
-
-@dataclass(frozen=True)
-class Alone:
-    """What the exported model did before the base was loaded."""
-
-    outcomes: Mapping[str, Outcomes]
-    written: Sequence[Continued]
-    cache: int | None
-    dtype: str
-    device: str
-    loaded: LoadedModel | None  # kept in memory only for what needs both models at once
-
-
-def measure(job: AuditJob, progress: Progress) -> AuditFindings:
-    """Ask the exported model, then the base, on the same questions."""
-    exported = job.exported
-    check_weights(exported, job.base)
-    text = read_text(job.text) if job.text else None
-    progress.note(f"loading the pruned model {exported.folder}")
-    loaded = job.loading.load_model(str(exported.folder))
-    if text is not None:
-        windows_of(text, loaded)  # too short a text is refused before anything is measured
-    eval_set = _questions(job, loaded.encoder, progress)
-    pruned = _alone(job, loaded, eval_set, progress)
-    del loaded
-    model, revision = source_of(exported.receipt.base, job.base)
-    progress.note(f"loading the base model {model}")
-    base = job.loading.load_model(model, revision)
-    check_same_tokens(eval_set, base.encoder)
-    engine = job.loading.engine(base)
-    removals = {label: Removal.from_layers(plan.removal) for label, plan in job.compare.items()}
-    wanted = list(dict.fromkeys([INTACT, *removals.values()]))
-    found = evaluate(engine, eval_set, wanted, progress, "asking the base model")
-    outcomes = {PRUNED: pruned.outcomes, **{label: found[removal] for label, removal in removals.items()}}
-    tasks = _compare(eval_set, found[INTACT], outcomes, job.seed)
-    by_layer, rankings = _layer_by_layer(job, engine, eval_set, tasks, progress)
-    findings = AuditFindings(
-        tasks=tasks,
-        dtype=pruned.dtype,
-        device=pruned.device,
-        cache=_both(cache_bytes_per_token(base), pruned.cache),
-        text=_text(job, text, base, pruned.loaded, progress),
-        generation=None,
-        own_answers=(),
-        speed=time_both(base, pruned.loaded, progress=progress) if job.speed and pruned.loaded else None,
-        layerwise=by_layer,
-        rankings=rankings,
-    )
-    if not job.generation:
-        return findings
-    texts = write(base, PROMPTS, progress, "base model writes")
-    own = own_answers_of(engine, eval_set, PROMPTS, texts, progress)
-    generation = health(base, PROMPTS, texts, pruned.written)
-    read = evaluate(engine, own, wanted, progress, "the base's own answers, read by it")
-    smaller = pruned.loaded
-    del base, engine
-    if smaller is None:  # one model in memory at a time
-        progress.note(f"loading the pruned model {exported.folder} again, to read what the base wrote")
-        smaller = job.loading.load_model(str(exported.folder))
-    label = "the base's own answers, read by the pruned model"
-    models = {
-        PRUNED: evaluate(job.loading.engine(smaller), own, [INTACT], progress, label)[INTACT],
-        **{label: read[removal] for label, removal in removals.items()},
-    }
-    return replace(findings, generation=generation, own_answers=agreement(own, read[INTACT], models, job.seed))
-
-
-def _alone(job: AuditJob, loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> Alone:
-    found = evaluate(job.loading.engine(loaded), eval_set, [INTACT], progress, "asking the pruned model")
-    return Alone(
-        outcomes=found[INTACT],
-        written=write(loaded, PROMPTS, progress, "pruned model writes") if job.generation else [],
-        cache=cache_bytes_per_token(loaded),
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        device=str(loaded.device),
-        loaded=loaded if job.text or job.speed else None,
-    )
-
-
-def _layer_by_layer(
-    job: AuditJob, engine: Engine, eval_set: EvalSet, tasks: Sequence[AuditedTask], progress: Progress
-) -> tuple[Layerwise | None, tuple[LayerRanking, ...]]:
-    if not job.layerwise:
-        return None, job.rankings
-    plan, few = job.exported.plan, layerwise_eval_set(eval_set)
-    parts = parts_of(plan, engine.loaded.architecture)
-    whole = PRUNED if job.exported.heal is None else UNHEALED
-    found = layerwise(ask_layers(engine, few, parts, progress), parts, tasks, whole)
-    if "cosine" in (plan.metric and plan.metric.spec, *(ranking.metric for ranking in job.rankings)):
-        return found, job.rankings
-    cosine = cosine_ranking(engine.loaded, few, progress)
-    return found, (*job.rankings, *([cosine] if cosine else []))
-
-
-def _both(base: int | None, pruned: int | None) -> tuple[int, int] | None:
-    return None if base is None or pruned is None else (base, pruned)
-
-
-def _text(
-    job: AuditJob, text: str | None, base: LoadedModel, pruned: LoadedModel | None, progress: Progress
-) -> TextLoss | None:
-    if text is None or job.text is None or pruned is None:
-        return None
+def _text_loss(job: AuditJob, text: str, base: LoadedModel, pruned: LoadedModel, progress: Progress) -> TextLoss:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    source = f"{Path(job.text).name} (sha256 {digest})"
-    before = Removal.from_layers(job.exported.plan.removal) if job.exported.heal else None
-    return text_loss(base, pruned, windows_of(text, base), source, unhealed=before, seed=job.seed, progress=progress)
+    source = f"{Path(job.config.text).name} (sha256 {digest})"
+    before = as_removal(job.exported.plan.removal) if job.exported.heal else None
+    seed, windows = job.config.seed, windows_of(text, base)
+    return text_loss(base, pruned, windows, source, unhealed=before, seed=seed, progress=progress)
 
 
-def _questions(job: AuditJob, encoder: object, progress: Progress) -> EvalSet:
-    seen = seen_items(*job.compare.values()) | job.exported.seen
+def _questions(job: AuditJob, encoder: Encoder, progress: Progress) -> EvalSet:
+    config = job.config
+    seen = job.exported.seen.union(*(plan.seen for plan in job.compare.values()))
     eval_set = load_eval_set(
         job.tasks,
-        encoder,  # type: ignore[arg-type]  # an HFLM, which lm-eval leaves untyped
+        encoder,
         use="evaluation",
-        include_path=job.include_path,
-        data_dir=job.data_dir,
-        limit=job.limit,
-        num_fewshot=job.num_fewshot,
+        include_path=config.include_path,
+        data_dir=config.data_dir,
+        limit=config.limit,
+        num_fewshot=config.num_fewshot,
         prompting=job.prompting,
-        seed=job.seed,
+        seed=config.seed,
         exclude=seen,
     )
     check_unseen(eval_set, seen)
     for remark in eval_set.remarks():
         progress.note(remark)
-    check_turns(job.turns, eval_set)
+    check_turns(config.fewshot_as_multiturn, eval_set)
     return eval_set
 
 

@@ -62,22 +62,15 @@ def compare_models(base: Outcomes, models: Mapping[str, Outcomes], seed: int) ->
 def adjusted(tasks: Sequence[AuditedTask]) -> tuple[AuditedTask, ...]:
     """Return the tasks with Holm-adjusted p-values, per model over the informative tasks."""
     informative = [task for task in tasks if task.informative]
-    labels = list(tasks[0].models) if tasks else []
-    raised = {
-        label: dict(
-            zip(
-                (task.data.task for task in informative),
-                holm([task.models[label].flips.p_value for task in informative]),
-                strict=True,
-            )
-        )
-        for label in labels
-    }
+    adjusted_p: dict[tuple[str, str], float] = {}  # by task and label
+    for label in tasks[0].models if tasks else ():
+        values = holm([task.models[label].flips.p_value for task in informative])
+        adjusted_p |= {(task.data.task, label): value for task, value in zip(informative, values, strict=True)}
 
     def with_adjusted(task: AuditedTask) -> AuditedTask:
         models = {}
         for label, found in task.models.items():
-            value = raised[label].get(task.data.task, found.flips.p_value)
+            value = adjusted_p.get((task.data.task, label), found.flips.p_value)
             models[label] = found.model_copy(update={"flips": found.flips.model_copy(update={"p_adjusted": value})})
         return task.model_copy(update={"models": models})
 
@@ -94,7 +87,7 @@ def _overall(tasks: Sequence[AuditedTask], label: str) -> Overall:
     found = [task.models[label] for task in tasks]
     counts = [task.data.items for task in tasks]
     differences, intervals = [one.difference for one in found], [one.interval for one in found]
-    test = mcnemar("".join(t.base_outcomes.correct for t in tasks), "".join(one.outcomes.correct for one in found))
+    before = "".join(task.base_outcomes.correct for task in tasks)
     return Overall(
         items=sum(counts),
         base_accuracy=_mean([task.base_accuracy for task in tasks]),
@@ -103,32 +96,31 @@ def _overall(tasks: Sequence[AuditedTask], label: str) -> Overall:
         interval=mean_interval(differences, intervals),
         pooled_difference=sum(n * d for n, d in zip(counts, differences, strict=True)) / sum(counts),
         pooled_interval=mean_interval(differences, intervals, weights=counts),
-        flips=Flips(
-            right_to_wrong=test.right_to_wrong,
-            wrong_to_right=test.wrong_to_right,
-            p_value=test.p_value,
-            p_adjusted=test.p_value,
-        ),
+        flips=_flips(before, "".join(one.outcomes.correct for one in found)),
     )
 
 
 def _compare(base: Outcomes, other: Outcomes, seed: int) -> Comparison:
-    test = mcnemar(base.correct, other.correct)
     before, after = base.mean_gold_probability, other.mean_gold_probability
     return Comparison(
         accuracy=other.accuracy,
         difference=other.accuracy - base.accuracy,
         interval=paired_interval(base.correct, other.correct, CONFIDENCE),
-        flips=Flips(
-            right_to_wrong=test.right_to_wrong,
-            wrong_to_right=test.wrong_to_right,
-            p_value=test.p_value,
-            p_adjusted=test.p_value,
-        ),
+        flips=_flips(base.correct, other.correct),
         gold_probability=after,
         gold_probability_change=None if before is None or after is None else after - before,
         gold_probability_interval=_probability_interval(base, other, seed),
         outcomes=other,
+    )
+
+
+def _flips(base: str, other: str) -> Flips:
+    test = mcnemar(base, other)
+    return Flips(
+        right_to_wrong=test.right_to_wrong,
+        wrong_to_right=test.wrong_to_right,
+        p_value=test.p_value,
+        p_adjusted=test.p_value,
     )
 
 
@@ -150,7 +142,6 @@ def verdict(
     removal: Units,
     depth: int,
     tasks: Sequence[AuditedTask],
-    overall: Mapping[str, Overall],
     generation: Generation | None = None,
     unlooked: Sequence[str] = (),
     own_answers: Sequence[OwnAnswers] = (),
@@ -160,25 +151,15 @@ def verdict(
     ``unlooked`` are the tasks whose items nobody looked for in the text that healed: they may have been seen.
     """
     share = f"{100 * len(removal) / depth:.0f} % of layers removed ({len(removal)} of {depth})"
-    accuracies = _accuracies(tasks, overall.get(PRUNED), unlooked)
-    written = any(task.written for task in tasks)
-    return "; ".join([share, *accuracies, *_agreement(own_answers), *_writing(generation, written)])
-
-
-def _accuracies(tasks: Sequence[AuditedTask], found: Overall | None, unlooked: Sequence[str]) -> list[str]:
-    """Choices and written answers are never averaged: one may be kept while the other is lost."""
+    # choices and written answers are never averaged: one may be kept while the other is lost
     chosen, written = ([task for task in tasks if task.written is kind] for kind in (False, True))
-    if not written:
-        return [_accuracy("accuracy", chosen, found, unlooked)]
-    if not chosen:
-        return [_accuracy("accuracy of written answers", written, found, unlooked)]
-    return [
-        _accuracy("choice accuracy", chosen, overall(chosen).get(PRUNED), unlooked),
-        _accuracy("accuracy of written answers", written, overall(written).get(PRUNED), unlooked),
-    ]
+    kinds = {"choice accuracy" if written else "accuracy": chosen, "accuracy of written answers": written}
+    accuracies = [_accuracy(what, some, unlooked) for what, some in kinds.items() if some]
+    return "; ".join([share, *accuracies, *_agreement(own_answers), *_writing(generation, bool(written))])
 
 
-def _accuracy(what: str, tasks: Sequence[AuditedTask], found: Overall | None, unlooked: Sequence[str]) -> str:
+def _accuracy(what: str, tasks: Sequence[AuditedTask], unlooked: Sequence[str]) -> str:
+    found = overall(tasks).get(PRUNED)
     uninformative = [task.data.task for task in tasks if not task.informative]
     if found is None:
         cost = "what that cost" if what == "accuracy" else f"what that cost in {what}"
@@ -226,16 +207,19 @@ LONGEST = 500  # characters of a question; few-shot examples stand before it and
 
 def flipped_items(task: EvalTask, base: Outcomes, pruned: Outcomes) -> tuple[FlippedItem, ...]:
     """Return the flipped items of one task, right to wrong first, each way by how far the gold probability moved."""
-    places = [place for place, pair in enumerate(zip(base.correct, pruned.correct, strict=True)) if pair[0] != pair[1]]
+    flipped = [
+        _flipped(task, item, place, base, pruned)
+        for place, item in enumerate(task.items)
+        if base.correct[place] != pruned.correct[place]
+    ]
 
-    def moved(place: int) -> float:
-        if base.gold_probability is None or pruned.gold_probability is None:
+    def moved(item: FlippedItem) -> float:
+        if item.base_gold_probability is None or item.gold_probability is None:
             return 0.0
-        return -abs(pruned.gold_probability[place] - base.gold_probability[place])
+        return -abs(item.gold_probability - item.base_gold_probability)
 
-    lost = sorted((place for place in places if base.correct[place] == "1"), key=moved)[:SHOWN]
-    won = sorted((place for place in places if base.correct[place] == "0"), key=moved)[:SHOWN]
-    return tuple(_flipped(task, task.items[place], place, base, pruned) for place in (*lost, *won))
+    lost, won = (sorted((item for item in flipped if item.fixed is fixed), key=moved) for fixed in (False, True))
+    return (*lost[:SHOWN], *won[:SHOWN])
 
 
 def _flipped(task: EvalTask, item: EvalItem, place: int, base: Outcomes, pruned: Outcomes) -> FlippedItem:

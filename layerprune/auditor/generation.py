@@ -90,15 +90,29 @@ def health(
     judge: LoadedModel, prompts: Sequence[str], base: Sequence[Continued], pruned: Sequence[Continued]
 ) -> Generation:
     """Compare both models' texts; ``judge`` is the base model, which tells likely words from unlikely ones."""
-    continuations = tuple(
-        _beside(judge, prompt, ours, theirs) for prompt, ours, theirs in zip(prompts, base, pruned, strict=True)
-    )
-    agreed = [_agreement(ours.ids, theirs.ids) for ours, theirs in zip(base, pruned, strict=True)]
+    continuations, agreed = [], []
+    for prompt, ours, theirs in zip(prompts, base, pruned, strict=True):
+        nats, base_nats = surprise(judge, theirs), surprise(judge, ours)
+        shared = _shared(ours.ids, theirs.ids)
+        continuations.append(
+            Continuation(
+                prompt=prompt,
+                base=ours.text,
+                pruned=theirs.text,
+                shared_tokens=shared,
+                faults=faults(theirs, nats, len(ours.ids)),
+                base_faults=faults(ours, base_nats),
+                nats=nats,
+                base_nats=base_nats,
+            )
+        )
+        # the share of the longer text that both have in common from the start; 1 for equal texts
+        agreed.append(1.0 if ours.ids == theirs.ids else shared / max(len(ours.ids), len(theirs.ids)))
     return Generation(
         max_new_tokens=NEW_TOKENS,
         **counts(continuations),
         agreement=sum(agreed) / len(agreed),
-        continuations=continuations,
+        continuations=tuple(continuations),
     )
 
 
@@ -112,25 +126,6 @@ def counts(continuations: Sequence[Continuation]) -> dict[str, Any]:
         "base_faulty": base_faulty,
         "healthy": faulty - base_faulty < WORSE * len(continuations),
     }
-
-
-def _beside(judge: LoadedModel, prompt: str, base: Continued, pruned: Continued) -> Continuation:
-    nats, base_nats = surprise(judge, pruned), surprise(judge, base)
-    return Continuation(
-        prompt=prompt,
-        base=base.text,
-        pruned=pruned.text,
-        shared_tokens=_shared(base.ids, pruned.ids),
-        faults=faults(pruned, nats, len(base.ids)),
-        base_faults=faults(base, base_nats),
-        nats=nats,
-        base_nats=base_nats,
-    )
-
-
-def _agreement(a: Sequence[int], b: Sequence[int]) -> float:
-    """Return the share of the longer text that both have in common from the start; 1 for equal texts."""
-    return 1.0 if a == b else _shared(a, b) / max(len(a), len(b))
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
@@ -184,15 +179,12 @@ def _continue(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[Con
     )
     ids, mask = (tensor.to(loaded.device) for tensor in padded(prompts))
     found = loaded.model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
-    return [
-        _text(loaded, prompt, row[ids.shape[1] :].tolist(), ends) for prompt, row in zip(prompts, found, strict=True)
-    ]
-
-
-def _text(loaded: LoadedModel, prompt: Sequence[int], fresh: Sequence[int], ends: set[int]) -> Continued:
-    stop = next((place for place, token in enumerate(fresh) if token in ends), len(fresh))
-    text = str(loaded.tokenizer.decode(fresh[:stop], skip_special_tokens=False))
-    return Continued(tuple(prompt), tuple(fresh[:stop]), text, ended=stop < len(fresh))
+    texts = []
+    for prompt, row in zip(prompts, found[:, ids.shape[1] :].tolist(), strict=True):
+        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+        text = str(loaded.tokenizer.decode(row[:stop], skip_special_tokens=False))
+        texts.append(Continued(tuple(prompt), tuple(row[:stop]), text, ended=stop < len(row)))
+    return texts
 
 
 # The fixed prompts of the generation check: open questions of several kinds, none with a short answer.
@@ -270,12 +262,6 @@ def followed(base: Outcomes, other: Outcomes, seed: int) -> AnswerAgreement:
         agreed_interval=_interval(agreed, seed),
         outcomes=other,
     )
-
-
-def again(one: OwnAnswers, seed: int) -> OwnAnswers:
-    """Work the figures out again from the outcomes, for ``verify``."""
-    models = {label: followed(one.base_outcomes, found.outcomes, seed) for label, found in one.models.items()}
-    return one.model_copy(update={"models": models})
 
 
 def _interval(values: NDArray[np.float64], seed: int) -> Interval | None:

@@ -85,11 +85,6 @@ class ExportedFolder:
         return cls(folder, plan, receipt, log, audit)
 
 
-def seen_items(*plans: Plan) -> frozenset[str]:
-    """Return the fingerprints of every item that had a say in any of the plans."""
-    return frozenset(mark for plan in plans for mark in plan.seen)
-
-
 def check_unseen(eval_set: EvalSet, seen: Collection[str]) -> None:
     """Raise ``TaskError`` when an item had a say in a plan: an audit of such items would be no audit."""
     for task in eval_set.tasks.values():
@@ -98,26 +93,22 @@ def check_unseen(eval_set: EvalSet, seen: Collection[str]) -> None:
             raise TaskError(f"task {task.name!r}: {len(shared)} items have been seen by a plan, {shared[0]} for one")
 
 
-def check_compared(compare: Mapping[str, Plan], receipt: Receipt) -> Mapping[str, Plan]:
-    """Return the plans to compare with when each is for the same base; raises ``DocumentError`` or ``UsageError``."""
-    for label, plan in compare.items():
-        if label in RESERVED:
-            raise UsageError(f"a compared plan cannot be called {label!r}; choose another label")
-        if plan.model.fingerprint != receipt.base.fingerprint:
-            raise DocumentError(
-                f"the compared plan {label!r} is for another model: {plan.model.id} with weights "
-                f"{short(plan.model.fingerprint)}, not {receipt.base.id} with {short(receipt.base.fingerprint)}"
-            )
-    return compare
-
-
 def columns(compare: Mapping[str, Plan], exported: ExportedFolder) -> Mapping[str, Plan]:
     """Return the plans whose removals are examined beside the folder: those asked for, its own first if it was healed.
 
     The base with a plan's layers bypassed is the exported checkpoint before healing: no other copy of it is needed.
+    Raises ``DocumentError`` for a plan of another base, ``UsageError`` for a label that is taken.
     """
-    checked = check_compared(compare, exported.receipt)
-    return checked if exported.heal is None else {UNHEALED: exported.plan, **checked}
+    base = exported.receipt.base
+    for label, plan in compare.items():
+        if label in RESERVED:
+            raise UsageError(f"a compared plan cannot be called {label!r}; choose another label")
+        if plan.model.fingerprint != base.fingerprint:
+            raise DocumentError(
+                f"the compared plan {label!r} is for another model: {plan.model.id} with weights "
+                f"{short(plan.model.fingerprint)}, not {base.id} with {short(base.fingerprint)}"
+            )
+    return compare if exported.heal is None else {UNHEALED: exported.plan, **compare}
 
 
 def short(digest: str) -> str:

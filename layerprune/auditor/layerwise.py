@@ -7,6 +7,7 @@ items that no plan has seen.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +34,7 @@ from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import evaluate
 from layerprune.scoring.metrics.base import Data
-from layerprune.scoring.metrics.hidden_states import Cosine
+from layerprune.scoring.metrics.proxies import Cosine
 from layerprune.stats import as_bits, clipped, counted_interval, mean_interval, paired_interval, relevance
 from layerprune.util import Progress
 
@@ -48,15 +49,31 @@ def chosen(fingerprints: Sequence[str], most: int = ITEMS) -> list[int]:
     return sorted(places[:most])
 
 
-def layerwise_eval_set(eval_set: EvalSet) -> EvalSet:
-    """Return the layerwise items of every task; one that generates text is left out: it would take hours."""
-    return EvalSet(
+def layer_by_layer(
+    engine: Engine,
+    plan: Plan,
+    eval_set: EvalSet,
+    tasks: Sequence[AuditedTask],
+    unhealed: str,
+    rankings: tuple[LayerRanking, ...],
+    progress: Progress,
+) -> tuple[Layerwise | None, tuple[LayerRanking, ...]]:
+    """Ask the base layer by layer, and rank its layers by cosine unless plan or ``rankings`` do.
+
+    Asked are the layerwise items of every task; one that generates text is left out: it would take hours.
+    """
+    few = EvalSet(
         {
             name: replace(task, items=tuple(task.items[place] for place in chosen([i.fingerprint for i in task.items])))
             for name, task in eval_set.tasks.items()
             if not any(query.generation for item in task.items for query in item.queries)
         }
     )
+    parts = parts_of(plan, engine.loaded.architecture)
+    found = layerwise(ask_layers(engine, few, parts, progress), parts, tasks, unhealed)
+    if few.tasks and "cosine" not in (plan.metric and plan.metric.spec, *(ranking.metric for ranking in rankings)):
+        rankings += (cosine_ranking(engine.loaded, few, progress),)
+    return found, rankings
 
 
 def parts_of(plan: Plan, architecture: Architecture) -> tuple[Units, ...]:
@@ -71,9 +88,11 @@ def ask_layers(
     engine: Engine, eval_set: EvalSet, parts: Sequence[Units], progress: Progress
 ) -> dict[Units, dict[str, str]]:
     """Ask the base without each part alone and without the first 2, 3, ... of them; what it cannot do is left out."""
-    architecture = engine.loaded.architecture
-    asked = [*parts, *(_all_of(parts[:count]) for count in range(2, len(parts)))]
-    removals = [removal for removal in map(Removal.from_layers, asked) if _can_go(architecture, removal)]
+    removals = []
+    for units in (*parts, *(_all_of(parts[:count]) for count in range(2, len(parts)))):
+        with suppress(RefusedError):
+            engine.loaded.architecture.check(Removal.from_layers(units))
+            removals.append(Removal.from_layers(units))
     if len(parts) < 2 or not eval_set.tasks or not removals:  # one part alone is the whole removal
         return {}
     found = evaluate(engine, eval_set, list(dict.fromkeys(removals)), progress, "asking layer by layer")
@@ -82,14 +101,6 @@ def ask_layers(
 
 def _all_of(parts: Sequence[Units]) -> Units:
     return tuple(sorted(unit for part in parts for unit in part))
-
-
-def _can_go(architecture: Architecture, removal: Removal) -> bool:
-    try:
-        architecture.check(removal)
-    except RefusedError:
-        return False
-    return True
 
 
 def layerwise(
@@ -222,10 +233,8 @@ def recorded_ranking(scores: Scores, base: ModelRef) -> LayerRanking:
     )
 
 
-def cosine_ranking(loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> LayerRanking | None:
-    """Return the cosine score of every layer on the layerwise items; None where there is no prompt to read."""
-    if not eval_set.tasks:
-        return None
+def cosine_ranking(loaded: LoadedModel, eval_set: EvalSet, progress: Progress) -> LayerRanking:
+    """Return the cosine score of every layer on the layerwise items."""
     data = Data(eval_set=eval_set, progress=progress)
     removals = [Removal.of(layer) for layer in range(loaded.architecture.depth)]
     found = Cosine().score(loaded, removals, data)

@@ -27,10 +27,8 @@ NEW_TOKENS = 32
 
 def cache_bytes_per_token(loaded: LoadedModel) -> int | None:
     """Return the bytes one more token adds to the key-value cache; None where layers keep other state."""
-    sizes = [_cache_bytes(loaded, tokens) for tokens in (8, 16)]
-    if sizes[0] is None or sizes[1] is None:
-        return None
-    return (sizes[1] - sizes[0]) // 8
+    small, large = (_cache_bytes(loaded, tokens) for tokens in (8, 16))
+    return None if small is None or large is None else (large - small) // 8
 
 
 @torch.no_grad()
@@ -117,11 +115,8 @@ def _peak(loaded: LoadedModel, prompt_tokens: int, new_tokens: int) -> int:
 
 
 def _medians(runs: list[dict[str, float]]) -> dict[str, MeasuredSpeed]:
-    def measured(name: str) -> MeasuredSpeed:
-        low, median, high = np.quantile([run[name] for run in runs], [0.25, 0.5, 0.75]).tolist()
-        return MeasuredSpeed(median=median, low=low, high=high)
-
-    return {name: measured(name) for name in runs[0]}
+    found = {name: np.quantile([run[name] for run in runs], [0.25, 0.5, 0.75]).tolist() for name in runs[0]}
+    return {name: MeasuredSpeed(median=median, low=low, high=high) for name, (low, median, high) in found.items()}
 
 
 def _device_name(loaded: LoadedModel) -> str:

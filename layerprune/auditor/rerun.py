@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from layerprune.artifacts import PRUNED, UNHEALED, Audit, AuditedTask, Outcomes
 from layerprune.auditor.inputs import ExportedFolder, Loading
 from layerprune.checkpoint.location import source_of
-from layerprune.data.items import Encoder, EvalItem, EvalSet, EvalTask
+from layerprune.data.items import EvalItem, EvalSet, EvalTask
 from layerprune.data.judging import choices_of
 from layerprune.data.tasks import load_eval_set
 from layerprune.errors import UsageError
@@ -64,34 +65,25 @@ def repeat(
     drawn = _draw(audit, count, seed)
     loading = replace(loading or Loading(), dtype=audit.dtype)
     pruned = loading.load_model(str(folder))
-    load = _loader(pruned.encoder, include_path, data_dir)
-    explained = exported.seen
+    load = partial(
+        load_eval_set, encoder=pruned.encoder, use="evaluation", include_path=include_path, data_dir=data_dir
+    )
     tasks = {
-        task.data.task: refind(task, drawn[number], explained, audit.limit, load)
-        for number, task in enumerate(audit.tasks)
+        task.data.task: refind(task, places, exported.seen, audit.limit, load)
+        for task, places in zip(audit.tasks, drawn, strict=True)
     }
     problems, unexplained = _passed_over(audit, tasks)
     problems += _chances(audit, tasks)
     eval_set = EvalSet({name: task.asked for name, task in tasks.items() if task.asked.items})
     if not eval_set.tasks:
-        return RerunResult(0, 0, None, problems, unexplained)
+        return RerunResult(0, 0, None, tuple(problems), unexplained)
     found = {PRUNED: _ask(loading.engine(pruned), eval_set, progress, "asking the pruned model")}
     del pruned, load  # both hold the model
     loaded = loading.load_model(*source_of(exported.receipt.base, base))
     found["base"] = _ask(loading.engine(loaded), eval_set, progress, "asking the base model")
-    repeated = _compare(audit, tasks, found)
-    return replace(repeated, problems=(*problems, *repeated.problems), unexplained=unexplained)
-
-
-def _loader(encoder: Encoder, include_path: Sequence[str | Path], data_dir: Path | None) -> Load:
-    def load(task: AuditedTask, exclude: Set[str]) -> EvalTask:
-        name = task.data.task
-        return load_eval_set(
-            [name], encoder, use="evaluation", include_path=include_path, data_dir=data_dir,
-            num_fewshot=task.data.num_fewshot, prompting=task.data.prompting, exclude=exclude,
-        ).tasks[name]  # fmt: skip
-
-    return load
+    same, changes, forged = _compare(audit, tasks, found)
+    largest = max(changes, default=None)
+    return RerunResult(len(eval_set), same, largest, (*problems, *forged), unexplained)
 
 
 def _draw(audit: Audit, count: int, seed: int | None) -> list[Set[int]]:
@@ -103,9 +95,9 @@ def _draw(audit: Audit, count: int, seed: int | None) -> list[Set[int]]:
     return [{place for task, place in chosen if task == number} for number in range(len(audit.tasks))]
 
 
-def _passed_over(audit: Audit, tasks: Mapping[str, MatchedItems]) -> tuple[tuple[str, ...], int]:
+def _passed_over(audit: Audit, tasks: Mapping[str, MatchedItems]) -> tuple[list[str], int]:
     """Return what is wrong with the choice of items, and how many only a compared plan can explain."""
-    problems, unexplained = [], 0
+    problems, unexplained = list[str](), 0
     others = set(audit.compared) - {UNHEALED}
     for name, task in tasks.items():
         if task.missing:
@@ -113,12 +105,11 @@ def _passed_over(audit: Audit, tasks: Mapping[str, MatchedItems]) -> tuple[tuple
         if task.unexplained and not others:
             problems.append(f"{name}: {task.unexplained} items were left out that no earlier step has seen")
         unexplained += task.unexplained if others else 0
-    return tuple(problems), unexplained
+    return problems, unexplained
 
 
-def _chances(audit: Audit, tasks: Mapping[str, MatchedItems]) -> tuple[str, ...]:
-    """Return the tasks whose chance level, or how far the base is above it, is not what their items give."""
-    problems = []
+def _chances(audit: Audit, tasks: Mapping[str, MatchedItems]) -> Iterator[str]:
+    """Yield the tasks whose chance level, or how far the base is above it, is not what their items give."""
     for task in audit.tasks:
         chances = tasks[task.data.task].chances
         if chances is None:  # said already
@@ -127,8 +118,7 @@ def _chances(audit: Audit, tasks: Mapping[str, MatchedItems]) -> tuple[str, ...]
         # another scipy may round a far tail differently; what counts is on which side of 5 % it lies
         same = math.isclose(p_value, task.p_above_chance, rel_tol=1e-6, abs_tol=1e-12)
         if not same or not math.isclose(sum(chances) / len(chances), task.data.chance, abs_tol=1e-6):
-            problems.append(f"{task.data.task}: its chance level and the base's p-value do not follow from its items")
-    return tuple(problems)
+            yield f"{task.data.task}: its chance level and the base's p-value do not follow from its items"
 
 
 def _ask(engine: Engine, eval_set: EvalSet, progress: Progress, label: str) -> dict[str, Outcomes]:
@@ -138,9 +128,9 @@ def _ask(engine: Engine, eval_set: EvalSet, progress: Progress, label: str) -> d
 
 def _compare(
     audit: Audit, tasks: Mapping[str, MatchedItems], found: Mapping[str, Mapping[str, Outcomes]]
-) -> RerunResult:
-    problems: list[str] = []
-    same, changes = 0, []
+) -> tuple[int, list[float], list[str]]:
+    """Return how many decisions are the same, how far gold probabilities moved, and which items do not repeat."""
+    same, changes, problems = 0, list[float](), list[str]()
     for task in audit.tasks:
         name = task.data.task
         eval_set = tasks[name].asked
@@ -149,26 +139,18 @@ def _compare(
         for label, written in (("base", task.base_outcomes), (PRUNED, task.models[PRUNED].outcomes)):
             again = found[label][name]
             for number, index in enumerate(tasks[name].places):
-                agrees = again.correct[number] == written.correct[index]
+                agrees, change = again.correct[number] == written.correct[index], 0.0
                 same += agrees
-                change = _change(again, number, written, index)
-                if change is not None:
+                if again.gold_probability is not None and written.gold_probability is not None:
+                    change = abs(again.gold_probability[number] - written.gold_probability[index])
                     changes.append(change)
-                moved = change is not None and change > PROBABILITY_TOLERANCE
-                if moved or not (agrees or _on_the_edge(eval_set, number, again, audit.dtype)):
+                if change > PROBABILITY_TOLERANCE or not (agrees or on_the_edge(eval_set, number, again, audit.dtype)):
                     mark = task.data.fingerprints[index]
                     problems.append(f"{name}: item {mark} does not repeat for the {label} model")
-    items = sum(len(task.places) for task in tasks.values())
-    return RerunResult(items, same, max(changes, default=None), tuple(problems))
+    return same, changes, problems
 
 
-def _change(again: Outcomes, number: int, written: Outcomes, index: int) -> float | None:
-    if again.gold_probability is None or written.gold_probability is None:
-        return None
-    return abs(again.gold_probability[number] - written.gold_probability[index])
-
-
-def _on_the_edge(task: EvalTask, number: int, again: Outcomes, dtype: str) -> bool:
+def on_the_edge(task: EvalTask, number: int, again: Outcomes, dtype: str) -> bool:
     """Whether rounding alone may have decided an item; one without a margin is never so excused."""
     if again.margin is None:
         return False
@@ -182,9 +164,6 @@ def _on_the_edge(task: EvalTask, number: int, again: Outcomes, dtype: str) -> bo
 # The items of an audit, found again among their task's own: which are there, and which the audit passed over.
 
 
-Load = Callable[[AuditedTask, Set[str]], EvalTask]  # a task's evaluation items but for those so fingerprinted
-
-
 @dataclass(frozen=True)
 class MatchedItems:
     """What became of one task's audited items."""
@@ -196,12 +175,20 @@ class MatchedItems:
     unexplained: int  # items that no earlier step has seen and that the audit left out all the same
 
 
-def refind(task: AuditedTask, drawn: Set[int], explained: Set[str], limit: int | None, load: Load) -> MatchedItems:
+def refind(
+    task: AuditedTask,
+    drawn: Set[int],
+    explained: Set[str],
+    limit: int | None,
+    load: Callable[..., EvalSet],
+) -> MatchedItems:
     """Build one task's items anew and find the audited ones; ``drawn`` are the places of those to be asked.
 
-    ``explained`` are the items that the audit had to leave out, ``limit`` is the audit's.
+    ``explained`` are the items that the audit had to leave out, ``limit`` is the audit's. ``load`` is
+    ``load_eval_set`` with all that is the same for every task.
     """
-    eval_set = load(task, frozenset())
+    name, options = task.data.task, {"num_fewshot": task.data.num_fewshot, "prompting": task.data.prompting}
+    eval_set = load([name], **options).tasks[name]
     found = _matched(task.data.fingerprints, eval_set.items)
     missing = tuple(mark for mark, at in zip(task.data.fingerprints, found, strict=True) if at is None)
     chances = None if missing else tuple(eval_set.items[at].chance for at in found if at is not None)
@@ -210,7 +197,7 @@ def refind(task: AuditedTask, drawn: Set[int], explained: Set[str], limit: int |
     left_out = {item.fingerprint for item in eval_set.items} - set(task.data.fingerprints)
     if task.data.num_fewshot and left_out and there:
         # few-shot examples are drawn item after item, so the items the audit left out have to be left out here too
-        eval_set = load(task, left_out)
+        eval_set = load([name], **options, exclude=left_out).tasks[name]
         found = _matched(task.data.fingerprints, eval_set.items)
     asked = [(place, at) for place, at in enumerate(found) if place in drawn and at is not None]
     items = tuple(eval_set.items[at] for _, at in asked)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layerprune.artifacts import (
     PRUNED,
@@ -17,6 +17,7 @@ from layerprune.artifacts import (
     Document,
     HealLog,
     OwnAnswers,
+    Part,
     Plan,
     Receipt,
     not_looked_for,
@@ -24,7 +25,7 @@ from layerprune.artifacts import (
 from layerprune.artifacts.base import pretty
 from layerprune.artifacts.receipt import audit_faults, chain_faults, name_of
 from layerprune.auditor.comparison import SIGNIFICANT, adjusted, compare_models, overall, verdict
-from layerprune.auditor.generation import again, counts
+from layerprune.auditor.generation import counts, followed
 from layerprune.auditor.layerwise import layerwise
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.checkpoint.location import FILENAME as LOCATOR
@@ -60,19 +61,7 @@ class Verification:
         return not self.problems and not (self.repeated and self.repeated.problems)
 
 
-@dataclass
-class Documents:
-    """The documents of a folder, each None when missing or unreadable."""
-
-    plan: Plan | None = None
-    receipt: Receipt | None = None
-    heal: HealLog | None = None
-    audit: Audit | None = None
-
-    @property
-    def writer(self) -> Receipt | HealLog | None:
-        """The document that names this folder's files and weights: the last step's that wrote any."""
-        return self.heal or self.receipt
+KINDS: dict[str, type[Document]] = {"plan": Plan, "receipt": Receipt, "heal": HealLog, "audit": Audit}
 
 
 def verify(folder: Path, *, base: str | None = None, strays: bool = True, progress: Progress = SILENT) -> Verification:
@@ -88,38 +77,40 @@ def verify(folder: Path, *, base: str | None = None, strays: bool = True, progre
     if links:  # nothing behind them is this folder's, and opening a named pipe would wait for ever
         return Verification(tuple(links), 0, 0, (folder / FOLDER / Audit.filename).is_file(), {})
     documents, problems = _read(folder)
+    plan, receipt, heal, audit = (documents.get(name) for name in KINDS)
+    writer = heal or receipt  # names this folder's files and weights: the last step's that wrote any
     files = size = 0
-    if documents.writer is not None:
-        files, size = len(documents.writer.files), sum(entry.bytes for entry in documents.writer.files.values())
-        problems += _files(folder, documents.writer, progress)
-        problems += _strays(folder, documents.writer) if strays else ()
-        problems += _weights(folder, documents.writer, base)
-    problems += chain_faults(documents.plan, documents.receipt, documents.heal)
-    if documents.audit is not None:
-        problems += audit_faults(documents.audit, documents.plan, documents.receipt, documents.heal)
-        problems += _figures(documents.audit, documents.receipt, documents.heal)
-    if documents.receipt is not None:
-        problems += _earlier_rounds(documents.receipt)
-    if documents.plan is not None and documents.receipt is not None:
+    if writer is not None:
+        files, size = len(writer.files), sum(entry.bytes for entry in writer.files.values())
+        problems += _files(folder, writer, progress)
+        problems += _strays(folder, writer) if strays else ()
+        problems += _weights(folder, writer, base)
+    problems += chain_faults(plan, receipt, heal)
+    if audit is not None:
+        problems += audit_faults(audit, plan, receipt, heal)
+        problems += _figures(audit, receipt, heal)
+    if receipt is not None:
+        problems += _earlier_rounds(receipt)
+    if plan is not None and receipt is not None:
         problems += _card(folder)
-        problems += _report(folder, documents.audit)
-    found = {kind: getattr(documents, kind) for kind in ("plan", "receipt", "heal", "audit")}
-    digests = {name: document.sha256() for name, document in found.items() if document is not None}
-    return Verification(tuple(problems), files, size, documents.audit is not None, digests)
+        problems += _report(folder, audit)
+    digests = {name: document.sha256() for name, document in documents.items()}
+    return Verification(tuple(problems), files, size, audit is not None, digests)
 
 
-def _read(folder: Path) -> tuple[Documents, list[str]]:
-    documents, problems = Documents(), []
-    for name, kind in (("plan", Plan), ("receipt", Receipt), ("heal", HealLog), ("audit", Audit)):
+def _read(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the folder's documents by name, those that are there and can be read, and what is wrong with others."""
+    documents, problems = {}, []
+    for name, kind in KINDS.items():
         path = folder / FOLDER / kind.filename
         if kind in (HealLog, Audit) and not path.exists():
             continue
         try:
-            document: Document = kind.load(path)
+            document = kind.load(path)
         except LayerpruneError as error:
             problems.append(one_line(error))
             continue
-        setattr(documents, name, document)
+        documents[name] = document
         if path.read_bytes() != (pretty(document.model_dump(mode="json")) + "\n").encode():
             problems.append(
                 f"{FOLDER}/{kind.filename}: the file's bytes are not those layerprune writes for its content"
@@ -186,12 +177,10 @@ def _figures(audit: Audit, receipt: Receipt | None, log: HealLog | None) -> Iter
             return
     tasks = adjusted([_worked_out(task, audit.seed) for task in audit.tasks])
     for found, written in zip(tasks, audit.tasks, strict=True):
-        if not _alike(found.model_dump(), written.model_dump()):
+        if not _alike(found, written):
             yield f"audit: the figures of {written.data.task} do not follow from its items' outcomes"
     everything = overall(tasks)
-    if not _alike(
-        {k: v.model_dump() for k, v in everything.items()}, {k: v.model_dump() for k, v in audit.overall.items()}
-    ):
+    if not _alike(everything, audit.overall):
         yield "audit: the overall figures do not follow from the tasks'"
     if audit.layerwise is not None and not _layers_follow(audit, tasks):
         yield "audit: the layerwise figures do not follow from their items' outcomes"
@@ -203,7 +192,7 @@ def _figures(audit: Audit, receipt: Receipt | None, log: HealLog | None) -> Iter
         if not _answers_follow(one, audit.seed):
             yield f"audit: what is kept of the base's own answers to {one.task} does not follow from their outcomes"
     unlooked = not_looked_for(receipt, log, (task.data.task for task in tasks))
-    said = verdict(audit.removal, audit.base.layers, tasks, everything, audit.generation, unlooked, audit.own_answers)
+    said = verdict(audit.removal, audit.base.layers, tasks, audit.generation, unlooked, audit.own_answers)
     if audit.verdict != said:
         yield "audit: the verdict does not follow from the figures"
 
@@ -217,7 +206,7 @@ def _layers_follow(audit: Audit, tasks: Sequence[AuditedTask]) -> bool:
         found = layerwise(asked, written.parts, tasks, PRUNED if audit.heal_sha256 is None else UNHEALED)
     except (KeyError, IndexError, ValueError):  # lists that are too short, tasks that are missing
         return False
-    return found is not None and _alike(found.model_dump(), written.model_dump())
+    return found is not None and _alike(found, written)
 
 
 def _answers_follow(written: OwnAnswers, seed: int) -> bool:
@@ -225,7 +214,8 @@ def _answers_follow(written: OwnAnswers, seed: int) -> bool:
     known = [values for one in every for values in (one.answer, one.agreed)]
     if any(values is None or len(values) != len(written.fingerprints) for values in known):
         return False
-    return _alike(again(written, seed).model_dump(), written.model_dump())
+    models = {label: followed(written.base_outcomes, one.outcomes, seed) for label, one in written.models.items()}
+    return _alike(models, written.models)
 
 
 def _worked_out(task: AuditedTask, seed: int) -> AuditedTask:
@@ -240,7 +230,9 @@ def _worked_out(task: AuditedTask, seed: int) -> AuditedTask:
 
 
 def _alike(a: object, b: object) -> bool:
-    """Compare nested plain data, numbers to nine digits: another numpy may round differently."""
+    """Compare nested data, numbers to nine digits: another numpy may round differently."""
+    if isinstance(a, Part) and isinstance(b, Part):
+        return _alike(a.model_dump(), b.model_dump())
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
     if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str):

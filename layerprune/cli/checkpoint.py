@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
-from layerprune.artifacts import PRUNED, Audit
-from layerprune.artifacts.audit import MeasuredSpeed
+from layerprune import api
+from layerprune.artifacts import PRUNED, Audit, HealLog
 from layerprune.cli import command as opt
 from layerprune.cli.command import Verb, pass_console
-from layerprune.cli.console import Console
-from layerprune.cli.tables import table
+from layerprune.cli.console import Console, table
 from layerprune.config import AuditConfig, ExportConfig, HealConfig, PushConfig, VerifyConfig
 from layerprune.formatting import in_words, percent, percent_change, percent_interval, points, points_interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from layerprune.auditor.rerun import RerunResult
+    from layerprune.auditor.verification import Verification
+
 
 # ``layerprune export``.
 
@@ -33,22 +40,20 @@ from layerprune.formatting import in_words, percent, percent_change, percent_int
 @opt.options(ExportConfig)
 @opt.output("Folder to make; it must not exist yet.")
 @pass_console
-def export(console: Console, plan: str, output: Path, **options: Any) -> None:
+def export(console: Console, plan: str, output: Path, **options: Any) -> Iterator[Table | str]:
     """Write the smaller model that PLAN (a plan.json, or the folder with it) describes, ready to be loaded.
 
     With --remove it is MODEL (a folder or a Hub id) without these layers: nothing is measured, and no plan is needed.
     """
-    from layerprune import api
-
-    receipt = api.export(plan, output, progress=console.progress, **opt.given(options))
-    console.print(
+    receipt = api.export(plan, output, progress=console.progress, **options)
+    yield (
         f"{receipt.base.layers} layers, {in_words(receipt.bytes_before)} -> "
         f"{receipt.result.layers} layers, {in_words(receipt.bytes_after)}"
     )
     if receipt.proof is not None:
-        console.print(f"checked: logits differ from the bypassed base by at most {receipt.proof.max_difference:.2g}")
-    console.print(f"written: {output}")
-    console.print(f"next: layerprune audit {output} --tasks ...")
+        yield f"checked: logits differ from the bypassed base by at most {receipt.proof.max_difference:.2g}"
+    yield f"written: {output}"
+    yield f"next: layerprune audit {output} --tasks ..."
 
 
 # ``layerprune heal``.
@@ -67,21 +72,38 @@ def export(console: Console, plan: str, output: Path, **options: Any) -> None:
 @opt.output("Folder to make; it must not exist yet.")
 @opt.options(HealConfig)
 @pass_console
-def heal(console: Console, checkpoint: Path, output: Path, **options: Any) -> None:
+def heal(console: Console, checkpoint: Path, output: Path, **options: Any) -> Iterator[Table | str]:
     """Win back what removal took from the exported model in CHECKPOINT; the result has the same tensors and shapes.
 
     Methods that train run in several processes, too: accelerate launch -m layerprune heal ...
     """
-    from layerprune import api
-    from layerprune.cli.tables import healed
-
-    log = api.heal(checkpoint, output, progress=console.progress, **opt.given(options))
+    log = api.heal(checkpoint, output, progress=console.progress, **options)
     if log is None:
         return  # one of several processes, and not the one that speaks
-    for part in healed(log):
-        console.print(part)
-    console.print(f"written: {output}")
-    console.print(f"next: layerprune audit {output} --tasks ...")
+    yield from healed(log)
+    yield f"written: {output}"
+    yield f"next: layerprune audit {output} --tasks ..."
+
+
+def healed(log: HealLog) -> Iterator[str]:
+    """Yield a line on the work, one on the corpus, one on what was won back, and the method's own remarks."""
+    read = f", {log.tokens:,} tokens read" if log.tokens else ""
+    yield f"{log.method.spec}: {len(log.changed)} tensors changed in {log.seconds:.1f} s{read}"
+    if log.found:
+        values = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in log.found.items()}
+        yield "settled on: " + ", ".join(f"{name} {value}" for name, value in values.items())
+    for task, overlap in (log.corpus.overlap if log.corpus else {}).items():
+        yield f"in the corpus: {len(overlap.found)} of {overlap.items} items of {task}"
+    loss = log.heldout
+    if loss is not None and log.corpus is not None:
+        said = f"perplexity {math.exp(loss.before):.2f} -> {math.exp(loss.after):.2f}"
+        if loss.base is not None:
+            said += f", base {math.exp(loss.base):.2f}"
+        if loss.recovered is not None:
+            said += f": {100 * loss.recovered:.0f} % of the lost nats won back"
+        yield f"{said} (held out: {log.corpus.heldout_windows} windows of {log.corpus.window} tokens)"
+    for note in log.notes:
+        yield f"note: {note}"
 
 
 # ``layerprune audit``.
@@ -98,27 +120,40 @@ def heal(console: Console, checkpoint: Path, output: Path, **options: Any) -> No
 @click.argument("folder", type=opt.FOLDER)
 @opt.options(AuditConfig)
 @pass_console
-def audit(console: Console, folder: Path, **options: Any) -> None:
+def audit(console: Console, folder: Path, **options: Any) -> Iterator[Table | str]:
     """Compare the exported model in FOLDER with its base on items that no earlier step has seen."""
-    from layerprune import api
-
-    found = api.audit(folder, progress=console.progress, **opt.given(options))
-    for part in audited(found):
-        console.print(part)
-    console.print(f"written: {folder / 'layerprune' / 'audit.json'}, {folder / 'README.md'}, {folder / 'report.html'}")
+    found = api.audit(folder, progress=console.progress, **options)
+    yield from audited(found)
+    yield f"written: {folder / 'layerprune' / 'audit.json'}, {folder / 'README.md'}, {folder / 'report.html'}"
 
 
-# What ``layerprune audit`` and ``run`` show of an audit.
-
-
-def audited(audit: Audit) -> list[Table | str]:
-    """Return the table of tasks, the verdict, and a line for everything else that was measured."""
-    parts: list[Table | str] = [tasks(audit), *_own_answers(audit), audit.verdict]
+def audited(audit: Audit) -> Iterator[Table | str]:
+    """Yield the table of tasks, the verdict, and a line for everything else that was measured."""
+    yield tasks(audit)
+    if audit.own_answers:
+        yield own_answers(audit)
+    yield audit.verdict
     for label, overall in audit.overall.items():
         if label != PRUNED:
             change = f"{points(overall.difference)} points ({points_interval(overall.interval)})"
-            parts.append(f"{label}, on the same items: accuracy {change}")
-    return [*parts, *_layerwise(audit), *_text(audit), *_generation(audit), *_speed(audit)]
+            yield f"{label}, on the same items: accuracy {change}"
+    if audit.layerwise and audit.layerwise.compensation:
+        yield audit.layerwise.compensation.verdict
+    if (text := audit.text) is not None:
+        yield (
+            f"text: {text.base_nats:.3f} -> {text.nats:.3f} nats per token over {text.tokens} tokens of {text.source}; "
+            f"KL {text.kl:.3f}, same likeliest token at {text.top1_agreement:.0%} of positions"
+        )
+    if (found := audit.generation) is not None:
+        health = "as healthy as the base's" if found.healthy else "LESS HEALTHY than the base's"
+        yield f"generation: {health}, {found.faulty} of {found.prompts} texts faulty (base: {found.base_faulty})"
+    if (speed := audit.speed) is not None:
+        changes = []
+        for name, before in speed.base.items():
+            if (after := speed.pruned.get(name)) is not None:
+                change = percent_change(after.median / before.median - 1)
+                changes.append(f"{name.replace('_', ' ')} {before.median:.4g} -> {after.median:.4g} ({change})")
+        yield f"speed on {speed.device}, {speed.dtype}: {', '.join(changes)}"
 
 
 def tasks(audit: Audit) -> Table:
@@ -128,66 +163,32 @@ def tasks(audit: Audit) -> Table:
     made = table("against the base, on the same items", "task", "model", *columns, numbers=columns)
     for task in audit.tasks:
         for label, own in task.models.items():
-            shown = "healed" if label == PRUNED and audit.heal_sha256 else label
             made.add_row(
-                task.data.task + ("" if task.informative else " (not informative)"), shown, points(own.difference),
-                points_interval(own.interval), f"{task.base_accuracy:.3f}", f"{own.accuracy:.3f}",
-                f"{task.data.chance:.3f}", str(own.flips.right_to_wrong), str(own.flips.wrong_to_right),
-                str(task.data.items), f"{own.flips.p_adjusted:.2g}",
+                task.data.task + ("" if task.informative else " (not informative)"), _model(audit, label),
+                points(own.difference), points_interval(own.interval), f"{task.base_accuracy:.3f}",
+                f"{own.accuracy:.3f}", f"{task.data.chance:.3f}", str(own.flips.right_to_wrong),
+                str(own.flips.wrong_to_right), str(task.data.items), f"{own.flips.p_adjusted:.2g}",
             )  # fmt: skip
     return made
 
 
-def _layerwise(audit: Audit) -> list[str]:
-    found = audit.layerwise
-    return [found.compensation.verdict] if found and found.compensation else []
-
-
-def _text(audit: Audit) -> list[str]:
-    if audit.text is None:
-        return []
-    text = audit.text
-    return [
-        f"text: {text.base_nats:.3f} -> {text.nats:.3f} nats per token over {text.tokens} tokens of {text.source}; "
-        f"KL {text.kl:.3f}, same likeliest token at {text.top1_agreement:.0%} of positions"
-    ]
-
-
-def _generation(audit: Audit) -> list[str]:
-    if audit.generation is None:
-        return []
-    found = audit.generation
-    health = "as healthy as the base's" if found.healthy else "LESS HEALTHY than the base's"
-    return [f"generation: {health}, {found.faulty} of {found.prompts} texts faulty (base: {found.base_faulty})"]
-
-
-def _own_answers(audit: Audit) -> list[Table]:
-    """Return the table of the base's own answers, where they were read."""
-    if not audit.own_answers:
-        return []
+def own_answers(audit: Audit) -> Table:
+    """Return the table of the base's own answers."""
     columns = ["agreed", "95 % interval", "nats per token lost", "95 % interval of it", "prompts", "tokens"]
     made = table("the base's own answers, read token by token", "to", "model", *columns, numbers=columns)
     for one in audit.own_answers:
         for label, own in one.models.items():
-            shown = "healed" if label == PRUNED and audit.heal_sha256 else label
             agreed, lost = own.agreed_interval, own.interval
             made.add_row(
-                one.task, shown, percent(own.agreed), percent_interval(agreed) if agreed else "", f"{own.nats:.3f}",
-                f"{lost[0]:.3f} … {lost[1]:.3f}" if lost else "", str(len(one.fingerprints)), str(one.tokens),
+                one.task, _model(audit, label), percent(own.agreed), percent_interval(agreed) if agreed else "",
+                f"{own.nats:.3f}", f"{lost[0]:.3f} … {lost[1]:.3f}" if lost else "", str(len(one.fingerprints)),
+                str(one.tokens),
             )  # fmt: skip
-    return [made]
+    return made
 
 
-def _speed(audit: Audit) -> list[str]:
-    if audit.speed is None:
-        return []
-    base, pruned = audit.speed.base, audit.speed.pruned
-    changes = (f"{name.replace('_', ' ')} {_change(base[name], pruned[name])}" for name in base if name in pruned)
-    return [f"speed on {audit.speed.device}, {audit.speed.dtype}: {', '.join(changes)}"]
-
-
-def _change(before: MeasuredSpeed, after: MeasuredSpeed) -> str:
-    return f"{before.median:.4g} -> {after.median:.4g} ({percent_change(after.median / before.median - 1)})"
+def _model(audit: Audit, label: str) -> str:
+    return "healed" if label == PRUNED and audit.heal_sha256 else label
 
 
 # ``layerprune verify``.
@@ -209,17 +210,40 @@ WRONG = 1  # exit code when the folder is not what it says it is; 2 is kept for 
 @opt.options(VerifyConfig)
 @click.option("--digests", is_flag=True, help="Print the sha256 of each document, to compare with the publisher's.")
 @pass_console
-def verify(console: Console, folder: Path, digests: bool, **options: Any) -> None:
+def verify(console: Console, folder: Path, digests: bool, **options: Any) -> Iterator[Table | str]:
     """Check that FOLDER is what export and audit left: every hash and figure; exit code 1 when something is wrong."""
-    from layerprune import api
-    from layerprune.cli.tables import verified
-
-    told = opt.given(options)
-    found = api.verify(folder, progress=console.progress, **told)
-    for line in verified(folder, found, "rerun" in told, digests):
-        console.print(line)
+    found = api.verify(folder, progress=console.progress, **options)
+    yield from verified(folder, found, "rerun" in options, digests)
     if not found.ok:
         click.get_current_context().exit(WRONG)
+
+
+def verified(folder: Path, found: Verification, rerun: bool, digests: bool) -> Iterator[str]:
+    """Yield every problem on its own line, or one line that all is in order; digests last where asked for."""
+    repeated = found.repeated
+    problems = [*found.problems, *(repeated.problems if repeated else ())]
+    for problem in problems:
+        yield f"problem: {problem}"
+    if rerun and repeated is None:
+        yield "no item was asked again: what the documents say does not hold together as it is"
+    if problems:
+        yield f"{folder} is NOT what its documents say: {len(problems)} problem{'s' * (len(problems) > 1)}"
+    else:
+        audited = "audited" if found.audited else "not audited yet"
+        again = f"; {_again(repeated)}" if repeated else ""
+        yield f"{folder} is as it was left: {found.files} files, {in_words(found.bytes)}, {audited}{again}"
+    if digests:
+        for name, digest in found.digests.items():
+            yield f"{name} sha256 {digest}"
+
+
+def _again(repeated: RerunResult) -> str:
+    said = f"{repeated.items} items asked again, {repeated.same_decisions} of {2 * repeated.items} decisions the same"
+    if repeated.largest_change is not None:
+        said += f", largest change of a gold answer's probability {repeated.largest_change:.2g}"
+    if repeated.unexplained:
+        said += f", {repeated.unexplained} items left out that only the compared plans can explain"
+    return said
 
 
 # ``layerprune push``.
@@ -238,18 +262,17 @@ def verify(console: Console, folder: Path, digests: bool, **options: Any) -> Non
 @click.argument("repo")
 @opt.options(PushConfig)
 @pass_console
-def push(console: Console, folder: Path, repo: str, **options: Any) -> None:
+def push(console: Console, folder: Path, repo: str, **options: Any) -> Iterator[Table | str]:
     """Verify FOLDER and send weights, card, audit and report to REPO (owner/name) on the Hub.
 
     The token is the one that huggingface_hub finds (hf auth login, or HF_TOKEN).
     """
-    from layerprune import api
     from layerprune.hub import REPLACED
 
-    sent = api.push(folder, repo, progress=console.progress, **opt.given(options))
+    sent = api.push(folder, repo, progress=console.progress, **options)
     if sent.url is None:
         for name, size in sent.files.items():
-            console.print(f"{in_words(size):>9}  {name}")
-        console.print(f"deleted from the repo, where it has others: {', '.join(REPLACED)}")
+            yield f"{in_words(size):>9}  {name}"
+        yield f"deleted from the repo, where it has others: {', '.join(REPLACED)}"
     where = f"pushed to {sent.repo}: {sent.url}" if sent.url else f"would go to {sent.repo}"
-    console.print(f"{len(sent.files)} files, {in_words(sent.bytes)} {where}")
+    yield f"{len(sent.files)} files, {in_words(sent.bytes)} {where}"

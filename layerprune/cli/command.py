@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import os
+import pkgutil
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -17,8 +17,9 @@ import click
 
 from layerprune import __version__
 from layerprune.cli.console import Console
-from layerprune.config import MISSING, Config, Flag, Kind, List, Option, Text, declared, default_of
+from layerprune.config import MISSING, Config, Option, declared
 from layerprune.errors import LayerpruneError, did_you_mean, one_line
+from layerprune.option_types import OptionType
 
 # The ``layerprune`` command: names and one-line helps of its subcommands, each imported only when it is called.
 
@@ -50,8 +51,7 @@ class App(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][1].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = pkgutil.resolve_name(COMMANDS[cmd_name][1])
         assert isinstance(command, click.Command)
         return command
 
@@ -86,35 +86,24 @@ def app() -> None:
 # A subcommand of ``layerprune``: examples in its help, -v/-q, faults in one line.
 
 
-VERBOSITY = "layerprune.verbosity"
-
 pass_console = click.make_pass_decorator(Console)
 
 
-def _loudness(step: int) -> Any:
-    def remember(ctx: click.Context, param: click.Parameter, count: int) -> None:
-        ctx.meta[VERBOSITY] = ctx.meta.get(VERBOSITY, 0) + step * count
-
-    return remember
-
-
 class Verb(click.Command):
-    """A click command with ``examples`` (whole command lines) and a word on how to go on after Ctrl-C."""
+    """A click command with ``examples`` (whole command lines) and a word on how to go on after Ctrl-C.
+
+    Its function is called with what was given alone, so that an option that was not keeps its one default, in the
+    Config. It yields what to print, or prints by itself.
+    """
 
     def __init__(self, *args: Any, examples: Iterable[str], after_interrupt: str = "nothing was written", **kw: Any):
         super().__init__(*args, **kw)
         self.examples = tuple(examples)
         self.after_interrupt = after_interrupt
         self.params += [
-            click.Option(
-                ["-v", "--verbose"], count=True, expose_value=False, callback=_loudness(1),
-                help="Show what libraries log; twice: also tracebacks.",
-            ),
-            click.Option(
-                ["-q", "--quiet"], count=True, expose_value=False, callback=_loudness(-1),
-                help="Show no progress, only results and errors.",
-            ),
-        ]  # fmt: skip
+            click.Option(["-v", "--verbose"], count=True, help="Show what libraries log; twice: also tracebacks."),
+            click.Option(["-q", "--quiet"], count=True, help="Show no progress, only results and errors."),
+        ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with in_one_line():
@@ -125,12 +114,14 @@ class Verb(click.Command):
             for example in self.examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
-    def invoke(self, ctx: click.Context) -> Any:
-        verbosity = ctx.meta.get(VERBOSITY, 0)
-        ctx.obj = Console(verbosity)
+    def invoke(self, ctx: click.Context) -> None:
+        verbosity = ctx.params.pop("verbose") - ctx.params.pop("quiet")
+        ctx.obj = console = Console(verbosity)
+        ctx.params = {name: value for name, value in ctx.params.items() if value is not None and value != ()}
         try:
             with quiet_libraries(verbosity < 1):
-                return super().invoke(ctx)
+                for part in super().invoke(ctx) or ():
+                    console.print(part)
         except BrokenPipeError:
             raise  # `layerprune metrics | head`: click ends quietly
         except (LayerpruneError, OSError) as error:  # an OSError is the machine's fault or the path's: no traceback
@@ -149,60 +140,46 @@ FOLDER, FILE = click.Path(path_type=Path, file_okay=False), click.Path(path_type
 
 
 class Value(click.ParamType):
-    """What a kind of option reads from the command line."""
+    """What a type of option reads from the command line."""
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.name = kind.metavar or "value"
+    def __init__(self, type: OptionType) -> None:
+        self.type = type
+        self.name = type.metavar or "value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return self.kind.read(value)
+            return self.type.read(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
 def options(config: type[Config], without: Collection[str] = ()) -> Decorator:
     """Return a decorator that adds an option for each field of ``config`` that declares one."""
-    made = [_made(config, name, one) for name, one in declared(config).items() if name not in without]
+    made = [_made(name, one) for name, one in declared(config).items() if name not in without]
     return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(made), function)
 
 
-def flag_of(name: str, one: Option) -> str:
-    """Return how an option is written on the command line: ``--max-drop``."""
-    return one.flag or f"--{name.replace('_', '-')}"
-
-
-def _made(config: type[Config], name: str, one: Option) -> Decorator:
-    flag, standard = flag_of(name, one), default_of(config, name)
-    told = {"help": one.help + _default(one, standard), "default": None, "required": standard is MISSING}
-    if isinstance(one.kind, Flag) and not one.kind.optional:
-        names = f"{flag}/--no-{flag[2:]}" if one.kind.negative else flag
-        return click.option(names, name, is_flag=True, **told)
-    if getattr(one.kind, "optional", False):
+def _made(name: str, one: Option) -> Decorator:
+    flag = one.flag or f"--{name.replace('_', '-')}"
+    told: dict[str, Any] = {"help": one.help + _default(one), "default": None, "required": one.value is MISSING}
+    if one.type.optional:
         told |= {"is_flag": False, "flag_value": "true"}
-    return click.option(flag, name, type=Value(one.kind), metavar=one.kind.metavar, multiple=one.many, **told)
+    elif one.type.is_flag:
+        return click.option(f"{flag}/--no-{flag[2:]}" if one.type.negative else flag, name, is_flag=True, **told)
+    return click.option(flag, name, type=Value(one.type), metavar=one.type.metavar, multiple=one.many, **told)
 
 
-def _default(one: Option, standard: Any) -> str:
+def _default(one: Option) -> str:
     if one.default is not None:
         return f" Default: {one.default}."
-    if isinstance(one.kind, Flag):
-        return f" Default: {'yes' if standard else 'no'}." if one.kind.negative else ""
-    return "" if standard in (None, (), MISSING) else f" Default: {standard}."
-
-
-names = Value(List(Text()))
+    if one.type.is_flag:
+        return f" Default: {'yes' if one.value else 'no'}." if one.type.negative else ""
+    return "" if one.value in (None, (), MISSING) else f" Default: {one.value}."
 
 
 def output(what: str) -> Decorator:
     """Return the ``-o`` option; ``what`` says what is written there."""
     return click.option("-o", "--output", type=FOLDER, required=True, metavar="DIR", help=what)
-
-
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, so that what was not keeps its one default, in the Config."""
-    return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 # How a fault reaches whoever typed the command: one line on stderr, exit code 2; 130 after Ctrl-C.

@@ -1,10 +1,10 @@
-"""Where commands print: results on stdout, progress and remarks on stderr."""
+"""Where commands print: results and tables on stdout, progress and remarks on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,6 +12,9 @@ from layerprune.util import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.table import Table
+
+    from layerprune.artifacts import Units
 
 
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe: nothing is cut off
@@ -22,18 +25,9 @@ class Console:
     """One command's output; ``verbosity`` is -1 for -q, 1 for -v, 2 for -vv."""
 
     def __init__(self, verbosity: int = 0) -> None:
-        self.verbosity = verbosity
-        self._progress: Progress | None = None
-
-    @property
-    def progress(self) -> Progress:
-        """Bars on a terminal, a line now and then in a log, nothing with -q."""
-        if self._progress is None:
-            if self.verbosity < 0:
-                self._progress = SILENT
-            else:
-                self._progress = BarProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
-        return self._progress
+        self.progress: Progress = SILENT  # bars on a terminal, a line now and then in a log, nothing with -q
+        if verbosity >= 0:
+            self.progress = BarProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
 
     def print(self, *what: Any) -> None:
         """Print results: text as it is, tables without cutting figures off, on however narrow a terminal."""
@@ -56,6 +50,31 @@ def _needed_width(what: Any) -> int:
     return Measurement.get(wide, wide.options, what).maximum
 
 
+def table(
+    title: str,
+    *columns: str,
+    numbers: Iterable[str] = (),
+    wrapped: Iterable[str] = (),
+    rows: Iterable[Iterable[str]] = (),
+) -> Table:
+    """Return a table; columns in ``numbers`` are flush right, those in ``wrapped`` may take several lines."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    flush, long = set(numbers), set(wrapped)
+    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in flush else "left", no_wrap=column not in long)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def names(units: Units) -> str:
+    """Return units as people write them: ``3, 4``."""
+    return ", ".join(str(unit) for unit in units)
+
+
 class PlainProgress:
     """Progress for log files and pipes: one line every ten seconds, and one when a long or outermost task ends."""
 
@@ -72,7 +91,7 @@ class PlainProgress:
             nonlocal done
             done += amount
             if self.clock() - self._spoken >= self.every:
-                self._say(f"{description}: {state(done, total, self.clock() - start, unit)}")
+                self.note(f"{description}: {state(done, total, self.clock() - start, unit)}")
 
         self._open += 1
         try:
@@ -82,14 +101,11 @@ class PlainProgress:
         took = self.clock() - start
         if self._open == 0 or took >= self.every:
             what = amount_done(done, total, unit) if done or total else "done"
-            self._say(f"{description}: {what} in {duration(took)}")
+            self.note(f"{description}: {what} in {duration(took)}")
 
     def note(self, message: str) -> None:
-        self._say(message)
-
-    def _say(self, line: str) -> None:
         self._spoken = self.clock()
-        print(line, file=self.stream, flush=True)
+        print(message, file=self.stream, flush=True)
 
 
 class BarProgress:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerprune.artifacts import Recipe, StudyRecipe
+from layerprune import api
+from layerprune.artifacts import StudyRecipe
 from layerprune.cli import command as opt
-from layerprune.cli import tables
-from layerprune.cli.checkpoint import audited
+from layerprune.cli.checkpoint import audited, healed
 from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console
-from layerprune.cli.plan import CONTINUE, refuse_to_replace
-from layerprune.cli.tables import healed
+from layerprune.cli.plan import CONTINUE, planned, refuse_to_replace
 from layerprune.config import PruneConfig, StudyConfig
 from layerprune.files import locked
-from layerprune.recipes import Finished, run_recipe, run_study
-from layerprune.util import Progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from layerprune.recipes import Finished
+
+AGAIN = "run the same command again: finished steps are kept"
+
 
 # ``layerprune run``.
 
 
 @click.command(
     cls=Verb,
-    after_interrupt="run the same command again: finished steps are kept",
+    after_interrupt=AGAIN,
     examples=[
         "layerprune run quickstart -o quickstart/",
         "layerprune run recipes/quickstart.yaml --set model=/models/mine --set plan.drop=25% -o mine/",
@@ -35,36 +41,31 @@ from layerprune.util import Progress
 @opt.output("Run folder: a new one, or one that this recipe has begun.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one key; may be repeated.")
 @pass_console
-def run(console: Console, recipe: str, output: Path, changes: tuple[str, ...]) -> None:
+def run(console: Console, recipe: str, output: Path, changes: tuple[str, ...] = ()) -> Iterator[Table | str]:
     """Do what RECIPE says: score, plan, export, heal and audit, or a study; run again, it goes on.
 
     RECIPE is a YAML file, or the name of one that is shipped: quickstart, cosine-baseline, paper-ablation, study.
     """
-    from layerprune.recipes import find_recipe, read_recipe
+    from layerprune.analysis import verdict_of
+    from layerprune.recipes import find_recipe, read_recipe, run_recipe, run_study
 
-    parts, names = ran(read_recipe(find_recipe(recipe), changes), output, console.progress)
-    for part in parts:
-        console.print(part)
-    console.print(f"written: {', '.join(str(output / name) for name in names)}")
-
-
-# What a recipe's run says at its end.
-
-
-def ran(recipe: Recipe | StudyRecipe, output: Path, progress: Progress) -> tuple[list[Any], list[str]]:
-    """Run a recipe of either kind; return what to print, and the names of what was written."""
-    if isinstance(recipe, StudyRecipe):
-        from layerprune.analysis import verdict_of
-
-        return [verdict_of(run_study(recipe, output, progress=progress))], ["study.html", "study.json"]
-    done = run_recipe(recipe, output, progress=progress)
-    return finished(done), ["scores.json", "plan.json", "checkpoint", *(["healed"] if done.heal else [])]
+    read = read_recipe(find_recipe(recipe), changes)
+    if isinstance(read, StudyRecipe):
+        yield verdict_of(run_study(read, output, progress=console.progress))
+        written = ["study.html", "study.json"]
+    else:
+        done = run_recipe(read, output, progress=console.progress)
+        yield from finished(done)
+        written = ["scores.json", "plan.json", "checkpoint", *(["healed"] if done.heal else [])]
+    yield f"written: {', '.join(str(output / name) for name in written)}"
 
 
-def finished(done: Finished) -> list[Any]:
-    """Return what to print of a run that is done."""
-    work = healed(done.heal) if done.heal else []
-    return [*tables.planned(done.scores, done.plan), *work, *audited(done.audit)]
+def finished(done: Finished) -> Iterator[Table | str]:
+    """Yield what to print of a run that is done."""
+    yield from planned(done.scores, done.plan)
+    if done.heal:
+        yield from healed(done.heal)
+    yield from audited(done.audit)
 
 
 # ``layerprune prune``.
@@ -72,7 +73,7 @@ def finished(done: Finished) -> list[Any]:
 
 @click.command(
     cls=Verb,
-    after_interrupt="run the same command again: finished steps are kept",
+    after_interrupt=AGAIN,
     examples=[
         "layerprune prune MODEL --tasks arc_easy,hellaswag --drop 20% -o smaller/",
         "layerprune prune MODEL --tasks arc_easy,piqa --drop 6 --heal linear --corpus builtin -o smaller/",
@@ -82,17 +83,14 @@ def finished(done: Finished) -> list[Any]:
 @opt.options(PruneConfig, without=("front",))
 @opt.output("Folder to make for the smaller model; the documents on the way lie beside it, in DIR.run.")
 @pass_console
-def prune(console: Console, model: str, output: Path, **options: Any) -> None:
+def prune(console: Console, model: str, output: Path, **options: Any) -> Iterator[Table | str]:
     """Make a smaller MODEL (a folder or a Hub id) in one go: plan, export, heal where --heal says how, and audit.
 
     One of --drop, --target-params, --target-bytes, --target-speedup and --max-drop says how far to go.
     """
-    from layerprune import api
-
-    done = api.prune(model, output, progress=console.progress, **opt.given(options))
-    for part in finished(done):
-        console.print(part)
-    console.print(f"written: {output}; on the way: {done.folder}")
+    done = api.prune(model, output, progress=console.progress, **options)
+    yield from finished(done)
+    yield f"written: {output}; on the way: {done.folder}"
 
 
 # ``layerprune study``.
@@ -111,13 +109,12 @@ def prune(console: Console, model: str, output: Path, **options: Any) -> None:
 @opt.output("Folder that gets study.html, study.json, tables (CSV) and plots (SVG).")
 @click.option("--force", is_flag=True, help="Replace a study that is already there.")
 @pass_console
-def study(console: Console, model: str, output: Path, force: bool, **options: Any) -> None:
+def study(console: Console, model: str, output: Path, force: bool, **options: Any) -> Iterator[Table | str]:
     """Ask the paper's questions (arXiv:2605.14075) of MODEL: which metric knows which of its layers matter."""
-    from layerprune import api
     from layerprune.analysis import verdict_of
 
     with locked(output, model):
         refuse_to_replace(output / "study.json", force)
-        found = api.study(model, output, progress=console.progress, **opt.given(options))
-    console.print(verdict_of(found))
-    console.print(f"written: {output / 'study.html'}, {output / 'study.json'}")
+        found = api.study(model, output, progress=console.progress, **options)
+    yield verdict_of(found)
+    yield f"written: {output / 'study.html'}, {output / 'study.json'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 # ``{"prompt": ..., "completion": ...}`` (strings or messages).
 
 
-SUFFIXES = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 PARAGRAPHS = "\n\n"
 BUILTIN = "builtin"
 FORMS = "'text', 'messages', or 'prompt' and 'completion'"
@@ -56,9 +57,9 @@ def read_documents(source: str) -> tuple[str, list[TextDocument]]:
     ``owner/name:split``. Raises ``UsageError`` naming file and record.
     """
     files = find_source(source)
-    if files is None:
-        return source, _from_hub(source)
-    return (BUILTIN if source == BUILTIN else Path(source).name), _from_files(files)
+    name = source if files is None or source == BUILTIN else Path(source).name
+    places = [(source, _hub_rows(source))] if files is None else ((str(file), _rows(file)) for file in files)
+    return name, [_document(row, f"{place}, record {n}") for place, rows in places for n, row in enumerate(rows, 1)]
 
 
 def find_source(source: str) -> list[Path] | None:
@@ -80,85 +81,59 @@ def find_source(source: str) -> list[Path] | None:
     return None
 
 
-def _from_files(files: Iterable[Path]) -> list[TextDocument]:
-    found: list[TextDocument] = []
-    for file in files:
-        kind = SUFFIXES[file.suffix]
-        if kind == "text":
-            try:
-                content = file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
-            found += [TextDocument(text=part) for part in _parts(content)]
-        else:
-            rows = enumerate(_rows(file, kind), 1)
-            found += [_document(record, f"{file}, record {number}") for number, record in rows]
-    return found
+def _rows(file: Path) -> list[Any]:
+    """Return the records of a file; a plain text is one document a paragraph.
 
-
-def _parts(content: str) -> list[str]:
-    """A plain text is one document a paragraph: what is held out must not be the whole of a file."""
-    return [part.strip() for part in content.split(PARAGRAPHS) if part.strip()]
-
-
-def _rows(file: Path, kind: str) -> Iterable[Mapping[str, Any]]:
-    import json
-
-    if kind == "parquet":
-        import pyarrow.parquet
-
-        try:
-            rows: list[Mapping[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
-        except (OSError, ValueError) as error:  # pyarrow's own errors are these two
-            raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
-        return rows
+    What is held out must not be the whole of a file.
+    """
     try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return pyarrow.parquet.read_table(file).to_pylist()
         content = file.read_text(encoding="utf-8")
-        # Not splitlines: a string in JSON may hold U+2028, U+2029 and U+0085 as they are.
-        return [json.loads(line) for line in content.split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
+        if file.suffix == ".jsonl":
+            # Not splitlines: a string in JSON may hold U+2028, U+2029 and U+0085 as they are.
+            return [json.loads(line) for line in content.split("\n") if line.strip()]
+        return [{"text": part.strip()} for part in content.split(PARAGRAPHS) if part.strip()]
+    except (OSError, ValueError) as error:  # pyarrow's own errors are these two
         raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
 
 
-def _from_hub(source: str) -> list[TextDocument]:
+def _hub_rows(source: str) -> Iterable[Any]:
     import datasets
 
     name, _, split = source.partition(":")
     try:
-        rows = datasets.load_dataset(name, split=split or "train")
+        return datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # datasets raises anything from FileNotFoundError to httpx errors
         raise UsageError(
             f"the corpus {source} is no file or folder here, and the Hub does not give it: {one_line(error)}"
         ) from error
-    return [_document(record, f"{source}, record {number}") for number, record in enumerate(rows, 1)]
 
 
 def _document(record: Any, where: str) -> TextDocument:
-    if isinstance(record, Mapping):
-        if isinstance(record.get("text"), str):
-            return TextDocument(text=record["text"])
-        if record.get("messages") is not None:
-            return TextDocument(messages=_messages(record["messages"], where))
-        if record.get("prompt") is not None and record.get("completion") is not None:
-            prompt, answer = record["prompt"], record["completion"]
-            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-            return TextDocument(messages=_messages([*asked, *said], where))
+    if not isinstance(record, Mapping):
+        raise UsageError(f"{where} is a {type(record).__name__}; expected an object with {FORMS}")
+    if isinstance(record.get("text"), str):
+        return TextDocument(text=record["text"])
+    messages, prompt, answer = (record.get(name) for name in ("messages", "prompt", "completion"))
+    if messages is None and (prompt is None or answer is None):
         known = ", ".join(map(str, record)) or "nothing"
         raise UsageError(f"{where} has the keys {known}; expected {FORMS}")
-    raise UsageError(f"{where} is a {type(record).__name__}; expected an object with {FORMS}")
-
-
-def _messages(value: Any, where: str) -> tuple[tuple[str, str], ...]:
     try:
-        found = tuple((str(entry["role"]), entry["content"]) for entry in value)
+        if messages is None:
+            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+            messages = [*asked, *said]
+        found = tuple((str(entry["role"]), entry["content"]) for entry in messages)
     except (TypeError, KeyError) as error:
         raise UsageError(f"{where}: messages are objects with role and content: {one_line(error)}") from error
     if not all(isinstance(content, str) for _, content in found):
         raise UsageError(f"{where}: a message's content is not text")
     if not any(role == "assistant" for role, _ in found):
         raise UsageError(f"{where}: no message has the role 'assistant', so there is no answer to learn")
-    return found
+    return TextDocument(messages=found)
 
 
 # Text as full windows of token ids: packed, so that there is no padding, with a mask of the tokens that count.
@@ -235,12 +210,6 @@ def pack(passages: Iterable[Passage], window: int) -> Windows:
     return Windows(found.ids[keep], found.counted[keep])
 
 
-def check_enough(windows: Windows, what: str, tokens: int) -> None:
-    """Raise ``UsageError`` when a text does not fill one window."""
-    if not len(windows):
-        raise UsageError(f"{what} has {tokens} tokens, not one full window; give more text or a smaller window")
-
-
 # From documents to a corpus: what audits ask is left out, a part is held out, the rest is packed into windows.
 
 
@@ -267,7 +236,7 @@ def build_corpus(
     seed: int = 0,
     items: Mapping[str, tuple[str, Mapping[str, str]]] | None = None,
 ) -> Corpus:
-    """Read ``source`` (see ``reading.read_documents``) and pack it for a model's tokenizer.
+    """Read ``source`` (see ``read_documents``) and pack it for a model's tokenizer.
 
     ``items``: audit items to look for, by task (split, text by fingerprint); documents that hold one are left out.
     The order of documents and the held-out part depend on nothing but the documents' hashes and ``seed``. Raises
@@ -278,17 +247,18 @@ def build_corpus(
     name, documents = read_documents(source)
     overlap, holders = find_overlap(documents, items or {})
     kept = [document for number, document in enumerate(documents) if number not in holders]
-    marked = sorted({_mark(document): document for document in kept}.items(), key=lambda entry: _place(entry[0], seed))
-    heldout = [(mark, document) for mark, document in marked if hash_share(mark, "held out") < HELD_OUT]
-    train = [(mark, document) for mark, document in marked if hash_share(mark, "held out") >= HELD_OUT]
+    by_mark = {hashlib.sha256(document.key().encode()).hexdigest(): document for document in kept}
+    order = sorted(by_mark, key=lambda mark: hash_share(mark, f"order {seed}"))
+    heldout = [mark for mark in order if hash_share(mark, "held out") < HELD_OUT]
+    train = [mark for mark in order if hash_share(mark, "held out") >= HELD_OUT]
     parts = [
-        pack_documents([document for _, document in part], tokenizer, window, f"{source}, {what}")
+        pack_documents([by_mark[mark] for mark in part], tokenizer, window, f"{source}, {what}")
         for part, what in ((train, "without what is held out,"), (heldout, "the held-out tenth,"))
     ]
     measured = parts[1].spread(HELDOUT_WINDOWS)
     ref = CorpusRef(
         source=name,
-        fingerprint=_fingerprint([mark for mark, _ in (*train, *heldout)]),
+        fingerprint=f"sha256:{hashlib.sha256(','.join([*train, *heldout]).encode()).hexdigest()}",
         documents=len(train),
         heldout_documents=len(heldout),
         dropped_documents=len(holders),
@@ -299,44 +269,27 @@ def build_corpus(
         counted=int(parts[0].counted.sum()),
         answers_only=any(document.text is None for document in kept),
     )
-    return Corpus(parts[0], measured, ref, tuple(document for _, document in train))
+    return Corpus(parts[0], measured, ref, tuple(by_mark[mark] for mark in train))
 
 
 def pack_documents(
     documents: Sequence[TextDocument], tokenizer: PreTrainedTokenizerBase, window: int, what: str
 ) -> Windows:
     """Tokenise documents and cut full windows; ``UsageError``, naming ``what``, where they do not fill one."""
-    passages = [_passage(document, tokenizer) for document in documents]
+    # As lm-eval has it: beginning of text, else end of text, stands before a text.
+    head = next((mark for mark in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(mark, int)), None)
+    passages = []
+    for document in documents:
+        if document.text is None:
+            passages.append(chat_passage(tokenizer, document.messages))
+        else:
+            ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            passages.append(Passage.of_text(ids, head))
     made = pack(passages, window)
-    check_enough(made, what, sum(len(passage.ids) for passage in passages))
+    if not len(made):
+        tokens = sum(len(passage.ids) for passage in passages)
+        raise UsageError(f"{what} has {tokens} tokens, not one full window; give more text or a smaller window")
     return made
-
-
-def _passage(document: TextDocument, tokenizer: PreTrainedTokenizerBase) -> Passage:
-    if document.text is None:
-        return chat_passage(tokenizer, document.messages)
-    ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-    return Passage.of_text(ids, _head(tokenizer))
-
-
-def _head(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token that stands before a text: as lm-eval has it, beginning of text, else end of text."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if isinstance(token, int):
-            return token
-    return None
-
-
-def _mark(document: TextDocument) -> str:
-    return hashlib.sha256(document.key().encode()).hexdigest()
-
-
-def _place(mark: str, seed: int) -> float:
-    return hash_share(mark, f"order {seed}")
-
-
-def _fingerprint(marks: Sequence[str]) -> str:
-    return f"sha256:{hashlib.sha256(','.join(marks).encode()).hexdigest()}"
 
 
 # A chat as the model's own template renders it, with the assistant's tokens marked.
@@ -410,7 +363,7 @@ def find_overlap(
     holders: set[int] = set()
     for number, document in enumerate(documents):
         words = _words(document.words)
-        for task, mark in _hits(words, lengths, owners):
+        for task, mark in (hit for size in lengths for gram in _grams(words, size) for hit in owners.get(gram, ())):
             found[task].add(mark)
             holders.add(number)
     overlap = {
@@ -418,14 +371,6 @@ def find_overlap(
         for task, (split, texts) in items.items()
     }
     return overlap, frozenset(holders)
-
-
-def _hits(
-    words: Sequence[str], lengths: Iterable[int], owners: Mapping[int, list[tuple[str, str]]]
-) -> Iterator[tuple[str, str]]:
-    for size in lengths:
-        for gram in _grams(words, size):
-            yield from owners.get(gram, ())
 
 
 def _words(text: str) -> list[str]:

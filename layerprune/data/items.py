@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from layerprune.artifacts import OWN_ANSWER, PLAIN, Prompting, TaskData
 from layerprune.errors import TaskError
-
-# Benchmark items as data: what to ask a model, and how its answers are judged.
 
 
 @dataclass(frozen=True)
@@ -23,24 +21,17 @@ class Request:
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
-    """One text to generate: an lm-eval generate_until instance."""
-
-    instance: Any
-
-
-@dataclass(frozen=True)
 class Query:
     """One lm-eval instance. The log-likelihoods of a rolling query's parts (its windows) add up."""
 
     parts: tuple[Request, ...] = ()
     rolling: bool = False
-    generation: GenerationRequest | None = None
+    generation: Any = None  # one text to generate: an lm-eval generate_until instance
     counted: bool = False  # wanted is how many tokens are greedy, not whether all are
 
     def asked(self) -> list[Any]:
         """Return what the model is given, as JSON."""
-        given = [str(part) for part in self.generation.instance.args] if self.generation is not None else []
+        given = [str(part) for part in self.generation.args] if self.generation is not None else []
         return [self.rolling, [[part.scored, *part.tokens] for part in self.parts], given]
 
 
@@ -73,10 +64,8 @@ class EvalItem:
     content: str = ""  # stands for the whole document: what judging may read and no question shows
 
 
-class Judge(Protocol):
-    """Turns a task's answers into verdicts; lm-eval's own processing behind it."""
-
-    def __call__(self, item: EvalItem, answers: Sequence[Answer]) -> Verdict: ...
+# Turns a task's answers into verdicts; lm-eval's own processing behind it.
+Judge = Callable[[EvalItem, Sequence[Answer]], Verdict]
 
 
 @dataclass(frozen=True)
@@ -248,9 +237,18 @@ def encode(instance: Any, encoder: Encoder) -> Query:
         case "loglikelihood":
             return Query((_pair(*instance.args, encoder),))
         case "loglikelihood_rolling":
-            return Query(tuple(_windows(instance.args[0], encoder)), rolling=True)
+            from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+            windows = get_rolling_token_windows(
+                token_list=encoder.tok_encode(instance.args[0]),
+                prefix_token=encoder.prefix_token_id,
+                max_seq_len=encoder.max_length,
+                context_len=1,
+            )
+            parts = (_cut(*make_disjoint_window(window), encoder.max_length) for window in windows)
+            return Query(tuple(parts), rolling=True)
         case "generate_until":
-            return Query(generation=GenerationRequest(instance))
+            return Query(generation=instance)
     kind = instance.request_type
     raise TaskError(f"the task {instance.task_name!r} asks for {kind!r}, which layerprune cannot score")
 
@@ -264,18 +262,6 @@ def _pair(context: str, continuation: str, encoder: Encoder) -> Request:
     else:
         given, asked = encoder._encode_pair(context, continuation)
     return _cut(given, asked, encoder.max_length)
-
-
-def _windows(text: str, encoder: Encoder) -> list[Request]:
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    windows = get_rolling_token_windows(
-        token_list=encoder.tok_encode(text),
-        prefix_token=encoder.prefix_token_id,
-        max_seq_len=encoder.max_length,
-        context_len=1,
-    )
-    return [_cut(*make_disjoint_window(window), encoder.max_length) for window in windows]
 
 
 def _cut(given: Sequence[int], asked: Sequence[int], max_length: int) -> Request:

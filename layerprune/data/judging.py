@@ -52,36 +52,29 @@ class LmEvalJudge:
             raise TaskError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
         if value not in (0, 1):
             raise TaskError(f"task {self.task.config.task!r}: {self.metric} of one item is {value!r}; needed is 0 or 1")
-        doc = instances[0].doc
-        return Verdict(bool(value), self._gold_probability(doc, answers), self._margin(doc, answers))
+        return Verdict(bool(value), *self._gold_figures(instances[0].doc, answers))
 
-    def _gold_probability(self, doc: Any, answers: Sequence[Answer]) -> float | None:
+    def _gold_figures(self, doc: Any, answers: Sequence[Answer]) -> tuple[float | None, float | None]:
+        """Return the gold answer's probability, and by how much the best gold answer leads the best wrong one.
+
+        The lead is positive where the accuracy says right; it is in nats per character of the answer where the
+        accuracy is acc_norm, which compares those, else in nats.
+        """
         kind = self.task.OUTPUT_TYPE
         if kind == "loglikelihood":
-            return math.exp(answers[0][0])  # type: ignore[index]
+            return math.exp(answers[0][0]), None  # type: ignore[index]
         if kind != "multiple_choice":
-            return None
-        count = len(choices_of(self.task, doc))
-        logs = [answer[0] for answer in answers[:count]]  # type: ignore[index]
+            return None, None
+        choices, gold = choices_of(self.task, doc), gold_of(self.task, doc)
+        logs = [answer[0] for answer in answers[: len(choices)]]  # type: ignore[index]
         top = max(logs)
         weights = [math.exp(value - top) for value in logs]
-        gold = gold_of(self.task, doc)
-        return sum(weights[g] for g in gold) / sum(weights) if gold else None  # none: the task judges by itself
-
-    def _margin(self, doc: Any, answers: Sequence[Answer]) -> float | None:
-        """Return by how much the best gold answer leads the best wrong one: positive where the accuracy says right.
-
-        In nats per character of the answer where the accuracy is acc_norm, which compares those, else in nats.
-        """
-        if self.task.OUTPUT_TYPE != "multiple_choice":
-            return None
-        choices, gold = choices_of(self.task, doc), set(gold_of(self.task, doc))
-        logs = [answer[0] for answer in answers[: len(choices)]]  # type: ignore[index]
+        probability = sum(weights[g] for g in gold) / sum(weights) if gold else None  # none: the task judges by itself
         if self.metric == "acc_norm":
             logs = [value / len(choice) for value, choice in zip(logs, choices, strict=True)]
         right = [value for number, value in enumerate(logs) if number in gold]
         wrong = [value for number, value in enumerate(logs) if number not in gold]
-        return max(right) - max(wrong) if right and wrong else None
+        return probability, max(right) - max(wrong) if right and wrong else None
 
 
 def accuracy_of(task: Any, *, ungraded: bool = False) -> str:

@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch  # lends an object another method for a while, and puts its own back
 
 from layerprune.artifacts import PLAIN, Prompting
 from layerprune.config import PromptOptions
-from layerprune.data.items import (
-    Encoder,
-    EvalItem,
-    EvalSet,
-    EvalTask,
-    Request,
-    Verdict,
-    encode,
-    fingerprint,
-    hash_share,
-)
+from layerprune.data.items import Encoder, EvalItem, EvalSet, EvalTask, encode, fingerprint, hash_share
 from layerprune.data.judging import LmEvalJudge, answerable, chance_of, content_of, definition_of
 from layerprune.errors import TaskError, UsageError, did_you_mean, one_line
-
-# lm-eval tasks as items: built once, split into what may select and what may evaluate, judged by lm-eval itself.
-
-
-__all__ = [
-    "EvalItem",
-    "EvalSet",
-    "EvalTask",
-    "Request",
-    "Verdict",
-    "asked_prompting",
-    "check_turns",
-    "item_texts",
-    "load_eval_set",
-    "prompting_of",
-]
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that prompts agree with its published numbers
 
 Use = Literal["selection", "evaluation"]
+PromptArguments = tuple[dict[str, Any], dict[str, Any]]  # see ``prompt_options``
 
 
 def load_eval_set(
@@ -74,15 +48,38 @@ def load_eval_set(
     """
     if limit is not None and limit < 1:
         raise TaskError(f"the limit is {limit} items; it must be at least 1")
-    prompts = Prompts.of(prompting, encoder)
+    prompts = prompt_options(prompting, encoder)
+    found = {}
     tasks = load_tasks(names, include_path, data_dir)
     with templates_compiled_once():
-        return EvalSet(
-            {
-                name: _build(name, task, prompts, use, limit, num_fewshot, seed, exclude, ungraded)
-                for name, task in tasks.items()
-            }
-        )
+        for name, task in tasks.items():
+            shots = _set_fewshot(task, num_fewshot)
+            judge = LmEvalJudge(task, ungraded=ungraded and task.OUTPUT_TYPE == "generate_until")
+            docs, split = _docs(task, use)
+            order: Iterable[int] = range(len(docs))
+            if use == "selection" and limit is not None:
+                order = sorted(random.Random(seed).sample(order, min(limit, len(docs))))
+            items: list[EvalItem] = []
+            excluded = 0
+            for index in order:
+                if limit is not None and len(items) == limit:
+                    break
+                mark = fingerprint(_texts(task, docs[index]))
+                if mark in exclude:
+                    excluded += 1
+                elif (item := _item(task, docs[index], index, mark, shots, encoder, prompts, use)) is not None:
+                    items.append(item)
+            if use == "selection":
+                # an order that has nothing to do with the content: racing looks at the first ones first
+                items.sort(key=lambda item: hash_share(item.fingerprint, "order"))
+            if not items:
+                seen = f"{len(docs)} in {split}, {excluded} already seen by the plan"
+                raise TaskError(f"task {name!r} has no items left for {use} ({seen})")
+            found[name] = EvalTask(
+                name, split, judge.metric, shots, tuple(items), judge, excluded=excluded, prompting=prompting,
+                definition=definition_of(task),
+            )  # fmt: skip
+    return EvalSet(found)
 
 
 def item_texts(
@@ -97,54 +94,19 @@ def item_texts(
     with templates_compiled_once():
         for name, task in tasks.items():
             docs, split = _docs(task, "evaluation")
-            found[name] = (split, {_fingerprint(task, doc): " ".join(map(str, _shown(task, doc))) for doc in docs})
+            texts = {}
+            for doc in docs:
+                question, choices, target = content = _texts(task, doc)
+                shown = [*(question if isinstance(question, list) else [question]), *(choices or [target])]
+                texts[fingerprint(content)] = " ".join(map(str, shown))
+            found[name] = (split, texts)
     return found
 
 
-def _shown(task: Any, doc: Any) -> list[Any]:
-    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else []
-    text, target = task.doc_to_text(doc), task.doc_to_target(doc)
-    return [*(text if isinstance(text, list) else [text]), *(choices or [target])]
-
-
-def _build(
-    name: str,
-    task: Any,
-    prompts: Prompts,
-    use: Use,
-    limit: int | None,
-    num_fewshot: int | None,
-    seed: int,
-    exclude: Collection[str],
-    ungraded: bool,
-) -> EvalTask:
-    shots = _set_fewshot(task, num_fewshot)
-    judge = LmEvalJudge(task, ungraded=ungraded and task.OUTPUT_TYPE == "generate_until")
-    docs, split = _docs(task, use)
-    items: list[EvalItem] = []
-    excluded = 0
-    order: Iterable[int] = range(len(docs))
-    if use == "selection" and limit is not None:
-        order = sorted(random.Random(seed).sample(range(len(docs)), min(limit, len(docs))))
-    for index in order:
-        if limit is not None and len(items) == limit:
-            break
-        doc = docs[index]
-        mark = _fingerprint(task, doc)
-        if mark in exclude:
-            excluded += 1
-        elif (item := _item(task, doc, index, mark, prompts, use)) is not None:
-            items.append(item)
-    if use == "selection":  # an order that has nothing to do with the content: racing looks at the first ones first
-        items.sort(key=lambda item: hash_share(item.fingerprint, "order"))
-    if not items:
-        raise TaskError(
-            f"task {name!r} has no items left for {use} ({len(docs)} in {split}, {excluded} already seen by the plan)"
-        )
-    return EvalTask(
-        name, split, judge.metric, shots, tuple(items), judge, excluded=excluded, prompting=prompts.prompting,
-        definition=definition_of(task),
-    )  # fmt: skip
+def _texts(task: Any, doc: Any) -> tuple[Any, list[Any] | None, Any]:
+    """Return the question, choices (None where it has none) and target of a document as the task renders them."""
+    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
+    return task.doc_to_text(doc), choices, task.doc_to_target(doc)
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None) -> int:
@@ -167,62 +129,50 @@ def _docs(task: Any, use: Use) -> tuple[list[Any], str]:
     if task.has_training_docs():
         return docs, str(name)
     wanted = use == "selection"  # no training split: one fixed half selects, the other evaluates
-    half = [doc for doc in docs if (hash_share(_fingerprint(task, doc), "half") < 0.5) is wanted]
+    half = [doc for doc in docs if (hash_share(fingerprint(_texts(task, doc)), "half") < 0.5) is wanted]
     return half, f"half of {name}"
 
 
-def _fingerprint(task: Any, doc: Any) -> str:
-    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
-    return fingerprint([task.doc_to_text(doc), choices, task.doc_to_target(doc)])
-
-
-def _item(task: Any, doc: Any, index: int, mark: str, prompts: Prompts, use: Use) -> EvalItem | None:
+def _item(
+    task: Any, doc: Any, index: int, mark: str, shots: int, encoder: Encoder, prompts: PromptArguments, use: Use
+) -> EvalItem | None:
     """Build one item; None for a selection item that stands among its own few-shot examples."""
-    shots = int(task.get_config("num_fewshot"))
-    shown: list[Any] = []
-    with _watched(task, doc if use == "selection" else None, shown):
+    with _examples(task, doc if use == "selection" else None) as shown:
         try:
-            context = task.fewshot_context(
-                doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc), **prompts.context
-            )
+            context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc), **prompts[0])
         except (IndexError, TypeError, AssertionError) as error:  # an example whose label is none of its choices
             what = f"task {task.config.task!r}: lm-eval cannot lay out an item with {shots} examples"
             raise TaskError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
     if use == "selection" and any(example == doc for example in shown):
         return None
-    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1), **prompts.requests)
+    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1), **prompts[1])
     instances = made if isinstance(made, list) else [made]
-    queries = tuple(encode(instance, prompts.encoder) for instance in instances)
+    queries = tuple(encode(instance, encoder) for instance in instances)
     return EvalItem(
         mark, chance_of(task, doc), queries, key=instances, answerable=answerable(task, doc), content=content_of(doc)
     )
 
 
-class _watched:
-    """While open, the task's few-shot sampler avoids ``doc`` where it can, and what it draws is noted in ``shown``.
+@contextmanager
+def _examples(task: Any, doc: Any) -> Iterator[list[Any]]:
+    """While open, the task's few-shot sampler avoids ``doc`` where it can; yields what it draws.
 
     lm-eval leaves the asked item out of its examples only when both come from the test split; selection items come
     from the training split, where the examples live.
     """
+    sampler, shown = getattr(task, "sampler", None), []
+    if sampler is None:
+        yield shown
+        return
+    draw = sampler.sample
 
-    def __init__(self, task: Any, doc: Any, shown: list[Any]) -> None:
-        self.sampler, self.doc, self.shown = getattr(task, "sampler", None), doc, shown
+    def sample(n: int, eval_doc: Any = None, **kwargs: Any) -> Any:
+        examples = draw(n, eval_doc=eval_doc if eval_doc is not None else doc, **kwargs)
+        shown.extend(examples)
+        return examples
 
-    def __enter__(self) -> None:
-        if self.sampler is None:
-            return
-        draw = self.sampler.sample
-
-        def sample(n: int, eval_doc: Any = None, **kwargs: Any) -> Any:
-            examples = draw(n, eval_doc=eval_doc if eval_doc is not None else self.doc, **kwargs)
-            self.shown.extend(examples)
-            return examples
-
-        self.sampler.sample = sample
-
-    def __exit__(self, *exc: object) -> None:
-        if self.sampler is not None:
-            del self.sampler.sample  # the instance attribute; the class's own method stands behind it
+    with patch.object(sampler, "sample", sample):
+        yield shown
 
 
 # Finding lm-eval tasks and their data: task and group names, extra YAML folders, data folders for offline machines.
@@ -260,15 +210,13 @@ def _manager(names: Sequence[str], include_path: list[str]) -> Any:
     return TaskManager(include_path=include_path or None)
 
 
-@contextmanager
-def _reading_from(data_dir: Path | None) -> Iterator[None]:
+def _reading_from(data_dir: Path | None) -> AbstractContextManager[Any]:
     """Let ``datasets.load_dataset('owner/name')`` read ``data_dir/owner/name`` where that folder exists.
 
     lm-eval's stock tasks name Hub datasets; a folder that mirrors those names serves them on a machine without the Hub.
     """
     if data_dir is None:
-        yield
-        return
+        return nullcontext()
     import datasets
 
     original = datasets.load_dataset
@@ -277,26 +225,17 @@ def _reading_from(data_dir: Path | None) -> Iterator[None]:
         local = Path(data_dir) / path
         return original(str(local) if local.is_dir() else path, *args, **kwargs)
 
-    datasets.load_dataset = load_dataset
-    try:
-        yield
-    finally:
-        datasets.load_dataset = original
+    return patch.object(datasets, "load_dataset", load_dataset)
 
 
-@contextmanager
-def templates_compiled_once() -> Iterator[None]:
+def templates_compiled_once() -> AbstractContextManager[Any]:
     """Let lm-eval keep its compiled templates while many documents are rendered.
 
     It compiles a task's templates again for every document, six times each: 12 s of CPU for the 2,376 of arc_easy.
     """
     from lm_eval.utils import env
 
-    env.from_string = functools.lru_cache(maxsize=256)(env.from_string)
-    try:
-        yield
-    finally:
-        del env.from_string  # the instance attribute; the class's own method stands behind it
+    return patch.object(env, "from_string", lru_cache(maxsize=256)(env.from_string))
 
 
 def _advice(error: BaseException) -> str:
@@ -311,39 +250,23 @@ def _advice(error: BaseException) -> str:
 
 
 def prompting_of(config: PromptOptions, default: Prompting = PLAIN) -> Prompting:
-    """Return the prompting that a command's options describe; see ``asked_prompting``."""
-    return asked_prompting(
-        config.apply_chat_template,
-        config.fewshot_as_multiturn,
-        config.system_instruction,
-        config.num_fewshot,
-        default=default,
-    )
-
-
-def asked_prompting(
-    apply_chat_template: bool | str | None = None,
-    fewshot_as_multiturn: bool | None = None,
-    system_instruction: str | None = None,
-    num_fewshot: int | None = None,
-    *,
-    default: Prompting = PLAIN,
-) -> Prompting:
-    """Return the prompting that options describe; nothing said keeps ``default``.
+    """Return the prompting that a command's options describe; nothing said keeps ``default``.
 
     As in lm-eval, examples are turns of their own under a chat template unless told otherwise. Raises ``UsageError``
     for turns without a chat template or without examples.
     """
-    if apply_chat_template is None and fewshot_as_multiturn is None and system_instruction is None:
+    asked = (config.apply_chat_template, config.fewshot_as_multiturn, config.system_instruction)
+    if all(value is None for value in asked):
         return default
-    chat = apply_chat_template or False
-    if fewshot_as_multiturn and not chat:
+    chat, turns = config.apply_chat_template or False, config.fewshot_as_multiturn
+    if turns and not chat:
         raise UsageError("--fewshot-as-multiturn makes turns of a chat; give --apply-chat-template too")
-    if fewshot_as_multiturn and num_fewshot == 0:
+    if turns and config.num_fewshot == 0:
         raise UsageError("--fewshot-as-multiturn needs examples, and --num-fewshot is 0; raise it, or leave one out")
-    multiturn = bool(chat) if fewshot_as_multiturn is None else fewshot_as_multiturn
     return Prompting(
-        apply_chat_template=chat, fewshot_as_multiturn=multiturn, system_instruction=system_instruction or None
+        apply_chat_template=chat,
+        fewshot_as_multiturn=bool(chat) if turns is None else turns,
+        system_instruction=config.system_instruction or None,
     )
 
 
@@ -355,62 +278,45 @@ def check_turns(fewshot_as_multiturn: bool | None, eval_set: EvalSet) -> None:
         raise UsageError(f"--fewshot-as-multiturn needs examples, and {names} {have} none: give --num-fewshot too")
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """A prompting with the tokenizer that carries it out."""
+def prompt_options(prompting: Prompting, encoder: Encoder) -> PromptArguments:
+    """Return what lm-eval's ``fewshot_context`` and ``construct_requests`` take so that a prompting is carried out.
 
-    prompting: Prompting
-    encoder: Encoder
-    template: Callable[..., str] | None  # renders a list of messages; None: plain text
-
-    @classmethod
-    def of(cls, prompting: Prompting, encoder: Encoder) -> Prompts:
-        """Find the chat template; raises ``UsageError`` where the tokenizer does not have it."""
-        if prompting.apply_chat_template is False:
-            return cls(prompting, encoder, None)
-        tokenizer: Any = encoder.tokenizer
-        known = getattr(tokenizer, "chat_template", None)
-        if not known:
-            raise UsageError(
-                "--apply-chat-template: the tokenizer has no chat template; leave it out, or add a chat_template.jinja "
-                "to the model's folder"
-            )
-        name = prompting.apply_chat_template
-        if name is True:
-            return cls(prompting, encoder, encoder.apply_chat_template)
-        names = sorted(known) if isinstance(known, dict) else []
-        if name not in names:
-            have = f"it has {', '.join(names)}" if names else "it has one, which needs no name"
-            raise UsageError(
-                f"--apply-chat-template: the tokenizer has no template named {name!r}; {have}."
-                f"{did_you_mean(str(name), names)}"
-            )
-        return cls(prompting, encoder, partial(_named, encoder, name))
-
-    @property
-    def context(self) -> dict[str, Any]:
-        """What ``fewshot_context`` takes; nothing for plain text, which every task class understands."""
-        if self.prompting == PLAIN:
-            return {}
-        return {
-            "system_instruction": self.prompting.system_instruction,
-            "apply_chat_template": self.template is not None,
-            "fewshot_as_multiturn": self.prompting.fewshot_as_multiturn,
-            "chat_template": self.template,
-        }
-
-    @property
-    def requests(self) -> dict[str, Any]:
-        """What ``construct_requests`` takes."""
-        return {} if self.template is None else {"apply_chat_template": True, "chat_template": self.template}
+    Nothing for plain text, which every task class understands. Raises ``UsageError`` where the tokenizer does not have
+    the chat template.
+    """
+    if prompting == PLAIN:
+        return {}, {}
+    asked = prompting.apply_chat_template
+    template = None if asked is False else _chat_template(asked, encoder)
+    chat = {"apply_chat_template": template is not None, "chat_template": template}
+    context = {
+        "system_instruction": prompting.system_instruction,
+        "fewshot_as_multiturn": prompting.fewshot_as_multiturn,
+    }
+    return context | chat, {} if template is None else chat
 
 
-def _named(encoder: Encoder, name: str, messages: list[dict[str, str]], **options: Any) -> str:
-    """Render a chat by one of a tokenizer's several templates."""
+def _chat_template(name: str | bool, encoder: Encoder) -> Callable[..., str]:
+    """Return what renders a list of messages by the tokenizer's template, or by one of several (``name``)."""
     tokenizer: Any = encoder.tokenizer
-    whole = tokenizer.chat_template
-    tokenizer.chat_template = whole[name]
-    try:
-        return encoder.apply_chat_template(messages, **options)
-    finally:
-        tokenizer.chat_template = whole
+    known = getattr(tokenizer, "chat_template", None)
+    if not known:
+        raise UsageError(
+            "--apply-chat-template: the tokenizer has no chat template; leave it out, or add a chat_template.jinja "
+            "to the model's folder"
+        )
+    if name is True:
+        return encoder.apply_chat_template
+    names = sorted(known) if isinstance(known, dict) else []
+    if name not in names:
+        have = f"it has {', '.join(names)}" if names else "it has one, which needs no name"
+        raise UsageError(
+            f"--apply-chat-template: the tokenizer has no template named {name!r}; {have}."
+            f"{did_you_mean(str(name), names)}"
+        )
+
+    def render(messages: list[dict[str, str]], **options: Any) -> str:
+        with patch.object(tokenizer, "chat_template", known[name]):
+            return encoder.apply_chat_template(messages, **options)
+
+    return render

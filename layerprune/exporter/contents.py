@@ -1,4 +1,7 @@
-"""What goes into the exported folder: the byte ranges of its weights, and the files beside them."""
+"""What goes into the exported folder: its config, the byte ranges of its weights, and the files beside them.
+
+The process that copies weights reads this module, so nothing here needs torch: what does runs apart, in ``proof``.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,91 @@ import fnmatch
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from layerprune.architecture import LayerMap
-from layerprune.architecture.config_fields import PACKED
 from layerprune.artifacts import Change, DroppedHeads
-from layerprune.checkpoint import Checkpoint, Tensor, contained
+from layerprune.checkpoint import Checkpoint, contained
 from layerprune.checkpoint.companions import companions
 from layerprune.checkpoint.writer import TensorPart
-from layerprune.errors import CheckpointError, RefusedError, one_line
+from layerprune.errors import CheckpointError, RefusedError
 from layerprune.files import listed
+from layerprune.removal import LayerMap, Removal, layer_of, packed_axis
+from layerprune.util import apart
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+# What the pruned model will be, read off the base's config and validated on the meta device; no weight is read.
+
+
+QUANTISATION_FIELDS = ("quantization_config", "compression_config", "quantization")  # of config.json; last: MLX's
+
+
+@dataclass(frozen=True)
+class PrunedConfig:
+    """The result before its weights."""
+
+    model_type: str
+    stack: str  # module path in memory, e.g. "model.layers"
+    sizes: Sequence[int]  # elements of each layer of the base in memory
+    parameters: Sequence[int]  # of the base and of the result
+    config: dict[str, Any]  # the new content of config.json
+    weights: Sequence[str]  # names of the base's in memory
+    sources: LayerMap
+
+    def plan_weights(self, checkpoint: Checkpoint) -> WeightPlan:
+        """Return which byte ranges of the base's checkpoint are written, and under which names."""
+        return plan_weights(checkpoint, find_disk_stack(checkpoint, self.stack, self.sizes), self.sources)
+
+    def rewritten(self, content: Any, checkpoint: Checkpoint | None) -> Any:
+        """Rewrite the rules in a quantisation config, by the module names in memory and in the checkpoint."""
+        from layerprune.exporter import quantisation
+
+        pairs = [(name, self.sources.renamed(name, self.stack)) for name in self.weights]
+        if checkpoint is not None:
+            pairs += self.plan_weights(checkpoint).names.items()
+        names = quantisation.module_names(pairs)
+        return quantisation.RuleRewriter(self.stack, self.sources, names).rewritten(content)
+
+
+def pruned_config(
+    folder: Path,
+    removal: Removal,
+    *,
+    checkpoint: Checkpoint | None = None,
+    name: str = "",
+    trust_remote_code: bool = False,
+) -> PrunedConfig:
+    """Return the blueprint of what a removal leaves of the model in ``folder``, of which only the config is read.
+
+    ``checkpoint``: its weights, whose names and shapes are held against the config, and whose modules quantisation
+    rules may name beside those in memory; ``name`` is what messages call it. Raises ``RefusedError`` for a removal
+    that cannot be represented exactly, ``ModelError`` for a config that transformers cannot build.
+    """
+    with TemporaryDirectory() as place:  # names of 50,000 tensors do not fit among a process's arguments
+        shapes = Path(place) / "shapes.json"
+        shapes.write_text(json.dumps({} if checkpoint is None else checkpoint.shapes), encoding="utf-8")
+        drawn = apart(
+            "layerprune.exporter.proof:draw", folder=str(folder), layers=list(removal.layers),
+            trust_remote_code=trust_remote_code, shapes=str(shapes), name=name or str(folder),
+        )  # fmt: skip
+    found = PrunedConfig(sources=LayerMap.after(removal, drawn.pop("depth")), **drawn)
+    for part in (found.config, *(value for value in found.config.values() if isinstance(value, dict))):
+        for key in QUANTISATION_FIELDS:
+            if removal and isinstance(part.get(key), dict):
+                part[key] = found.rewritten(part[key], checkpoint)
+    return found
+
+
+def dry_run(folder: Path, removal: Removal, *, trust_remote_code: bool = False) -> None:
+    """Raise ``RefusedError`` where ``export`` would refuse the removal before writing; seconds, no weights are read.
+
+    Beyond ``Architecture.check`` this builds base and result on the meta device and compares their layers.
+    """
+    checkpoint = Checkpoint.open(folder) if any(folder.glob("*.safetensors")) else None
+    pruned_config(folder, removal, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
 
 
 # Which byte ranges of the base make up the pruned checkpoint, and under which names. Works on the names on disk.
@@ -37,45 +108,25 @@ NUMBERED = re.compile(r"(?<![^.])(\d+)(?=\.)")
 
 
 @dataclass(frozen=True)
-class DiskStack:
-    """The decoder stack as the files name it: ``<prefix>.<layer>.<rest>``; the prefix may be empty."""
-
-    prefix: str
-    depth: int
-
-    def split(self, name: str) -> tuple[int, str] | None:
-        """Return layer and rest of a tensor of the stack, None for any other tensor."""
-        head = f"{self.prefix}." if self.prefix else ""
-        if not name.startswith(head):
-            return None
-        index, _, rest = name[len(head) :].partition(".")
-        return (int(index), rest) if index.isdigit() and rest else None
-
-    def name(self, layer: int, rest: str) -> str:
-        return f"{self.prefix}.{layer}.{rest}" if self.prefix else f"{layer}.{rest}"
-
-
-@dataclass(frozen=True)
 class WeightPlan:
     """What to write, in the order of the base's files, and what is left out."""
 
     parts: tuple[TensorPart, ...]
-    dropped: tuple[str, ...]
-    origin: Mapping[str, str]  # new name -> base name
-    heads: DroppedHeads | None = None  # multi-token-prediction heads among what is dropped
+    names: Mapping[str, str | None]  # base name -> new name, None where the tensor is left out
+    heads: DroppedHeads | None = None  # multi-token-prediction heads among what is left out
 
 
 @dataclass(frozen=True)
 class Weight:
     """The size of a checkpoint."""
 
-    parameters: int  # of the model in memory, see anatomy.counting
+    parameters: int  # of the model in memory, each counted once: see ``Architecture.parameters``
     nbytes: int  # of tensor data in the files
     heads: DroppedHeads | None = None  # multi-token-prediction heads that export leaves out
 
 
-def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: Sequence[int]) -> DiskStack:
-    """Find the stack among the names on disk.
+def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: Sequence[int]) -> str:
+    """Find the stack among the names on disk and return its path, which may be empty.
 
     ``stack`` is its path in memory and ``sizes`` the elements of each layer in memory. Candidates are all prefixes
     followed by the numbers 0 to depth - 1; the one whose layers have the right sizes and whose path ends like the one
@@ -92,56 +143,43 @@ def find_disk_stack(checkpoint: Checkpoint, stack: str, sizes: Sequence[int]) ->
         raise RefusedError(f"no tensor names in {checkpoint.path} count the {depth} layers of {stack!r}")
     if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
         raise RefusedError(f"the layers of {stack!r} may be {ranked[0][1]!r} or {ranked[1][1]!r} in {checkpoint.path}")
-    return DiskStack(ranked[0][1], depth)
+    return ranked[0][1]
 
 
 def _likeness(prefix: str, layers: Mapping[int, int], stack: str, sizes: Sequence[int]) -> tuple[int, int, int]:
     right = sum(layers[index] == size for index, size in enumerate(sizes))
     ours, theirs = prefix.split("."), stack.split(".")
-    common = 0
-    while common < min(len(ours), len(theirs)) and ours[-1 - common] == theirs[-1 - common]:
-        common += 1
-    return right, common, -abs(len(ours) - len(theirs))
+    pairs = zip(reversed(ours), reversed(theirs), strict=False)
+    common = list(takewhile(lambda pair: pair[0] == pair[1], pairs))  # names that both paths end with
+    return right, len(common), -abs(len(ours) - len(theirs))
 
 
-def plan_weights(checkpoint: Checkpoint, stack: DiskStack, sources: LayerMap) -> WeightPlan:
+def plan_weights(checkpoint: Checkpoint, stack: str, sources: LayerMap) -> WeightPlan:
     """Return the tensors to write: kept layers renumbered, removed ones and MTP heads left out, the rest as it is."""
     parts: list[TensorPart] = []
-    dropped: list[str] = []
-    origin: dict[str, str] = {}
+    names: dict[str, str | None] = {}
+    heads: list[int] = []  # bytes of each tensor
     for tensor in checkpoint.tensors.values():
-        name = _new_name(tensor, stack, sources)
-        axis = next((axis for end, axis in PACKED.items() if tensor.name.endswith(end)), None)
-        if name is None:
-            dropped.append(tensor.name)
-        elif axis is not None:
-            parts.append(TensorPart.slices(tensor, name, axis, sources.depth, sources.layers))
-            origin[name] = tensor.name
-        else:
-            parts.append(TensorPart.of(tensor, name))
-            origin[name] = tensor.name
-    return WeightPlan(tuple(parts), tuple(dropped), origin, _heads(checkpoint, stack, dropped))
+        if len(sources) < sources.depth and _is_mtp_head(tensor.name, stack, sources.depth):
+            names[tensor.name] = None
+            heads.append(tensor.nbytes)
+            continue
+        new = names[tensor.name] = sources.renamed(tensor.name, stack)
+        axis = packed_axis(tensor.name)
+        if new is not None and axis is not None:
+            parts.append(TensorPart.slices(tensor, new, axis, sources.depth, sources.layers))
+        elif new is not None:
+            parts.append(TensorPart.of(tensor, new))
+    return WeightPlan(tuple(parts), names, DroppedHeads(tensors=len(heads), bytes=sum(heads)) if heads else None)
 
 
-def _heads(checkpoint: Checkpoint, stack: DiskStack, dropped: Sequence[str]) -> DroppedHeads | None:
-    """Count what is dropped and is of no decoder layer: the heads beside the stack and behind it."""
-    places = {name: stack.split(name) for name in dropped}
-    heads = [name for name, place in places.items() if place is None or place[0] >= stack.depth]
-    size = sum(checkpoint.tensors[name].nbytes for name in heads)
-    return DroppedHeads(tensors=len(heads), bytes=size) if heads else None
+def _is_mtp_head(name: str, stack: str, depth: int) -> bool:
+    """Whether a tensor is of a multi-token-prediction head, beside the stack or behind it: it reads all layers."""
+    place = layer_of(name, stack)
+    return bool(MTP_HEAD.match(name)) if place is None else place[0] >= depth
 
 
-def _new_name(tensor: Tensor, stack: DiskStack, sources: LayerMap) -> str | None:
-    place = stack.split(tensor.name)
-    if place is None:
-        return None if MTP_HEAD.match(tensor.name) and len(sources) < sources.depth else tensor.name
-    layer, rest = place
-    if layer >= stack.depth:  # an MTP head behind the stack: it goes when anything is removed
-        return tensor.name if len(sources) == sources.depth else None
-    return stack.name(sources.layers.index(layer), rest) if layer in sources.layers else None
-
-
-# config.json: read with suspicion, rebuilt as transformers will read it, compared field by field.
+# config.json and generation_config.json: read with suspicion, pruned, compared field by field.
 
 
 GENERATION = "generation_config.json"
@@ -160,17 +198,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
     return content
-
-
-def rebuilt(config: PretrainedConfig, content: dict[str, Any]) -> PretrainedConfig:
-    """Return a config of the same class from new content of config.json; ``RefusedError`` when it is not accepted."""
-    try:
-        with TemporaryDirectory() as folder:  # read as a file, as everyone will: JSON has no infinity, config.json does
-            (Path(folder) / "config.json").write_text(json.dumps(content), encoding="utf-8")
-            return type(config).from_pretrained(folder)
-    except Exception as error:  # strict config classes raise their own errors
-        name = type(config).__name__
-        raise RefusedError(f"the pruned config is not one that {name} accepts: {one_line(error)}") from error
 
 
 def prune_generation(content: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
@@ -227,7 +254,7 @@ QUANTISATION_FILES = "*quant*config*.json"
 
 @dataclass(frozen=True)
 class Extras:
-    """What happens to each file beside weights and config."""
+    """What happens to each file beside the weights."""
 
     copied: tuple[str, ...]
     rewritten: dict[str, bytes]  # files that speak of layers, with their new content
@@ -236,20 +263,20 @@ class Extras:
     notes: tuple[str, ...]  # what is left behind though it belongs to the model, and why
 
 
-def plan_extras(folder: Path, weights: set[str], renumber: Callable[[Any], Any], sources: LayerMap) -> Extras:
-    """Sort the folder's files; ``weights`` are the weight files, ``renumber`` rewrites layer paths in JSON content.
+def plan_extras(folder: Path, checkpoint: Checkpoint, pruned: PrunedConfig) -> Extras:
+    """Sort the folder's files that are not the checkpoint's weights; ``pruned`` is the new config.
 
     Raises ``CheckpointError`` for a file to carry that is a link or no regular file, or cannot be read.
     """
     names = [name for name, _ in listed(folder)]
-    found = companions(folder, names, weights)
-    rewritten, changes = dict[str, bytes](), dict[str, Change]()
+    found = companions(folder, names, checkpoint.names)
+    rewritten, changes = {"config.json": _as_file(pruned.config)}, dict[str, Change]()
     for name in found.carried:
         if fnmatch.fnmatchcase(name, QUANTISATION_FILES):
-            rewritten[name] = _as_file(renumber(read_json(contained(folder, name))))
+            rewritten[name] = _as_file(pruned.rewritten(read_json(contained(folder, name)), checkpoint))
     if GENERATION in found.carried:
         old = read_json(contained(folder, GENERATION))
-        new = prune_generation(old, sources)
+        new = prune_generation(old, pruned.sources)
         changes = {f"{GENERATION}: {field}": change for field, change in config_changes(old, new).items()}
         rewritten |= {GENERATION: _as_file(new)} if changes else {}
     copied = tuple(name for name in found.carried if name not in rewritten)
@@ -258,43 +285,3 @@ def plan_extras(folder: Path, weights: set[str], renumber: Callable[[Any], Any],
 
 def _as_file(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def layer_renumberer(stack: str, sources: LayerMap) -> Callable[[Any], Any]:
-    """Return a function that renumbers layer paths in JSON content, keys and values, and drops those of removed layers.
-
-    Understood are paths such as ``model.layers.3.mlp`` and the same as a pattern (``re:model\\.layers\\.3\\..*``). A
-    pattern over layer numbers (``layers.[0-3]``) raises ``RefusedError`` naming it.
-    """
-    last = re.escape(stack.rpartition(".")[2])
-    one = re.compile(rf"(?P<head>(?:^|.*?[.:^(*])?{last}\\?\.)(?P<layer>\d+)(?P<tail>(?:\\?\.|$|\$).*)", re.DOTALL)
-    many = re.compile(rf"(?:^|[.:^(*]){last}\\?\.(?:[\[(]|\\d|\d+[-|\[\\(?*+](?!\.))")
-
-    def text(value: str) -> str | None:
-        if many.search(value):
-            if _any_number(value):
-                return value
-            raise RefusedError(f"the quantisation config names layers by the pattern {value!r}; list them one by one")
-        match = one.fullmatch(value)
-        if match is None:
-            return value
-        layer = int(match["layer"])
-        return f"{match['head']}{sources.layers.index(layer)}{match['tail']}" if layer in sources.layers else None
-
-    def renumber(value: Any) -> Any:
-        if isinstance(value, str):
-            return text(value)
-        if isinstance(value, list):
-            entries = [(entry, renumber(entry)) for entry in value]
-            return [new for old, new in entries if new is not None or old is None]
-        if isinstance(value, dict):
-            pairs = [(text(key), renumber(entry)) for key, entry in value.items()]
-            return {key: entry for key, entry in pairs if key is not None}
-        return value
-
-    return renumber
-
-
-def _any_number(pattern: str) -> bool:
-    """Whether a pattern's layer number is "any", so that it holds for the pruned stack as it did for the base."""
-    return bool(re.search(r"\\\.?(\\d|\[0-9\])[+*]", pattern) or re.search(r"\.(\\d|\[0-9\]|\()[+*d.]", pattern))

@@ -1,34 +1,160 @@
-"""The logits proof: the base with the removed layers bypassed against the checkpoint that was written, reloaded."""
+"""What an export checks with torch: the pruned config before anything is written, the logits of what was written.
+
+The process that copies weights does not import this module: ``draw`` and ``compare_apart`` run in others (``apart``).
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from layerprune.architecture import Architecture, LayerMap, load_config, read_architecture
-from layerprune.architecture.config_fields import PACKED
+import torch
+from torch import nn
+
+from layerprune.architecture import (
+    Architecture,
+    build_on_meta,
+    check_weights,
+    find_stack,
+    load_config,
+    read_architecture,
+)
+from layerprune.architecture.layer_patterns import NO_PATTERN
 from layerprune.architecture.tiny import VOCABULARY, random_model, twin_config
 from layerprune.artifacts import LogitsProof
-from layerprune.checkpoint import Checkpoint
-from layerprune.checkpoint.safetensors import INDEX
+from layerprune.checkpoint import contained
 from layerprune.errors import ExportError, ModelError, RefusedError, one_line
-from layerprune.exporter.contents import read_json, rebuilt
-from layerprune.removal import Removal
-from layerprune.util import apart
+from layerprune.exporter.contents import read_json
+from layerprune.models.bypass import bypassed
+from layerprune.removal import LayerMap, Removal, layer_of, packed_axis
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
     from transformers import PretrainedConfig
 
     from layerprune.models.model import LoadedModel
+
+
+# What the pruned model will be: its config, built on the meta device and compared with the base, without a weight.
+
+
+def draw(folder: str, layers: list[int], trust_remote_code: bool, shapes: str, name: str) -> dict[str, Any]:
+    """Read, change and check; arguments and result as JSON has them, so that it can run in another process."""
+    removal = Removal.from_layers(layers)
+    old = read_json(contained(Path(folder), "config.json"))
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    architecture = read_architecture(config, trust_remote_code=trust_remote_code)
+    laid = {key: tuple(shape) for key, shape in read_json(Path(shapes)).items()}
+    if laid:
+        check_weights(name, laid, config, architecture, trust_remote_code=trust_remote_code)
+    new = architecture.prune_config(old, removal)
+    result = rebuilt(config, new)
+    model = build_on_meta(config, trust_remote_code=trust_remote_code)
+    pruned = build_on_meta(result, trust_remote_code=trust_remote_code)
+    if find_stack(pruned, result) != architecture.stack:
+        raise RefusedError(f"the pruned config builds another stack than {architecture.stack!r}")
+    sources = LayerMap.after(removal, architecture.depth)
+    check_signature(model, pruned, architecture.stack, sources, POSITION | _changed_patterns(config, result))
+    return {
+        "model_type": architecture.model_type, "depth": architecture.depth, "stack": architecture.stack,
+        "sizes": layer_sizes(model, architecture.stack),
+        "parameters": [architecture.parameters(), architecture.parameters(removal)], "config": new,
+        "weights": list(model.state_dict()),
+    }  # fmt: skip
+
+
+def rebuilt(config: PretrainedConfig, content: dict[str, Any]) -> PretrainedConfig:
+    """Return a config of the same class from new content of config.json; ``RefusedError`` when it is not accepted."""
+    try:
+        with TemporaryDirectory() as folder:  # read as a file, as everyone will: JSON has no infinity, config.json does
+            (Path(folder) / "config.json").write_text(json.dumps(content), encoding="utf-8")
+            return type(config).from_pretrained(folder)
+    except Exception as error:  # strict config classes raise their own errors
+        name = type(config).__name__
+        raise RefusedError(f"the pruned config is not one that {name} accepts: {one_line(error)}") from error
+
+
+def layer_sizes(model: nn.Module, stack: str) -> list[int]:
+    """Return the elements of each decoder layer as it is in memory."""
+    return [sum(value.numel() for value in layer.state_dict().values()) for layer in _layers(model, stack)]
+
+
+def _layers(model: nn.Module, stack: str) -> list[nn.Module]:
+    return list(model.get_submodule(stack).children())
+
+
+# Where a layer stands and among how many; it must differ. Everything else a layer has must not.
+POSITION = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "num_hidden_layers"}
+PLAIN = (bool, int, float, str, type(None))
+
+
+def check_signature(before: nn.Module, after: nn.Module, stack: str, sources: LayerMap, ignored: Set[str]) -> None:
+    """Raise ``RefusedError`` unless each layer of the result is built like the base layer it comes from.
+
+    Compared are class names, parameter shapes and plain attributes, but those ``ignored``, of every module in a layer,
+    and the shapes of all parameters outside the stack.
+    """
+    old, new = _layers(before, stack), _layers(after, stack)
+    if len(new) != len(sources):
+        raise RefusedError(f"the pruned config builds {len(new)} layers where {len(sources)} are left")
+    for index, layer in enumerate(sources.layers):
+        where = f"layer {layer} as the new layer {index}"
+        _compare(_signature(old[layer], ignored), _signature(new[index], ignored), where)
+    outside = _outside(before, stack, sources.depth, len(sources))
+    _compare(outside, _outside(after, stack, 1, 1), "what stands outside the stack")
+
+
+def _changed_patterns(base: PretrainedConfig, result: PretrainedConfig) -> set[str]:
+    """Return the fields by which a config names a pattern, and that a removal has changed; layers may keep a copy."""
+    before, after = (vars(config.get_text_config(decoder=True)) for config in (base, result))
+    changed = {key for key in before if isinstance(before[key], int | str) and before[key] != after.get(key)}
+    return changed - NO_PATTERN
+
+
+def _signature(layer: nn.Module, ignored: Set[str]) -> dict[str, Any]:
+    """Return what a layer is made of: class, parameter shapes and plain attributes of every module in it."""
+    found: dict[str, Any] = {}
+    for path, module in layer.named_modules():
+        found[f"{path}:class"] = type(module).__name__
+        for name, value in vars(module).items():
+            if isinstance(value, PLAIN) and name not in ignored and not name.startswith("_"):
+                found[f"{path}:{name}"] = value
+    for name, parameter in layer.state_dict().items():
+        found[f"{name}:shape"] = tuple(parameter.shape)
+    return found
+
+
+def _outside(model: nn.Module, stack: str, layers: int, left: int) -> dict[str, Any]:
+    """Return the shapes outside the stack; those packed with a slice per layer as they are with ``left`` layers."""
+    found: dict[str, Any] = {}
+    for name, value in model.state_dict().items():
+        if not name.startswith(f"{stack}."):
+            shape = list(value.shape)
+            axis = packed_axis(name)
+            if axis is not None:
+                shape[axis] = shape[axis] // layers * left
+            found[f"{name}:shape"] = tuple(shape)
+    return found
+
+
+def _compare(before: dict[str, Any], after: dict[str, Any], where: str) -> None:
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key, "nothing"), after.get(key, "nothing")
+        both_floats = isinstance(old, float) and isinstance(new, float)
+        if not (math.isclose(old, new, rel_tol=1e-9) if both_floats else old == new):
+            path, _, what = key.partition(":")
+            raise RefusedError(
+                f"{where} would change: {what} of {path or 'the layer'} is {old!r} in the base and {new!r} in the "
+                "result; the config cannot say otherwise"
+            )
+
+
+# The logits proof: the base with the removed layers bypassed against the checkpoint that was written, reloaded.
 
 
 WINDOWS, WINDOW_TOKENS = 4, 32
@@ -80,24 +206,18 @@ def prove_whole(
     when a logit differs by more than rounding, or a key of the result is missing, unexpected or of another shape.
     """
     model, base_info = load(base, trust_remote_code=trust_remote_code)
-    lacking = [key for key in base_info.missing if not _removed(key, architecture, removal)]
+    places = {key: layer_of(key, architecture.stack) for key in base_info.missing}
+    lacking = [key for key, place in places.items() if place is None or place[0] not in removal]
     if lacking or base_info.mismatched:
         fault = (*lacking, *base_info.mismatched)[0]
         raise ModelError(f"the base {base} is itself incomplete: transformers does not find {fault}")
-    tokens = windows(base, _vocabulary(model))
-    with bypasser(architecture, removal)(model):
-        expected = logits(model, tokens)
+    tokens = windows(base, int(model.get_input_embeddings().weight.shape[0]))
+    expected = bypassed_logits(model, architecture.stack, removal, tokens)
     del model
     gc.collect()
     model, info = load(result, trust_remote_code=trust_remote_code)
     check_keys(info, base_info)
     return compare_logits(expected, logits(model, tokens), "whole models", tokens), info
-
-
-def _removed(key: str, architecture: Architecture, removal: Removal) -> bool:
-    """Return whether a weight, named as in memory, belongs to a layer that is removed."""
-    inside = key.startswith(f"{architecture.stack}.")
-    return inside and int(key[len(architecture.stack) + 1 :].partition(".")[0]) in removal
 
 
 def check_keys(info: Loaded, base: Loaded) -> None:
@@ -108,10 +228,15 @@ def check_keys(info: Loaded, base: Loaded) -> None:
             raise ExportError(f"the written checkpoint does not load: {len(keys)} {what} keys, {keys[0]} for one")
 
 
+def check_loads(base: Path, result: Path, *, trust_remote_code: bool = False) -> Loaded:
+    """Load a checkpoint and the one it was made from, but for their weights, and raise as ``check_keys`` does."""
+    info, before = (load(path, trust_remote_code=trust_remote_code, device="meta")[1] for path in (result, base))
+    check_keys(info, before)
+    return info
+
+
 def compare_logits(expected: torch.Tensor, actual: torch.Tensor, method: str, tokens: torch.Tensor) -> LogitsProof:
     """Return the proof; raises ``ExportError`` with both figures when the logits differ by more than rounding."""
-    import torch
-
     dtype = str(expected.dtype)
     scale = expected.double().abs().max().item()
     difference = (expected.double() - actual.double()).abs().max().item()
@@ -130,42 +255,27 @@ def compare_logits(expected: torch.Tensor, actual: torch.Tensor, method: str, to
 
 def logits(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits of token windows, (windows, tokens, vocabulary), without a cache."""
-    import torch
-
     with torch.no_grad():
         return model(tokens.to(model.device), use_cache=False).logits.cpu()
 
 
 def windows(folder: Path, vocabulary: int) -> torch.Tensor:
     """Return token windows, (WINDOWS, WINDOW_TOKENS): English text where there is a tokenizer.json, else drawn."""
-    import torch
+    needed, ids, file = WINDOWS * WINDOW_TOKENS, list[int](), folder / "tokenizer.json"
+    if file.exists():
+        from tokenizers import Tokenizer
 
-    needed = WINDOWS * WINDOW_TOKENS
-    ids = _text_ids(folder, vocabulary)
+        ids = [token for token in Tokenizer.from_file(str(file)).encode(TEXT).ids if token < vocabulary]
     if len(ids) < needed:
         draws = torch.randint(vocabulary, (needed - len(ids),), generator=torch.Generator().manual_seed(0))
-        ids = [*ids, *draws.tolist()]
+        ids += draws.tolist()
     return torch.tensor(ids[:needed]).view(WINDOWS, WINDOW_TOKENS)
 
 
-def _text_ids(folder: Path, vocabulary: int) -> list[int]:
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        return []
-    from tokenizers import Tokenizer
-
-    return [token for token in Tokenizer.from_file(str(file)).encode(TEXT).ids if token < vocabulary]
-
-
-def _vocabulary(model: nn.Module) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-def bypasser(architecture: Architecture, removal: Removal) -> Callable[[nn.Module], Any]:
-    """Return a function from a loaded base model to the context in which the removed layers are bypassed."""
-    from layerprune.models.bypass import bypassed
-
-    return lambda model: bypassed(model, list(model.get_submodule(architecture.stack).children()), removal)
+def bypassed_logits(model: nn.Module, stack: str, removal: Removal, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the logits, (windows, tokens, vocabulary), of a base model with the removed layers bypassed."""
+    with bypassed(model, _layers(model, stack), removal):
+        return logits(model, tokens)
 
 
 # The checks after writing: whole models where they fit and run, else tiny ones with the same layers.
@@ -174,71 +284,40 @@ def bypasser(architecture: Architecture, removal: Removal) -> Callable[[nn.Modul
 MEMORY_FACTOR = 1.2  # of a model's bytes on disk: what loading and running it on short windows takes
 
 
-@dataclass(frozen=True)
-class ProofResult:
-    """The outcome of the checks after writing."""
-
-    logits: LogitsProof
-    loaded: Loaded
-    notes: tuple[str, ...]
-
-
-def prove(base: Checkpoint, result: Path, removal: Removal, *, trust_remote_code: bool = False) -> ProofResult:
-    """Compare the written checkpoint with the base without the removed layers; the notes say what was not compared.
-
-    Raises ``ExportError`` when they differ or a key does not fit.
-    """
-    with loadable(base) as folder:
-        told = apart(
-            compare_apart, base=str(folder), result=str(result), nbytes=base.nbytes, layers=list(removal.layers),
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-    keys = {name: tuple(value) for name, value in told["loaded"].items()}
-    notes = [*told["notes"]]
-    if base.absent:
-        notes.append(
-            f"{len(base.absent)} of the base's {len(base.files)} weight files hold only what is removed: they were "
-            "sampled by byte ranges for the fingerprint, and not fetched"
-        )
-    return ProofResult(LogitsProof.model_validate(told["logits"]), Loaded(**keys), tuple(notes))
-
-
 def compare_apart(base: str, result: str, nbytes: int, layers: list[int], trust_remote_code: bool) -> dict[str, Any]:
     """Load and compare; arguments and result as JSON has them, so that it can run in another process.
 
-    ``nbytes`` is what the base's weights take.
+    ``nbytes`` is what the base's weights take. Returned are the receipt's fields ``proof``, ``missing_keys``,
+    ``unexpected_keys`` and ``notes``, which say what was not compared.
     """
-    found = _compared(Path(base), Path(result), nbytes, Removal.from_layers(layers), trust_remote_code)
-    loaded = dataclasses.asdict(found.loaded)
-    return {"logits": found.logits.model_dump(mode="json"), "loaded": loaded, "notes": list(found.notes)}
-
-
-def _compared(base: Path, result: Path, nbytes: int, removal: Removal, trust_remote_code: bool) -> ProofResult:
     import psutil
 
-    config = load_config(str(base), trust_remote_code=trust_remote_code)
+    removal = Removal.from_layers(layers)
+    config = load_config(base, trust_remote_code=trust_remote_code)
     architecture = read_architecture(config, trust_remote_code=trust_remote_code)
-    quantised = "quantization_config" in read_json(result / "config.json")
+    quantised = "quantization_config" in read_json(Path(result) / "config.json")
     needed, free = nbytes * MEMORY_FACTOR, psutil.virtual_memory().available
+    reason, notes = "", []
     if needed > free:
         reason = f"the model takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
     else:
         try:
-            logits, loaded = prove_whole(base, result, architecture, removal, trust_remote_code=trust_remote_code)
+            paths = Path(base), Path(result)
+            proof, info = prove_whole(*paths, architecture, removal, trust_remote_code=trust_remote_code)
         except CannotLoadError as error:
             if not quantised:
                 raise
             reason = f"this machine cannot run the quantised model: {error}"
+    if reason:
+        notes.append(f"whole models were not compared: {reason}")
+        if quantised:
+            info = Loaded()
+            notes.append("keys were not checked by loading: only the names on disk were")
         else:
-            return ProofResult(logits, loaded, ())
-    notes = (f"whole models were not compared: {reason}",)
-    if not quantised:
-        _, loaded = load(result, trust_remote_code=trust_remote_code, device="meta")
-        check_keys(loaded, load(base, trust_remote_code=trust_remote_code, device="meta")[1])
-    else:
-        loaded = Loaded()
-        notes += ("keys were not checked by loading: only the names on disk were",)
-    return ProofResult(prove_on_twin(config, architecture, removal, trust_remote_code=trust_remote_code), loaded, notes)
+            info = check_loads(Path(base), Path(result), trust_remote_code=trust_remote_code)
+        proof = prove_on_twin(config, architecture, removal, trust_remote_code=trust_remote_code)
+    return {"proof": proof.model_dump(mode="json"), "missing_keys": info.missing, "unexpected_keys": info.unexpected,
+            "notes": notes}  # fmt: skip
 
 
 # The logits proof for a model that does not fit or run here: on a tiny random model with the same layers.
@@ -254,8 +333,6 @@ def prove_on_twin(
 
     Raises ``RefusedError`` when no twin can be built, ``ExportError`` when the logits differ.
     """
-    import torch
-
     try:
         small = twin_config(config, architecture.path)
         base = random_model(small, trust_remote_code=trust_remote_code)
@@ -267,16 +344,8 @@ def prove_on_twin(
     pruned = random_model(pruned_config, trust_remote_code=trust_remote_code)
     hand_over(base, pruned, architecture.stack, LayerMap.after(removal, architecture.depth))
     tokens = torch.randint(3, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
-    with bypasser(twin, removal)(base):
-        expected = logits(base, tokens)
+    expected = bypassed_logits(base, twin.stack, removal, tokens)
     return compare_logits(expected, logits(pruned, tokens), METHOD, tokens)
-
-
-def _slices(value: torch.Tensor, axis: int, sources: LayerMap) -> torch.Tensor:
-    import torch
-
-    chunks = value.chunk(sources.depth, dim=axis)
-    return torch.cat([chunks[layer] for layer in sources.layers], dim=axis)
 
 
 def hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: LayerMap, *, share: bool = False) -> None:
@@ -286,42 +355,17 @@ def hand_over(base: nn.Module, pruned: nn.Module, stack: str, sources: LayerMap,
     """
     weights: dict[str, torch.Tensor] = {}
     for name, value in base.state_dict().items():
-        if not name.startswith(f"{stack}."):
-            axis = next((axis for end, axis in PACKED.items() if name.endswith(end)), None)
-            weights[name] = value if axis is None else _slices(value, axis, sources)
-            continue
-        layer, _, rest = name[len(stack) + 1 :].partition(".")
-        if int(layer) in sources.layers:
-            weights[f"{stack}.{sources.layers.index(int(layer))}.{rest}"] = value
+        new, axis = sources.renamed(name, stack), packed_axis(name)
+        if axis is not None:
+            chunks = value.chunk(sources.depth, dim=axis)
+            weights[name] = torch.cat([chunks[layer] for layer in sources.layers], dim=axis)
+        elif new is not None:
+            weights[new] = value
     try:
         pruned.load_state_dict(weights, strict=True, assign=share)
     except RuntimeError as error:
         said = "the pruned model does not take the weights of the kept layers"
         raise ExportError(f"{said}: {one_line(error)}") from error
-
-
-# A base of which only the needed weight files were fetched from the Hub, as a folder that transformers can load.
-
-
-@contextmanager
-def loadable(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Yield the checkpoint's folder, or one of links in which the index lists no file that was not fetched.
-
-    What such a folder lacks are tensors of removed layers: transformers makes some up, and the bypass asks none.
-    """
-    if not checkpoint.absent:
-        yield checkpoint.path
-        return
-    with TemporaryDirectory(prefix="layerprune-base-") as name:
-        folder = Path(name)
-        for path in checkpoint.path.iterdir():
-            if path.name != INDEX:
-                (folder / path.name).symlink_to(path.resolve())
-        files = {tensor.name: tensor.file for tensor in checkpoint.tensors.values()}
-        root = checkpoint.path
-        here = {name: file.relative_to(root).as_posix() for name, file in files.items() if isinstance(file, Path)}
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": here}))
-        yield folder
 
 
 # The pruned model in memory, built as a user would load it, on the base's own weights: for timing it before export.

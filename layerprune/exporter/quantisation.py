@@ -11,19 +11,18 @@ import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
+from operator import eq
 from typing import Any
 
-from layerprune.architecture import LayerMap
 from layerprune.errors import RefusedError
+from layerprune.removal import LayerMap
 
 Names = Mapping[str, str | None]  # module or tensor of the base -> its name in the result, None where it is gone
-FIELDS = ("quantization_config", "compression_config", "quantization")  # of config.json; the last is MLX's
 Match = Callable[[str, str], bool]  # of a rule and a name
-
-
-def _exact(rule: str, name: str) -> bool:
-    return rule == name
 
 
 def _found(match: Callable[[str, str], object], rule: str, name: str) -> bool:
@@ -53,12 +52,8 @@ def _torchao(rule: str, name: str) -> bool:
     return _found(re.fullmatch, rule[3:], name) if rule.startswith("re:") else rule == name
 
 
-def _searched(rule: str, name: str) -> bool:
-    return _found(re.search, rule, name)
-
-
-def _fullmatched(rule: str, name: str) -> bool:
-    return _found(re.fullmatch, rule, name)
+_searched = partial(_found, re.search)
+_fullmatched = partial(_found, re.fullmatch)
 
 
 def _globbed(rule: str, name: str) -> bool:
@@ -79,9 +74,9 @@ MATCHES: dict[str, tuple[Match, ...]] = {
     **dict.fromkeys(("ignore", "targets"), (_compressed, _globbed)),  # the latter: ModelOpt
     "dynamic": (_dynamic,),
     **dict.fromkeys(("module_fqn_to_config", "fqn_to_config"), (_torchao,)),
-    **dict.fromkeys(("extra_config", "layer_config"), (_exact, _searched, _fullmatched)),  # AutoRound: vLLM, SGLang
+    **dict.fromkeys(("extra_config", "layer_config"), (eq, _searched, _fullmatched)),  # AutoRound: vLLM, SGLang
     **dict.fromkeys(("exclude", "exclude_modules", "layer_quant_config"), (_globbed, _compressed)),  # Quark, ModelOpt
-    **dict.fromkeys(("config_for_layers", "tune_metadata", "quantized_layers"), (_exact,)),  # VPTQ, HIGGS, ModelOpt
+    **dict.fromkeys(("config_for_layers", "tune_metadata", "quantized_layers"), (eq,)),  # VPTQ, HIGGS, ModelOpt
     "shapes": (_shape_of,),
 }
 EVERY = (_skipped, _compressed, _dynamic, _torchao, _searched, _globbed)  # of a field that is not known
@@ -89,19 +84,10 @@ ALWAYS_PATTERNS = {"dynamic", "extra_config", "layer_config"}  # where a full na
 TELLING = re.compile(r"[\d.*?+\[\]()\\|]")  # without any of these a rule cannot tell one layer from another
 FIGURES = re.compile(r"[\d.]*")
 LITERAL = re.compile(r"(?<![\w{,\\])\d+(?![\w}])")
+# Layer numbers that are "any", so that the pattern holds for the pruned stack as it did for the base.
+ANY_NUMBER = re.compile(r"\\\.?(\\d|\[0-9\])[+*]|\.(\\d|\[0-9\]|\()[+*d.]")
 BETWEEN_DOTS = re.compile(r"(\\?\.)(?![*+?])")
 FUSED = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}  # names that vLLM's fused modules have beside their parts
-
-
-def in_memory(names: Iterable[str], stack: str, sources: LayerMap) -> Iterator[tuple[str, str | None]]:
-    """Yield weights, named as in memory, with their names in the result, None where they are gone."""
-    for name in names:
-        layer, _, rest = name[len(stack) + 1 :].partition(".") if name.startswith(f"{stack}.") else ("", "", "")
-        if not layer:
-            yield name, name
-        else:
-            kept = int(layer) in sources.layers
-            yield name, f"{stack}.{sources.layers.index(int(layer))}.{rest}" if kept else None
 
 
 def module_names(pairs: Iterable[tuple[str, str | None]]) -> Names:
@@ -124,26 +110,43 @@ def _paths(name: str) -> list[str]:
     return found + ([".".join(fused[:end]) for end in range(len(parts), 0, -1)] if fused != parts else [])
 
 
-def rewriter(textual: Callable[[Any], Any], sources: LayerMap, names: Names) -> Callable[[Any], Any]:
-    """Return a function that rewrites the rules in JSON content, keys and values, for the result.
+@dataclass(frozen=True)
+class RuleRewriter:
+    """Rewrites the rules of a quantisation config for the pruned model."""
 
-    ``textual`` renumbers paths in a string that are written out; it raises ``RefusedError`` or returns None for one
-    that is to go. ``RefusedError`` names the rule that cannot be made to match the same modules.
-    """
+    stack: str  # path of the decoder stack, as rules name it
+    sources: LayerMap
+    names: Names
 
-    def rule(value: str, place: str) -> str | None:
+    def rewritten(self, content: Any, place: str = "") -> Any:
+        """Rewrite the rules in JSON content, keys and values; ``place`` is the field that holds it.
+
+        Rules of removed modules alone are left out. ``RefusedError`` names the rule that cannot be made to match the
+        same modules.
+        """
+        if isinstance(content, str):
+            return self._rule(content, place)
+        if isinstance(content, list):
+            entries = [(entry, self.rewritten(entry, place)) for entry in content]
+            return [new for old, new in entries if new is not None or old is None]
+        if isinstance(content, dict):
+            pairs = [(self._rule(key, place), self.rewritten(entry, key)) for key, entry in content.items()]
+            return {key: entry for key, entry in pairs if key is not None}
+        return content
+
+    def _rule(self, value: str, place: str) -> str | None:
         if not TELLING.search(value) or (place not in MATCHES and FIGURES.fullmatch(value)):
             return value
-        if value in names and place not in ALWAYS_PATTERNS:
-            return names[value]
-        if "," in value and all(part.strip() in names for part in value.split(",")):  # AutoRound's blocks
-            return ",".join(new for part in value.split(",") if (new := names[part.strip()]))
+        if value in self.names and place not in ALWAYS_PATTERNS:
+            return self.names[value]
+        if "," in value and all(part.strip() in self.names for part in value.split(",")):  # AutoRound's blocks
+            return ",".join(new for part in value.split(",") if (new := self.names[part.strip()]))
         matches = MATCHES.get(place, EVERY)
-        kept = [(new, _hits(matches, value, old)) for old, new in names.items() if new is not None]
+        kept = [(new, _hits(matches, value, old)) for old, new in self.names.items() if new is not None]
         if not any(any(hits) for _, hits in kept):
-            gone = any(any(_hits(matches, value, old)) for old, new in names.items() if new is None)
-            return None if gone else _renumbered(value)
-        for other in _others(value, textual, sources):
+            gone = any(any(_hits(matches, value, old)) for old, new in self.names.items() if new is None)
+            return None if gone else self.renumbered(value)
+        for other in self._others(value):
             if all(_hits(matches, other, new) == hits for new, hits in kept):
                 return other
         where = next(new for new, hits in kept if _hits(matches, value, new) != hits)
@@ -152,44 +155,41 @@ def rewriter(textual: Callable[[Any], Any], sources: LayerMap, names: Names) -> 
             f"these layers, {where!r} for one, and cannot be rewritten; list the modules one by one"
         )
 
-    def _renumbered(value: str) -> str | None:
-        new: str | None = textual(value)
-        return new
+    def renumbered(self, value: str) -> str | None:
+        """Renumber a layer path that is written out; None for one of a removed layer, any other string as it is.
 
-    def rewritten(value: Any, place: str = "") -> Any:
-        if isinstance(value, str):
-            return rule(value, place)
-        if isinstance(value, list):
-            entries = [(entry, rewritten(entry, place)) for entry in value]
-            return [new for old, new in entries if new is not None or old is None]
-        if isinstance(value, dict):
-            pairs = [(rule(key, place), rewritten(entry, key)) for key, entry in value.items()]
-            return {key: entry for key, entry in pairs if key is not None}
-        return value
+        Understood are paths such as ``model.layers.3.mlp`` and the same as a pattern (``re:model\\.layers\\.3\\..*``).
+        A pattern over layer numbers (``layers.[0-3]``) raises ``RefusedError`` naming it.
+        """
+        last = re.escape(self.stack.rpartition(".")[2])
+        if re.search(rf"(?:^|[.:^(*]){last}\\?\.(?:[\[(]|\\d|\d+[-|\[\\(?*+](?!\.))", value):
+            if ANY_NUMBER.search(value):
+                return value
+            raise RefusedError(f"the quantisation config names layers by the pattern {value!r}; list them one by one")
+        match = re.fullmatch(rf"((?:^|.*?[.:^(*])?{last}\\?\.)(\d+)((?:\\?\.|$|\$).*)", value, re.DOTALL)
+        if match is None:
+            return value
+        head, layer, tail = match[1], int(match[2]), match[3]
+        return f"{head}{self.sources.layers.index(layer)}{tail}" if layer in self.sources.layers else None
 
-    return rewritten
+    def _others(self, value: str) -> Iterator[str]:
+        """Yield what a rule might be in the result: as it is, by its paths, with other numbers, with layers listed."""
+        yield value
+        with suppress(RefusedError):
+            new = self.renumbered(value)
+            if new is not None:
+                yield new
+        found = list(LITERAL.finditer(value))
+        for chosen in ([found] if len(found) > 1 else []) + [[one] for one in found]:
+            yield _with_numbers(value, chosen, self.sources.layers)
+        pieces = BETWEEN_DOTS.split(value)
+        for index, piece in enumerate(pieces):
+            if listed := _listed(piece, self.sources.layers, open_end=index == len(pieces) - 1):
+                yield "".join([*pieces[:index], listed, *pieces[index + 1 :]])
 
 
 def _hits(matches: tuple[Match, ...], rule: str, name: str) -> tuple[bool, ...]:
     return tuple(match(rule, name) for match in matches)
-
-
-def _others(value: str, textual: Callable[[Any], Any], sources: LayerMap) -> Iterator[str]:
-    """Yield what a rule might be in the result: as it is, by its paths, with other numbers, with layers listed."""
-    yield value
-    try:
-        new = textual(value)
-    except RefusedError:
-        new = None
-    if new is not None:
-        yield new
-    found = list(LITERAL.finditer(value))
-    for chosen in ([found] if len(found) > 1 else []) + [[one] for one in found]:
-        yield _with_numbers(value, chosen, sources.layers)
-    pieces = BETWEEN_DOTS.split(value)
-    for index, piece in enumerate(pieces):
-        if listed := _listed(piece, sources.layers, open_end=index == len(pieces) - 1):
-            yield "".join([*pieces[:index], listed, *pieces[index + 1 :]])
 
 
 def _with_numbers(value: str, chosen: list[re.Match[str]], origin: tuple[int, ...]) -> str:

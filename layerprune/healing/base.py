@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -26,6 +26,11 @@ Needs = Literal["text", "nothing"]
 Changed = tuple[str, torch.Tensor]  # name on disk, new value; shape as on disk, any floating dtype
 
 
+def option(default: Any, words: str) -> Any:
+    """A dataclass field with its line in the help."""
+    return field(default=default, metadata={"help": words})
+
+
 @dataclass
 class Record:
     """What a method writes down about its own work; it goes into heal.json."""
@@ -36,6 +41,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     dtype: str = ""  # of the last model that was loaded
     device: str = ""
+    seconds: float = 0.0  # in the method's own code
 
 
 @dataclass
@@ -88,8 +94,6 @@ class HealContext:
         return self._load(self.base, self.base_revision, dtype)
 
     def _load(self, model: str, revision: str | None, dtype: str | None) -> LoadedModel:
-        from layerprune.models.model import LoadedModel
-
         loaded = LoadedModel.load(
             model,
             revision=revision,
@@ -116,7 +120,7 @@ class Healer(Protocol):
     source: ClassVar[str]  # paper, or where it comes from
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
-        """Yield each tensor that changes, once, by its name on disk (``names.names_on_disk``: a tied one may have two).
+        """Yield each tensor that changes, once, by its name on disk (``StoredWeights``: a tied one may have two).
 
         What it read and settled on goes into ``case.record``. Raises ``RefusedError``, naming what stands in the way,
         before anything slow.
@@ -127,37 +131,59 @@ class Healer(Protocol):
 # Parameters of a model in memory and the tensors on disk that they were read from.
 
 
-Stored = dict[str, tuple[str, ...]]  # parameter -> names of the tensors on disk that hold it
+# Dtypes that a healed value can be written in, as safetensors names them.
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
-FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes a healed value can be written in
 
+@dataclass(frozen=True)
+class StoredWeights:
+    """Parameters of a model in memory, each with the names of the tensors on disk that hold it."""
 
-def names_on_disk(model: nn.Module, checkpoint: Checkpoint, wanted: Iterable[str]) -> Stored:
-    """Return for each wanted parameter name the names of the tensors that it is stored as; all hold the same value.
+    checkpoint: Checkpoint
+    names: dict[str, tuple[str, ...]]
 
-    A tied parameter is stored under the name of its twin, or under both: a healed value belongs under each, or the two
-    differ and are tied no more on loading. The prefix of a layer's name may differ between memory and disk. Raises
-    ``RefusedError`` where a parameter has no floating tensor of its own and the same shape on disk (fused experts,
-    transposed or quantised weights).
-    """
-    twins: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        twins.setdefault(id(parameter), []).append(name)
-    found: Stored = {}
-    for name in wanted:
-        parameter = model.get_parameter(name)
-        names = dict.fromkeys([name, *twins[id(parameter)]])
-        tensors = {hit.name: hit for each in names for hit in _stored(each, checkpoint)}
-        if not tensors:
-            raise RefusedError(f"{name} is stored under no name of its own in {checkpoint.path}; it cannot be changed")
-        for tensor in tensors.values():
-            if tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATS:
-                raise RefusedError(
-                    f"{name} is {tuple(parameter.shape)} in memory and {tensor.dtype} {tensor.shape} on disk; only "
-                    "floating weights of the same shape can be changed"
-                )
-        found[name] = tuple(tensors)
-    return found
+    @classmethod
+    def of(cls, model: nn.Module, folder: Path, wanted: Iterable[str]) -> StoredWeights:
+        """Find the tensors that each wanted parameter is stored as in a checkpoint; all hold the same value.
+
+        A tied parameter is stored under the name of its twin, or under both: a healed value belongs under each, or the
+        two differ and are tied no more on loading. The prefix of a layer's name may differ between memory and disk.
+        Raises ``RefusedError`` where a parameter has no floating tensor of its own and the same shape on disk (fused
+        experts, transposed or quantised weights).
+        """
+        checkpoint = Checkpoint.open(folder)
+        twins: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            twins.setdefault(id(parameter), []).append(name)
+        found: dict[str, tuple[str, ...]] = {}
+        for name in wanted:
+            parameter = model.get_parameter(name)
+            names = dict.fromkeys([name, *twins[id(parameter)]])
+            tensors = {hit.name: hit for each in names for hit in _stored(each, checkpoint)}
+            if not tensors:
+                raise RefusedError(f"{name} is stored under no name of its own in {folder}; it cannot be changed")
+            for tensor in tensors.values():
+                if tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATS:
+                    raise RefusedError(
+                        f"{name} is {tuple(parameter.shape)} in memory and {tensor.dtype} {tensor.shape} on disk; only "
+                        "floating weights of the same shape can be changed"
+                    )
+            found[name] = tuple(tensors)
+        return cls(checkpoint, found)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a parameter's value as it is on disk, on the CPU."""
+        from safetensors import safe_open
+
+        stored = self.names[name][0]
+        with safe_open(self.checkpoint.tensors[stored].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(stored)
+        return tensor
+
+    def changed(self, name: str, value: torch.Tensor) -> Iterator[Changed]:
+        """Yield a parameter's healed value under each of its names on disk."""
+        for stored in self.names[name]:
+            yield stored, value
 
 
 def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
@@ -175,22 +201,7 @@ def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
         yield hits[0]
 
 
-def stored_as(names: Iterable[str], value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a healed value under each of the names that ``names_on_disk`` found for its parameter."""
-    for name in names:
-        yield name, value
-
-
-def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """Return one tensor as it is on disk, on the CPU."""
-    from safetensors import safe_open
-
-    with safe_open(checkpoint.tensors[name].file, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-    return tensor
-
-
-# Which weights a training method trains: found from the anatomy, never from a table of architectures.
+# Where something was removed, and what the parts of a layer are called.
 
 
 # What decoder layers call their attention, or what takes its place, and their MLP.
@@ -210,83 +221,3 @@ def cuts(removal: Removal, depth: int) -> tuple[Cut, ...]:
     """Return the places of a removal, first to last; ``depth`` is the base's."""
     ends = pairwise((-1, *removal.kept(depth), depth))
     return tuple(Cut(place, resumes) for place, (layer, resumes) in enumerate(ends, -1) if resumes != layer + 1)
-
-
-def seams(removal: Removal, depth: int, width: int) -> tuple[int, ...]:
-    """Return the layers of the pruned model within ``width`` layers on either side of a cut."""
-    left = depth - len(removal)
-    near = {cut.after + step for cut in cuts(removal, depth) for step in range(1 - width, width + 1)}
-    return tuple(sorted(near & set(range(left))))
-
-
-def layer_weights(loaded: LoadedModel, layers: Sequence[int]) -> set[str]:
-    """Return the names of all weights of some decoder layers."""
-    chosen = {id(weight) for layer in layers for weight in loaded.layers[layer].parameters()}
-    return {name for name, weight in loaded.model.named_parameters() if id(weight) in chosen}
-
-
-def last_layers(loaded: LoadedModel, count: int) -> tuple[int, ...]:
-    """Return the last ``count`` layers; ``UsageError`` for more than there are."""
-    depth = len(loaded.layers)
-    if not 0 <= count <= depth:
-        raise UsageError(f"the last {count} layers were asked for and the model has {depth}")
-    return tuple(range(depth - count, depth))
-
-
-def head_weights(loaded: LoadedModel) -> set[str]:
-    """Return the names of what stands behind the stack: the output embeddings and the decoder's final norm.
-
-    Output embeddings that are tied to the input's are trained as what they are, both.
-    """
-    model = loaded.model
-    wanted = {id(weight) for weight in model.get_output_embeddings().parameters()}
-    return {name for name, weight in model.named_parameters() if id(weight) in wanted} | final_norm(loaded)
-
-
-def final_norm(loaded: LoadedModel) -> set[str]:
-    """Return the names of the weights of the norm behind the last layer: outside the stack, and one-dimensional."""
-    inside = {id(weight) for layer in loaded.layers for weight in layer.parameters()}
-    return {
-        name
-        for name, weight in loaded.model.named_parameters()
-        if id(weight) not in inside and weight.dim() == 1 and name.rpartition(".")[0].split(".")[-1] in FINAL_NORMS
-    }
-
-
-FINAL_NORMS = {"norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm"}
-
-
-def projections(loaded: LoadedModel) -> tuple[str, ...]:
-    """Return the paths of the linear maps inside the attention and the MLP of every layer.
-
-    Where experts are fused into one tensor only the attention's: peft would stretch an adapter of an MLP to experts
-    whose maps had its name before they were fused. Raises ``RefusedError`` where there is none.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    parts = [
-        (child, part) for layer in loaded.layers for child, part in layer.named_children() if child in ATTENTION | MLP
-    ]
-    fused = any(child in MLP and weight.dim() > 2 for child, part in parts for weight in part.parameters())
-    paths = {id(module): name for name, module in loaded.model.named_modules()}
-    found = [
-        paths[id(module)]
-        for child, part in parts
-        if child in ATTENTION or not fused
-        for module in part.modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    ]
-    if not found:
-        raise RefusedError(
-            f"a {loaded.architecture.model_type} model has no linear maps in its attention or MLP for an adapter; "
-            "use partial, seams or distill"
-        )
-    return tuple(found)
-
-
-def in_mlp(loaded: LoadedModel, targets: Sequence[str]) -> bool:
-    """Return whether some of these paths lie in the MLP of a layer."""
-    paths = {id(module): name for name, module in loaded.model.named_modules()}
-    children = [named for layer in loaded.layers for named in layer.named_children()]
-    homes = tuple(paths[id(part)] for child, part in children if child in MLP)
-    return any(target == home or target.startswith(f"{home}.") for target in targets for home in homes)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from layerprune.checkpoint import Checkpoint
 from layerprune.data.corpus import Windows
 from layerprune.errors import ModelError, RefusedError
-from layerprune.healing.base import Changed, HealContext, Needs, Stored, cuts, names_on_disk, read_tensor, stored_as
+from layerprune.healing.base import Changed, HealContext, Needs, StoredWeights, cuts, option
 from layerprune.healing.losses import id_batches
-from layerprune.healing.projections import (
-    CHECK_TOKENS,
-    Projection,
-    Stream,
-    down_projection,
-    output_projections,
-    watching,
-)
+from layerprune.healing.projections import CHECK_TOKENS, Projection, Stream, down_projection, output_projections, probe
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.walk import replaced_forwards, split_hidden
@@ -55,14 +48,13 @@ HELD_OUT = 8  # every 8th window chooses the ridge and fits nothing
 class Linear:
     """Refits the down projection before each cut, in closed form, to hand on what the removed layers would have."""
 
-    fit: Literal["weights", "map"] = field(
-        default="weights",
-        metadata={"help": "weights: all of the projection's; map: a linear map on its output, as ReplaceMe has it"},
+    fit: Literal["weights", "map"] = option(
+        "weights", "weights: all of the projection's; map: a linear map on its output, as ReplaceMe has it"
     )
-    ridge: Literal["auto"] | float = field(
-        default="auto", metadata={"help": "relative to the mean square of the inputs; auto: by windows left out"}
+    ridge: Literal["auto"] | float = option(
+        "auto", "relative to the mean square of the inputs; auto: by windows left out"
     )
-    tokens: int = field(default=65_536, metadata={"help": "of the corpus that are read"})
+    tokens: int = option(65_536, "of the corpus that are read")
     gradients: ClassVar[bool] = False
     needs: ClassVar[Needs] = "text"
     needs_base: ClassVar[bool] = True
@@ -80,10 +72,9 @@ class Linear:
         places = self._places(case)
         windows = case.text.train.first(max(2, -(-self.tokens // case.text.train.window)))
         loaded, base = case.load_model(), case.load_base()
-        projections = _projections(loaded, id_batches(windows)[0][:1, :CHECK_TOKENS], list(places))
-        checkpoint = Checkpoint.open(case.folder)
-        wanted = [name for each in projections.values() for name in each.weights()]
-        names = names_on_disk(loaded.model, checkpoint, wanted)
+        projections = probe(loaded, windows, places, down_projection)
+        wanted = [name for each in projections.values() for name in each.weights]
+        stored = StoredWeights.of(loaded.model, case.folder, wanted)
         case.record.tokens = windows.tokens
         last = max(places)
         with case.progress.task("fitting down projections", last + 1, "layers") as advance:
@@ -93,7 +84,7 @@ class Linear:
                 if layer in places:
                     _follow(intact, healed, places[layer], first=min(places))
                     correction = self._correction(projections[layer], healed, intact, case)
-                    yield from self._put(projections[layer], correction.cpu(), checkpoint, names)
+                    yield from self._corrected(projections[layer], correction.cpu(), stored)
                 healed.advance()
                 advance()
 
@@ -121,50 +112,41 @@ class Linear:
 
     def _sums(self, projection: Projection, healed: Stream, intact: Stream) -> tuple[Sums, Sums]:
         """Read all windows once; return the sums to fit by and those to choose the ridge by."""
-        width = projection.matrix.shape[0 if self.fit == "map" else 1] + (projection.bias and self.fit == "weights")
-        device = projection.matrix.device
-        pair = Sums.of(width, projection.matrix.shape[0], device), Sums.of(width, projection.matrix.shape[0], device)
+        hidden, inputs = projection.matrix.shape
+        biased = self.fit == "weights" and len(projection.weights) == 2
+        width, device = hidden if self.fit == "map" else inputs + biased, projection.matrix.device
+        pair = Sums.of(width, hidden, device), Sums.of(width, hidden, device)
+        seen: dict[str, torch.Tensor] = {}
         window = 0
-        with watching(projection.module) as seen:
+
+        def watch(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            seen["features"] = output if self.fit == "map" else args[0]
+
+        with projection.module.register_forward_hook(watch):
             for number, output in healed.outputs():
-                entered, left = seen
-                features = left if self.fit == "map" else entered
-                features = features.reshape(*output.shape[:2], -1)  # (windows, tokens, features)
+                features = seen["features"].reshape(*output.shape[:2], -1)  # (windows, tokens, features)
                 missed = intact.states[number].to(output).sub(output)
-                if projection.bias and self.fit == "weights":
+                if biased:
                     features = nn.functional.pad(features, (0, 1), value=1.0)
                 for row in range(len(output)):
                     pair[window % HELD_OUT == 0].add(features[row], missed[row])
                     window += 1
         return pair
 
-    def _put(
-        self, projection: Projection, correction: torch.Tensor, checkpoint: Checkpoint, names: Stored
-    ) -> Iterator[Changed]:
+    @torch.no_grad()
+    def _corrected(self, projection: Projection, correction: torch.Tensor, stored: StoredWeights) -> Iterator[Changed]:
         """Add the correction to the weights as they are on disk, in float64; give the model in memory the same."""
-        stored = {name: read_tensor(checkpoint, names[name][0]).double() for name in projection.weights()}
-        weight, bias = stored[f"{projection.path}.weight"], stored.get(f"{projection.path}.bias")
-        matrix = weight.T if projection.transposed else weight  # (out, in)
-        if self.fit == "map":
-            matrix = matrix + correction.T @ matrix
-            bias = None if bias is None else bias + correction.T @ bias
-        else:
-            matrix = matrix + correction[: matrix.shape[1]].T
-            bias = None if bias is None else bias + correction[-1]
-        projection.put(matrix, bias)
-        yield from stored_as(names[f"{projection.path}.weight"], matrix.T if projection.transposed else matrix)
-        if bias is not None:
-            yield from stored_as(names[f"{projection.path}.bias"], bias)
-
-
-def _projections(loaded: LoadedModel, ids: torch.Tensor, layers: list[int]) -> dict[int, Projection]:
-    """Find every projection on a few tokens, (rows, tokens): a refusal must not come after minutes of reading."""
-    stream, found = Stream(loaded, [ids]), {}
-    while stream.depth <= max(layers):
-        if stream.depth in layers:
-            found[stream.depth] = down_projection(stream)
-        stream.advance()
-    return found
+        for name, parameter in projection.weights.items():
+            value = stored.read(name).double()
+            turned = projection.transposed and value.dim() == 2
+            matrix = value.T if turned else value  # (out, in); a bias (out,)
+            if self.fit == "map":
+                change = correction.T @ matrix
+            else:
+                change = correction[-1] if matrix.dim() == 1 else correction[: matrix.shape[1]].T
+            value = value + (change.T if turned else change)
+            parameter.copy_(value)
+            yield from stored.changed(name, value)
 
 
 def _follow(intact: Stream, healed: Stream, depth: int, first: int) -> None:
@@ -178,15 +160,11 @@ def _follow(intact: Stream, healed: Stream, depth: int, first: int) -> None:
 
 def _same(one: LoadedModel, other: LoadedModel, layers: int) -> bool:
     """Whether two models do the same up to a layer: equal embeddings and equal layers."""
-
-    def parts(loaded: LoadedModel) -> list[nn.Module]:
-        return [loaded.model.get_input_embeddings(), *loaded.layers[:layers]]
-
-    def equal(a: nn.Module, b: nn.Module) -> bool:
-        pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-        return all(torch.equal(x, y) for x, y in pairs)
-
-    return all(equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
+    a, b = (
+        nn.ModuleList([loaded.model.get_input_embeddings(), *loaded.layers[:layers]]).state_dict()
+        for loaded in (one, other)
+    )
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
 
 
 # ``rescale``: the stream behind a cut is as long as it was behind the removed run, by a factor folded into weights.
@@ -218,7 +196,7 @@ CHECK_TOLERANCE = 1e-3  # of the largest logit, float32; a norm's epsilon is not
 class Rescale:
     """Makes the stream behind each cut as long as it was, by dividing what later layers write."""
 
-    tokens: int = field(default=16_384, metadata={"help": "of the corpus that are read"})
+    tokens: int = option(16_384, "of the corpus that are read")
     gradients: ClassVar[bool] = False
     needs: ClassVar[Needs] = "text"
     needs_base: ClassVar[bool] = True
@@ -236,11 +214,15 @@ class Rescale:
             raise RefusedError("nothing was removed from this checkpoint, so there is nothing to heal")
         loaded = case.load_model("float32")
         windows = case.text.train.first(max(1, -(-self.tokens // case.text.train.window)))
-        ids = torch.from_numpy(windows.ids[:1, :CHECK_TOKENS])
-        writers = _writers(loaded, case, ids)
-        checkpoint = Checkpoint.open(case.folder)
-        wanted = [name for layer in writers for each in layer for name in each.weights()]
-        names = names_on_disk(loaded.model, checkpoint, wanted)
+        kept = removed.kept(case.plan.model.layers)
+        behind = [layer for layer, unit in enumerate(kept) if unit > min(removed)]  # the first cut
+        weights = {
+            name: (weight, layer)
+            for layer, found in probe(loaded, windows, behind, output_projections).items()
+            for projection in found
+            for name, weight in projection.weights.items()
+        }
+        stored = StoredWeights.of(loaded.model, case.folder, weights)
         factors = self._factors(case, windows)
         divisors = divisors_of(factors, removed, case.plan.model.layers)
         if all(divisor == 1 for divisor in divisors):
@@ -249,80 +231,54 @@ class Rescale:
             )
         for layer in removed:
             case.record.found[f"factor_{layer}"] = round(factors[layer], 6)
-        _check(loaded, writers, divisors, ids)
-        for layer, divisor in zip(writers, divisors, strict=True):
-            for each in layer if divisor != 1 else ():
-                for name in each.weights():
-                    value = read_tensor(checkpoint, names[name][0]).double() / divisor
-                    yield from stored_as(names[name], value)
+        few = torch.from_numpy(windows.ids[:1, :CHECK_TOKENS])
+        _check(loaded, [(weight, divisors[layer]) for weight, layer in weights.values()], divisors, few)
+        for name, (_, layer) in weights.items():
+            if divisors[layer] != 1:
+                yield from stored.changed(name, stored.read(name).double() / divisors[layer])
 
+    @torch.no_grad()
     def _factors(self, case: HealContext, windows: Windows) -> list[float]:
-        """Return for each layer of the base the geometric mean of |out| / |in|."""
+        """Return for each layer of the base the geometric mean over tokens of |out| / |in|.
+
+        Raises ``ModelError`` where a mean is not a number.
+        """
         base = case.load_base()
+        logs = torch.zeros(len(base.layers), dtype=torch.float64)
+
+        def make(index: int, original: Any) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                before = split_hidden(args, kwargs)[0].double().norm(dim=-1)  # (rows, tokens), first: layers may write
+                output = original(*args, **kwargs)
+                hidden = output[0] if isinstance(output, tuple | list) else output
+                logs[index] += (hidden.double().norm(dim=-1).to(before.device) / before).log().sum().cpu()
+                return output
+
+            return forward
+
         case.record.tokens = windows.tokens
-        with case.progress.task("reading text with the base", windows.tokens, "tokens") as advance:
-
-            def read() -> Iterator[torch.Tensor]:
-                for ids in id_batches(windows):
-                    yield ids.to(base.device)
-                    advance(ids.numel())
-
-            return lengthening(base, read()).tolist()
-
-
-@torch.no_grad()
-def lengthening(loaded: LoadedModel, batches: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return the geometric mean over tokens of |out| / |in| of each layer of the intact model, (layers,), float64.
-
-    ``batches`` are token ids, (rows, tokens), without padding. Raises ``ModelError`` where a mean is not a number.
-    """
-    logs, count = torch.zeros(len(loaded.layers), dtype=torch.float64), 0
-
-    def make(index: int, original: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            before = split_hidden(args, kwargs)[0].double().norm(dim=-1)  # (rows, tokens), first: layers may write
-            output = original(*args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple | list) else output
-            logs[index] += (hidden.double().norm(dim=-1).to(before.device) / before).log().sum().cpu()
-            return output
-
-        return forward
-
-    with replaced_forwards(loaded.layers, make):
-        for ids in batches:
-            count += ids.numel()
-            loaded.model(input_ids=ids, use_cache=False)
-    factors = (logs / count).exp()
-    if not factors.isfinite().all():
-        raise ModelError("the layers' average effect is not a number: the model's states overflow; try --dtype float32")
-    return factors
+        label = "reading text with the base"
+        with replaced_forwards(base.layers, make), case.progress.task(label, windows.tokens, "tokens") as advance:
+            for ids in id_batches(windows):
+                base.model(input_ids=ids.to(base.device), use_cache=False)
+                advance(ids.numel())
+        factors = (logs / windows.tokens).exp()
+        if not factors.isfinite().all():
+            raise ModelError(
+                "the layers' average effect is not a number: the model's states overflow; try --dtype float32"
+            )
+        return factors.tolist()
 
 
 def divisors_of(factors: list[float], removed: Removal, depth: int) -> list[float]:
     """Return for each layer that is left the product of the factors of all removed layers before it."""
-    found, product = [], 1.0
-    for layer in range(depth):
-        if layer in removed:
-            product *= factors[layer]
-        else:
-            found.append(product)
-    return found
-
-
-def _writers(loaded: LoadedModel, case: HealContext, ids: torch.Tensor) -> list[list[Projection]]:
-    """Return what each layer writes into the stream through; none for those in front of the first cut."""
-    kept = case.removal.kept(case.plan.model.layers)
-    stream = Stream(loaded, [ids])
-    found: list[list[Projection]] = []
-    while stream.depth < len(kept):
-        behind = kept[stream.depth] > min(case.removal)
-        found.append(output_projections(stream) if behind else [])
-        stream.advance()
-    return found
+    return [math.prod(factors[unit] for unit in removed if unit < layer) for layer in removed.kept(depth)]
 
 
 @torch.no_grad()
-def _check(loaded: LoadedModel, writers: list[list[Projection]], divisors: list[float], ids: torch.Tensor) -> None:
+def _check(
+    loaded: LoadedModel, weights: list[tuple[nn.Parameter, float]], divisors: list[float], ids: torch.Tensor
+) -> None:
     """Try on a few tokens that dividing what is written is multiplying the stream at the cuts; weights are put back."""
     ids = ids.to(loaded.device)
 
@@ -337,13 +293,12 @@ def _check(loaded: LoadedModel, writers: list[list[Projection]], divisors: list[
 
     with replaced_forwards(loaded.layers, make):
         expected = loaded.model(input_ids=ids, use_cache=False).logits.double()
-    kept = [(each, each.matrix.clone(), each.bias_value) for layer in writers for each in layer]
-    for layer, divisor in zip(writers, divisors, strict=True):
-        for each in layer:
-            each.put(each.matrix / divisor, None if each.bias_value is None else each.bias_value / divisor)
+    kept = [weight.clone() for weight, _ in weights]
+    for weight, divisor in weights:
+        weight.div_(divisor)
     folded = loaded.model(input_ids=ids, use_cache=False).logits.double()
-    for each, matrix, bias in kept:
-        each.put(matrix, bias)
+    for (weight, _), before in zip(weights, kept, strict=True):
+        weight.copy_(before)
     if not (folded - expected).abs().max() <= CHECK_TOLERANCE * expected.abs().max():
         raise RefusedError(
             f"a {loaded.architecture.model_type} model reads its residual stream without a norm somewhere, or writes "

@@ -2,60 +2,38 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
+from torch import nn
 
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError, UsageError
 from layerprune.files import writing
-from layerprune.healing.base import (
-    Changed,
-    HealContext,
-    Needs,
-    Stored,
-    head_weights,
-    in_mlp,
-    last_layers,
-    layer_weights,
-    names_on_disk,
-    projections,
-    read_tensor,
-    seams,
-    stored_as,
-)
-from layerprune.healing.losses import NextToken, TrainingGoal
-from layerprune.healing.training import Precision, Training, TrainingText, leads, make_trainable, own_place, train
-from layerprune.healing.training_state import TrainingState
+from layerprune.healing.base import ATTENTION, MLP, Changed, HealContext, Needs, StoredWeights, cuts, option
+from layerprune.healing.losses import NextToken
+from layerprune.healing.training import Precision, Training, is_main_process, make_trainable, on_own_device, train
 from layerprune.models.model import LoadedModel, fast_bfloat16
+from layerprune.removal import Removal
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
 
 # What all methods that train have in common: their options, how the model is made ready, what is written down.
 
-
-Choose = Callable[[LoadedModel], set[str]]
-MakeGoal = Callable[[LoadedModel], TrainingGoal]
 
 # Tokens of one forward pass. Measured on two cores: more is no faster; a GPU wants more.
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}
 HELDOUT_TOKENS = 8192  # that a measurement on the way reads: it must not cost more than it tells
 
 
-def option(default: Any, words: str) -> Any:
-    """A dataclass field with its line in the help."""
-    return field(default=default, metadata={"help": words})
-
-
 @dataclass(frozen=True)
-class Trained:
+class TrainingMethod:
     """The options of every method that trains."""
 
     lr: float = option(2e-4, "learning rate, at its height")
@@ -87,11 +65,28 @@ class Trained:
         tokens = MICRO_TOKENS.get(loaded.device.type, MICRO_TOKENS["cpu"])
         return self.micro or max(1, tokens // case.text.train.window)
 
-    def training(self, case: HealContext, loaded: LoadedModel, precision: Precision) -> Training:
-        """Return the run that these options ask for on this text and machine."""
-        windows = case.text.train
-        steps = self.steps or max(1, math.ceil(self.epochs * len(windows) / self.batch))
-        return Training(
+    def heal(self, case: HealContext) -> Iterator[Changed]:
+        """Yield the weights that ``weights_to_train`` names, trained on the text."""
+        yield from self.fit(case, lambda student: NextToken())
+
+    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        """Return the names of the weights to train."""
+        raise NotImplementedError
+
+    def fit(self, case: HealContext, goal: Callable[[LoadedModel], NextToken]) -> Iterator[Changed]:
+        """Train the chosen weights towards the goal of the loaded model and yield them under their names on disk."""
+        loaded, precision = load_for_training(case)
+        weights = make_trainable(loaded.model, self.weights_to_train(case, loaded), precision)
+        stored = StoredWeights.of(loaded.model, case.folder, weights)
+        self.run(case, loaded, goal(loaded), precision)
+        for name, weight in weights.items():
+            yield from stored.changed(name, weight.detach())
+
+    def run(self, case: HealContext, loaded: LoadedModel, goal: NextToken, precision: Precision) -> None:
+        """Train what requires a gradient in the loaded model, and write down how it went."""
+        text, record = case.text, case.record
+        steps = self.steps or max(1, math.ceil(self.epochs * len(text.train) / self.batch))
+        training = Training(
             steps=steps,
             lr=self.lr,
             batch=self.batch,
@@ -106,9 +101,18 @@ class Trained:
             seed=case.seed,
             loaded=f"{self!r} of {loaded.ref.fingerprint}, receipt {case.receipt.sha256()}",
         )
+        record.found["trained"] = sum(w.numel() for w in loaded.model.parameters() if w.requires_grad)
+        few = replace(text, heldout=text.heldout.spread(max(1, HELDOUT_TOKENS // text.heldout.window)))
+        state = train(loaded.model, goal, few, training, case.work / "training", case.progress)
+        record.tokens += state.tokens
+        record.curve += state.curve
+        record.found |= {"steps": state.step, "best_step": state.best_step, "precision": precision}
+        record.dtype, record.device = precision, str(loaded.device)
+        if state.stopped:
+            record.notes.append(f"stopped at step {state.step} of {steps}: the held-out loss no longer fell")
 
 
-def ready(case: HealContext) -> tuple[LoadedModel, Precision]:
+def load_for_training(case: HealContext) -> tuple[LoadedModel, Precision]:
     """Load the unhealed checkpoint for training, and say what its products are made in.
 
     Weights are loaded as they are stored, so that those that are trained lose nothing. Raises ``UsageError`` for
@@ -119,7 +123,7 @@ def ready(case: HealContext) -> tuple[LoadedModel, Precision]:
     precision = precision_of(case)
     stored = {tensor.dtype for tensor in Checkpoint.open(case.folder).tensors.values()}
     dtype = "bfloat16" if precision == "bfloat16" and stored <= {"BF16"} else "float32"
-    return own_place(case).load_model(dtype), precision
+    return on_own_device(case).load_model(dtype), precision
 
 
 def precision_of(case: HealContext) -> Precision:
@@ -130,32 +134,6 @@ def precision_of(case: HealContext) -> Precision:
     return "bfloat16" if on_gpu or fast_bfloat16() else "float32"
 
 
-def run(case: HealContext, loaded: LoadedModel, goal: TrainingGoal, training: Training) -> TrainingState:
-    """Train what requires a gradient in the loaded model, and write down how it went."""
-    corpus, record = case.text, case.record
-    few = max(1, HELDOUT_TOKENS // corpus.heldout.window)
-    text = TrainingText(corpus.train, corpus.heldout.spread(few))
-    standing = train(loaded.model, goal, text, training, case.work / "training", case.progress)
-    record.tokens += standing.tokens
-    record.curve += standing.curve
-    record.found |= {"steps": standing.step, "best_step": standing.best_step, "precision": training.precision}
-    record.dtype, record.device = training.precision, str(loaded.device)
-    if standing.stopped:
-        record.notes.append(f"stopped at step {standing.step} of {training.steps}: the held-out loss no longer fell")
-    return standing
-
-
-def heal_weights(case: HealContext, method: Trained, choose: Choose, goal: MakeGoal) -> Iterator[Changed]:
-    """Train the weights that ``choose`` names towards ``goal`` and yield them under their names on disk."""
-    loaded, precision = ready(case)
-    weights = make_trainable(loaded.model, choose(loaded), torch.bfloat16 if precision == "bfloat16" else None)
-    stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
-    case.record.found["trained"] = sum(weight.numel() for weight in weights.values())
-    run(case, loaded, goal(loaded), method.training(case, loaded, precision))
-    for name, weight in weights.items():
-        yield from stored_as(stored[name], weight.detach())
-
-
 # LoRA by peft: small matrices beside frozen weights, merged into them at the end and kept as an adapter, too.
 
 
@@ -163,7 +141,7 @@ ADAPTER = "adapter"  # folder of the adapter, inside the healed checkpoint's doc
 
 
 @dataclass(frozen=True)
-class Lora(Trained):
+class Lora(TrainingMethod):
     """Train low-rank updates of every linear map in attention and MLP on the text (peft), and merge them."""
 
     lr: float = option(1e-3, "learning rate, at its height")
@@ -182,52 +160,48 @@ class Lora(Trained):
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the merged weights; the adapter itself is attached, for peft to load on the unhealed checkpoint."""
-        loaded, precision = ready(case)
+        loaded, precision = load_for_training(case)
         targets = projections(loaded)
-        if not in_mlp(loaded, targets):
+        if not in_mlp(targets):
             why = "no linear map of an MLP was found, or its experts are fused"
             case.record.notes.append(f"adapters went on the attention alone: {why}")
-        weights = [f"{target}.weight" for target in targets]
-        stored = names_on_disk(loaded.model, Checkpoint.open(case.folder), weights)
-        make_trainable(loaded.model, set(), torch.bfloat16 if precision == "bfloat16" else None)
-        adapted = with_adapter(loaded, targets, self.config(targets, loaded, case.name), case.seed)
-        case.record.found["trained"] = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
-        run(case, loaded, NextToken(), self.training(case, loaded, precision))
-        if leads():
+        stored = StoredWeights.of(loaded.model, case.folder, [f"{target}.weight" for target in targets])
+        make_trainable(loaded.model, set(), precision)
+        adapted = self.adapted(loaded, targets, case.name, case.seed)
+        self.run(case, loaded, NextToken(), precision)
+        if is_main_process():
             save_adapter(adapted, case.attachments / ADAPTER)
-        yield from merged(adapted, targets, stored, case)
+        for target in targets:  # one at a time, in float32, from the weight as it is stored
+            name, layer = f"{target}.weight", cast(Any, loaded.model.get_submodule(target))
+            update = layer.get_delta_weight("default").detach().float().cpu()
+            yield from stored.changed(name, stored.read(name).float() + update)
 
-    def config(self, targets: tuple[str, ...], loaded: LoadedModel, base: str) -> LoraConfig:
-        """Return peft's account of the adapter; ``base`` is what it says it belongs to."""
-        from peft import LoraConfig
+    def adapted(self, loaded: LoadedModel, targets: tuple[str, ...], name: str, seed: int) -> PeftModel:
+        """Put fresh adapters, which change nothing yet, into the loaded model; peft's wrapper around it is returned.
+
+        ``name`` is what the adapter says it belongs to.
+        """
+        from peft import LoraConfig, get_peft_model
         from transformers.pytorch_utils import Conv1D
 
-        return LoraConfig(
+        config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it; it need not be whole
             lora_dropout=self.dropout,
             target_modules=list(targets),
             fan_in_fan_out=isinstance(loaded.model.get_submodule(targets[0]), Conv1D),
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base,
         )
-
-
-def with_adapter(loaded: LoadedModel, targets: tuple[str, ...], config: LoraConfig, seed: int) -> PeftModel:
-    """Put fresh adapters, which change nothing yet, into the loaded model; peft's wrapper around it is returned."""
-    from peft import get_peft_model
-
-    base = config.base_model_name_or_path
-    torch.manual_seed(seed)  # peft draws one half of every adapter
-    adapted = get_peft_model(loaded.model, config)
-    config.base_model_name_or_path = base  # peft puts the folder here that the model was read from
-    names = [name for name, weight in loaded.model.named_parameters() if weight.requires_grad]
-    stray = sorted({name.partition(".lora_")[0] for name in names} - set(targets))
-    if stray:  # it would be trained and never merged
-        raise RefusedError(
-            f"peft puts an adapter on {stray[0]}, which was not asked for; use partial, seams or distill"
-        )
-    return adapted
+        torch.manual_seed(seed)  # peft draws one half of every adapter
+        adapted = get_peft_model(loaded.model, config)
+        config.base_model_name_or_path = name  # peft puts the folder here that the model was read from
+        names = [name for name, weight in loaded.model.named_parameters() if weight.requires_grad]
+        stray = sorted({name.partition(".lora_")[0] for name in names} - set(targets))
+        if stray:  # it would be trained and never merged
+            raise RefusedError(
+                f"peft puts an adapter on {stray[0]}, which was not asked for; use partial, seams or distill"
+            )
+        return adapted
 
 
 def save_adapter(adapted: PeftModel, folder: Path) -> None:
@@ -237,7 +211,7 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    config = copy.copy(adapted.peft_config["default"])
+    config = adapted.peft_config["default"]
     config.inference_mode = True
     with writing(folder, SafetensorError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,24 +219,11 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
         config.save_pretrained(str(folder))
 
 
-def merged(adapted: PeftModel, targets: tuple[str, ...], stored: Stored, case: HealContext) -> Iterator[Changed]:
-    """Yield each adapted weight with its update added in float32, one at a time, from the weight as it is stored."""
-    checkpoint = Checkpoint.open(case.folder)
-    model = adapted.get_base_model()
-    for target in targets:
-        names = stored[f"{target}.weight"]
-        layer: Any = model.get_submodule(target)
-        with torch.no_grad():
-            update = layer.get_delta_weight("default").float().cpu()
-            value = read_tensor(checkpoint, names[0]).float() + update
-        yield from stored_as(names, value)
-
-
 # Fine-tuning of a part of the weights: the head and the last layers, or the layers on either side of the cuts.
 
 
 @dataclass(frozen=True)
-class Partial(Trained):
+class Partial(TrainingMethod):
     """Fine-tune the last layers, the final norm and the head on the text; everything before them is only read."""
 
     layers: int = option(3, "how many of the last layers")
@@ -272,16 +233,16 @@ class Partial(Trained):
     cost: ClassVar[str] = "a forward pass of everything and a backward pass of the part, over the text"
     source: ClassVar[str] = "Reassessing Layer Pruning in LLMs, arXiv:2411.15558"
 
-    def heal(self, case: HealContext) -> Iterator[Changed]:
-        def chosen(loaded: LoadedModel) -> set[str]:
-            names = layer_weights(loaded, last_layers(loaded, self.layers))
-            return names | head_weights(loaded) if self.head else names
-
-        yield from heal_weights(case, self, chosen, lambda loaded: NextToken())
+    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        depth = len(loaded.layers)
+        if not 0 <= self.layers <= depth:
+            raise UsageError(f"the last {self.layers} layers were asked for and the model has {depth}")
+        names = weights_of(loaded, loaded.layers[depth - self.layers :])
+        return names | head_weights(loaded) if self.head else names
 
 
 @dataclass(frozen=True)
-class Seams(Trained):
+class Seams(TrainingMethod):
     """Fine-tune, on the text, the layers on either side of every cut."""
 
     width: int = option(1, "how many layers on each side")
@@ -295,8 +256,73 @@ class Seams(Trained):
         if self.width < 1:
             raise ValueError(f"width is {self.width} and has to be at least 1")
 
-    def heal(self, case: HealContext) -> Iterator[Changed]:
-        def chosen(loaded: LoadedModel) -> set[str]:
-            return layer_weights(loaded, seams(case.removal, case.receipt.base.layers, self.width))
+    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        beside = seams(case.removal, case.receipt.base.layers, self.width)
+        return weights_of(loaded, [loaded.layers[layer] for layer in beside])
 
-        yield from heal_weights(case, self, chosen, lambda loaded: NextToken())
+
+# Which weights are trained: found from the anatomy, never from a table of architectures.
+
+
+def seams(removal: Removal, depth: int, width: int) -> tuple[int, ...]:
+    """Return the layers of the pruned model within ``width`` layers on either side of a cut."""
+    left = depth - len(removal)
+    near = {cut.after + step for cut in cuts(removal, depth) for step in range(1 - width, width + 1)}
+    return tuple(sorted(near & set(range(left))))
+
+
+def weights_of(loaded: LoadedModel, modules: Iterable[nn.Module]) -> set[str]:
+    """Return the names of all weights of some modules of the model."""
+    chosen = {id(weight) for module in modules for weight in module.parameters()}
+    return {name for name, weight in loaded.model.named_parameters() if id(weight) in chosen}
+
+
+def head_weights(loaded: LoadedModel) -> set[str]:
+    """Return the names of what stands behind the stack: the output embeddings and the decoder's final norm.
+
+    Output embeddings that are tied to the input's are trained as what they are, both.
+    """
+    return weights_of(loaded, [loaded.model.get_output_embeddings()]) | final_norm(loaded)
+
+
+def final_norm(loaded: LoadedModel) -> set[str]:
+    """Return the names of the weights of the norm behind the last layer: outside the stack, and one-dimensional."""
+    vectors = {name for name, weight in loaded.model.named_parameters() if weight.dim() == 1}
+    outside = vectors - weights_of(loaded, loaded.layers)
+    return {name for name in outside if name.rpartition(".")[0].split(".")[-1] in FINAL_NORMS}
+
+
+FINAL_NORMS = {"norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm"}
+
+
+def projections(loaded: LoadedModel) -> tuple[str, ...]:
+    """Return the paths of the linear maps inside the attention and the MLP of every layer.
+
+    Where experts are fused into one tensor only the attention's: peft would stretch an adapter of an MLP to experts
+    whose maps had its name before they were fused. Raises ``RefusedError`` where there is none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    parts = [
+        (child, part) for layer in loaded.layers for child, part in layer.named_children() if child in ATTENTION | MLP
+    ]
+    fused = any(child in MLP and weight.dim() > 2 for child, part in parts for weight in part.parameters())
+    paths = {id(module): name for name, module in loaded.model.named_modules()}
+    found = [
+        paths[id(module)]
+        for child, part in parts
+        if child in ATTENTION or not fused
+        for module in part.modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+    if not found:
+        raise RefusedError(
+            f"a {loaded.architecture.model_type} model has no linear maps in its attention or MLP for an adapter; "
+            "use partial, seams or distill"
+        )
+    return tuple(found)
+
+
+def in_mlp(targets: Iterable[str]) -> bool:
+    """Return whether some of these paths lie in the MLP of a layer."""
+    return any(MLP & set(target.split(".")) for target in targets)

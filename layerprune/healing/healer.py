@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from layerprune.architecture import build_on_meta, load_config, positions
-from layerprune.artifacts import FileEntry, HealerRef, HealLog, HeldOut, ModelRef, Plan, Receipt
+from layerprune.artifacts import FileEntry, HealerRef, HealLog, HeldOut, Plan, Receipt
 from layerprune.auditor.inputs import ExportedFolder, check_folder, check_weights
 from layerprune.checkpoint import Checkpoint, Tensor, new_folder, try_new_folder, write_shards
 from layerprune.checkpoint.companions import companions, left_out
@@ -28,35 +28,17 @@ from layerprune.errors import ExportError, ModelError, UsageError, one_line
 from layerprune.exporter import proof
 from layerprune.files import check_plain, checked_name, listed, locked, refuse_link, same_file, write_all, writing
 from layerprune.healing import HEALERS
-from layerprune.healing.base import Changed, HealContext, Healer
+from layerprune.healing.base import FLOATS, Changed, HealContext, Healer, Record
 from layerprune.healing.losses import mean_nats
-from layerprune.healing.training import leads
+from layerprune.healing.training import is_main_process
 from layerprune.models.model import LoadedModel
-from layerprune.registry import build, options_of, spec_of
+from layerprune.registry import Entry, build, options_of, spec_of
 from layerprune.report.card import OURS, write_card
 from layerprune.report.page import REPORT
 from layerprune.util import SILENT, Progress, tool_versions
 
 FOLDER = "layerprune"
 CARD = "README.md"
-
-
-@dataclass
-class _Stopwatch:
-    """Counts the time spent in a method's own code, not in writing what it yields."""
-
-    seconds: float = 0.0
-
-    def timed(self, changed: Iterator[Changed]) -> Iterator[Changed]:
-        while True:
-            start = time.monotonic()
-            try:
-                pair = next(changed)
-            except StopIteration:
-                return
-            finally:
-                self.seconds += time.monotonic() - start
-            yield pair
 
 
 def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options: Any) -> HealLog | None:
@@ -75,27 +57,21 @@ def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options:
     out = Path(out).absolute()
     work = work_folder(out)
     refuse_link(work)
-    if leads():
+    if is_main_process():
         clear(out)
     _check_new(out)
     exported = ExportedFolder.read(checkpoint)
-    if not leads():
+    if not is_main_process():
         deque(healer.heal(replace(_case(request, healer, exported, work, progress), progress=SILENT)), maxlen=0)
         return None
     try_new_folder(out, checkpoint, _base(request, healer, exported))
     with locked(work):
         _check_new(out)  # whoever held the lock until now may have written it
         case = _case(request, healer, exported, work, progress)
-        _empty(case.attachments)
+        if case.attachments.exists():  # of another method that was cut off before it was published
+            shutil.rmtree(case.attachments)
         check_plain(work)  # what a method goes on from and writes over
-        ref = HealerRef(
-            name=entry.name,
-            spec=spec_of(entry.name, healer),
-            options=options_of(healer),
-            gradients=healer.gradients,
-            owner=entry.owner,
-        )
-        log = _published(healer, ref, case, exported, out)
+        log = _published(entry, healer, case, exported, out)
         shutil.rmtree(work, ignore_errors=True)
     return log
 
@@ -119,32 +95,55 @@ def _check_new(out: Path) -> None:
         raise ExportError(f"{out} exists already; choose a new folder or remove it")
 
 
-def _empty(attachments: Path) -> None:
-    """Remove what another method has left there, that was cut off before it was published."""
-    if attachments.exists():
-        shutil.rmtree(attachments)
-
-
-def _published(healer: Healer, method: HealerRef, case: HealContext, exported: ExportedFolder, out: Path) -> HealLog:
+def _published(entry: Entry, healer: Healer, case: HealContext, exported: ExportedFolder, out: Path) -> HealLog:
     """Let the method heal, write what it changed to ``out``, and measure what was written."""
-    watch = _Stopwatch()
-    changed = watch.timed(iter(healer.heal(case)))
-    with spooled(Checkpoint.open(exported.folder), case.work / "changed.bin", changed) as spool, new_folder(out) as new:
-        carried = _carried(exported, spool.checkpoint, case.progress)
-        files = write_healed(spool, carried, case.attachments, new, case.progress)
-        result = _result(exported, out.name, new, case.trust_remote_code)
+    checkpoint, told, receipt = Checkpoint.open(exported.folder), case.record, exported.receipt
+    healed = _timed(iter(healer.heal(case)), told)
+    with spooled(checkpoint, case.work / "changed.bin", healed) as changed, new_folder(out) as new:
+        carried = _carried(exported, checkpoint, case.progress)
+        files = write_healed(checkpoint, changed, carried, case.attachments, new, case.progress)
+        proof.check_loads(exported.folder, new, trust_remote_code=case.trust_remote_code)
+        result = {"id": out.name, "revision": None, "fingerprint": Checkpoint.open(new).fingerprint()}
         log = HealLog(
-            method=method,
-            result=result,
-            changed=tuple(sorted(spool.places)),
+            method=HealerRef(
+                name=entry.name,
+                spec=spec_of(entry.name, healer),
+                options=options_of(healer),
+                gradients=healer.gradients,
+                owner=entry.owner,
+            ),
+            base=receipt.base,
+            unhealed=exported.result,
+            result=exported.result.model_copy(update=result),
+            plan_sha256=exported.plan.sha256(),
+            receipt_sha256=receipt.sha256(),
+            earlier=exported.heal,
+            corpus=case.corpus.ref if case.corpus else None,
+            changed=tuple(sorted(changed)),
             files=files,
-            seconds=round(watch.seconds, 3),
+            tokens=told.tokens,
+            seconds=round(told.seconds, 3),
+            curve=tuple(told.curve),
+            found=told.found,
+            notes=tuple(told.notes),
             heldout=_heldout(case, new),
-            **_chain(exported),
-            **_account(case),
+            dtype=told.dtype,
+            device=told.device,
+            seed=case.seed,
+            versions=tool_versions("torch", "transformers", "peft", "accelerate"),
         )
         _add_documents(exported.folder, new, log)
     return log
+
+
+def _timed(changed: Iterator[Changed], record: Record) -> Iterator[Changed]:
+    """Count the time spent in a method's own code, not in writing what it yields."""
+    start = time.monotonic()
+    for pair in changed:
+        record.seconds += time.monotonic() - start
+        yield pair
+        start = time.monotonic()
+    record.seconds += time.monotonic() - start
 
 
 def _carried(exported: ExportedFolder, checkpoint: Checkpoint, progress: Progress) -> list[str]:
@@ -221,16 +220,6 @@ def _window(request: HealConfig, exported: ExportedFolder) -> int:
     return request.window
 
 
-def _result(exported: ExportedFolder, name: str, folder: Path, trust_remote_code: bool) -> ModelRef:
-    """Return what was written, once transformers has found every weight in it."""
-    new, old = (
-        proof.load(path, trust_remote_code=trust_remote_code, device="meta")[1] for path in (folder, exported.folder)
-    )
-    proof.check_keys(new, old)
-    fingerprint = Checkpoint.open(folder).fingerprint()
-    return exported.result.model_copy(update={"id": name, "revision": None, "fingerprint": fingerprint})
-
-
 def _heldout(case: HealContext, folder: Path) -> HeldOut | None:
     """Measure the unhealed checkpoint, the healed one as it was written and, where it is at hand, the base."""
     if case.corpus is None:
@@ -242,31 +231,6 @@ def _heldout(case: HealContext, folder: Path) -> HeldOut | None:
 
     before, after = nats(case.load_model(), "unhealed"), nats(replace(case, folder=folder).load_model(), "healed")
     return HeldOut(before=before, after=after, base=None if case.base is None else nats(case.load_base(), "base"))
-
-
-def _chain(exported: ExportedFolder) -> dict[str, Any]:
-    return {
-        "base": exported.receipt.base,
-        "unhealed": exported.result,
-        "plan_sha256": exported.plan.sha256(),
-        "receipt_sha256": exported.receipt.sha256(),
-        "earlier": exported.heal,
-    }
-
-
-def _account(case: HealContext) -> dict[str, Any]:
-    record = case.record
-    return {
-        "corpus": case.corpus.ref if case.corpus else None,
-        "tokens": record.tokens,
-        "curve": tuple(record.curve),
-        "found": record.found,
-        "notes": tuple(record.notes),
-        "dtype": record.dtype,
-        "device": record.device,
-        "seed": case.seed,
-        "versions": tool_versions("torch", "transformers", "peft", "accelerate"),
-    }
 
 
 def _add_documents(unhealed: Path, folder: Path, log: HealLog) -> None:
@@ -286,64 +250,56 @@ def _add_documents(unhealed: Path, folder: Path, log: HealLog) -> None:
 
 
 RESERVED = frozenset(name.casefold() for name in (*OURS, REPORT))  # what is written after the attachments
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-@dataclass
-class Spool:
-    """New values of tensors, waiting on disk in the dtype of the checkpoint: no second model in memory."""
-
-    checkpoint: Checkpoint
-    path: Path
-    file: IO[bytes]
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> bytes [start, stop) of the file
-
-    def put(self, name: str, value: torch.Tensor) -> None:
-        """Take one tensor; raises ``ModelError`` for one that is not finite or not the checkpoint's."""
-        old = self.checkpoint.tensors.get(name)
-        if old is None:
-            raise ModelError(f"healing changed {name!r}, which the checkpoint does not hold")
-        if name in self.places:
-            raise ModelError(f"healing gave {name!r} twice")
-        if old.shape != tuple(value.shape) or old.dtype not in DTYPES:
-            raise ModelError(f"healing gave {name!r} as {tuple(value.shape)}; it is {old.dtype} {old.shape} on disk")
-        new = value.detach().to("cpu", DTYPES[old.dtype]).contiguous()
-        if not torch.isfinite(new).all():
-            raise ModelError(f"healing made {name!r} infinite or not a number in {old.dtype}; nothing was written")
-        start = self.file.tell()
-        with writing(self.path):
-            write_all(self.file, memoryview(new.flatten().view(torch.uint8).numpy()))
-        self.places[name] = (start, self.file.tell())
-
-    def part(self, tensor: Tensor) -> TensorPart:
-        """Return what is written under a tensor's name: its new value, or the old bytes."""
-        if tensor.name not in self.places:
-            return TensorPart.of(tensor, tensor.name)
-        start, stop = self.places[tensor.name]
-        return TensorPart(tensor.name, tensor.dtype, tensor.shape, ((self.path, start, stop),), stop - start)
 
 
 @contextmanager
-def spooled(checkpoint: Checkpoint, path: Path, changed: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Spool]:
-    """Write the changed tensors to ``path`` as they come; leaving the block removes it, and its folder if empty."""
+def spooled(checkpoint: Checkpoint, path: Path, changed: Iterable[Changed]) -> Iterator[dict[str, Tensor]]:
+    """Write the changed tensors to ``path`` as they come, in the dtypes of the checkpoint, and yield where each lies.
+
+    They wait on the disk, so that no second model is in memory; leaving the block removes the file, and its folder if
+    empty. Raises ``ModelError`` for a tensor that is not finite or not the checkpoint's.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writing(path):
             file = path.open("wb", buffering=0)
+        places: dict[str, Tensor] = {}
         with file:
-            spool = Spool(checkpoint, path, file)
             for name, value in changed:
-                spool.put(name, value)
-        yield spool
+                if name in places:
+                    raise ModelError(f"healing gave {name!r} twice")
+                new, start = _as_stored(checkpoint, name, value), file.tell()
+                with writing(path):
+                    write_all(file, memoryview(new.flatten().view(torch.uint8).numpy()))
+                places[name] = replace(checkpoint.tensors[name], file=path, start=start, stop=file.tell())
+        yield places
     finally:
         path.unlink(missing_ok=True)
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
 
 
+def _as_stored(checkpoint: Checkpoint, name: str, value: torch.Tensor) -> torch.Tensor:
+    """Return a new value in the dtype of the tensor that it replaces, on the CPU."""
+    old = checkpoint.tensors.get(name)
+    if old is None:
+        raise ModelError(f"healing changed {name!r}, which the checkpoint does not hold")
+    if old.shape != tuple(value.shape) or old.dtype not in FLOATS:
+        raise ModelError(f"healing gave {name!r} as {tuple(value.shape)}; it is {old.dtype} {old.shape} on disk")
+    new = value.detach().to("cpu", FLOATS[old.dtype]).contiguous()
+    if not torch.isfinite(new).all():
+        raise ModelError(f"healing made {name!r} infinite or not a number in {old.dtype}; nothing was written")
+    return new
+
+
 def write_healed(
-    spool: Spool, carried: Iterable[str], attachments: Path, folder: Path, progress: Progress = SILENT
+    source: Checkpoint,
+    changed: Mapping[str, Tensor],
+    carried: Iterable[str],
+    attachments: Path,
+    folder: Path,
+    progress: Progress,
 ) -> dict[str, FileEntry]:
     """Write weights (in files of the same names), carried files and attachments; return the hash of each.
 
@@ -351,50 +307,38 @@ def write_healed(
     name or is no regular file, or what was written has not exactly the tensors, shapes and dtypes of the unhealed
     checkpoint.
     """
-    source = spool.checkpoint
-    shards = [
-        Shard(file.name, tuple(spool.part(tensor) for tensor in source.tensors.values() if tensor.file == file))
-        for file in source.files
-    ]
+    shards = []
+    for file in source.files:
+        here = [tensor for tensor in source.tensors.values() if tensor.file == file]
+        parts = tuple(TensorPart.of(changed.get(tensor.name, tensor), tensor.name) for tensor in here)
+        shards.append(Shard(file.name, parts))
     written = list(write_shards(folder, shards, source.metadata, progress))
     for name in carried:
         if name not in written and name != INDEX:
             _copy(source.path / name, folder / name)
             written.append(name)
-    for name in attached(attachments):
+    for name, fault in listed(attachments) if attachments.is_dir() else ():
+        try:
+            checked_name(name)
+        except ValueError as error:
+            fault = str(error)
+        if fault:
+            raise ExportError(f"the healing method leaves {name!r}, {fault}")
         if (folder / name).exists() or same_file([*written, name]) or name.casefold() in RESERVED:
             raise ExportError(f"the healing method leaves a file {name!r}, a name that the checkpoint uses itself")
         _copy(attachments / name, folder / name)
         written.append(name)
-    _check_alike(source, Checkpoint.open(folder))
+    old, new = (
+        {name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items()}
+        for checkpoint in (source, Checkpoint.open(folder))
+    )
+    if old != new:
+        different = sorted(dict(old.items() ^ new.items()))
+        raise ExportError(f"the healed checkpoint differs in the form of {different[0]}; please report the method")
     return {name: entry_of(folder / name) for name in sorted(written)}
-
-
-def attached(attachments: Path) -> list[str]:
-    """Return the files that a healing method leaves; raises ``ExportError`` for a link and for a name that is none."""
-    if not attachments.is_dir():
-        return []
-    names = []
-    for name, fault in listed(attachments):
-        try:
-            names.append(checked_name(name))
-        except ValueError as error:
-            raise ExportError(f"the healing method leaves {name!r}, {error}") from None
-        if fault:
-            raise ExportError(f"the healing method leaves {name!r}, {fault}")
-    return names
 
 
 def _copy(source: Path, target: Path) -> None:
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-
-
-def _check_alike(old: Checkpoint, new: Checkpoint) -> None:
-    def kinds(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return {name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items()}
-
-    if kinds(old) != kinds(new):
-        different = sorted(dict(kinds(old).items() ^ kinds(new).items()))
-        raise ExportError(f"the healed checkpoint differs in the form of {different[0]}; please report the method")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from layerprune.data.corpus import Windows
 from layerprune.errors import ModelError
+from layerprune.scoring.walk import replaced_forwards
 from layerprune.util import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -24,18 +24,16 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 4096
 
 
-def batches(windows: Windows, most: int = BATCH_TOKENS) -> list[Windows]:
-    """Split windows into batches of up to ``most`` tokens, at least one window each."""
-    rows = max(1, most // windows.window)
-    return [
-        Windows(windows.ids[start : start + rows], windows.counted[start : start + rows])
-        for start in range(0, len(windows), rows)
-    ]
+def batches(windows: Windows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return token ids, and which count, in batches of up to ``BATCH_TOKENS`` tokens: both (windows, tokens)."""
+    rows = max(1, BATCH_TOKENS // windows.window)
+    parts = (torch.from_numpy(array).split(rows) for array in (windows.ids, windows.counted))
+    return list(zip(*parts, strict=True))
 
 
-def id_batches(windows: Windows, most: int = BATCH_TOKENS) -> list[torch.Tensor]:
+def id_batches(windows: Windows) -> list[torch.Tensor]:
     """Return the token ids of windows in batches, each (windows, tokens)."""
-    return [torch.from_numpy(batch.ids) for batch in batches(windows, most)]
+    return [ids for ids, _ in batches(windows)]
 
 
 @torch.no_grad()
@@ -47,62 +45,45 @@ def mean_nats(model: nn.Module, windows: Windows, progress: Progress = SILENT, l
     """
     total, count = 0.0, 0
     with progress.task(label, windows.tokens, "tokens") as advance:
-        for batch in batches(windows):
-            ids = torch.from_numpy(batch.ids).to(model.device)  # type: ignore[arg-type]
-            wanted = torch.from_numpy(batch.counted[:, 1:]).to(ids.device)  # (windows, tokens - 1)
+        for rows, counted in batches(windows):
+            ids = rows.to(model.device)  # type: ignore[arg-type]
+            wanted = counted[:, 1:].to(ids.device)  # (windows, tokens - 1)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1][wanted]  # (counted, vocabulary)
             nats = nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="none")
             total += float(nats.double().sum())
             count += len(nats)
-            advance(batch.tokens)
+            advance(ids.numel())
     return total / count
 
 
-# What a student is trained towards: the text itself, here; what the intact base says of it, in ``teacher``.
+# What a student is trained towards: the text itself, here; what the intact base says of it, in ``distill``.
 
 
 Tensor = torch.Tensor
+# (float32 logits of a piece, which may be overwritten; its slice of the places)
+# -> (loss summed over its places, gradient of the loss by the logits)
+LogitsLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
-class TrainingGoal(Protocol):
-    """Grades the student's logits, window batch by window batch."""
+class NextToken:
+    """Plain language modelling: minus the log-probability of the text. Other goals of training derive from it."""
 
-    @property
-    def key(self) -> str:
-        """Its settings in words; runs with different ones are different runs."""
-        ...
+    key = "next token"  # its settings in words; runs with different ones are different runs
 
-    def prepare(self, rows: Tensor, ids: Tensor, wanted: Tensor, labels: Tensor) -> Grade:
-        """Get ready for a batch and return what grades its logits.
+    def prepare(self, rows: Tensor, ids: Tensor, wanted: Tensor, labels: Tensor) -> LogitsLoss:
+        """Get ready for a batch and return the loss of its logits.
 
         ``rows`` (windows,) are the windows' numbers, ``ids`` (windows, tokens), ``wanted`` (windows, tokens - 1) says
         at which places the next token counts, ``labels`` (places,) are those next tokens.
         """
-        ...
+        return lambda logits, piece: cross_entropy(logits, labels[piece])
 
-    def beside(self, wanted: Tensor) -> Tensor:
+    def auxiliary_loss(self, wanted: Tensor) -> Tensor:
         """Return what is added to the loss once the student has read the batch, summed over its places."""
-        ...
-
-
-class NextToken:
-    """Plain language modelling: minus the log-probability of the text."""
-
-    key = "next token"
-
-    def prepare(self, rows: Tensor, ids: Tensor, wanted: Tensor, labels: Tensor) -> Grade:
-        return lambda logits, piece: cross_entropy(own(logits), labels[piece])
-
-    def beside(self, wanted: Tensor) -> Tensor:
         return torch.zeros((), device=wanted.device)
 
 
-def own(logits: Tensor) -> Tensor:
-    """Return float32 logits that may be overwritten."""
-    return logits.clone() if logits.dtype == torch.float32 else logits.float()
-
-
-# What a student is graded by, place by place: the text's next token, and what the intact base says comes next.
+# The losses, place by place: the text's next token, and what the intact base says comes next.
 #
 # Each loss is given logits in float32 that it may overwrite, (places, vocabulary), and returns its sum over the places
 # and its gradient by the logits. They are spelt out, for passes over logits are what they cost (``engine.likelihood``).
@@ -189,9 +170,6 @@ def _softmax_of_shifted(logits: Tensor) -> Tensor:
 # one piece instead of several times (tokens, vocabulary), and nothing is computed twice.
 
 
-# (logits of a piece, its slice of the places) -> (loss summed over its places, gradient of the loss by the logits)
-Grade = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-
 PIECE_BYTES = 25 * 2**20  # float32 logits of a piece: below what malloc maps anew, and clears, at every allocation
 TOLERANCE = 0.03  # of the largest logit, between the head in pieces and the model's own forward: bfloat16 rounds so
 
@@ -217,14 +195,10 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return what the model's forward makes of hidden states, (places, hidden) -> (places, vocabulary)."""
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        with _answering(self.decoder, hidden[None]):
+        answer = _decoder_output(hidden[None])
+        with replaced_forwards([self.decoder], lambda index, original: lambda *args, **kwargs: answer):
             found: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
         return found
-
-    @property
-    def weights(self) -> list[nn.Parameter]:
-        """Trainable weights of the output embeddings, which may be tied to the input's."""
-        return [weight for weight in self.model.get_output_embeddings().parameters() if weight.requires_grad]
 
     @torch.no_grad()
     def check(self, ids: Tensor) -> None:
@@ -243,9 +217,13 @@ class Head:
         size = max(1, PIECE_BYTES // (4 * self.vocabulary))
         yield from (slice(start, min(start + size, places)) for start in range(0, places, size))
 
-    def loss(self, hidden: Tensor, grade: Grade) -> Tensor:
-        """Return the sum of ``grade`` over all places, differentiable by ``hidden`` and the head's own weights."""
-        found: Tensor = _Pieces.apply(self, grade, hidden, *self.weights)  # type: ignore[no-untyped-call]
+    def loss(self, hidden: Tensor, of_logits: LogitsLoss) -> Tensor:
+        """Return the sum of a loss over all places, differentiable by ``hidden`` and the head's own weights.
+
+        These are the trainable ones of the output embeddings, which may be tied to the input's.
+        """
+        weights = [weight for weight in self.model.get_output_embeddings().parameters() if weight.requires_grad]
+        found: Tensor = _Pieces.apply(self, of_logits, hidden, *weights)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -253,7 +231,7 @@ class _Pieces(torch.autograd.Function):
     """A sum over places of a function of their logits; its gradient is worked out in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, head: Head, grade: Grade, hidden: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, head: Head, of_logits: LogitsLoss, hidden: Tensor, *weights: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         total = total.to(hidden.device)
         by_hidden = torch.empty_like(hidden)
@@ -262,7 +240,7 @@ class _Pieces(torch.autograd.Function):
             with torch.enable_grad():
                 part = hidden[piece].detach().requires_grad_()
                 logits = head.logits(part)
-            value, by_logits = grade(logits.detach(), piece)
+            value, by_logits = of_logits(logits.detach().to(torch.float32, copy=True), piece)
             total += value
             first, *rest = torch.autograd.grad(logits, (part, *weights), by_logits.to(logits.dtype))
             by_hidden[piece] = first
@@ -277,24 +255,15 @@ class _Pieces(torch.autograd.Function):
         return None, None, by_hidden * outer[0], *(gradient * outer[0] for gradient in by_weights)
 
 
-@contextmanager
-def _answering(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Have the decoder answer with these hidden states, whatever it is given."""
+def _decoder_output(hidden: Tensor) -> Any:
+    """Return hidden states as a decoder of any kind answers with them: caches, router logits and the like are None."""
     from transformers.modeling_outputs import BaseModelOutput
 
     class Answer(BaseModelOutput):
-        """What decoders of all kinds answer with: caches, router logits and the like are None."""
+        """An output whose other fields are None."""
 
         def __getattr__(self, name: str) -> None:
             if name.startswith("__"):
                 raise AttributeError(name)
 
-    own = vars(decoder).get("forward")
-    decoder.forward = lambda *args, **kwargs: Answer(last_hidden_state=hidden)
-    try:
-        yield
-    finally:
-        if own is None:
-            del decoder.forward
-        else:
-            decoder.forward = own
+    return Answer(last_hidden_state=hidden)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
+from layerprune.data.corpus import Windows
 from layerprune.errors import RefusedError
 from layerprune.healing.base import ATTENTION, MLP
 from layerprune.models.model import LoadedModel
-from layerprune.scoring.walk import Walk, replaced_forwards, split_hidden
+from layerprune.scoring.walk import Walk, split_hidden
 
 # The projections that write into the residual stream, found by what they do and not by a table of names.
 
@@ -37,30 +38,15 @@ class Projection:
         return not isinstance(self.module, nn.Linear)
 
     @property
-    def bias(self) -> bool:
-        return getattr(self.module, "bias", None) is not None
-
-    @property
-    def bias_value(self) -> torch.Tensor | None:
-        """A copy of the bias, None where there is none."""
-        return self.module.bias.detach().clone() if self.bias else None  # type: ignore[operator,union-attr]
-
-    @property
     def matrix(self) -> torch.Tensor:
         """The weight as (out, in)."""
         weight: torch.Tensor = self.module.weight.detach()  # type: ignore[assignment,operator]
         return weight.T if self.transposed else weight
 
-    def put(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Set the weight, given as (out, in), and the bias, where there is one; rounded to the model's dtype."""
-        with torch.no_grad():
-            self.module.weight.copy_(matrix.T if self.transposed else matrix)  # type: ignore[operator,union-attr]
-            if bias is not None:
-                self.module.bias.copy_(bias)  # type: ignore[operator,union-attr]
-
-    def weights(self) -> dict[str, torch.Tensor]:
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
         """The module's weights by parameter name."""
-        return {f"{self.path}.{name}": value.detach() for name, value in self.module.named_parameters()}
+        return dict(self.module.named_parameters(prefix=self.path))
 
 
 def down_projection(stream: Stream) -> Projection:
@@ -69,10 +55,7 @@ def down_projection(stream: Stream) -> Projection:
     Found by pushing: what is added to the output of the right module comes out of the layer as it went in. Raises
     ``RefusedError`` naming the layer where there is none: a norm or a scale behind the MLP, or a mixture of experts.
     """
-    found = [each for each in _linear_modules(stream) if _of_mlp(stream, each) and _arrives(stream, each.module)]
-    if len(found) != 1:
-        raise _refusal(stream, "MLP", found)
-    return found[0]
+    return _only_projection(stream, "MLP")
 
 
 def output_projections(stream: Stream) -> list[Projection]:
@@ -80,98 +63,90 @@ def output_projections(stream: Stream) -> list[Projection]:
 
     A push on the attention's goes on through the MLP, which is silenced for it. Raises ``RefusedError`` as above.
     """
-    children = stream.loaded.layers[stream.depth].named_children()
-    with _silent([child for name, child in children if name in MLP | AFTER_MLP]):
-        rest = [each for each in _linear_modules(stream) if not _of_mlp(stream, each)]
-        first = [each for each in rest if _arrives(stream, each.module)]
-    if len(first) != 1:
-        raise _refusal(stream, "attention", first)
-    return [*first, down_projection(stream)]
+    with ExitStack() as silenced:
+        for name, child in stream.loaded.layers[stream.depth].named_children():
+            if name in MLP | AFTER_MLP:
+                silenced.enter_context(child.register_forward_hook(_zeros))
+        attention = _only_projection(stream, "attention")
+    return [attention, down_projection(stream)]
 
 
-def _linear_modules(stream: Stream) -> list[Projection]:
-    loaded, depth = stream.loaded, stream.depth
-    width = stream.states[0].shape[-1]
-    modules = loaded.layers[depth].named_modules()
-    return [
-        Projection(f"{loaded.architecture.stack}.{depth}.{name}", module)
-        for name, module in modules
-        if _writes(module, width)
-    ]
+Found = TypeVar("Found")
 
 
-def _of_mlp(stream: Stream, projection: Projection) -> bool:
-    inner = projection.path.removeprefix(f"{stream.loaded.architecture.stack}.{stream.depth}.")
-    return inner.partition(".")[0] in MLP or not set(inner.split(".")) & ATTENTION
+def probe(
+    loaded: LoadedModel, windows: Windows, layers: Collection[int], find: Callable[[Stream], Found]
+) -> dict[int, Found]:
+    """Return what ``find`` says of the stream in front of each of some layers.
+
+    A few tokens are enough: a refusal must not come after minutes of reading.
+    """
+    stream, found = Stream(loaded, [torch.from_numpy(windows.ids[:1, :CHECK_TOKENS])]), {}
+    while stream.depth <= max(layers, default=-1):
+        if stream.depth in layers:
+            found[stream.depth] = find(stream)
+        stream.advance()
+    return found
 
 
-def _refusal(stream: Stream, part: str, found: list[Projection]) -> RefusedError:
+def _only_projection(stream: Stream, part: Literal["attention", "MLP"]) -> Projection:
+    """Return the linear module of a part of the layer whose output arrives in the stream; refused unless it is one."""
+    model, width = stream.loaded.architecture, stream.states[0].shape[-1]
+    found = []
+    for name, module in stream.loaded.layers[stream.depth].named_modules():
+        names = name.split(".")
+        of_mlp = names[0] in MLP or not ATTENTION & set(names)
+        if of_mlp == (part == "MLP") and _writes(module, width) and _arrives(stream, module):
+            found.append(Projection(f"{model.stack}.{stream.depth}.{name}", module))
+    if len(found) == 1:
+        return found[0]
     count = f"{len(found)} of its linear modules write" if found else "none of its linear modules writes"
-    return RefusedError(
-        f"the {part} of layer {stream.depth} of this {stream.loaded.architecture.model_type} model has no single "
+    raise RefusedError(
+        f"the {part} of layer {stream.depth} of this {model.model_type} model has no single "
         f"output projection to fold anything into: {count} into the residual stream as it is (a norm or a scale may "
         "stand behind them, or experts may be chosen); a method that trains heals it"
     )
 
 
 def _writes(module: nn.Module, width: int) -> bool:
+    """Whether a module is linear with ``width`` outputs."""
     weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return False
     if isinstance(module, nn.Linear):
-        return isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.shape[0] == width
-    conv1d = type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor)  # transformers' own, of GPT-2
-    return conv1d and weight.shape[1] == width  # type: ignore[union-attr]
+        return weight.is_floating_point() and weight.shape[0] == width
+    return type(module).__name__ == "Conv1D" and weight.shape[1] == width  # transformers' own, of GPT-2
 
 
 def _arrives(stream: Stream, module: nn.Module) -> bool:
     """Whether what is added to a module's output is added to the layer's output, neither more nor less."""
     ids, states = stream.ids[0][:1, :8], stream.states[0][:1, :8]
-    before = stream.walk.through(stream.depth, states, {"input_ids": ids.to(states.device)})
+    before = stream.through(stream.depth, ids, states)
     push = torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
     push = push * before.square().mean().sqrt()
-    with _pushed(module, push) as calls:
-        after = stream.walk.through(stream.depth, states, {"input_ids": ids.to(states.device)})
-    if len(calls) != 1:
-        return False
-    missed = (after.double() - before.double() - push.double()).norm() / push.double().norm()
-    return bool(missed <= PUSH_TOLERANCE[before.dtype])
-
-
-@contextmanager
-def _silent(modules: list[nn.Module]) -> Iterator[None]:
-    """Have modules answer with zeros."""
-
-    def zeros(module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, torch.Tensor):
-            return torch.zeros_like(output)
-        return type(output)((torch.zeros_like(output[0]), *output[1:]))
-
-    handles = [module.register_forward_hook(zeros) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _pushed(module: nn.Module, push: torch.Tensor) -> Iterator[list[None]]:
-    calls: list[None] = []
+    calls = 0
 
     def add(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        calls.append(None)
+        nonlocal calls
+        calls += 1
         return output + push.reshape(output.shape) if output.numel() == push.numel() else output
 
-    handle = module.register_forward_hook(add)
-    try:
-        yield calls
-    finally:
-        handle.remove()
+    with module.register_forward_hook(add):
+        after = stream.through(stream.depth, ids, states)
+    missed = (after.double() - before.double() - push.double()).norm() / push.double().norm()
+    return calls == 1 and bool(missed <= PUSH_TOLERANCE[before.dtype])
+
+
+def _zeros(module: nn.Module, args: Any, output: Any) -> Any:
+    """Answer with zeros in place of a module's output."""
+    if isinstance(output, torch.Tensor):
+        return torch.zeros_like(output)
+    return type(output)((torch.zeros_like(output[0]), *output[1:]))
 
 
 # The residual stream of a model on windows of text, carried from layer to layer: each layer runs once per window.
 #
-# What is kept is one hidden state per token, at one depth; activations inside a layer are seen by a watcher and
-# forgotten.
+# What is kept is one hidden state per token, at one depth; activations inside a layer are seen by a hook and forgotten.
 
 
 CHECK_TOKENS = 16
@@ -194,12 +169,12 @@ class Stream:
         self._check(few)
         self.depth = 0
         self.ids = list(ids)
-        self.states = [_entering(loaded, rows) for rows in ids]  # each (windows, tokens, hidden)
+        self.states = [_around(loaded, rows, 0)[0] for rows in ids]  # each (windows, tokens, hidden)
 
     def outputs(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield, batch by batch, its number and what the layer at ``depth`` makes of it; nothing is moved on."""
         for number, (ids, states) in enumerate(zip(self.ids, self.states, strict=True)):
-            yield number, self._through(self.depth, ids, states)
+            yield number, self.through(self.depth, ids, states)
 
     def advance(self) -> None:
         """Carry every window through the layer at ``depth``."""
@@ -207,15 +182,16 @@ class Stream:
             self.states[number] = output
         self.depth += 1
 
-    def _through(self, layer: int, ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def through(self, layer: int, ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Return what a layer makes of states, (windows, tokens, hidden)."""
         return self.walk.through(layer, states, {"input_ids": ids.to(self.loaded.device)})
 
     def _check(self, ids: torch.Tensor) -> None:
         """See that carrying is the model's own forward."""
-        carried = _entering(self.loaded, ids)
+        carried = _around(self.loaded, ids, 0)[0]
         for layer in range(len(self.loaded.layers)):
-            carried = self._through(layer, ids, carried)
-        plain = _leaving(self.loaded, ids)
+            carried = self.through(layer, ids, carried)
+        plain = _around(self.loaded, ids, len(self.loaded.layers) - 1)[1]
         if not (carried - plain).abs().max() <= CHECK_TOLERANCE * plain.abs().max():
             raise RefusedError(
                 f"the layers of a {self.loaded.architecture.model_type} model hand each other more than the residual "
@@ -223,49 +199,20 @@ class Stream:
             )
 
 
-def _entering(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
-    return _seen(loaded, ids, 0)[0]
-
-
-def _leaving(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
-    return _seen(loaded, ids, len(loaded.layers) - 1)[1]
-
-
 class _Enough(Exception):
     """The state that was wanted has been seen."""
 
 
 @torch.no_grad()
-def _seen(loaded: LoadedModel, ids: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _around(loaded: LoadedModel, ids: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what enters and what leaves a layer in a plain forward."""
     found: list[torch.Tensor] = []
 
-    def make(index: int, original: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
-            if index == layer:
-                found.append(split_hidden(args, kwargs)[0])
-                found.append(output[0] if isinstance(output, tuple | list) else output)
-                raise _Enough
-            return output
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        found.append(split_hidden(args, kwargs)[0])
+        found.append(output[0] if isinstance(output, tuple | list) else output)
+        raise _Enough
 
-        return forward
-
-    with replaced_forwards(loaded.layers, make), suppress(_Enough):
+    with loaded.layers[layer].register_forward_hook(note, with_kwargs=True), suppress(_Enough):
         loaded.model(input_ids=ids.to(loaded.device), use_cache=False)
     return found[0], found[1]
-
-
-@contextmanager
-def watching(module: nn.Module) -> Iterator[list[Any]]:
-    """Note the (input, output) of a module's last call while the block is open."""
-    seen: list[Any] = []
-
-    def note(module: nn.Module, args: Sequence[Any], output: Any) -> None:
-        seen[:] = [args[0], output]
-
-    handle = module.register_forward_hook(note)
-    try:
-        yield seen
-    finally:
-        handle.remove()

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import pickle
 import signal
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from layerprune.artifacts import LossPoint
-from layerprune.data.corpus import Windows
-from layerprune.errors import TrainingError, UsageError
+from layerprune.checkpoint.writer import flush_to_disk
+from layerprune.data.corpus import Corpus, Windows
+from layerprune.errors import DocumentError, TrainingError, UsageError, one_line
+from layerprune.files import writing
 from layerprune.healing.base import HealContext
-from layerprune.healing.losses import Head, TrainingGoal, mean_nats
-from layerprune.healing.training_state import TrainingState, TrainingStates, key_of
+from layerprune.healing.losses import Head, NextToken, mean_nats
 from layerprune.util import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
@@ -35,10 +40,11 @@ if TYPE_CHECKING:
 # The training loop behind LoRA, partial fine-tuning and distillation: accelerate carries it, one process or several.
 #
 # A step is a fixed set of windows, whatever the number of processes: they share it out, so the loss curve is the same.
-# The loop keeps its state on disk (``state``): a run that is killed goes on where it was and ends in the same weights.
+# The loop keeps its state on disk: a run that is killed goes on where it was and ends in the same weights.
 
 
 Tensor = torch.Tensor
+Weights = Mapping[str, nn.Parameter]
 Precision = Literal["bfloat16", "float32"]
 
 BETAS = (0.9, 0.95)  # what language models are commonly trained with; short runs want the shorter memory
@@ -79,16 +85,8 @@ class Training:
         return step in marks or step == self.steps
 
 
-@dataclass(frozen=True)
-class TrainingText:
-    """Windows to train on, and those whose loss is measured."""
-
-    train: Windows
-    heldout: Windows
-
-
-def make_trainable(model: nn.Module, names: set[str], frozen: torch.dtype | None = None) -> dict[str, nn.Parameter]:
-    """Make the named weights float32 and trainable, the others fixed and of dtype ``frozen``.
+def make_trainable(model: nn.Module, names: set[str], precision: Precision = "float32") -> dict[str, nn.Parameter]:
+    """Make the named weights float32 and trainable; fix the others, in bfloat16 where products are made in it.
 
     Returns the trainable ones by name, a tied one once.
     """
@@ -96,18 +94,13 @@ def make_trainable(model: nn.Module, names: set[str], frozen: torch.dtype | None
         weight.requires_grad_(name in names)
         if name in names:
             weight.data = weight.data.float()
-        elif frozen is not None:  # or autocast would convert them at every use
-            weight.data = weight.data.to(frozen)
+        elif precision == "bfloat16":  # or autocast would convert them at every use
+            weight.data = weight.data.bfloat16()
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def train(
-    model: PreTrainedModel,
-    goal: TrainingGoal,
-    text: TrainingText,
-    options: Training,
-    folder: Path,
-    progress: Progress = SILENT,
+    model: PreTrainedModel, goal: NextToken, text: Corpus, options: Training, folder: Path, progress: Progress = SILENT
 ) -> TrainingState:
     """Train the weights of ``model`` that require a gradient; leave it with those of the lowest held-out loss.
 
@@ -117,9 +110,9 @@ def train(
     """
     run = _Run(model, goal, text, options, folder, progress)
     run.restore()
-    left = (options.steps - run.standing.step) * options.batch * text.train.window
-    with progress.task("training", left, "tokens") as advance, Interrupt() as interrupt:
-        while run.standing.step < options.steps and not run.standing.stopped:
+    left = (options.steps - run.state.step) * options.batch * text.train.window
+    with progress.task("training", left, "tokens") as advance, interruptible() as interrupt:
+        while run.state.step < options.steps and not run.state.stopped:
             run.step(advance, interrupt)
     return run.finish()
 
@@ -127,7 +120,7 @@ def train(
 class ModelWithLoss(nn.Module):
     """A model with its loss, so that data parallelism wraps both: windows in, the loss summed over their tokens out."""
 
-    def __init__(self, model: PreTrainedModel, goal: TrainingGoal, precision: Precision) -> None:
+    def __init__(self, model: PreTrainedModel, goal: NextToken, precision: Precision) -> None:
         super().__init__()
         self.model, self.goal, self.precision = model, goal, precision
         self.head = Head(model)
@@ -137,13 +130,13 @@ class ModelWithLoss(nn.Module):
         wanted = counted[:, 1:]
         labels = ids[:, 1:][wanted]  # (places,)
         with self.autocast(ids.device):
-            grade = self.goal.prepare(rows, ids, wanted, labels)
+            of_logits = self.goal.prepare(rows, ids, wanted, labels)
             hidden = self.head.hidden(ids)[:, :-1][wanted]  # (places, hidden)
-            return self.head.loss(hidden, grade) + self.goal.beside(wanted)
+            return self.head.loss(hidden, of_logits) + self.goal.auxiliary_loss(wanted)
 
     def autocast(self, device: torch.device) -> Any:
         """Matrix products in the precision asked for."""
-        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def order(windows: int, batch: int, step: int, seed: int) -> list[int]:
@@ -161,13 +154,7 @@ class _Run:
     """One sitting of a training run."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        goal: TrainingGoal,
-        text: TrainingText,
-        options: Training,
-        folder: Path,
-        progress: Progress,
+        self, model: PreTrainedModel, goal: NextToken, text: Corpus, options: Training, folder: Path, progress: Progress
     ) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -177,13 +164,11 @@ class _Run:
         spare = DistributedDataParallelKwargs(find_unused_parameters=routed)
         on_cpu = model.device.type == "cpu"
         self.accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[spare])
-        _check_processes(self.accelerator, options)
+        check_processes(self.accelerator, options)
         self.model, self.device = model, self.accelerator.device if not on_cpu else torch.device("cpu")
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        arrays = (text.train.ids, text.train.counted, text.heldout.ids)
-        key = key_of(asdict(options), goal.key, arrays, self.weights)
-        self.states = TrainingStates(folder / key[:16])
-        self.standing = TrainingState()
+        self.saved_states = SavedStates(folder / _key_of(options, goal, text, self.weights)[:16])
+        self.state = TrainingState()
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), lr=options.lr, betas=BETAS, weight_decay=options.decay, fused=True
         )
@@ -193,57 +178,56 @@ class _Run:
         with self.objective.autocast(self.device):
             self.objective.head.check(self._tensor(text.train.ids[:1, :16]))
         self.wrapped = self.accelerator.prepare(self.objective)
-        self.saved = self.clock = self.spoken = time.monotonic()
+        self.saved = self.spoken = time.monotonic()
 
     def restore(self) -> None:
         """Go on from the last state, or measure where the run begins."""
-        found = self.states.standing()
+        found = self.saved_states.restore(self.weights, self.optimizer)
         self.accelerator.wait_for_everyone()
         if found is None:
             self._measure()
             self._save()
             return
-        self.standing = found
-        self.states.restore(self.weights, self.optimizer)
+        self.state = found
         if found.step:
             self._note(f"going on from step {found.step} of {self.options.steps}")
 
-    def step(self, advance: Advance, interrupt: Interrupt) -> None:
+    def step(self, advance: Advance, interrupt: threading.Event) -> None:
         """Train on the windows of one step; measure, save and stop as it is due."""
-        number, options = self.standing.step, self.options
+        number, options = self.state.step, self.options
         for group in self.optimizer.param_groups:
             group["lr"] = options.rate(number)
         loss = self._accumulate(order(len(self.text.train), options.batch, number, options.seed))
         norm = self.accelerator.clip_grad_norm_(self.weights.values(), options.clip)
-        loss, asked = self._together(loss, float(interrupt.asked))
+        loss, asked = self._together(loss, float(interrupt.is_set()))
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise self._stopped(f"the loss of step {number + 1} is {loss:.4g}, its gradient's norm {float(norm):.4g}")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.standing.losses.append(loss)
-        self.standing.step += 1
-        self.standing.tokens += options.batch * self.text.train.window
+        self.state.losses.append(loss)
+        self.state.step += 1
+        self.state.tokens += options.batch * self.text.train.window
         advance(options.batch * self.text.train.window)
-        if options.measured(self.standing.step):
+        if options.measured(self.state.step):
             self._measure()
             self._save()
         elif asked or time.monotonic() - self.saved > SAVE_SECONDS:
             self._save()
         if time.monotonic() - self.spoken > SPEAK_SECONDS:
-            self._note(f"step {self.standing.step} of {options.steps}: loss {loss:.4f}")
+            self._note(f"step {self.state.step} of {options.steps}: loss {loss:.4f}")
         if asked:
-            self._note(f"stopped after step {self.standing.step}; the same command goes on from there")
+            self._note(f"stopped after step {self.state.step}; the same command goes on from there")
             raise KeyboardInterrupt
 
     def finish(self) -> TrainingState:
         """Put the best weights in place."""
-        if self.standing.best_step != self.standing.step:
-            self.states.restore_best(self.weights)
+        if self.state.best_step != self.state.step:
+            self.saved_states.restore_best(self.weights)
         self.accelerator.wait_for_everyone()  # whoever leads may remove the states now
         if self.options.recompute:
             self.model.gradient_checkpointing_disable()
         self.model.eval()
-        return self.standing
+        return self.state
 
     def _accumulate(self, chosen: list[int]) -> float:
         """Leave the gradient of the step's mean loss in the weights; return this process's share of the loss."""
@@ -251,7 +235,7 @@ class _Run:
         counted = int(windows.counted[chosen][:, 1:].sum())
         with self.accelerator.split_between_processes(chosen) as mine:
             parts = [mine[start : start + micro] for start in range(0, len(mine), micro)]
-        torch.manual_seed(self.options.seed + processes * self.standing.step + self.accelerator.process_index)
+        torch.manual_seed(self.options.seed + processes * self.state.step + self.accelerator.process_index)
         self.model.train()
         total = 0.0
         for place, rows in enumerate(parts):
@@ -267,7 +251,7 @@ class _Run:
     def _measure(self) -> None:
         """Measure the held-out loss, keep the weights if they are the best so far, judge whether to stop."""
         self.model.eval()
-        heldout, standing = self.text.heldout, self.standing
+        heldout, state = self.text.heldout, self.state
         with self.accelerator.split_between_processes(list(range(len(heldout)))) as mine:
             part = Windows(heldout.ids[mine], heldout.counted[mine])
         count = int(part.counted[:, 1:].sum())
@@ -275,34 +259,31 @@ class _Run:
             nats = mean_nats(self.model, part) if count else 0.0
         total, counted = self._together(nats * count, float(count))
         measured = total / counted
-        training = sum(standing.losses) / len(standing.losses) if standing.losses else None
-        standing.losses.clear()
+        training = sum(state.losses) / len(state.losses) if state.losses else None
+        state.losses.clear()
         said = "" if training is None else f"loss {training:.4f}, "
-        self._note(f"step {standing.step} of {self.options.steps}: {said}held-out {measured:.4f} nats/token")
-        began = standing.curve[0].heldout if standing.curve else None
+        self._note(f"step {state.step} of {self.options.steps}: {said}held-out {measured:.4f} nats/token")
+        began = state.curve[0].heldout if state.curve else None
         if not math.isfinite(measured) or (began is not None and measured > began + DIVERGED):
-            raise self._stopped(f"the held-out loss is {measured:.4g} nats/token after step {standing.step}")
-        standing.curve.append(LossPoint(step=standing.step, tokens=standing.tokens, loss=training, heldout=measured))
-        if standing.best is None or measured < standing.best:
-            standing.best, standing.best_step, standing.worse = measured, standing.step, 0
+            raise self._stopped(f"the held-out loss is {measured:.4g} nats/token after step {state.step}")
+        state.curve.append(LossPoint(step=state.step, tokens=state.tokens, loss=training, heldout=measured))
+        if state.best is None or measured < state.best:
+            state.best, state.best_step, state.worse = measured, state.step, 0
             if self.accelerator.is_main_process:
-                self.states.keep_best(self.weights)
+                self.saved_states.keep_best(self.weights)
         else:
-            standing.worse += 1
-            standing.stopped = standing.worse >= self.options.patience
+            state.worse += 1
+            state.stopped = state.worse >= self.options.patience
 
     def _save(self) -> None:
-        now = time.monotonic()
-        self.standing.seconds += now - self.clock
-        self.saved = self.clock = now
+        self.saved = time.monotonic()
         if self.accelerator.is_main_process:
-            self.states.save(self.standing, self.weights, self.optimizer)
+            self.saved_states.save(self.state, self.weights, self.optimizer)
 
     def _stopped(self, why: str) -> TrainingError:
-        standing = self.standing
         return TrainingError(
             f"{why}: training has run away and was stopped; use a lower learning rate than {self.options.lr:g}. The "
-            f"best weights so far, of step {standing.best_step}, are kept in {self.states.best}"
+            f"best weights so far, of step {self.state.best_step}, are kept in {self.saved_states.best}"
         )
 
     def _together(self, *values: float) -> tuple[float, ...]:
@@ -319,7 +300,8 @@ class _Run:
             self.progress.note(message)
 
 
-def _check_processes(accelerator: Any, options: Training) -> None:
+def check_processes(accelerator: Any, options: Training) -> None:
+    """Raise ``UsageError`` where the processes were not launched to train data parallel, or cannot share a batch."""
     kind, processes = str(accelerator.distributed_type).rpartition(".")[2], accelerator.num_processes
     if processes > 1 and not kind.startswith("MULTI_"):
         raise UsageError(f"training runs data parallel and was launched as {kind}; use accelerate launch --multi_gpu")
@@ -327,29 +309,123 @@ def _check_processes(accelerator: Any, options: Training) -> None:
         raise UsageError(f"a batch of {options.batch} windows cannot be shared by {processes} processes")
 
 
+# Where a training run stands, on disk: the weights it trains, the optimiser's moments, the curve so far.
+#
+# Each file is renamed into place when it is complete: a run killed at any moment finds a whole one.
+
+
+SAMPLE = 1024  # elements of each weight that tell one model from another
+
+
+class TrainingState(BaseModel):
+    """How far a run has come, in plain figures."""
+
+    step: int = 0  # steps done
+    tokens: int = 0
+    curve: list[LossPoint] = []
+    losses: list[float] = []  # of the steps since the last measurement
+    best: float | None = None  # lowest held-out loss so far, nats per token
+    best_step: int = 0
+    worse: int = 0  # measurements since the best one
+    stopped: bool = False  # early, by the held-out loss
+
+
+class SavedStates:
+    """The states of one run in one folder: the last one, and the best weights by the held-out loss."""
+
+    def __init__(self, folder: Path) -> None:
+        self.last, self.best = folder / "last.pt", folder / "best.safetensors"
+
+    def save(self, state: TrainingState, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+        """Replace the last state."""
+        copies = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+        content = {"state": state.model_dump(), "weights": copies, "optimizer": optimizer.state_dict()}
+        # into a file of Python's: torch's own writer does not say that a disk is full
+        with _replacing(self.last, RuntimeError) as path, path.open("wb") as file:
+            torch.save(content, file)
+
+    def keep_best(self, weights: Weights) -> None:
+        """Keep these weights as the best so far."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        with _replacing(self.best, SafetensorError) as path:
+            save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
+
+    def restore(self, weights: Weights, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+        """Put the last state's weights and moments in place and return where the run stood.
+
+        None for a run that has not begun; raises ``DocumentError`` for a damaged state.
+        """
+        if not self.last.is_file():
+            return None
+        try:
+            content = torch.load(self.last, map_location="cpu", weights_only=True)
+            _set_weights(weights, content["weights"])
+            optimizer.load_state_dict(content["optimizer"])
+            return TrainingState.model_validate(content["state"])
+        except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            said = f"{self.last} is damaged ({one_line(error)}); remove {self.last.parent} to begin anew"
+            raise DocumentError(said) from error
+
+    def restore_best(self, weights: Weights) -> None:
+        """Put the best weights in place."""
+        from safetensors.torch import load_file
+
+        _set_weights(weights, load_file(self.best))
+
+
+@contextmanager
+def _replacing(path: Path, *others: type[Exception]) -> Iterator[Path]:
+    """Yield a file to write that takes the place of ``path`` when the block ends well; ``others``: see ``writing``."""
+    fresh = path.with_name(f"{path.name}.partial")
+    try:
+        with writing(path, *others):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield fresh
+            flush_to_disk(fresh)
+            fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _set_weights(weights: Weights, saved: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(saved[name])
+
+
+def _key_of(options: Training, goal: NextToken, text: Corpus, weights: Weights) -> str:
+    """Return a hash of all that decides what a run ends in; runs with different ones keep apart."""
+    digest = hashlib.sha256(json.dumps([asdict(options), goal.key], sort_keys=True).encode())
+    for array in (text.train.ids, text.train.counted, text.heldout.ids):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for name, weight in weights.items():
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().flatten()[:SAMPLE].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 # Ctrl-C as a request: the work at hand is finished and saved first; a second one stops at once.
 
 
-class Interrupt:
-    """While open, the first SIGINT only sets ``asked``. Outside the main thread it does nothing."""
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """While open, the first SIGINT only sets the event. Outside the main thread it does nothing."""
+    asked = threading.Event()
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
             raise KeyboardInterrupt
-        self.asked = True
+        asked.set()
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, ask) if in_main else None
+    try:
+        yield asked
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 # Several processes under ``accelerate launch``: which one leads, and where each computes.
@@ -360,20 +436,18 @@ class Interrupt:
 PATIENCE = timedelta(days=7)
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that speaks and writes: the only one, or the first of those launched together."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def leader_first() -> AbstractContextManager[None]:
+def main_process_first() -> AbstractContextManager[None]:
     """A block that the leading process carries out before the others enter it."""
     return _state().main_process_first() if _together() else nullcontext()
 
 
-def own_place(case: HealContext) -> HealContext:
+def on_own_device(case: HealContext) -> HealContext:
     """Return the case on this process's own device, where several processes were launched."""
-    import torch
-
     if not _together():
         return case
     return replace(case, device=str(_state(cpu=case.device == "cpu" or not torch.cuda.is_available()).device))

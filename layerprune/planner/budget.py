@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from layerprune.scoring.cached_evaluator import CachedEvaluator, own_answers
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import INTACT
 from layerprune.scoring.racing import LEAST_ITEMS
-from layerprune.search import Asking, Constraints, Greedy, Search, SearchResult
+from layerprune.search import Constraints, Greedy, Search, asks
+from layerprune.search.base import last_layers_first
 from layerprune.util import Progress
 
 FILENAME = "budget.json"  # in the run folder: the number of items that a run began with
@@ -51,12 +53,12 @@ class TimeBudget:
         if (known := self._recorded()) is not None:
             self.progress.note(f"{self._budget}: {known:,} items of each task, as this run began with")
             return known
-        once, under = self._timed(load(FIRST), engine, removals, answers)
+        once, under = self.seconds_of(load(FIRST), engine, removals, answers)
         few = min(BLOCK, math.floor(LITTLE * self.seconds / (once + under * (len(removals) + 1))))
         if few >= 2 * FIRST:
             # A shape that is new costs several times one that was met, and a run meets both: the mean of two passes
             # (measured on a CPU: 0.74 and 0.37 s an item, 0.48 to 0.53 over whole blocks).
-            passes = [self._timed(load(few), engine, removals, answers) for _ in range(2)]
+            passes = [self.seconds_of(load(few), engine, removals, answers) for _ in range(2)]
             once, under = (sum(part) / len(passes) for part in zip(*passes, strict=True))
         each = once + under * self.evaluations  # seconds of one item of each task
         left = self.seconds * (1 - RESERVE) - (time.monotonic() - self.began)
@@ -79,7 +81,7 @@ class TimeBudget:
             f"accuracies are {width:.1f} points apart are told apart (95 %, where a fifth of the answers differ)"
         )
 
-    def _timed(
+    def seconds_of(
         self, eval_set: EvalSet, engine: Engine, removals: Sequence[Removal], answers: bool
     ) -> tuple[float, float]:
         """Return the seconds that an item of each task takes once, for the own answer, and under each removal."""
@@ -121,17 +123,15 @@ def evaluations(search: Search, constraints: Constraints, drop: int) -> int:
     The search is run against a judge that knows no model and prefers the last layers. A lazy one may ask as many as
     one that is not; what a race stops early is not counted.
     """
-    if isinstance(search, Asking):
+    if asks(search):
         raise UsageError("--budget: this search asks other metrics, and how often is not known; use --limit instead")
     asked: set[Removal] = set()
 
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
         asked.update(removals)
-        return [Candidate(removal=one.layers, score=-float(sum(one.layers))) for one in removals]
+        return last_layers_first(removals)
 
     plain = Greedy() if isinstance(search, Greedy) else search
-    try:
-        found: SearchResult = plain(judge, constraints, drop)
-    except RefusedError:  # told when it is really looked for
-        return max(1, len(asked))
-    return len(asked | {found.removal})
+    with suppress(RefusedError):  # told when it is really looked for
+        asked.add(plain(judge, constraints, drop).removal)
+    return max(1, len(asked))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from layerprune.artifacts import Front, FrontPoint, Objective, Plan, Prediction, Scores
+from layerprune.artifacts import Front, FrontPoint, Objective, Plan, Scores
 from layerprune.artifacts.base import write_atomically
 from layerprune.artifacts.plan import FOLDER, PLOT, TABLE, PointName, plan_name
 from layerprune.config import PlanConfig
@@ -19,12 +19,12 @@ from layerprune.exporter.contents import Weight
 from layerprune.files import check_places, locked, refuse_link
 from layerprune.formatting import in_words
 from layerprune.models.model import LoadedModel
-from layerprune.planner.plan_documents import laid
-from layerprune.planner.planner import Searcher, counted_by_accuracy, prepare
+from layerprune.planner.plan_documents import published_with
+from layerprune.planner.planner import Planning, counted_by_accuracy
 from layerprune.registry import build
-from layerprune.removal import Removal
 from layerprune.scoring.aggregation import combined_losses, rounded
 from layerprune.scoring.metrics import METRICS
+from layerprune.scoring.metrics.ablation import INTACT
 from layerprune.search import SEARCHES, Constraints, SearchResult, next_to_go
 from layerprune.util import SILENT, Progress
 
@@ -54,13 +54,15 @@ def front_model(
     with locked(run_folder, request.model):
         files = (Scores.filename, *(f"{FOLDER}/{name}" for name in (Front.filename, TABLE, PLOT)))
         check_places(run_folder, files=files, folders=(FOLDER,))
-        searcher = Searcher.open(request, run_folder, progress, loaded)
-        reached = searcher.goal.pursue(searcher.session, searcher)
-        path = path_of(reached.found, searcher.session.constraints)
-        prepare(searcher.session, [found.removal for found in path])
-        scores = searcher.session.scores(reached.rounds)
-        plans = [searcher.plan(replace(reached, found=found), scores) for found in path]
-        front = _front(plans, searcher.session.weigh(Removal(()), *(found.removal for found in path)))
+        planning = Planning.open(request, run_folder, progress, loaded)
+        session, reached = planning.session, planning.reach()
+        path = path_of(reached.found, session.constraints)
+        removals = [found.removal for found in path]
+        assert session.held_back is not None  # Farthest asks for it; measured in one go, predictions find them there
+        session.held_back.outcomes([INTACT, *removals], "every step, on items held back")
+        scores = session.scores(reached.rounds)
+        plans = [planning.plan(replace(reached, found=found), scores) for found in path]
+        front = _front(plans, session.weigh(INTACT, *removals))
         _write(run_folder, scores, plans, front, progress)
     return scores, front
 
@@ -76,10 +78,11 @@ def path_of(found: SearchResult, constraints: Constraints) -> list[SearchResult]
 
 
 def _front(plans: list[Plan], weights: list[Weight]) -> Front:
+    """Put together what ``plans`` leave of the model; ``weights`` are those of the intact one, and after each."""
     intact, *left = weights
     first = plans[0]
-    base = [task.base_accuracy for task in counted_by_accuracy(_predicted(first).tasks)]
     points = tuple(_point(plan, weight) for plan, weight in zip(plans, left, strict=True))
+    base = [task.base_accuracy for task in counted_by_accuracy(points[0].tasks)]
     return Front(
         model=first.model,
         metric=first.metric,
@@ -87,12 +90,29 @@ def _front(plans: list[Plan], weights: list[Weight]) -> Front:
         limits=first.limits,
         bytes=intact.nbytes,
         accuracy=round(sum(base) / len(base), 6),
-        source=_predicted(first).source,
+        source=first.predicted.source,
         points=points,
         named=named_points(points, first.metric.objective),
         scores_sha256=first.scores_sha256,
         seed=first.seed,
         versions=first.versions,
+    )
+
+
+def _point(plan: Plan, weight: Weight) -> FrontPoint:
+    predicted = plan.predicted
+    assert predicted is not None  # Farthest has items held back
+    accuracies = [task.accuracy for task in counted_by_accuracy(predicted.tasks)]
+    return FrontPoint(
+        removal=plan.removal,
+        plan=plan_name(len(plan.removal), plan.model.layers),
+        plan_sha256=plan.sha256(),
+        parameters=weight.parameters,
+        bytes=weight.nbytes,
+        accuracy=round(sum(accuracies) / len(accuracies), 6),
+        accuracy_difference=predicted.accuracy_difference,
+        interval=predicted.interval,
+        tasks=predicted.tasks,
     )
 
 
@@ -108,7 +128,13 @@ def named_points(points: Sequence[FrontPoint], objective: Objective) -> dict[Poi
     """
     kept = {point.plan: (-_loss(point, objective), len(point.removal)) for point in points}
     named: dict[PointName, str] = {"best": max(kept, key=lambda plan: kept[plan])}
-    free = [point.plan for point in points if _loss(point, objective, own=False) <= 0 and not _tokens_lost(point)]
+    free = [
+        point.plan
+        for point in points
+        if _loss(point, objective, own=False) <= 0
+        # every own answer is agreed with as the intact model agrees with it
+        and all(task.agreed is None or task.agreed >= (task.base_agreed or 1) for task in point.tasks.values())
+    ]
     if free:
         named["most-at-no-loss"] = max(free, key=lambda plan: kept[plan][1])
     return named
@@ -125,37 +151,10 @@ def _loss(point: FrontPoint, objective: Objective, *, own: bool = True) -> float
     return rounded(combined_losses(objective, list(lost), losses).item()) if lost else 0.0
 
 
-def _tokens_lost(point: FrontPoint) -> bool:
-    """Whether some own answer is not agreed with as the intact model agrees with it."""
-    own = [(task.base_agreed or 1, task.agreed) for task in point.tasks.values() if task.agreed is not None]
-    return any(agreed < base for base, agreed in own)
-
-
-def _point(plan: Plan, weight: Weight) -> FrontPoint:
-    predicted = _predicted(plan)
-    accuracies = [task.accuracy for task in counted_by_accuracy(predicted.tasks)]
-    return FrontPoint(
-        removal=plan.removal,
-        plan=plan_name(len(plan.removal), plan.model.layers),
-        plan_sha256=plan.sha256(),
-        parameters=weight.parameters,
-        bytes=weight.nbytes,
-        accuracy=round(sum(accuracies) / len(accuracies), 6),
-        accuracy_difference=predicted.accuracy_difference,
-        interval=predicted.interval,
-        tasks=predicted.tasks,
-    )
-
-
-def _predicted(plan: Plan) -> Prediction:
-    assert plan.predicted is not None  # Farthest has items held back
-    return plan.predicted
-
-
 def _write(run_folder: Path, scores: Scores, plans: list[Plan], front: Front, progress: Progress) -> None:
     """Write all documents, or none of them."""
     folder = run_folder / FOLDER
-    with laid(scores, run_folder, progress, before=Front) as new:
+    with published_with(scores, run_folder, progress, before=Front) as new:
         for plan, point in zip(plans, front.points, strict=True):
             plan.save(new / FOLDER / point.plan)
         write_csv(front, new / FOLDER / TABLE)

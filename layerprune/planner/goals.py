@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from layerprune import stats
 from layerprune.artifacts import OWN_ANSWER, Certificate, CertifiedStep, Outcomes, Round, Speed, Target
@@ -17,19 +17,17 @@ from layerprune.exporter.contents import Weight
 from layerprune.exporter.proof import sharing_weights
 from layerprune.formatting import in_words, parse_count, parse_size
 from layerprune.planner.session import ScoringSession, SplitShares
-from layerprune.removal import Removal
+from layerprune.removal import Removal, check_drop, parse_drop
 from layerprune.scoring.metrics.ablation import INTACT
-from layerprune.search import SearchResult, check_drop, parse_drop
-from layerprune.search.searches import allowed_runs
+from layerprune.search import SearchResult
+from layerprune.search.base import last_layers_first
+from layerprune.search.searches import Blocks, OneShot
 
 # Share of the selection items that no search sees: the chosen removal is judged on them once, for the prediction.
 HELD_BACK = 0.2
 
-
-class Look(Protocol):
-    """Searches for the removal of so many units that harms least; asked for more, it goes on from what it knows."""
-
-    def __call__(self, drop: int) -> SearchResult: ...
+Look = Callable[[int], SearchResult]
+"""Searches for the removal of so many units that harms least; asked for more, it goes on from what it knows."""
 
 
 @dataclass(frozen=True)
@@ -42,56 +40,43 @@ class GoalResult:
     certificate: Certificate | None = None
 
 
-class Goal(Protocol):
-    """How far to go, as it was asked."""
+@dataclass(frozen=True)
+class Goal:
+    """How far to go, as it was asked; unless a goal says otherwise, as far as ``up_to`` and the model allow."""
 
-    @property
-    def requested(self) -> str:
-        """What was asked, as the plan records it."""
-        ...
+    requested: str  # what was asked, as the plan records it
+    up_to: str | None = field(default=None, kw_only=True)  # a count or a share of the layers
+    shares: SplitShares = field(default=SplitShares(HELD_BACK), kw_only=True)  # how the selection items are divided
 
-    @property
-    def shares(self) -> SplitShares:
-        """How the selection items are divided."""
-        ...
+    def counts(self, session: ScoringSession) -> list[int]:
+        """Return every number of units that may go, up to ``--up-to``; raises ``UsageError`` when there is none."""
+        depth = session.constraints.depth
+        most = depth if self.up_to is None else parse_drop(self.up_to, depth, "--up-to")
+        within = [count for count in session.constraints.counts() if count <= most]
+        if not within:
+            what = f"no {most} layers or fewer" if self.up_to is not None else f"none of the {depth} layers"
+            raise UsageError(f"{self.requested} cannot begin: {what} may go")
+        return within
 
     def require(self, session: ScoringSession) -> None:
         """Raise ``UsageError`` when the model cannot get there, before anything slow; the items are not there yet."""
-        ...
+        self.counts(session)
 
     def most(self, session: ScoringSession) -> int:
         """Return the most layers that may have to go, for what the search costs at most."""
-        ...
+        return self.counts(session)[-1]
 
     def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
         """Search until it is reached."""
-        ...
+        found = look(self.most(session))
+        return GoalResult(found, found.rounds)
 
 
-def counts_up_to(session: ScoringSession, up_to: str | None, requested: str) -> list[int]:
-    """Return every number of units that may go, up to ``--up-to``; raises ``UsageError`` when there is none."""
-    depth = session.constraints.depth
-    most = depth if up_to is None else parse_drop(up_to, depth, "--up-to")
-    within = [count for count in session.constraints.counts() if count <= most]
-    if not within:
-        what = f"no {most} layers or fewer" if up_to is not None else f"none of the {depth} layers"
-        raise UsageError(f"{requested} cannot begin: {what} may go")
-    return within
-
-
-@dataclass(frozen=True)
-class Drop:
+class Drop(Goal):
     """A count or a share of the layers."""
-
-    requested: str
-    shares: SplitShares = field(default=SplitShares(HELD_BACK), init=False)
 
     def require(self, session: ScoringSession) -> None:
         session.constraints.require(self.most(session))
-
-    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
-        found = look(self.most(session))
-        return GoalResult(found, found.rounds)
 
     def most(self, session: ScoringSession) -> int:
         return parse_drop(self.requested, session.constraints.depth)
@@ -101,70 +86,69 @@ class Drop:
 
 
 CONFIDENCE = "95%"
+FAR = "75%"  # of the layers, where --up-to does not say how far a front goes: beyond, nothing is left to trade
 
 
 def goal_of(config: PlanConfig) -> Goal:
     """Return the one goal among the options; none, several, or one that makes no sense is a ``UsageError``."""
-    confidence, certify_limit, up_to = config.confidence, config.certify_limit, config.up_to
-    makers: dict[str, tuple[str | None, Callable[[str], Goal]]] = {
-        "--drop": (config.drop, _drop),
-        "--target-params": (config.target_params, _params),
-        "--target-bytes": (config.target_bytes, _bytes),
-        "--target-speedup": (config.target_speedup, _speedup),
-        "--max-drop": (config.max_drop, lambda text: _max_drop(text, confidence or CONFIDENCE, certify_limit, up_to)),
-        "--front": ("yes" if config.front else None, lambda _: _front(up_to)),
+    options = {
+        "--drop": config.drop,
+        "--target-params": config.target_params,
+        "--target-bytes": config.target_bytes,
+        "--target-speedup": config.target_speedup,
+        "--max-drop": config.max_drop,
+        "--front": "yes" if config.front else None,
     }
-    given = {option: text for option, (text, _) in makers.items() if text is not None}
+    given = {option: text for option, text in options.items() if text is not None}
     if len(given) != 1:
         said = f"{' and '.join(given)} are given" if given else "nothing says how far to go"
-        raise UsageError(f"{said}; give one of {', '.join(makers)}")
-    option, text = next(iter(given.items()))
-    belongings = {"--confidence": confidence, "--certify-limit": certify_limit, "--up-to": up_to}
+        raise UsageError(f"{said}; give one of {', '.join(options)}")
+    [(option, text)] = given.items()
+    belongings = {"--confidence": config.confidence, "--certify-limit": config.certify_limit, "--up-to": config.up_to}
     for stray in (name for name, value in belongings.items() if value is not None):
         owners = ("--max-drop", "--front") if stray == "--up-to" else ("--max-drop",)
         if option not in owners:
             raise UsageError(f"{stray} belongs to {' or '.join(owners)}, and {option} is given")
-    return makers[option][1](text)
+    requested = f"{option} {text}"
+    match option:
+        case "--drop":
+            check_drop(text)
+            return Drop(text)
+        case "--target-params":
+            return Smaller(requested, "parameters", parse_count(text, option))
+        case "--target-bytes":
+            return Smaller(requested, "bytes", parse_size(text, option))
+        case "--target-speedup":
+            return Faster(requested, _factor(text))
+        case "--max-drop":
+            return _max_drop(text, config)
+    if config.up_to is not None:
+        check_drop(config.up_to, "--up-to")
+    up_to = config.up_to or FAR
+    return Farthest(f"--front --up-to {up_to}", up_to=up_to, shares=SplitShares(HELD_BACK, examined=True))
 
 
-def _drop(text: str) -> Goal:
-    check_drop(text)
-    return Drop(text)
-
-
-def _params(text: str) -> Goal:
-    return Smaller("parameters", parse_count(text, "--target-params"), f"--target-params {text}")
-
-
-def _bytes(text: str) -> Goal:
-    return Smaller("bytes", parse_size(text, "--target-bytes"), f"--target-bytes {text}")
-
-
-def _speedup(text: str) -> Goal:
-    try:
-        wanted = float(text.strip().removesuffix("x"))
-    except ValueError:
-        wanted = math.nan
-    if not 1 < wanted < math.inf:
-        raise UsageError(f"--target-speedup {text!r} is not a speed-up; write 1.3x")
-    return Faster(wanted, f"--target-speedup {text}")
-
-
-def _max_drop(text: str, confidence: str, items: int | None, up_to: str | None) -> Goal:
+def _max_drop(text: str, config: PlanConfig) -> Goal:
+    confidence, up_to = config.confidence or CONFIDENCE, config.up_to
     limit, sure = _share(text, "--max-drop", "2%"), _share(confidence, "--confidence", CONFIDENCE)
     if sure < 0.5:
         raise UsageError(f"--confidence {confidence!r} is less than a coin has; write {CONFIDENCE}")
     if up_to is not None:
         check_drop(up_to, "--up-to")
     requested = f"--max-drop {text} --confidence {confidence}" + (f" --up-to {up_to}" if up_to else "")
-    return MaxDrop(limit, sure, requested, CERTIFY_LIMIT if items is None else items, up_to)
+    items = CERTIFY_LIMIT if config.certify_limit is None else config.certify_limit
+    shares = SplitShares(HELD_BACK, certify=items, examined=True)
+    return MaxDrop(requested, limit, sure, up_to=up_to, shares=shares)
 
 
-def _front(up_to: str | None) -> Goal:
-    if up_to is None:
-        return Farthest()
-    check_drop(up_to, "--up-to")
-    return Farthest(up_to)
+def _factor(text: str) -> float:
+    try:
+        wanted = float(text.strip().removesuffix("x"))
+    except ValueError:
+        wanted = math.nan
+    if not 1 < wanted < math.inf:
+        raise UsageError(f"--target-speedup {text!r} is not a speed-up; write 1.3x")
+    return wanted
 
 
 def _share(text: str, option: str, example: str) -> float:
@@ -177,67 +161,88 @@ def _share(text: str, option: str, example: str) -> float:
     return round(share, 12)  # 2% is 0.02, and not what dividing leaves
 
 
+# Targets: the fewest units that bring a figure to what is wanted.
+
+
+class TargetGoal(Goal):
+    """A figure of the pruned model that is worked out or measured after each search."""
+
+    def measure(self, session: ScoringSession, removal: Removal) -> tuple[Target, bool]:
+        """Return the figure, and whether it is as wanted."""
+        raise NotImplementedError
+
+    def nearest(self, target: Target) -> str:
+        """Complete "was not reached: ..." for the figure that came nearest."""
+        raise NotImplementedError
+
+    def counts_to_try(self, session: ScoringSession) -> Sequence[int]:
+        """Return the numbers of units that may do, fewest first."""
+        raise NotImplementedError
+
+    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
+        target: Target | None = None
+        refusals: list[RefusedError] = []
+        for count in self.counts_to_try(session):
+            try:
+                found = look(count)
+            except RefusedError as error:  # whole periods only, say: the next number may do
+                refusals.append(error)
+                continue
+            target, reached = self.measure(session, found.removal)
+            if reached:
+                return GoalResult(found, found.rounds, target=target)
+        if target is None:
+            raise refusals[0]
+        raise RefusedError(f"{self.requested} was not reached: {self.nearest(target)}")
+
+
 # Targets of size: the fewest units that bring the weights down to so many parameters or bytes.
 
 
 @dataclass(frozen=True)
-class Smaller:
+class Smaller(TargetGoal):
     """At most ``wanted`` parameters, or bytes of weights, are left."""
 
     what: Literal["parameters", "bytes"]
     wanted: int
-    requested: str
-    shares: SplitShares = field(default=SplitShares(HELD_BACK), init=False)
 
     def require(self, session: ScoringSession) -> None:
-        self._plausible(session)
+        self.counts_to_try(session)
 
     def most(self, session: ScoringSession) -> int:
         """One layer more than if the largest ones went: layers are much alike."""
-        return self._plausible(session)[:2][-1]
+        return self.counts_to_try(session)[:2][-1]
 
-    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
-        (intact,) = session.weigh(Removal(()))
-        left = self._size(intact)
-        refusal: RefusedError | None = None
-        reached = False
-        for count in self._plausible(session):
-            try:
-                found = look(count)
-            except RefusedError as error:  # whole periods only, say: the next number may do
-                refusal = refusal or error
-                continue
-            left, reached = self._size(session.weigh(found.removal)[0]), True
-            if left <= self.wanted:
-                target = Target(what=self.what, wanted=self.wanted, base=self._size(intact), reached=left)
-                return GoalResult(found, found.rounds, target=target)
-        if refusal and not reached:
-            raise refusal
-        raise RefusedError(f"{self.requested} was not reached: the search's largest removal leaves {self._words(left)}")
+    def measure(self, session: ScoringSession, removal: Removal) -> tuple[Target, bool]:
+        base, left = (self._size(weight) for weight in session.weigh(Removal(()), removal))
+        return Target(what=self.what, wanted=self.wanted, base=base, reached=left), left <= self.wanted
 
-    def _plausible(self, session: ScoringSession) -> list[int]:
+    def nearest(self, target: Target) -> str:
+        return f"the search's largest removal leaves {self._in_words(target.reached)}"
+
+    def counts_to_try(self, session: ScoringSession) -> Sequence[int]:
         """Return the numbers of units that can reach it if the largest go; raises ``UsageError`` when none can."""
         moves, counts = session.constraints.moves, session.constraints.counts()
         intact, *without = session.weigh(Removal(()), *[Removal.of(*move) for move in moves])
         base = self._size(intact)
         if base <= self.wanted:
-            raise UsageError(f"{self.requested}: the model has {self._words(base)} as it is; ask for less")
+            raise UsageError(f"{self.requested}: the model has {self._in_words(base)} as it is; ask for less")
         saved = [(base - self._size(own)) / len(move) for move, own in zip(moves, without, strict=True) for _ in move]
         saved.sort(reverse=True)
         enough = [count for count in counts if base - sum(saved[:count]) <= self.wanted]
         if not enough:
             most = counts[-1] if counts else 0
-            least = self._words(base - sum(saved[:most]))
+            least = self._in_words(base - sum(saved[:most]))
             raise UsageError(
                 f"{self.requested} cannot be reached: {most} of {session.constraints.depth} layers may go, "
-                f"which leaves {least} of {self._words(base)}"
+                f"which leaves {least} of {self._in_words(base)}"
             )
         return enough
 
     def _size(self, weight: Weight) -> int:
         return weight.parameters if self.what == "parameters" else weight.nbytes
 
-    def _words(self, size: float) -> str:
+    def _in_words(self, size: float) -> str:
         return f"{size:,.0f} parameters" if self.what == "parameters" else in_words(size)
 
 
@@ -248,7 +253,7 @@ STAND_IN_REPEATS = 3  # of stand-ins, which only say where to begin; the chosen 
 
 
 @dataclass(frozen=True)
-class Faster:
+class Faster(TargetGoal):
     """Prefill and decoding both at least ``wanted`` times as fast as the intact model, one sequence at a time.
 
     Layers of one kind take alike long, so stand-ins are timed first, to say what can be reached and where to begin;
@@ -256,11 +261,9 @@ class Faster:
     """
 
     wanted: float
-    requested: str
-    shares: SplitShares = field(default=SplitShares(HELD_BACK), init=False)
 
     def require(self, session: ScoringSession) -> None:
-        most = self._stand_ins(session)[-1]
+        most = self.stand_ins(session)[-1]
         best = speedup(_timed(session, most, STAND_IN_REPEATS))
         if best < self.wanted:
             raise UsageError(
@@ -274,42 +277,42 @@ class Faster:
         counts = session.constraints.counts()
         return next((count for count in counts if count >= least), counts[-1])
 
-    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
-        beginning, reached = self._beginning(session), 1.0
-        refusal: RefusedError | None = None
-        for count in (count for count in session.constraints.counts() if count >= beginning):
-            try:
-                found = look(count)
-            except RefusedError as error:  # whole periods only, say: the next number may do
-                refusal = refusal or error
-                continue
-            speed = _timed(session, found.removal, REPEATS)
-            reached = speedup(speed)
-            session.progress.note(f"{count} removed: {reached:.2f} times as fast")
-            if reached >= self.wanted:
-                target = Target(what="speed-up", wanted=self.wanted, base=1.0, reached=round(reached, 4), speed=speed)
-                return GoalResult(found, found.rounds, target=target)
-        if refusal and reached == 1.0:
-            raise refusal
-        raise RefusedError(f"{self.requested} was not reached: the largest removal is {reached:.2f} times as fast here")
+    def measure(self, session: ScoringSession, removal: Removal) -> tuple[Target, bool]:
+        speed = _timed(session, removal, REPEATS)
+        reached = speedup(speed)
+        session.progress.note(f"{len(removal)} removed: {reached:.2f} times as fast")
+        target = Target(what="speed-up", wanted=self.wanted, base=1.0, reached=round(reached, 4), speed=speed)
+        return target, reached >= self.wanted
 
-    def _beginning(self, session: ScoringSession) -> int:
-        """Return the smallest number of units whose stand-in is fast enough, found by halving."""
-        stand_ins = self._stand_ins(session)
+    def nearest(self, target: Target) -> str:
+        return f"the largest removal is {speedup(target.speed):.2f} times as fast here"
+
+    def counts_to_try(self, session: ScoringSession) -> Sequence[int]:
+        """Return the numbers from the smallest whose stand-in is fast enough, found by halving."""
+        stand_ins = self.stand_ins(session)
         low, high = 0, len(stand_ins) - 1
         while low < high:
             middle = (low + high) // 2
             fast = speedup(_timed(session, stand_ins[middle], STAND_IN_REPEATS)) >= self.wanted
             low, high = (low, middle) if fast else (middle + 1, high)
-        return len(stand_ins[low])
+        return [count for count in session.constraints.counts() if count >= len(stand_ins[low])]
 
-    def _stand_ins(self, session: ScoringSession) -> list[Removal]:
-        """Return one allowed removal of each size that has one, smallest first; ``UsageError`` when none has."""
-        found = [_stand_in(session, count) for count in counts_up_to(session, None, self.requested)]
-        allowed = [removal for removal in found if removal is not None]
-        if not allowed:
+    def stand_ins(self, session: ScoringSession) -> list[Removal]:
+        """Return one allowed removal of each size that has one, smallest first; ``UsageError`` when none has.
+
+        From the end layer by layer, else a run of neighbours: step by step there may be no way where whole periods go.
+        """
+        found = []
+        for count in self.counts(session):
+            for search in (OneShot(), Blocks()):
+                try:
+                    found.append(search(last_layers_first, session.constraints, count).removal)
+                    break
+                except (RefusedError, UsageError):
+                    pass
+        if not found:
             raise UsageError(f"{self.requested} cannot begin: none of the layers may go")
-        return allowed
+        return found
 
 
 def speedup(speed: Speed) -> float:
@@ -325,92 +328,45 @@ def _timed(session: ScoringSession, removal: Removal, repeats: int) -> Speed:
     return time_both(session.loaded, pruned, repeats=repeats, progress=session.progress)
 
 
-def _stand_in(session: ScoringSession, count: int) -> Removal | None:
-    """Return some removal of ``count`` units, from the end, else a run of neighbours; None where neither is allowed."""
-    removed = Removal(())
-    try:
-        while len(removed) < count:
-            removed = removed.add(*session.constraints.first_open(session.constraints.moves[::-1], removed, count))
-        return removed
-    except RefusedError:  # step by step there is no way, but whole periods may go
-        pass
-    try:
-        return allowed_runs(session.constraints, count)[-1]
-    except RefusedError:
-        return None
-
-
 # As far as a path goes: the goal behind a front, whose steps are the path's beginnings.
 
 
-FAR = "75%"  # of the layers, when --up-to does not say otherwise: beyond, nothing is left to trade
-
-
-@dataclass(frozen=True)
-class Farthest:
+class Farthest(Goal):
     """The removal of ``up_to`` layers, or of as many as may go where that is fewer."""
-
-    up_to: str = FAR
-
-    @property
-    def requested(self) -> str:
-        return f"--front --up-to {self.up_to}"
-
-    @property
-    def shares(self) -> SplitShares:
-        return SplitShares(HELD_BACK, examined=True)
 
     def require(self, session: ScoringSession) -> None:
         if not session.request.tasks:
             raise UsageError("a front shows accuracy: give tasks, such as --tasks arc_easy")
-        counts_up_to(session, self.up_to, self.requested)
-
-    def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
-        found = look(self.most(session))
-        return GoalResult(found, found.rounds)
-
-    def most(self, session: ScoringSession) -> int:
-        return counts_up_to(session, self.up_to, self.requested)[-1]
+        self.counts(session)
 
 
 # As far as a loss can be ruled out: the search proposes a path, items it has not seen decide how far to follow it.
 
 
 @dataclass(frozen=True)
-class MaxDrop:
+class MaxDrop(Goal):
     """The largest removal of the path whose mean accuracy provably falls by less than ``limit`` (0.02: two points)."""
 
     limit: float
     confidence: float
-    requested: str
-    items: int = CERTIFY_LIMIT
-    up_to: str | None = None
-
-    @property
-    def shares(self) -> SplitShares:
-        return SplitShares(HELD_BACK, certify=self.items, examined=True)
 
     def require(self, session: ScoringSession) -> None:
         if not session.request.tasks:
             raise UsageError(f"{self.requested} needs items that certify: give tasks, such as --tasks arc_easy")
-        counts_up_to(session, self.up_to, self.requested)
-
-    def most(self, session: ScoringSession) -> int:
-        return counts_up_to(session, self.up_to, self.requested)[-1]
+        self.counts(session)
 
     def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
         evaluator = session.certification
         assert evaluator is not None  # shares asks for it
-        base = _bits(evaluator.outcomes([INTACT], "the intact model")[INTACT])
-        self._enough(len(base))
+        base = correct_bits(evaluator.outcomes([INTACT], "the intact model")[INTACT])
+        self._require_enough(len(base))
 
         def answers(removal: Removal) -> str:
-            return _bits(evaluator.outcomes([removal], f"certifying {removal}")[removal])
+            return correct_bits(evaluator.outcomes([removal], f"certifying {removal}")[removal])
 
-        counts = counts_up_to(session, self.up_to, self.requested)
-        path, found = walk(look, counts, base, answers, self.limit, self.confidence)
+        path, found = walk(look, self.counts(session), base, answers, self.limit, self.confidence)
         if not found.certified:
-            raise RefusedError(self._nothing(path[0].removal, found.steps[0]))
+            raise RefusedError(self._nothing_certified(path[0].removal, found.steps[0]))
         fingerprints = {data.task: data.fingerprints for data in evaluator.eval_set.data()}
         certificate = Certificate(
             limit=self.limit,
@@ -419,11 +375,11 @@ class MaxDrop:
             fingerprints=fingerprints,
             steps=tuple(_step(own.removal, step) for own, step in zip(path, found.steps, strict=True)),
             selection_limit=session.request.limit,
-            certify_limit=self.items,
+            certify_limit=self.shares.certify,
         )
         return GoalResult(path[found.certified - 1], path[-1].rounds, certificate=certificate)
 
-    def _enough(self, items: int) -> None:
+    def _require_enough(self, items: int) -> None:
         """Raise ``UsageError`` where not even a removal that changes no answer could be certified."""
         needed = stats.items_needed(0, 0, 1, self.limit, self.confidence)
         if needed is None or items < needed:
@@ -432,7 +388,7 @@ class MaxDrop:
                 f"no answer: {needed} at least, more where answers change; raise --certify-limit or add tasks"
             )
 
-    def _nothing(self, removal: Removal, step: stats.PathStep) -> str:
+    def _nothing_certified(self, removal: Removal, step: stats.PathStep) -> str:
         lost, won = step.right_to_wrong, step.wrong_to_right
         needed = stats.items_needed(lost, won, step.items, self.limit, self.confidence)
         more = (
@@ -491,7 +447,8 @@ def walk(
     return path, certificate
 
 
-def _bits(outcomes: dict[str, Outcomes]) -> str:
+def correct_bits(outcomes: dict[str, Outcomes]) -> str:
+    """Return which items of all tasks are answered rightly, one digit each."""
     return "".join(own.correct for own in outcomes.values())
 
 

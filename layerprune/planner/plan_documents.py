@@ -1,14 +1,13 @@
-"""The documents of a plan: put together, laid into a run folder, and planned again from recorded scores."""
+"""The documents of a plan: put together, saved into a run folder, and planned again from recorded scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from layerprune import artifacts
 from layerprune.architecture import Architecture, load_config, read_architecture
 from layerprune.artifacts import Front, Plan, PlanLimits, Prediction, Scores, SearchRef, Units, read_scores
 from layerprune.artifacts.plan import FOLDER, PLOT, TABLE
@@ -17,22 +16,11 @@ from layerprune.config import PlanConfig
 from layerprune.errors import DocumentError, ModelError, RefusedError, UsageError
 from layerprune.exporter import dry_run
 from layerprune.files import locked, published_together, refuse_link, writing
-from layerprune.planner.session import FREE, SearchRules
+from layerprune.planner.session import SearchRules
 from layerprune.registry import build, options_of
-from layerprune.removal import Removal
+from layerprune.removal import Removal, parse_drop
 from layerprune.scoring.aggregation import NOISY, asked_objective, can_be_split, rejudged, reliability_of
-from layerprune.search import (
-    SEARCHES,
-    Constraints,
-    Move,
-    Search,
-    SearchResult,
-    parse_drop,
-    parse_protect,
-    require_finite,
-    shortfall,
-    table_judge,
-)
+from layerprune.search import SEARCHES, SearchResult, require_finite, shortfall, table_judge
 from layerprune.search.base import OVERFLOW
 from layerprune.stats import TARGET, clipped, relevance
 from layerprune.util import SILENT, Progress
@@ -40,7 +28,7 @@ from layerprune.util import SILENT, Progress
 # The plan document, put together from what a search found.
 
 
-def written(
+def build_plan(
     scores: Scores,
     found: SearchResult,
     search: SearchRef,
@@ -64,9 +52,8 @@ def written(
         predicted=predicted,
         warnings=(
             *warnings,
-            *ends(scores, found.removal.layers, limits),
-            *eliminated(found),
-            *unordered(found, limits),
+            *end_warnings(scores, found.removal.layers, limits),
+            *race_warnings(found, limits),
             *plan_warnings(scores, predicted),
         ),
         seed=scores.seed,
@@ -74,58 +61,14 @@ def written(
     )
 
 
-def eliminated(found: SearchResult) -> tuple[str, ...]:
-    """Return a warning where layers are to go that a race had put out, on a part of the items, as not among the next.
-
-    Recorded scores of a race for fewer layers lead there, and constraints that skip those that won: in the one round of
-    a one-shot search any that goes, in a round of a path the removal that was taken from it, of a search that lays no
-    path the whole removal.
-    """
-    order, steps = found.order, len(found.rounds)
-    whole = [] if found.cost is None else [found.cost]
-    asked = [one for entry in found.rounds for one in entry.candidates] if found.nested else whole
-    gone = [
-        one.removal
-        for one in asked
-        if one.stopped and not one.accepted
-        if set(one.removal) <= set(order if steps == 1 else order[: len(one.removal)])
-    ]
-    if not gone:
-        return ()
-    named = ", ".join(str(Removal.from_layers(units)) for units in sorted(gone))
-    return (
-        f"a race had put {named} out after a part of the items, whose scores say little of their places: "
-        "score with --no-racing to choose among all",
-    )
-
-
-def unordered(found: SearchResult, limits: PlanLimits) -> tuple[str, ...]:
-    """Return a warning where fewer layers go than a race was run for: it told the best from the rest, and no more.
-
-    A layer that is clearly among the best stops there, so that scores of such layers are of different items.
-    """
-    if not found.nested or len(found.rounds) != 1:
-        return ()
-    gone, free = set(found.order), set(limits.protect)
-    best = [one.removal for one in found.rounds[0].candidates if one.accepted]
-    left = [units for units in best if not set(units) <= gone and not set(units) & free]
-    if not left:
-        return ()
-    named = ", ".join(str(Removal.from_layers(units)) for units in sorted(left))
-    return (
-        f"a race for more layers had {named} among those to go after a part of the items, and says little of their "
-        "order: score with --no-racing, or for this --drop, to choose fewer",
-    )
-
-
-# Scores laid into a run folder: what was planned from those that stood there before goes with them.
+# Scores saved into a run folder: what was planned from those that stood there before goes with them.
 
 
 Planned = TypeVar("Planned", Plan, Front)
 
 
 @contextmanager
-def laid(
+def published_with(
     scores: Scores, run_folder: Path, progress: Progress = SILENT, *, before: type[Plan] | type[Front] | None = None
 ) -> Iterator[Path]:
     """Yield a folder for the documents made from ``scores``; at the end they stand in ``run_folder``, scores first.
@@ -146,9 +89,9 @@ def laid(
         progress.note(f"removed: {stale[0]}{more}, planned from the scores that stood there before")
 
 
-def lay(scores: Scores, run_folder: Path, progress: Progress = SILENT) -> None:
-    """Save ``scores`` alone; see ``laid``."""
-    with laid(scores, run_folder, progress):
+def save_scores(scores: Scores, run_folder: Path, progress: Progress = SILENT) -> None:
+    """Save ``scores`` alone; see ``published_with``."""
+    with published_with(scores, run_folder, progress):
         pass
 
 
@@ -192,7 +135,25 @@ def plan_warnings(scores: Scores, predicted: Prediction | None) -> tuple[str, ..
     return (*_failures(scores), *_noise(scores), *_floors(scores, predicted))
 
 
-def ends(scores: Scores, removal: Units, limits: PlanLimits) -> Iterator[str]:
+def race_warnings(found: SearchResult, limits: PlanLimits) -> Iterator[str]:
+    """Say where a race says little of the places of layers that are to go, or of those that are not."""
+    if found.eliminated:
+        yield (
+            f"a race had put {_names(found.eliminated)} out after a part of the items, whose scores say little of "
+            "their places: score with --no-racing to choose among all"
+        )
+    if kept := found.accepted_but_kept(limits.protect):
+        yield (
+            f"a race for more layers had {_names(kept)} among those to go after a part of the items, and says little "
+            "of their order: score with --no-racing, or for this --drop, to choose fewer"
+        )
+
+
+def _names(removals: Iterable[Units]) -> str:
+    return ", ".join(str(Removal.from_layers(units)) for units in removals)
+
+
+def end_warnings(scores: Scores, removal: Units, limits: PlanLimits) -> Iterator[str]:
     """Say where the metric let the first or the last layer go: they read the embeddings and shape the output.
 
     Nothing is to be said where it was asked for: nothing else may go, or what goes has to keep the period.
@@ -213,9 +174,11 @@ def _failures(scores: Scores) -> Iterator[str]:
     asked = {one.removal for entry in scores.rounds for one in entry.candidates if one.not_finite}
     failed = [units for units in asked if not any(set(other) < set(units) for other in asked)]
     if failed:
-        named = ", ".join(str(Removal.from_layers(units)) for units in sorted(failed)[:NAMED])
         more = f" and {len(failed) - NAMED} others" if len(failed) > NAMED else ""
-        yield f"without {named}{more} the model's figures are not finite: ranked as the most harmful ({OVERFLOW})"
+        yield (
+            f"without {_names(sorted(failed)[:NAMED])}{more} the model's figures are not finite: ranked as the most "
+            f"harmful ({OVERFLOW})"
+        )
 
 
 def _noise(scores: Scores) -> Iterator[str]:
@@ -264,23 +227,35 @@ FOR_SCORES = (
 NO_DRY_RUN = "planned without the model: whether export and other readers take the result was not looked at"
 
 
-def replan(
-    scores: Scores, drop: str, protect: str | None = None, *, search: str | None = None, rules: SearchRules = FREE
-) -> Plan:
+def replan(scores: Scores, config: PlanConfig) -> Plan:
     """Plan from recorded scores, without a model; a search that needs what was not scored is a ``UsageError``.
 
     What the architecture allows is read off the config in the scores, and export is rehearsed with it. Scores that hold
     none, or one that this transformers cannot build without the model's own code, give a plan that says so.
     """
-    wanted = parse_drop(drop, scores.model.layers)
-    moves = _moves(scores)
-    entry, chosen = build(SEARCHES, search or _search_of(scores, wanted))
+    if config.drop is None:
+        raise UsageError("nothing says how far to go; with --scores, give --drop")
+    rules, depth = SearchRules.of(config), scores.model.layers
+    wanted = parse_drop(config.drop, depth)
+    moves = [candidate.removal for candidate in scores.rounds[0].candidates]
+    units = tuple(unit for move in moves for unit in move)
+    if len(set(units)) < len(units):
+        raise UsageError("scores.json holds whole sets of layers, as its search judged them; plan from the model")
+    entry, chosen = build(SEARCHES, config.search or _search_of(scores, wanted))
     with TemporaryDirectory() as folder:
-        architecture = _anatomy(scores, Path(folder))
-        constraints = _constraints(scores, moves, parse_protect(protect, scores.model.layers), architecture, rules)
-        found = _found(chosen, scores, constraints, wanted)
-        if misfit := constraints.misfit(found.removal, wanted):
-            raise RefusedError(f"the search {entry.name!r} found {found.removal}, which may not go: {misfit}")
+        architecture = _recorded_architecture(scores, Path(folder))
+        if architecture is None and rules.keep_period:
+            raise UsageError("--keep-period needs the model's config, and scores.json holds none; plan from the model")
+        together = tuple(frozenset(move) for move in moves if len(move) > 1)
+        constraints = rules.constraints(depth, config.protect, architecture, together=together, units=units)
+        try:
+            found = chosen(table_judge(scores.rounds), constraints, wanted, seed=scores.seed)
+        except KeyError as error:
+            raise UsageError(
+                f"scores.json has no score for {error.args[0]}: it was made with {len(scores.rounds)} rounds; give "
+                "the --search that made it, such as greedy:lazy=true, use --search one-shot, or plan from the model"
+            ) from error
+        constraints.require_allowed(entry.name, found.removal, wanted)
         require_finite(found)
         _require_floors(scores, found)
         if architecture is not None:
@@ -289,8 +264,8 @@ def replan(
     warnings = (
         (*architecture.misread(found.removal), *architecture.heads()) if architecture is not None else (NO_DRY_RUN,)
     )
-    how = artifacts.SearchRef(name=entry.name, options=options_of(chosen))
-    return written(scores, found, how, limits, drop, None, warnings)
+    how = SearchRef(name=entry.name, options=options_of(chosen))
+    return build_plan(scores, found, how, limits, config.drop, None, warnings)
 
 
 def plan_from_scores(
@@ -304,8 +279,6 @@ def plan_from_scores(
     if unused:
         raise UsageError(f"--scores plans without a model: --{unused[0].replace('_', '-')} cannot be given with it")
     config = PlanConfig.of(model="", **options)
-    if config.drop is None:
-        raise UsageError("nothing says how far to go; with --scores, give --drop")
     read = again = scores if isinstance(scores, Scores) else read_scores(Path(scores))
     if config.objective or config.weights or config.floor:
         name, weights, floors = config.objective, config.weights, config.floor
@@ -314,7 +287,7 @@ def plan_from_scores(
             name = None if weights else recorded.name
             weights, floors = weights or recorded.weights, recorded.floors if floors is None else floors
         again = rejudged(read, asked_objective(name, weights, floors))
-    planned = replan(again, config.drop, config.protect, search=config.search, rules=SearchRules.of(config))
+    planned = replan(again, config)
     copy = run_folder / Scores.filename
     with locked(run_folder):
         theirs = copy.exists() and not isinstance(scores, Scores) and copy.samefile(scores)
@@ -323,7 +296,7 @@ def plan_from_scores(
         if theirs:
             planned.save(run_folder / Plan.filename)
         else:
-            with laid(again, run_folder, progress, before=Plan) as new:
+            with published_with(again, run_folder, progress, before=Plan) as new:
                 planned.save(new / Plan.filename)
     return again, planned
 
@@ -336,23 +309,16 @@ def _require_floors(scores: Scores, found: SearchResult) -> None:
         raise RefusedError(f"what was found breaks a floor: {shortfall(below[0])}; lower --floor or --drop")
 
 
-def _moves(scores: Scores) -> list[Move]:
-    moves = [candidate.removal for candidate in scores.rounds[0].candidates]
-    if len({unit for move in moves for unit in move}) < sum(map(len, moves)):
-        raise UsageError("scores.json holds whole sets of layers, as its search judged them; plan from the model")
-    return moves
-
-
 def _search_of(scores: Scores, wanted: int) -> str:
     """Return greedy where the rounds lead stroke by stroke on from what is removed, and one-shot where they do not.
 
     Exchange judges whole removals, and begins at the intact model again and again.
     """
-    laid = all(entry.removed for entry in scores.rounds[1:])
-    return "greedy" if laid and len(scores.rounds) >= wanted > 1 else "one-shot"
+    path = all(entry.removed for entry in scores.rounds[1:])
+    return "greedy" if path and len(scores.rounds) >= wanted > 1 else "one-shot"
 
 
-def _anatomy(scores: Scores, folder: Path) -> Architecture | None:
+def _recorded_architecture(scores: Scores, folder: Path) -> Architecture | None:
     """Lay the recorded config into ``folder`` and read it; None where it cannot be read without the model."""
     if scores.config is None:
         return None
@@ -362,29 +328,3 @@ def _anatomy(scores: Scores, folder: Path) -> Architecture | None:
         return read_architecture(load_config(str(folder)))
     except ModelError:  # it takes the model's own code, or another transformers: the plan says what was not looked at
         return None
-
-
-def _constraints(
-    scores: Scores, moves: list[Move], protect: frozenset[int], architecture: Architecture | None, rules: SearchRules
-) -> Constraints:
-    if architecture is None and rules.keep_period:
-        raise UsageError("--keep-period needs the model's config, and scores.json holds none; plan from the model")
-    return Constraints(
-        scores.model.layers,
-        protect=protect,
-        must_keep=frozenset() if architecture is None else architecture.must_keep,
-        together=tuple(frozenset(move) for move in moves if len(move) > 1),
-        units=tuple(unit for move in moves for unit in move),
-        check=None if architecture is None else rules.check(architecture),
-        shape=rules.shape,
-    )
-
-
-def _found(chosen: Search, scores: Scores, constraints: Constraints, wanted: int) -> SearchResult:
-    try:
-        return chosen(table_judge(scores.rounds), constraints, wanted, seed=scores.seed)
-    except KeyError as error:
-        raise UsageError(
-            f"scores.json has no score for {error.args[0]}: it was made with {len(scores.rounds)} rounds; "
-            "give the --search that made it, such as greedy:lazy=true, use --search one-shot, or plan from the model"
-        ) from error

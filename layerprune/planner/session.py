@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, reduce
 from pathlib import Path
+from typing import Any
 
 from layerprune.architecture import Architecture
-from layerprune.artifacts import (
-    MEAN,
-    BaseTask,
-    Candidate,
-    EngineReport,
-    MetricRef,
-    Objective,
-    PlanLimits,
-    Round,
-    Scores,
-)
+from layerprune.artifacts import MEAN, BaseTask, EngineReport, MetricRef, Objective, PlanLimits, Round, Scores
 from layerprune.checkpoint import contained, locate
-from layerprune.config import PlanConfig, ScoreConfig
+from layerprune.config import PlanConfig, ScoreConfig, StudyConfig
 from layerprune.data.items import EvalSet, is_written
-from layerprune.data.tasks import check_turns, load_eval_set, prompting_of
+from layerprune.data.tasks import Use, check_turns, load_eval_set, prompting_of
 from layerprune.errors import RefusedError, TaskError, UsageError
-from layerprune.exporter import dry_run, weigh
+from layerprune.exporter import weigh
 from layerprune.exporter.contents import Weight
 from layerprune.models.model import LoadedModel
 from layerprune.planner.budget import TimeBudget
+from layerprune.planner.search_runner import SearchRunner
 from layerprune.registry import Entry, build, options_of, spec_of
-from layerprune.removal import Removal
+from layerprune.removal import Removal, parse_layers
 from layerprune.scoring.aggregation import additive, asked_objective, check_tasks, signal_of, unit_of
-from layerprune.scoring.cached_evaluator import JOURNAL, CachedEvaluator, Journal, journal_key, own_answers
+from layerprune.scoring.cached_evaluator import JOURNAL, CachedEvaluator, own_answers
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics.ablation import Ablation, examine_base
 from layerprune.scoring.metrics.base import Data, Metric
-from layerprune.search import Anything, Constraints, Contiguous, Judge, NoAdjacent, Shape, parse_protect
+from layerprune.search import AnyShape, Constraints, Contiguous, NoAdjacent
 from layerprune.stats import draw_mixture
-from layerprune.util import SILENT, Progress, source_of, tool_versions
+from layerprune.util import SILENT, Progress, tool_versions
 
 # What a search may remove at all, from what was asked and what the architecture allows.
 
@@ -58,43 +49,41 @@ class SearchRules:
             raise UsageError("no_adjacent and contiguous exclude each other; ask for one of them")
 
     @classmethod
-    def of(cls, config: PlanConfig) -> SearchRules:
-        """Return the rules among the options of ``plan``."""
-        return cls(config.keep_period, config.no_adjacent, config.contiguous)
-
-    @property
-    def shape(self) -> Shape:
-        """The rule about neighbours."""
-        return NoAdjacent() if self.no_adjacent else Contiguous() if self.contiguous else Anything()
+    def of(cls, config: ScoreConfig) -> SearchRules:
+        """Return the rules among the options of ``plan``; scoring has none."""
+        plan = isinstance(config, PlanConfig)
+        return cls(config.keep_period, config.no_adjacent, config.contiguous) if plan else cls()
 
     def check(self, architecture: Architecture) -> Callable[[Removal], None]:
-        """Return what raises ``RefusedError`` for a removal that may not be."""
-        return keeping_period(architecture) if self.keep_period else architecture.check
+        """Return ``Architecture.check``, which raises ``RefusedError`` for a removal that may not be.
+
+        With ``keep_period`` it also refuses what breaks a period or makes other readers misread the model.
+        """
+
+        def keeping_period(removal: Removal) -> None:
+            architecture.check(removal)
+            if broken := architecture.out_of_step(removal):
+                raise RefusedError(f"--keep-period: {'; '.join(broken)}")
+
+        return keeping_period if self.keep_period else architecture.check
+
+    def constraints(
+        self, depth: int, protect: str | None, architecture: Architecture | None, **moves: Any
+    ) -> Constraints:
+        """Return them with the protected layers and what the architecture demands; ``moves``: fields that say more."""
+        if architecture is not None:
+            must_keep, check = architecture.must_keep, self.check(architecture)
+            moves = {"together": architecture.together, "must_keep": must_keep, "check": check} | moves
+        shape = NoAdjacent() if self.no_adjacent else Contiguous() if self.contiguous else AnyShape()
+        return Constraints(depth, parse_layers(protect, depth), shape=shape, **moves)
 
     def limits(self, protect: frozenset[int], architecture: Architecture | None) -> PlanLimits:
         """Return the rules as a plan records them."""
         return PlanLimits(
             protect=tuple(sorted(protect)),
             architecture=architecture.remarks if architecture is not None else (),
-            keep_period=self.keep_period,
-            no_adjacent=self.no_adjacent,
-            contiguous=self.contiguous,
+            **asdict(self),
         )
-
-
-FREE = SearchRules()
-
-
-def keeping_period(architecture: Architecture) -> Callable[[Removal], None]:
-    """Return ``Architecture.check`` that also refuses what breaks a period or makes other readers misread the model."""
-
-    def check(removal: Removal) -> None:
-        architecture.check(removal)
-        broken = architecture.out_of_step(removal)
-        if broken:
-            raise RefusedError(f"--keep-period: {'; '.join(broken)}")
-
-    return check
 
 
 def check_objective(objective: Objective, racing: bool | None, name: str, metric: Metric) -> None:
@@ -112,12 +101,12 @@ def check_objective(objective: Objective, racing: bool | None, name: str, metric
         )
 
 
-# A model on the desk with its items and its metric: what scoring and every search work with.
+# A model with its items and its metric: what scoring and every search work with.
 
 
 @dataclass
 class ScoringSession:
-    """Everything a scoring run has on its desk: first model, metric and constraints, then the items."""
+    """Everything a scoring run works with: first model, metric and constraints, then the items."""
 
     request: ScoreConfig
     entry: Entry
@@ -131,20 +120,15 @@ class ScoringSession:
     held_back: CachedEvaluator | None = None
     certification: CachedEvaluator | None = None
     base: dict[str, BaseTask] = field(default_factory=dict)
-    said: set[Removal] = field(default_factory=set)  # removals named as not finite
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
     def open(
-        cls,
-        request: ScoreConfig,
-        folder: Path | None,
-        progress: Progress,
-        rules: SearchRules = FREE,
-        loaded: LoadedModel | None = None,
+        cls, request: ScoreConfig, folder: Path | None, progress: Progress, loaded: LoadedModel | None = None
     ) -> ScoringSession:
         """Validate the request and load the model, where ``loaded`` is not loaded already."""
         began = time.monotonic()
+        rules = SearchRules.of(request)
         entry, metric = build(METRICS, request.metric)
         if request.budget is not None and metric.needs != "items":
             raise UsageError(f"--budget: the metric {entry.name!r} answers no items; use --limit, or ablation")
@@ -168,14 +152,7 @@ class ScoringSession:
         if loaded.tokenizer is None:
             progress.note(f"{request.model} has no tokenizer: the metric {entry.name!r} needs none")
         architecture = loaded.architecture
-        constraints = Constraints(
-            architecture.depth,
-            protect=parse_protect(request.protect, architecture.depth),
-            must_keep=architecture.must_keep,
-            together=architecture.together,
-            check=rules.check(architecture),
-            shape=rules.shape,
-        )
+        constraints = rules.constraints(architecture.depth, request.protect, architecture)
         rows = request.batch_size if isinstance(request.batch_size, int) else None
         data = Data(objective=objective, seed=request.seed, progress=progress, rows=rows, memory=request.memory)
         return cls(request, entry, metric, loaded, constraints, data, progress, folder, began=began)
@@ -187,12 +164,24 @@ class ScoringSession:
         """
         if not self.request.tasks:
             return
-        budget = None if self.request.budget is None else self._budget(shares, evaluations)
-        answers = isinstance(self.metric, Ablation) and self.metric.signal == "answers"
-        only_right = isinstance(self.metric, Ablation) and self.metric.only == "right"
-        ungraded = answers and not only_right
-        eval_set = _questions(self.request, self.loaded, shares.certify, ungraded=ungraded)
-        if budget is not None:
+        ablation = self.metric if isinstance(self.metric, Ablation) else None
+        answers = ablation is not None and ablation.signal == "answers"
+        only_right = answers and ablation.only == "right"
+
+        def load(limit: int) -> EvalSet:
+            return load_items(self.request, self.loaded, "selection", limit, ungraded=answers and not only_right)
+
+        if self.request.budget is None:
+            eval_set = load(self.request.limit + shares.certify)
+        else:
+            if shares.certify:
+                said = "how many items certify --max-drop has to be fixed beforehand; leave it out"
+                raise UsageError(f"--budget: {said}")
+            budget = self._budget(evaluations or len(self.constraints.moves))
+            moves = [Removal.of(*move) for move in self.constraints.moves]
+            most = budget.items(load, self._engine(), moves, answers=answers)
+            self.request = replace(self.request, limit=min(most, self.request.limit))
+            eval_set = load(self.request.limit)
             budget.say(eval_set)
         for remark in eval_set.remarks():
             self.progress.note(remark)
@@ -202,102 +191,79 @@ class ScoringSession:
         if not judged and not shares.examined:
             self.everything = self.data.eval_set = eval_set
             return
-        engine = Engine(self.loaded, rows=self.data.rows, memory=self.data.memory)
+        engine = self._engine()
         if answers:
             eval_set = own_answers(engine, eval_set, only_right=only_right, folder=self.folder, progress=self.progress)
-        elif isinstance(self.metric, Ablation):
+        elif ablation is not None:
             for name in (name for name, task in eval_set.tasks.items() if is_written(task)):
                 self.progress.note(
                     f"task {name!r} has the model write, under every removal; ablation:signal=answers reads what the "
                     "intact model wrote instead, at about the cost of choices"
                 )
-        slices = ItemSplit.of(eval_set, shares, self.request)
-        self.data.eval_set, self.everything = slices.search, slices.everything
+        search, held_back, certification = split_items(eval_set, shares, self.request)
+        self.data.eval_set = search
+        self.everything = _joined(search, held_back, certification)
 
         def evaluator(part: EvalSet | None) -> CachedEvaluator | None:
             return None if part is None else CachedEvaluator(engine, part, self.progress, self.folder)
 
-        self.data.evaluator = evaluator(slices.search) if judged else None
-        self.held_back, self.certification = evaluator(slices.held_back), evaluator(slices.certification)
-        examiners = [each for each in (self.data.evaluator, self.held_back, self.certification) if each is not None]
-        with _nothing_left_when_refused(self.folder):
-            judged_items = slices.everything if judged else slices.unseen
-            base = examine_base(judged_items, examiners, signal_of(self.metric_ref()))
+        self.data.evaluator = evaluator(search) if judged else None
+        self.held_back, self.certification = evaluator(held_back), evaluator(certification)
+        evaluators = [each for each in (self.data.evaluator, self.held_back, self.certification) if each is not None]
+        examined = self.everything if judged else _joined(held_back, certification)
+        journal = None if self.folder is None else self.folder / JOURNAL
+        fresh = journal is not None and not journal.exists()
+        try:
+            base = examine_base(examined, evaluators, signal_of(self.metric_ref()))
+        except TaskError:
+            if fresh:  # remove the journal of a run that a task at chance ends before it has begun
+                journal.unlink(missing_ok=True)
+            raise
         self.base = base if judged else {}
         remarks = "; ".join(engine.remarks) or "it agrees with plain forwards"
-        self.progress.note(f"evaluation path: {examiners[0].path} ({remarks})")
+        self.progress.note(f"evaluation path: {evaluators[0].path} ({remarks})")
 
-    def _budget(self, shares: SplitShares, evaluations: int | None) -> TimeBudget:
-        """Set the request's limit to the most items that fit into the budget."""
-        request, moves = self.request, [Removal.of(*move) for move in self.constraints.moves]
+    def _engine(self) -> Engine:
+        return Engine(self.loaded, rows=self.data.rows, memory=self.data.memory)
+
+    def _budget(self, evaluations: int) -> TimeBudget:
+        request = self.request
         assert request.budget is not None
-        if shares.certify:
-            raise UsageError("--budget: how many items certify --max-drop has to be fixed beforehand; leave it out")
         asked = {
             "model": self.loaded.marks, "metric": spec_of(self.entry.name, self.metric), "tasks": [*request.tasks],
             "budget": request.budget, "seed": request.seed, "limit": request.limit,
             "prompting": prompting_of(request).model_dump(mode="json"), "num_fewshot": request.num_fewshot,
-            "evaluations": evaluations or len(moves), "rows": self.data.rows, "memory": self.data.memory,
+            "evaluations": evaluations, "rows": self.data.rows, "memory": self.data.memory,
         }  # fmt: skip
-        fitting = TimeBudget(request.budget, self.began, evaluations or len(moves), asked, self.folder, self.progress)
-        answers = isinstance(self.metric, Ablation) and self.metric.signal == "answers"
-        ungraded = isinstance(self.metric, Ablation) and answers and self.metric.only != "right"
+        return TimeBudget(request.budget, self.began, evaluations, asked, self.folder, self.progress)
 
-        def load(items: int) -> EvalSet:
-            return _questions(replace(request, limit=items), self.loaded, 0, ungraded=ungraded)
-
-        engine = Engine(self.loaded, rows=self.data.rows, memory=self.data.memory)
-        most = fitting.items(load, engine, moves, answers=answers)
-        self.request = replace(request, limit=min(most, request.limit))
-        return fitting
-
-    def judge(self, keep: int | None = None) -> Judge:
-        """Return the metric as a judge that answers each question once, in this run and the ones it goes on from.
-
-        ``keep`` lets it stop candidates that are not among so many to go next.
-        """
-        return self._remembered(self.entry, self.metric, replace(self.data, keep=keep))
-
-    def judge_by(self, spec: str) -> Judge:
-        """Return the judgements of another metric on the same model and items."""
-        entry, metric = build(METRICS, spec)
-        return self._remembered(entry, metric, replace(self.data, keep=None))
-
-    def _remembered(self, entry: Entry, metric: Metric, data: Data) -> CachedMetric:
-        def ask(removals: Sequence[Removal]) -> list[Candidate]:
-            return metric.score(self.loaded, removals, data)
-
-        # what answers items is written down block by block already; what is asked once, or costs nothing, need not be
-        worth = metric.needs == "text" and metric.scope == "any set"
-        if self.folder is None or not worth:
-            return CachedMetric(ask, progress=self.progress, said=self.said)
-        journal = Journal(self.folder / JOURNAL, text_key(self.loaded, data, entry, metric))
-        return CachedMetric(ask, journal, progress=self.progress, said=self.said)
+    @cached_property
+    def runner(self) -> SearchRunner:
+        """What judges and searches on the items; they are there by then."""
+        return SearchRunner(self.loaded, self.data, self.folder)
 
     def scores(self, rounds: tuple[Round, ...]) -> Scores:
         """Write down everything that was looked at."""
+        evaluator = self.data.evaluator
+        report = None
+        if evaluator is not None:
+            report = EngineReport(
+                path=evaluator.path,
+                dtype=str(self.loaded.dtype).removeprefix("torch."),
+                device=self.loaded.device.type,
+                computed=evaluator.account.computed,
+                naive=evaluator.account.naive,
+            )
         return Scores(
             model=self.loaded.ref,
             metric=self.metric_ref(),
             data=self.everything.data() if self.everything else (),
             base=self.base,
             rounds=rounds,
-            engine=self._engine_report(),
+            engine=report,
             config=contained(self.checkpoint, "config.json").read_text(encoding="utf-8"),
             seed=self.request.seed,
             versions=tool_versions(),
-        )
-
-    def _engine_report(self) -> EngineReport | None:
-        evaluator = self.data.evaluator
-        if evaluator is None:
-            return None
-        return EngineReport(
-            path=evaluator.path,
-            dtype=str(self.loaded.dtype).removeprefix("torch."),
-            device=self.loaded.device.type,
-            computed=evaluator.account.computed,
-            naive=evaluator.account.naive,
         )
 
     def metric_ref(self) -> MetricRef:
@@ -315,100 +281,28 @@ class ScoringSession:
         """Return the sizes that export would write."""
         return weigh(self.checkpoint, removals, trust_remote_code=self.request.trust_remote_code)
 
-    def heads(self, removal: Removal) -> tuple[str, ...]:
-        """Return a warning where export leaves a multi-token-prediction head out."""
-        (weight,) = self.weigh(removal)
-        return () if weight.heads is None else (weight.heads.words,)
-
-    def dry_run(self, removal: Removal) -> None:
-        """Raise ``RefusedError`` where export would refuse: before a plan is written that nobody can carry out."""
-        dry_run(self.checkpoint, removal, trust_remote_code=self.request.trust_remote_code)
-
     @property
     def checkpoint(self) -> Path:
         """The folder of the model on disk."""
         return locate(self.request.model, self.loaded.ref.revision).path  # the very snapshot that was scored
 
 
-def _questions(request: ScoreConfig, loaded: LoadedModel, more: int, *, ungraded: bool) -> EvalSet:
+def load_items(
+    request: ScoreConfig | StudyConfig, loaded: LoadedModel, use: Use, limit: int | None, **more: Any
+) -> EvalSet:
+    """Load up to ``limit`` items of each task as the request has them; ``more`` goes to ``load_eval_set``."""
     return load_eval_set(
         request.tasks,
         loaded.encoder,
-        use="selection",
+        use=use,
         include_path=request.include_path,
         data_dir=request.data_dir,
-        limit=request.limit + more,
+        limit=limit,
         num_fewshot=request.num_fewshot,
         prompting=prompting_of(request),
         seed=request.seed,
-        ungraded=ungraded,
+        **more,
     )
-
-
-@contextmanager
-def _nothing_left_when_refused(folder: Path | None) -> Iterator[None]:
-    """Remove the journal of a run that a task at chance ends before it has begun."""
-    fresh = folder is not None and not (folder / JOURNAL).exists()
-    try:
-        yield
-    except TaskError:
-        if folder is not None and fresh:
-            (folder / JOURNAL).unlink(missing_ok=True)
-        raise
-
-
-# A metric as a judge that answers each question once, and writes down what no journal would keep otherwise.
-
-
-Question = tuple[Removal, ...]
-
-
-def text_key(loaded: LoadedModel, data: Data, entry: Entry, metric: Metric) -> str:
-    """Return the journal key of what a metric says of the texts in ``data``: its code and owner are in it."""
-    return journal_key(
-        loaded, data.eval_set, metric=spec_of(entry.name, metric), owner=entry.owner, code=source_of(type(metric)),
-        seed=data.seed, rows=data.rows, memory=data.memory,
-    )  # fmt: skip
-
-
-def say_failures(candidates: Sequence[Candidate], progress: Progress, said: set[Removal]) -> None:
-    """Note that the model's figures are not finite without a removal, unless it was noted of a part of it already."""
-    for one in candidates:
-        removal = Removal(one.removal)
-        if one.not_finite and not any(set(other) <= set(removal) for other in said):
-            said.add(removal)
-            progress.note(f"without {removal} the model's figures are not finite: it counts as the most harmful")
-
-
-@dataclass
-class CachedMetric:
-    """Asks ``judge`` and remembers; ``journal`` is for metrics whose work the examiner's journal does not hold.
-
-    A question is a whole batch: what a race says of one removal depends on those it ran against. ``progress`` hears of
-    removals without which the model's figures are not finite.
-    """
-
-    judge: Judge
-    journal: Journal | None = None
-    known: dict[Question, list[Candidate]] = field(default_factory=dict)
-    progress: Progress = SILENT
-    said: set[Removal] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        for entry in self.journal.entries if self.journal else []:
-            question = tuple(Removal.from_layers(units) for units in entry["removals"])
-            self.known[question] = [Candidate.model_validate(candidate) for candidate in entry["candidates"]]
-
-    def __call__(self, removals: Sequence[Removal]) -> list[Candidate]:
-        question = tuple(removals)
-        if question not in self.known:
-            self.known[question] = list(self.judge(removals))
-            if self.journal:
-                asked = [list(removal.layers) for removal in removals]
-                answered = [candidate.model_dump(mode="json") for candidate in self.known[question]]
-                self.journal.append({"removals": asked, "candidates": answered})
-        say_failures(self.known[question], self.progress, self.said)
-        return self.known[question]
 
 
 # Selection items divided: what the search sees, what is held back for the prediction, what certifies.
@@ -423,38 +317,24 @@ class SplitShares:
     examined: bool = False  # answer held-back items even where the metric itself looks at none
 
 
-@dataclass(frozen=True)
-class ItemSplit:
-    """The items of each purpose; no item is in two of them. None: there are too few to spare any."""
+def split_items(
+    eval_set: EvalSet, shares: SplitShares, request: ScoreConfig
+) -> tuple[EvalSet, EvalSet | None, EvalSet | None]:
+    """Divide ``eval_set`` task by task, by item fingerprint: for the search, held back, for certification.
 
-    search: EvalSet
-    held_back: EvalSet | None = None
-    certification: EvalSet | None = None
-
-    @classmethod
-    def of(cls, eval_set: EvalSet, shares: SplitShares, request: ScoreConfig) -> ItemSplit:
-        """Divide ``eval_set`` task by task, by item fingerprint; ``UsageError`` where a slice would have none."""
-        rest, certification = eval_set, None
-        if shares.certify:
-            share = shares.certify / (request.limit + shares.certify)
-            rest, spared = eval_set.held_back(share, "certification")
-            certification = _mixture(spared, request.seed)
-        search, held_back = rest.held_back(shares.held_back)
-        if _complete(search) and _complete(held_back):
-            return cls(search, held_back, certification)
-        if shares.examined:
-            raise UsageError(f"{len(rest)} selection items are too few to hold some back; raise --limit")
-        return cls(rest, None, certification)
-
-    @property
-    def everything(self) -> EvalSet:
-        """All items, task by task in the order of the slices."""
-        return _joined([self.search, self.held_back, self.certification])
-
-    @property
-    def unseen(self) -> EvalSet:
-        """The items that no search sees."""
-        return _joined([self.held_back, self.certification])
+    No item is in two of them. None: there are too few to spare any. ``UsageError`` where a slice would have none.
+    """
+    rest, certification = eval_set, None
+    if shares.certify:
+        share = shares.certify / (request.limit + shares.certify)
+        rest, spared = eval_set.held_back(share, "certification")
+        certification = _mixture(spared, request.seed)
+    search, held_back = rest.held_back(shares.held_back)
+    if all(task.items for part in (search, held_back) for task in part.tasks.values()):
+        return search, held_back, certification
+    if shares.examined:
+        raise UsageError(f"{len(rest)} selection items are too few to hold some back; raise --limit")
+    return rest, None, certification
 
 
 def _mixture(eval_set: EvalSet, seed: int) -> EvalSet:
@@ -471,9 +351,6 @@ def _mixture(eval_set: EvalSet, seed: int) -> EvalSet:
     return EvalSet(parts)
 
 
-def _complete(eval_set: EvalSet) -> bool:
-    return all(task.items for task in eval_set.tasks.values())
-
-
-def _joined(parts: list[EvalSet | None]) -> EvalSet:
+def _joined(*parts: EvalSet | None) -> EvalSet:
+    """Return all items, task by task in the order of the parts."""
     return reduce(EvalSet.followed_by, [part for part in parts if part is not None])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -16,10 +16,6 @@ from layerprune.artifacts.base import write_atomically
 from layerprune.checkpoint.companions import is_licence
 from layerprune.errors import DocumentError
 from layerprune.files import check_plain
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 
 BEGIN = "<!-- layerprune: generated from here to the end mark; text outside the marks is kept -->"
 END = "<!-- layerprune: end -->"
@@ -67,7 +63,8 @@ def write_card(
     kept = {**present, **{key: inherited[key] for key in INHERITED if key in inherited}}
     kept |= {} if base_model is None else {"base_model": base_model, "base_model_relation": RELATION}
     metadata, text = render_card(folder, kept, audit)
-    before, after = _around_marks(body)
+    # a card without marks is kept below the generated part
+    before, _, after = _parted(body) or ("\n", "", f"\n{body.strip()}\n" if body.strip() else "")
     path = (into or folder) / path.name
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
     write_atomically(path, f"---\n{front}---\n{before}{BEGIN}\n{text}\n{END}\n{after}".encode())
@@ -76,17 +73,21 @@ def write_card(
 
 def render_card(folder: Path, kept: dict[str, Any], audit: Audit | None = None) -> tuple[dict[str, Any], str]:
     """Return the card's metadata (``kept`` keys joined in) and its generated text; ``audit``: see ``write_card``."""
-    plan = Plan.load(folder / "layerprune" / Plan.filename)
-    receipt = Receipt.load(folder / "layerprune" / Receipt.filename)
-    audited, healed = (folder / "layerprune" / kind.filename for kind in (Audit, HealLog))
-    if audit is None and audited.exists():
-        audit = Audit.load(audited)
-    log = HealLog.load(healed) if healed.exists() else None
-    metadata = {**kept, **card_metadata(plan, receipt, audit)}
+    given = template_context(folder, audit)
+    receipt, audit, log = given["receipt"], given["audit"], given["log"]
+    metadata = {**kept, **card_metadata(receipt, audit)}
     metadata["tags"] = list(dict.fromkeys([*_as_list(kept.get("tags")), *metadata["tags"]]))
     if audit is None:
         metadata.pop("model-index", None)
-    return metadata, _text(folder, plan, receipt, audit, log, metadata)
+    text = render_template(
+        "card.md.jinja",
+        **given,
+        code=own_code(folder),
+        result=log.result if log else receipt.result,
+        licence=metadata.get("license"),
+        licence_files=sorted(entry.name for entry in folder.iterdir() if is_licence(entry.name)),
+    )
+    return metadata, text.strip()
 
 
 def card_faults(folder: Path) -> Iterator[str]:
@@ -98,33 +99,24 @@ def card_faults(folder: Path) -> Iterator[str]:
     for key in (*bases, "pipeline_tag", "library_name", "model-index"):
         if kept.get(key) != metadata.get(key):  # without an audit there is no model-index
             yield f"the metadata's {key} is not what the documents say"
-    start, stop = body.find(BEGIN), body.find(END)
-    if not 0 <= start < stop or body[start + len(BEGIN) : stop].strip("\n") != text:
+    parts = _parted(body)
+    if parts is None or parts[1].strip("\n") != text:
         yield "the part between layerprune's marks is not what the documents say"
-
-
-def stated_hashes(path: Path) -> dict[str, str]:
-    """Return the sha256 of each document as the generated part of a card states it, by file name; {} without one."""
-    body = read_card(path)[1]
-    start, stop = body.find(BEGIN), body.find(END)
-    return dict(STATED.findall(body[start:stop])) if 0 <= start < stop else {}
 
 
 def unlike_the_card(folder: Path, *documents: Document | None) -> Iterator[str]:
     """Yield the documents that are not those the card was written from; no document has the hash of the last one."""
-    stated = stated_hashes(folder / CARD)
+    parts = _parted(read_card(folder / CARD)[1])
+    stated = {} if parts is None else dict(STATED.findall(parts[1]))  # sha256 by file name
     for document in documents:
         if document is not None and stated.get(document.filename, document.sha256()) != document.sha256():
             yield f"layerprune/{document.filename} is not the one that {CARD} names"
 
 
-def card_metadata(plan: Plan, receipt: Receipt, audit: Audit | None) -> dict[str, Any]:
+def card_metadata(receipt: Receipt, audit: Audit | None) -> dict[str, Any]:
     """Return the metadata the Hub reads: kind of model, base, tags, and the audit's figures as model-index."""
-    metadata: dict[str, Any] = {}
     parent = nearest_on_hub(receipt)
-    if parent is not None:
-        metadata["base_model"] = parent
-        metadata["base_model_relation"] = RELATION
+    metadata: dict[str, Any] = {} if parent is None else {"base_model": parent, "base_model_relation": RELATION}
     metadata |= {
         "pipeline_tag": "text-generation",
         "library_name": "transformers",
@@ -162,23 +154,18 @@ def own_code(folder: Path) -> tuple[str, ...]:
 
     Raises ``DocumentError`` for a file that is not JSON.
     """
-    found: list[str] = []
-    for name in ("config.json", "tokenizer_config.json"):
-        named = _auto_map(folder / name)
+    found: dict[str, None] = {}
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DocumentError(f"{path} cannot be read: {_one_line(error)}") from error
+        named = content.get("auto_map") if isinstance(content, dict) else None
         for value in named.values() if isinstance(named, dict) else [named]:
-            found += [str(entry) for entry in (value if isinstance(value, list | tuple) else [value]) if entry]
-    return tuple(dict.fromkeys(found))
-
-
-def _auto_map(path: Path) -> Any:
-    """Return what a JSON file says of own classes; raises ``DocumentError`` for one that cannot be read."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DocumentError(f"{path} cannot be read: {_one_line(error)}") from error
-    return content.get("auto_map") if isinstance(content, dict) else {}
+            found |= dict.fromkeys(str(entry) for entry in _as_list(value) if entry)
+    return tuple(found)
 
 
 def base_name(model_id: str) -> str:
@@ -227,46 +214,12 @@ def _result(task: Any) -> dict[str, Any]:
     }
 
 
-def _text(
-    folder: Path, plan: Plan, receipt: Receipt, audit: Audit | None, log: HealLog | None, metadata: dict[str, Any]
-) -> str:
-    made = environment(FILTERS, autoescape=False)  # Markdown, not HTML; table cells go through the filter "cell"
-    made.filters["base_name"] = base_name
-    made.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    licences = sorted(entry.name for entry in folder.iterdir() if is_licence(entry.name))
-    return (
-        made.get_template("card.md.jinja")
-        .render(
-            title=title(receipt),
-            base=base_name(receipt.base.id),
-            plan=plan,
-            receipt=receipt,
-            audit=audit,
-            log=log,
-            unlooked=not_looked_for(receipt, log, (task.data.task for task in audit.tasks)) if audit else (),
-            rounds=receipt.rounds,
-            first=base_name(receipt.first_base.id),
-            left=layers_left(receipt) if receipt.rounds else "",
-            code=own_code(folder),
-            result=log.result if log else receipt.result,
-            pruned=PRUNED,
-            unhealed=UNHEALED,
-            healed=audit is not None and UNHEALED in audit.compared,
-            licence=metadata.get("license"),
-            licence_files=licences,
-            plan_sha256=plan.sha256(),
-            receipt_sha256=receipt.sha256(),
-        )
-        .strip()
-    )
-
-
-def _around_marks(body: str) -> tuple[str, str]:
-    """Return the text before and after the generated part; a card without marks is kept below it."""
+def _parted(body: str) -> tuple[str, str, str] | None:
+    """Return the text before, between and after the marks; None for a card without them."""
     start, stop = body.find(BEGIN), body.find(END)
-    if start == -1 or stop < start:
-        return "\n", f"\n{body.strip()}\n" if body.strip() else ""
-    return body[:start], body[stop + len(END) :].removeprefix("\n")
+    if not 0 <= start < stop:
+        return None
+    return body[:start], body[start + len(BEGIN) : stop], body[stop + len(END) :].removeprefix("\n")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -279,11 +232,38 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-# One way to fill in the pages' templates.
+# What the card and the report are made from, and one way to fill in the pages' templates.
 
 
-def environment(filters: Iterable[str], *, autoescape: bool) -> Environment:
-    """Return jinja over this package's templates; what a template names must exist. ``filters``: names in ``words``."""
+def template_context(folder: Path, audit: Audit | None = None) -> dict[str, Any]:
+    """Return what a folder's documents say, for the templates; ``audit``: see ``write_card``."""
+    inside = folder / "layerprune"
+    plan, receipt = Plan.load(inside / Plan.filename), Receipt.load(inside / Receipt.filename)
+    if audit is None and (inside / Audit.filename).exists():
+        audit = Audit.load(inside / Audit.filename)
+    log = HealLog.load(inside / HealLog.filename) if (inside / HealLog.filename).exists() else None
+    return {
+        "title": title(receipt),
+        "base": base_name(receipt.base.id),
+        "plan": plan,
+        "receipt": receipt,
+        "audit": audit,
+        "log": log,
+        "unlooked": not_looked_for(receipt, log, (task.data.task for task in audit.tasks)) if audit else (),
+        "rounds": receipt.rounds,
+        "first": base_name(receipt.first_base.id),
+        "left": layers_left(receipt),
+        "pruned": PRUNED,
+        "unhealed": UNHEALED,
+        "healed": audit is not None and UNHEALED in audit.compared,
+    }
+
+
+def render_template(template: str, **given: Any) -> str:
+    """Return one of this package's templates with what it shows; what it names must be given.
+
+    Text for HTML is escaped. Text for Markdown is not: table cells go through the filter ``cell``.
+    """
     import jinja2
 
     made = jinja2.Environment(
@@ -291,7 +271,11 @@ def environment(filters: Iterable[str], *, autoescape: bool) -> Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=autoescape,
+        autoescape=template.endswith(".html.jinja"),
     )
-    made.filters |= {name: getattr(formatting, name) for name in filters}
-    return made
+    made.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    made.filters |= {
+        "base_name": base_name,
+        "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+    }
+    return made.get_template(template).render(given)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from layerprune import formatting
@@ -15,21 +14,16 @@ from layerprune.artifacts import (
     Earlier,
     HealLog,
     Interval,
-    MetricRef,
+    LayerRanking,
     ModelRef,
     Plan,
-    PlanLimits,
-    Ranked,
-    Receipt,
-    SearchRef,
     TaskData,
-    not_looked_for,
 )
 from layerprune.artifacts.base import write_atomically
 from layerprune.artifacts.plan import plan_name
 from layerprune.files import check_plain
 from layerprune.report import plots
-from layerprune.report.card import FILTERS, OURS, base_name, environment, layers_left, title
+from layerprune.report.card import OURS, render_template, template_context
 from layerprune.stats import displayed
 
 REPORT = "report.html"
@@ -52,161 +46,101 @@ def render_report(folder: Path, audit: Audit | None = None) -> str:
     """
     from markupsafe import Markup
 
-    check_plain(Path(folder), OURS)
-    inside = Path(folder) / "layerprune"
-    plan, receipt = Plan.load(inside / Plan.filename), Receipt.load(inside / Receipt.filename)
-    audit = audit or Audit.load(inside / Audit.filename)
-    log = HealLog.load(inside / HealLog.filename) if (inside / HealLog.filename).exists() else None
+    folder = Path(folder)
+    check_plain(folder, OURS)
+    audit = audit or Audit.load(folder / "layerprune" / Audit.filename)
+    given = template_context(folder, audit)
+    plan, means = given["plan"], names_of_means(audit)
     shown, path = rankings(plan, audit), path_to_removal(audit)
-    return (
-        environment(FILTERS, autoescape=True)
-        .get_template("report.html.jinja")
-        .render(
-            title=title(receipt),
-            base=base_name(receipt.base.id),
-            plan=plan,
-            receipt=receipt,
-            audit=audit,
-            log=log,
-            unlooked=not_looked_for(receipt, log, (task.data.task for task in audit.tasks)),
-            rounds=[(base_name(one.receipt.base.id), one) for one in receipt.rounds],
-            left=layers_left(receipt) if receipt.rounds else "",
-            pruned=PRUNED,
-            unhealed=UNHEALED,
-            healed=UNHEALED in audit.compared,
-            these=audit.pruned.fingerprint,
-            plan_sha256=plan.sha256(),
-            receipt_sha256=receipt.sha256(),
-            means=[(label, _mean_of(audit, label)) for label in _labels(audit)],
-            differences=Markup(_differences(audit)),  # plots are built here and escape what they are given
-            rankings=[(ranks, Markup(ranking_bars(ranks, plan))) for ranks in shown],
-            layer_table=layer_table(plan, shown),
-            path=Markup(path) if path else None,
-            commands=commands(plan, audit, log, receipt.rounds),
-        )
+    return render_template(
+        "report.html.jinja",
+        **given,
+        means=means,
+        differences=Markup(_differences(audit, means)),  # plots are built here and escape what they are given
+        rankings=[(ranks, Markup(ranking_bars(ranks, plan))) for ranks in shown],
+        layer_table=layer_table(plan, shown),
+        path=Markup(path) if path else None,
+        commands=commands(plan, audit, given["log"], given["rounds"]),
     )
 
 
-def _differences(audit: Audit) -> str:
-    rows = [
-        (task.data.task + ("" if task.informative else " (base at chance)"), it.difference, it.interval)
-        for task in audit.tasks
-        for it in [task.models[PRUNED]]
-    ]
-    means = [(audit.overall[label], _mean_of(audit, label)) for label in _labels(audit)]
-    rows += [(name, found.difference, found.interval) for found, name in means]
-    return plots.forest("Difference of accuracy from the base in points, with 95 % intervals", rows)
+def names_of_means(audit: Audit) -> dict[str, str]:
+    """Return what means over tasks are called, by model: this one first, then what it was before, then the others."""
+    special = {PRUNED: ", healed" if audit.heal_sha256 else "", UNHEALED: ", before healing"}
+    labels = sorted(audit.overall, key=lambda label: (label != PRUNED, label != UNHEALED))
+    return {label: f"mean of tasks{special.get(label, f', {label}')}" for label in labels}
 
 
-def _labels(audit: Audit) -> list[str]:
-    """Return the models with figures over all tasks: this one first, then what it was before, then the others."""
-    return sorted(audit.overall, key=lambda label: (label != PRUNED, label != UNHEALED))
-
-
-def _mean_of(audit: Audit, label: str) -> str:
-    if label == UNHEALED:
-        return "mean of tasks, before healing"
-    if label == PRUNED:
-        return "mean of tasks, healed" if audit.heal_sha256 else "mean of tasks"
-    return f"mean of tasks, {label}"
+def _differences(audit: Audit, means: Mapping[str, str]) -> str:
+    found = {
+        task.data.task + ("" if task.informative else " (base at chance)"): task.models[PRUNED] for task in audit.tasks
+    }
+    rows = [*found.items(), *((name, audit.overall[label]) for label, name in means.items())]
+    title = "Difference of accuracy from the base in points, with 95 % intervals"
+    return plots.forest(title, [(name, one.difference, one.interval) for name, one in rows])
 
 
 # The report, layer by layer: rankings as bars and as a table, and the way from the base to the removal.
 
 
-@dataclass(frozen=True)
-class RankingTable:
-    """One metric's scores, layer by layer."""
-
-    name: str
-    unit: str
-    source: str
-    scores: dict[int, Ranked]
-
-
-def rankings(plan: Plan, audit: Audit) -> list[RankingTable]:
-    """Return the plan's own ranking and those the audit holds beside it."""
-    own = [
-        RankingTable(one.words, one.unit, _items(plan), _by_unit(plan.ranking, one.unit, one.spec))
-        for one in [plan.metric]
-        if one is not None
-    ]
-    others = [
-        RankingTable(one.metric, one.unit, one.source, _by_unit(one.ranking, one.unit, one.metric))
-        for one in audit.rankings
-    ]
-    return [ranks for ranks in (*own, *others) if ranks.scores]
+def rankings(plan: Plan, audit: Audit) -> list[LayerRanking]:
+    """Return the plan's own ranking and those the audit holds beside it, as they are displayed."""
+    own, given = plan.metric, [(one, one.metric) for one in audit.rankings]
+    if own is not None:
+        source = f"{sum(data.items for data in plan.data)} selection items" if plan.data else "no items"
+        ranking = LayerRanking(metric=own.words, unit=own.unit, source=source, ranking=plan.ranking)
+        given.insert(0, (ranking, own.spec))
+    return [_displayed(ranking, spec) for ranking, spec in given if ranking.ranking]
 
 
-def ranking_bars(ranks: RankingTable, plan: Plan) -> str:
+def _displayed(given: LayerRanking, spec: str) -> LayerRanking:
+    """Return a ranking in the order of the layers, with its scores as they are displayed."""
+    layers = []
+    for one in sorted(given.ranking, key=lambda one: one.unit):
+        score, *limits = (displayed(each, given.unit, spec) for each in (one.score, *(one.interval or ())))
+        layers.append(one.model_copy(update={"score": score, "interval": tuple(limits) or None}))
+    return given.model_copy(update={"ranking": tuple(layers)})
+
+
+def ranking_bars(ranks: LayerRanking, plan: Plan) -> str:
     """Return a ranking as bars in the order of the layers."""
-    given = [plots.Bar(str(unit), one.score, unit in plan.removal, one.interval) for unit, one in ranks.scores.items()]
-    return plots.bars(f"{ranks.name}: cost of removing each layer; removed layers are filled", given, ranks.unit)
+    given = [plots.Bar(str(one.unit), one.score, one.unit in plan.removal, one.interval) for one in ranks.ranking]
+    return plots.bars(f"{ranks.metric}: cost of removing each layer; removed layers are filled", given, ranks.unit)
 
 
-def layer_table(plan: Plan, shown: Sequence[RankingTable]) -> list[tuple[str, bool, list[str]]]:
+def layer_table(plan: Plan, shown: Sequence[LayerRanking]) -> list[tuple[str, bool, list[str]]]:
     """Return (layer, whether it is removed, a figure of each ranking) for every layer: the bars for who cannot see."""
-    units = sorted({unit for ranks in shown for unit in ranks.scores})
-    return [(str(unit), unit in plan.removal, [_figure(ranks, unit) for ranks in shown]) for unit in units]
+    figures = [
+        {one.unit: f"{one.score:.3g}".replace("-", formatting.MINUS) for one in ranks.ranking} for ranks in shown
+    ]
+    units = sorted({unit for each in figures for unit in each})
+    return [(str(unit), unit in plan.removal, [each.get(unit, "") for each in figures]) for unit in units]
 
 
 def path_to_removal(audit: Audit) -> str | None:
     """Return the difference of accuracy along the plan's order, and the other models of the audit beside it."""
-    if audit.layerwise is None:
-        return None
-    steps = [one for one in audit.layerwise.path if one.difference is not None]
+    steps = [one for one in audit.layerwise.path if one.difference is not None] if audit.layerwise else []
     if not steps:
         return None
     points = [plots.PlotPoint(0, 0.0, "base: 0 removed")]
-    points += [
-        _point(f"{len(one.units)} removed", len(one.units), one.difference or 0.0, one.interval) for one in steps
-    ]
-    beside = [
-        _point("healed" if label == PRUNED else label, count, found.difference, found.interval)
-        for label, found in audit.overall.items()
-        if (count := _count(audit, label)) is not None
-    ]
+    points += [_point(f"{len(one.units)} removed", len(one.units), one.difference, one.interval) for one in steps]
+    off = {label: (label, len(one.removal)) for label, one in audit.compared.items() if label != UNHEALED}
+    if audit.heal_sha256:  # without healing it is the end of the path
+        off[PRUNED] = ("healed", len(audit.removal))
+    beside = [_point(*off[label], one.difference, one.interval) for label, one in audit.overall.items() if label in off]
     title = "Difference of accuracy from the base in points against the number of layers removed"
     return plots.curve(title, points, "layers removed", "points", beside)
 
 
-def _count(audit: Audit, label: str) -> int | None:
-    """Return how many units a model beside the path lacks; None for those that lie on it."""
-    if label == PRUNED:
-        return len(audit.removal) if audit.heal_sha256 else None
-    return None if label == UNHEALED else len(audit.compared[label].removal)
-
-
 def _point(name: str, count: int, difference: float, interval: Interval | None) -> plots.PlotPoint:
-    said = f"{name}: {formatting.points(difference)} points" + (
-        f" ({formatting.points_interval(interval)})" if interval else ""
-    )
-    scaled = None if interval is None else (100 * interval[0], 100 * interval[1])
-    return plots.PlotPoint(count, 100 * difference, said, scaled)
-
-
-def _items(plan: Plan) -> str:
-    return f"{sum(data.items for data in plan.data)} selection items" if plan.data else "no items"
-
-
-def _by_unit(ranking: Sequence[Ranked], unit: str, metric: str) -> dict[int, Ranked]:
-    return {one.unit: _displayed(one, unit, metric) for one in sorted(ranking, key=lambda one: one.unit)}
-
-
-def _displayed(one: Ranked, unit: str, metric: str) -> Ranked:
-    score, *limits = (displayed(each, unit, metric) for each in (one.score, *(one.interval or ())))
-    return one.model_copy(update={"score": score, "interval": tuple(limits) or None})
-
-
-def _figure(ranks: RankingTable, unit: int) -> str:
-    one = ranks.scores.get(unit)
-    return "" if one is None else f"{one.score:.3g}".replace("-", formatting.MINUS)
+    said = f"{name}: {formatting.points(difference)} points"
+    if interval is None:
+        return plots.PlotPoint(count, 100 * difference, said)
+    said += f" ({formatting.points_interval(interval)})"
+    return plots.PlotPoint(count, 100 * difference, said, (100 * interval[0], 100 * interval[1]))
 
 
 # How to make a checkpoint and its audit again, as command lines; every figure in them comes from the documents.
-
-
-CORPUS = "FILE"  # the audit knows a text by its name and hash, not by its place
 
 
 def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Earlier] = ()) -> list[str]:
@@ -214,127 +148,135 @@ def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Ear
 
     ``rounds``: of earlier prunings, whose commands make the base.
     """
-    bases = [*(one.plan.model for one in rounds[1:]), plan.model]
-    healed = [_heal(step, plan, number, len(log.steps)) for number, step in enumerate(log.steps)] if log else []
-    return [
-        *(line for one, base in zip(rounds, bases, strict=False) for line in _round(one, base)),
-        *_smaller(plan, "smaller/"),
-        *healed,
-        _audit(audit, "healed/" if log else "smaller/"),
-        _line("verify", ".", "--rerun", 20, "--digests"),
-    ]
+    made = [*(one.plan.model for one in rounds[1:]), plan.model]  # by each earlier round, then the last one's base
+    lines: list[str] = []
+    for one, base in zip(rounds, made, strict=False):
+        lines += _round(one.plan, one.heal, _place(base) if base.revision is None else "base/")
+    out = "healed/" if log else "smaller/"
+    return [*lines, *_round(plan, log, out), _audit(audit, out), _line("verify", ".", "--rerun", 20, "--digests")]
 
 
-def _round(one: Earlier, made: ModelRef) -> list[str]:
-    """Return what made the base of the next round, which its plan calls ``made``."""
-    steps = one.heal.steps if one.heal else ()
-    last = _base(made) if made.revision is None else "base/"
-    healed = [_heal(step, one.plan, number, len(steps), last) for number, step in enumerate(steps)]
-    return [*_smaller(one.plan, "smaller/" if steps else last), *healed]
-
-
-def _smaller(plan: Plan, out: str) -> list[str]:
-    """What plans and exports; layers named by hand were never planned."""
-    model = [_base(plan.model), *_option("--revision", plan.model.revision)]
+def _round(plan: Plan, log: HealLog | None, out: str) -> list[str]:
+    """What plans, exports and heals until there is ``out``; layers named by hand were never planned."""
+    steps = log.steps if log else ()
+    places = [*(["smaller/"] if steps else []), *(f"healed-{number}/" for number in range(1, len(steps))), out]
+    model = [_place(plan.model), *_options(revision=plan.model.revision)]
     if plan.metric is None or plan.search is None:
-        return [_line("export", *model, *shlex.split(plan.requested), "-o", out)]
-    return [_plan(plan, plan.metric, plan.search, model), _line("export", _made(plan), "-o", out)]
+        lines = [_line("export", *model, *shlex.split(plan.requested), "-o", places[0])]
+    else:
+        file = Plan.filename
+        if plan.requested.startswith("--front"):  # a front leaves a plan of each step
+            file = f"front/{plan_name(len(plan.removal), plan.model.layers)}"
+        lines = [_plan(plan, model), _line("export", f"run/{file}", "-o", places[0])]
+    return lines + [_heal(step, plan, *ends) for step, *ends in zip(steps, places, places[1:], strict=False)]
 
 
-def _plan(plan: Plan, metric: MetricRef, search: SearchRef, model: Sequence[object]) -> str:
-    words: list[object] = ["plan", *model, "--metric", metric.spec, *_judged(metric)]
-    if plan.data:
-        words += ["--tasks", ",".join(data.task for data in plan.data)]
-        words += [*_item_options(plan), *_shown(plan.data)]
-    words += shlex.split(plan.requested) if plan.requested.startswith("--") else ["--drop", plan.requested]
-    words += ["--search", _spec(search), *_limits(plan.limits)]
-    return _line(*words, "--seed", plan.seed, "-o", "run/")
-
-
-def _item_options(plan: Plan) -> list[object]:
-    """How many items of each task were asked for; those that certify came on top."""
-    certificate = plan.certificate
-    if certificate is None:
-        return ["--limit", max(data.items for data in plan.data)]
-    if certificate.selection_limit is not None:
-        return ["--limit", certificate.selection_limit, *_option("--certify-limit", certificate.certify_limit)]
-    return ["--limit", max(data.items - len(certificate.fingerprints.get(data.task, ())) for data in plan.data)]
-
-
-def _made(plan: Plan) -> str:
-    """Where the command that plans leaves this plan: a front leaves one of each step."""
-    if not plan.requested.startswith("--front"):
-        return f"run/{Plan.filename}"
-    return f"run/front/{plan_name(len(plan.removal), plan.model.layers)}"
-
-
-def _judged(metric: MetricRef) -> list[object]:
-    """What a metric's judgement was turned into; defaults are left out."""
+def _plan(plan: Plan, model: Sequence[str]) -> str:
+    metric, search, limits = plan.metric, plan.search, plan.limits
     objective = metric.objective
-    words: list[object] = [] if objective.name == "mean" else ["--objective", objective.name]
-    for option, given in (("--weights", objective.weights), ("--floor", objective.floors)):
-        words += [option, ",".join(f"{task}={value:g}" for task, value in given.items())] if given else []
-    return words
+    searched = ",".join(f"{name}={value}" for name, value in search.options.items() if value is not None)
+    return _line(
+        "plan",
+        *model,
+        *_options(
+            metric=metric.spec,
+            objective=None if objective.name == "mean" else objective.name,  # defaults are left out
+            weights=_pairs(objective.weights),
+            floor=_pairs(objective.floors),
+        ),
+        *(_item_options(plan) if plan.data else []),
+        *(shlex.split(plan.requested) if plan.requested.startswith("--") else ["--drop", plan.requested]),
+        *_options(
+            search=f"{search.name}:{searched}" if searched else search.name,
+            protect=",".join(map(str, limits.protect)) or None,
+            keep_period=limits.keep_period,
+            no_adjacent=limits.no_adjacent,
+            contiguous=limits.contiguous,
+            seed=plan.seed,
+        ),
+        "-o",
+        "run/",
+    )
 
 
-def _spec(search: SearchRef) -> str:
-    options = ",".join(f"{name}={value}" for name, value in search.options.items() if value is not None)
-    return f"{search.name}:{options}" if options else search.name
+def _item_options(plan: Plan) -> list[str]:
+    """Which tasks, and how many items of each were asked for; those that certify came on top."""
+    certificate = plan.certificate
+    if certificate is not None and certificate.selection_limit is not None:
+        limits = {"limit": certificate.selection_limit, "certify_limit": certificate.certify_limit}
+    else:
+        apart = certificate.fingerprints if certificate else {}
+        limits = {"limit": max(data.items - len(apart.get(data.task, ())) for data in plan.data)}
+    return _options(tasks=",".join(data.task for data in plan.data), **limits) + _prompt_options(plan.data)
 
 
-def _limits(limits: PlanLimits) -> list[object]:
-    flags = {
-        "--keep-period": limits.keep_period, "--no-adjacent": limits.no_adjacent, "--contiguous": limits.contiguous
-    }  # fmt: skip
-    protect: list[object] = ["--protect", ",".join(map(str, limits.protect))] if limits.protect else []
-    return [*protect, *(flag for flag, given in flags.items() if given)]
-
-
-def _heal(step: HealLog, plan: Plan, number: int, of: int, last: str = "healed/") -> str:
-    before = "smaller/" if number == 0 else f"healed-{number}/"
-    after = last if number + 1 == of else f"healed-{number + 1}/"
-    words: list[object] = ["heal", before, "-o", after, "--method", step.method.spec]
-    if step.corpus:
-        words += ["--corpus", step.corpus.source, "--window", step.corpus.window]
-        looked_for = set(step.corpus.overlap)
-        if looked_for and looked_for != {data.task for data in plan.data}:  # the plan's are looked for unasked
-            words += ["--tasks", ",".join(sorted(looked_for))]
-    return _line(*words, "--seed", step.seed)
+def _heal(step: HealLog, plan: Plan, before: str, after: str) -> str:
+    corpus = step.corpus
+    looked_for = set(corpus.overlap) if corpus else set()
+    unasked = looked_for == {data.task for data in plan.data}  # the plan's are looked for unasked
+    return _line(
+        "heal",
+        before,
+        "-o",
+        after,
+        *_options(
+            method=step.method.spec,
+            corpus=corpus.source if corpus else None,
+            window=corpus.window if corpus else None,
+            tasks=None if unasked else ",".join(sorted(looked_for)) or None,
+            seed=step.seed,
+        ),
+    )
 
 
 def _audit(audit: Audit, folder: str) -> str:
-    words: list[object] = ["audit", folder, "--tasks", ",".join(task.data.task for task in audit.tasks)]
-    words += _option("--limit", audit.limit)
-    words += _shown([task.data for task in audit.tasks])
-    words += ["--dtype", audit.dtype, "--seed", audit.seed]
-    for label in audit.compared:
-        if label != UNHEALED:
-            words += ["--compare", f"{label}={label}/plan.json"]
-    words += ["--text", audit.text.source.split(" (")[0]] if audit.text else []
-    words += [] if audit.generation else ["--no-generation"]
-    words += [] if audit.layerwise or audit.rankings else ["--no-layerwise"]
-    words += ["--speed"] if audit.speed else []
-    return _line(*words)
+    return _line(
+        "audit",
+        folder,
+        *_options(tasks=",".join(task.data.task for task in audit.tasks), limit=audit.limit),
+        *_prompt_options([task.data for task in audit.tasks]),
+        *_options(
+            dtype=audit.dtype,
+            seed=audit.seed,
+            compare=[f"{label}={label}/plan.json" for label in audit.compared if label != UNHEALED],
+            text=audit.text.source.split(" (")[0] if audit.text else None,
+            no_generation=audit.generation is None,
+            no_layerwise=audit.layerwise is None and not audit.rankings,
+            speed=audit.speed is not None,
+        ),
+    )
 
 
-def _shown(data: Sequence[TaskData]) -> list[object]:
+def _prompt_options(data: Sequence[TaskData]) -> list[str]:
     """How items became prompts: examples where all tasks have the same number (else each as its task says), chat."""
-    counts = {one.num_fewshot for one in data}
-    prompting = data[0].prompting
-    words: list[object] = ["--num-fewshot", *counts] if len(counts) == 1 else []
-    if prompting.apply_chat_template:
-        words += _option("--apply-chat-template", str(prompting.apply_chat_template).replace("True", "true"))
-        words += [] if prompting.fewshot_as_multiturn else ["--fewshot-as-multiturn", "false"]
-    return [*words, *_option("--system-instruction", prompting.system_instruction)]
+    counts, prompting = {one.num_fewshot for one in data}, data[0].prompting
+    chat = prompting.apply_chat_template
+    return _options(
+        num_fewshot=counts.pop() if len(counts) == 1 else None,
+        apply_chat_template=str(chat).replace("True", "true") if chat else None,
+        fewshot_as_multiturn="false" if chat and not prompting.fewshot_as_multiturn else None,
+        system_instruction=prompting.system_instruction,
+    )
 
 
-def _base(model: ModelRef) -> str:
+def _place(model: ModelRef) -> str:
     """A local folder is named alone: where it lies is nobody else's."""
     return f"{model.id}/" if model.revision is None else model.id
 
 
-def _option(name: str, value: object) -> list[object]:
-    return [] if value is None else [name, value]
+def _pairs(given: Mapping[str, float]) -> str | None:
+    return ",".join(f"{task}={value:g}" for task, value in given.items()) or None
+
+
+def _options(**given: object) -> list[str]:
+    """Return options as words: None and False are left out, True is a flag, a list is one option for each entry."""
+    words: list[str] = []
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one is not False:
+                words.append(f"--{name.replace('_', '-')}")
+                words += [] if one is True else [str(one)]
+    return words
 
 
 def _line(*words: object) -> str:

@@ -5,44 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from layerprune.artifacts import (
-    MEAN,
-    Candidate,
-    Interval,
-    MetricRef,
-    Objective,
-    Outcomes,
-    Round,
-    Scores,
-    TaskData,
-    TaskScore,
-    Units,
-)
+from layerprune import stats
+from layerprune.artifacts import MEAN, Candidate, Interval, MetricRef, Objective, Outcomes, Scores, TaskData, TaskScore
 from layerprune.errors import TaskError, UsageError, did_you_mean
 from layerprune.search import by_importance
-from layerprune.stats import (
-    Agreement,
-    Losses,
-    Overlap,
-    Reliability,
-    as_bits,
-    clipped,
-    mean_interval,
-    overlap,
-    paired_interval,
-    quantile,
-    rank_agreement,
-    relevance,
-    relevance_interval,
-    split_half,
-    stepped,
-)
 
 # Signals: what each answered item is worth, and what a loss of it is a share of.
 #
@@ -82,7 +55,7 @@ def values(signal: Signal, task: str, outcomes: Outcomes) -> Floats:
         return np.array(outcomes.margin)
     if signal == "answers" and outcomes.answer is not None:
         return np.array(outcomes.answer)
-    correct = as_bits(outcomes.correct).astype(float)
+    correct = stats.as_bits(outcomes.correct).astype(float)
     if signal in ("accuracy", "answers"):
         return correct
     if outcomes.gold_probability is None:
@@ -132,13 +105,13 @@ class BaseOutcomes:
     def items(self) -> int:
         return sum(len(outcomes.correct) for outcomes in self.tasks.values())
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """What part of the score each task has."""
+        return dict(zip(self.tasks, shares(self.objective, list(self.tasks)), strict=True))
+
     def scale(self, task: str) -> float:
         return scale(self.signal, task, self.tasks[task], self.chances[task])
-
-
-def outcomes_of(candidate: Candidate) -> dict[str, Outcomes]:
-    """Return what a recorded candidate did, task by task."""
-    return {name: task.outcomes for name, task in candidate.tasks.items()}
 
 
 def as_recorded(outcomes: Outcomes, signal: Signal) -> Outcomes:
@@ -146,7 +119,7 @@ def as_recorded(outcomes: Outcomes, signal: Signal) -> Outcomes:
     return outcomes if signal == "margin" else outcomes.model_copy(update={"margin": None})
 
 
-def judge(intact: BaseOutcomes, removal: Units, own: Mapping[str, Outcomes]) -> Candidate:
+def judge(intact: BaseOutcomes, removal: tuple[int, ...], own: Mapping[str, Outcomes]) -> Candidate:
     """Turn one removal's outcomes, on all items or on those it ran over before it was stopped, into its score."""
     names = [name for name in intact.tasks if name in own]  # not there: stopped before the first item of a short task
     worst = intact.objective.name == "worst"
@@ -186,19 +159,21 @@ def _loss(intact: BaseOutcomes, task: str, own: Outcomes, confidence: float) -> 
     if intact.signal == "accuracy" or (intact.signal == "answers" and own.answer is None):
         return _relevance(intact.tasks[task], own, intact.chances[task], confidence)
     base = values(intact.signal, task, intact.tasks[task])[: len(own.correct)]
-    lost = (base - values(intact.signal, task, own)) / intact.scale(task)
-    spread = quantile(confidence) * float(lost.std(ddof=1)) / float(np.sqrt(len(lost))) if len(lost) > 1 else 1.0
-    value = float(lost.mean())
-    return value, (value - spread, value + spread)
+    return _mean_loss((base - values(intact.signal, task, own)) / intact.scale(task), confidence)
 
 
 def _disagreement(base: Outcomes, own: Outcomes) -> tuple[float, Interval]:
-    """Return the share of agreed tokens that is lost, and its interval: normal, paired over the items seen."""
+    """Return the share of agreed tokens that is lost, and its interval, paired over the items seen."""
     before, after = np.array(base.agreed)[: len(own.correct)], np.array(own.agreed)
-    lost = (before - after) / before.mean()
-    spread = quantile(0.95) * float(lost.std(ddof=1)) / float(np.sqrt(len(lost))) if len(lost) > 1 else 1.0
+    value, (low, high) = _mean_loss((before - after) / before.mean(), 0.95)
+    return rounded(value), (rounded(low), rounded(high))
+
+
+def _mean_loss(lost: Floats, confidence: float) -> tuple[float, Interval]:
+    """Return the mean over the items and its normal interval."""
+    spread = stats.quantile(confidence) * float(lost.std(ddof=1)) / float(np.sqrt(len(lost))) if len(lost) > 1 else 1.0
     value = float(lost.mean())
-    return rounded(value), (rounded(value - spread), rounded(value + spread))
+    return value, (value - spread, value + spread)
 
 
 def _relevance(base: Outcomes, own: Outcomes, chance: float, confidence: float = 0.95) -> tuple[float, Interval]:
@@ -208,12 +183,12 @@ def _relevance(base: Outcomes, own: Outcomes, chance: float, confidence: float =
     model's accuracy on all of them.
     """
     if len(own.correct) == len(base.correct):
-        value = relevance(own.accuracy, base.accuracy, chance)
-        low, high = relevance_interval(base.correct, own.correct, chance, confidence)
+        value = stats.relevance(own.accuracy, base.accuracy, chance)
+        low, high = stats.relevance_interval(base.correct, own.correct, chance, confidence)
     else:
         seen = first(base, len(own.correct))
-        value = relevance(base.accuracy + own.accuracy - seen.accuracy, base.accuracy, chance)
-        limits = paired_interval(seen.correct, own.correct, confidence)
+        value = stats.relevance(base.accuracy + own.accuracy - seen.accuracy, base.accuracy, chance)
+        limits = stats.paired_interval(seen.correct, own.correct, confidence)
         low, high = (-limit / (base.accuracy - chance) for limit in reversed(limits))
     return rounded(value), (rounded(min(low, value)), rounded(max(high, value)))
 
@@ -233,11 +208,22 @@ def _task_score(intact: BaseOutcomes, task: str, own: Outcomes) -> TaskScore:
     )
 
 
+PER_ITEM = ("gold_probability", "margin", "answer", "agreed")  # figures of Outcomes beside what was right
+
+
 def first(outcomes: Outcomes, items: int) -> Outcomes:
     """Return the outcomes of the first items."""
-    lists = {name: getattr(outcomes, name) for name in ("gold_probability", "margin", "answer", "agreed")}
+    lists = {name: getattr(outcomes, name) for name in PER_ITEM}
     cut = {name: None if values is None else values[:items] for name, values in lists.items()}
     return Outcomes(correct=outcomes.correct[:items], **cut)
+
+
+def joined(pieces: Sequence[Outcomes]) -> Outcomes:
+    """Put the outcomes of consecutive items together."""
+    lists = {name: [getattr(piece, name) for piece in pieces] for name in PER_ITEM}
+    chained = {name: None if None in parts else tuple(chain.from_iterable(parts)) for name, parts in lists.items()}
+    correct = "".join(piece.correct for piece in pieces)
+    return Outcomes(correct=correct, not_finite=sum(piece.not_finite for piece in pieces), **chained)
 
 
 def _probability_loss(intact: BaseOutcomes, names: Sequence[str], own: Mapping[str, Outcomes]) -> float:
@@ -259,11 +245,13 @@ def rounded(value: float) -> float:
 
 # The objective: what a removal costs over several tasks, and what no task may lose.
 #
-# mean      the mean over the tasks weighted  a weighted mean; a task that is given no weight counts 1 worst     the
-# largest loss of any task A floor is a share of the intact model's accuracy above chance that a task must keep, on the
-# items that select: piqa=0.9 of an intact .70 asks for .68, since guessing gives .50. Own answers have no chance level:
-# a floor is the share of their tokens that are still the likeliest ones. A removal below a floor comes after all that
-# keep them.
+# mean      the mean over the tasks
+# weighted  a weighted mean; a task that is given no weight counts 1
+# worst     the largest loss of any task
+#
+# A floor is a share of the intact model's accuracy above chance that a task must keep, on the items that select:
+# piqa=0.9 of an intact .70 asks for .68, since guessing gives .50. Own answers have no chance level: a floor is the
+# share of their tokens that are still the likeliest ones. A removal below a floor comes after all that keep them.
 
 
 EPSILON = 1e-9  # a share that equals its floor but for rounding keeps it
@@ -306,7 +294,7 @@ def shares(objective: Objective, tasks: Sequence[str]) -> list[float]:
 
 
 def additive(objective: Objective) -> bool:
-    """Whether the score is a mean of per-item harms, so that a race can tell from some items what all would say."""
+    """Whether the score is a mean of importances per item: a race can tell from some items what all would say."""
     return objective.name != "worst" and not objective.floors
 
 
@@ -323,7 +311,7 @@ def combined(
         return max(losses), (max(lows), max(highs))
     weights = task_weights(objective, tasks)
     middle = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
-    return middle, mean_interval(losses, intervals, weights)
+    return middle, stats.mean_interval(losses, intervals, weights)
 
 
 def combined_losses(objective: Objective, tasks: Sequence[str], losses: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -335,7 +323,7 @@ def combined_losses(objective: Objective, tasks: Sequence[str], losses: NDArray[
 
 def broken_floors(objective: Objective, relevances: Mapping[str, float]) -> dict[str, float]:
     """Return the tasks that keep less than their floor, and what share they miss it by; below chance a task keeps 0."""
-    missed = {name: floor - (1 - clipped(relevances[name])) for name, floor in objective.floors.items()}
+    missed = {name: floor - (1 - stats.clipped(relevances[name])) for name, floor in objective.floors.items()}
     return {name: round(share, 6) for name, share in missed.items() if share > EPSILON}
 
 
@@ -360,13 +348,13 @@ def rejudged(scores: Scores, objective: Objective) -> Scores:
     base = {task: first(entry.outcomes, seen[task]) for task, entry in scores.base.items()}
     intact = BaseOutcomes.of(scores.data, base, signal_of(scores.metric), objective)
 
-    def again(entry: Round) -> Round:
-        candidates = [judge(intact, one.removal, outcomes_of(one)) for one in entry.candidates]
-        return entry.model_copy(update={"candidates": tuple(failures_last(candidates))})
-
-    rounds = tuple(map(again, scores.rounds))
+    rounds = []
+    for entry in scores.rounds:
+        recorded = [(one.removal, one.tasks) for one in entry.candidates]
+        again = [judge(intact, units, {name: task.outcomes for name, task in own.items()}) for units, own in recorded]
+        rounds.append(entry.model_copy(update={"candidates": tuple(failures_last(again))}))
     metric = scores.metric.model_copy(update={"objective": objective})
-    return scores.model_copy(update={"metric": metric, "rounds": rounds})
+    return scores.model_copy(update={"metric": metric, "rounds": tuple(rounds)})
 
 
 # How far a recorded ranking would repeat on other items, from what is recorded of each item: no forward pass.
@@ -380,12 +368,8 @@ def can_be_split(scores: Scores) -> bool:
     """Whether three layers or more were ranked by answered items, two or more of each task."""
     candidates = scores.rounds[0].candidates if scores.rounds else ()
     answered = all(candidate.tasks.keys() == scores.base.keys() for candidate in candidates)
-    return (
-        bool(scores.base)
-        and len(candidates) > 2
-        and answered
-        and all(task.items > 1 for candidate in candidates for task in candidate.tasks.values())
-    )
+    enough = all(task.items > 1 for candidate in candidates for task in candidate.tasks.values())
+    return bool(scores.base) and len(candidates) > 2 and answered and enough
 
 
 def no_halves(metric: str) -> str:
@@ -394,7 +378,7 @@ def no_halves(metric: str) -> str:
     return f"the stability of the ranking by {metric} cannot be told: {needed}"
 
 
-def recorded_losses(scores: Scores) -> Losses:
+def recorded_losses(scores: Scores) -> stats.Losses:
     """Return what each candidate of the first round lost on the items all of them answered, by task, (items, removals).
 
     A loss is a share of what the metric's signal makes it a share of. A race stops candidates early: what all have seen
@@ -411,7 +395,7 @@ def recorded_losses(scores: Scores) -> Losses:
     return losses
 
 
-def reliability_of(scores: Scores, task: str | None = None) -> Reliability:
+def reliability_of(scores: Scores, task: str | None = None) -> stats.Reliability:
     """Return the split-half reliability of the first round's ranking, stepped up to the items that made it.
 
     Of the ranking by the objective, or by one task alone. A race that stopped layers early left a ranking of which only
@@ -422,14 +406,14 @@ def reliability_of(scores: Scores, task: str | None = None) -> Reliability:
         raise UsageError(no_halves(scores.metric.words))
     losses = {name: lost for name, lost in recorded_losses(scores).items() if task in (None, name)}
     combine = partial(combined_losses, scores.metric.objective, list(losses))
-    found = split_half(losses, seed=scores.seed, combine=combine)
+    found = stats.split_half(losses, seed=scores.seed, combine=combine)
     candidates = scores.rounds[0].candidates
     items = sum(max(one.tasks[name].items for one in candidates) for name in losses)
     if any(one.stopped for one in candidates):
         return found
     if found.whole is None or found.whole <= 0:
         return replace(found, items=items)
-    return replace(found, items=items, whole=stepped(found.whole, items / found.items))
+    return replace(found, items=items, whole=stats.stepped(found.whole, items / found.items))
 
 
 # Two scores.json side by side: do they call the same layers removable?
@@ -451,8 +435,8 @@ class ScoresComparison:
     """Two rankings of the same units."""
 
     pairs: tuple[Pair, ...]  # ordered by unit
-    agreement: Agreement
-    overlaps: tuple[Overlap, ...]
+    agreement: stats.Agreement
+    overlaps: tuple[stats.Overlap, ...]
     only_in_one: tuple[int, ...]  # judged in one of the two, and left out
     shared_items: int  # that both have looked at
 
@@ -464,32 +448,26 @@ def compare_scores(first: Scores, second: Scores) -> ScoresComparison:
             f"cannot compare scores of {first.model.layers} layers ({first.model.id}) "
             f"with scores of {second.model.layers} ({second.model.id})"
         )
-    ours, theirs = _single(first), _single(second)
+    ours, theirs = (
+        {one.removal[0]: one for one in scores.rounds[0].candidates if len(one.removal) == 1}
+        for scores in (first, second)
+    )
     shared = sorted(ours.keys() & theirs.keys())
     if len(shared) < 2:
         raise UsageError(f"the two documents judge {len(shared)} layers in common; at least 2 are needed")
-    ranks = [_ranks({unit: side[unit] for unit in shared}) for side in (ours, theirs)]
-    pairs = tuple(
-        Pair(unit, (ours[unit].score, theirs[unit].score), (ranks[0][unit], ranks[1][unit])) for unit in shared
+    (a, first_ranks), (b, second_ranks) = _ranked(ours, shared), _ranked(theirs, shared)
+    counts = sorted({max(1, len(shared) // share) for share in SHARES})
+    seen = [{(data.task, item) for data in scores.data for item in data.fingerprints} for scores in (first, second)]
+    return ScoresComparison(
+        pairs=tuple(map(Pair, shared, zip(a, b, strict=True), zip(first_ranks, second_ranks, strict=True))),
+        agreement=stats.rank_agreement(a, b),
+        overlaps=tuple(stats.overlap(first_ranks, second_ranks, count) for count in counts),
+        only_in_one=tuple(sorted(ours.keys() ^ theirs.keys())),
+        shared_items=len(seen[0] & seen[1]),
     )
-    agreement = rank_agreement([pair.scores[0] for pair in pairs], [pair.scores[1] for pair in pairs])
-    counts = sorted({max(1, len(pairs) // share) for share in SHARES})
-    first_ranks, second_ranks = ([pair.ranks[side] for pair in pairs] for side in (0, 1))
-    overlaps = tuple(overlap(first_ranks, second_ranks, count) for count in counts)
-    only_in_one = tuple(sorted(ours.keys() ^ theirs.keys()))
-    return ScoresComparison(pairs, agreement, overlaps, only_in_one, len(_seen(first) & _seen(second)))
 
 
-def _seen(scores: Scores) -> set[tuple[str, str]]:
-    """Return the items a document has looked at, by task and fingerprint."""
-    return {(data.task, fingerprint) for data in scores.data for fingerprint in data.fingerprints}
-
-
-def _single(scores: Scores) -> dict[int, Candidate]:
-    """Return the judgements of single units of the intact model."""
-    return {candidate.removal[0]: candidate for candidate in scores.rounds[0].candidates if len(candidate.removal) == 1}
-
-
-def _ranks(candidates: dict[int, Candidate]) -> dict[int, int]:
-    order = sorted(candidates, key=lambda unit: by_importance(candidates[unit]))
-    return {unit: rank for rank, unit in enumerate(order, 1)}
+def _ranked(candidates: Mapping[int, Candidate], units: Sequence[int]) -> tuple[list[float], list[int]]:
+    """Return the score and the rank of each unit; rank 1 is the first to remove."""
+    order = sorted(units, key=lambda unit: by_importance(candidates[unit]))
+    return [candidates[unit].score for unit in units], [order.index(unit) + 1 for unit in units]

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,21 @@ from layerprune.files import write_all, writing
 from layerprune.models.generation import generate
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
+from layerprune.scoring.aggregation import joined
 from layerprune.scoring.engine import Account, Engine
-from layerprune.scoring.evaluator import answer_items, as_requests, joined, judged
-from layerprune.scoring.racing import LEAST_ITEMS, Field, Race
+from layerprune.scoring.evaluator import answer_items, as_requests, judged
+from layerprune.scoring.racing import LEAST_ITEMS, Race
 from layerprune.util import SILENT, Advance, Progress, tool_versions
 
-# Examines removals block by block: each (removal, block of items) is measured once, remembered, and written down.
+# Evaluates removals block by block: each (removal, block of items) is measured once, remembered, and written down.
 
 
 # Items of the longest task in a block. A block is what a killed run loses at most, and after which racing may stop a
 # candidate; smaller blocks leave less choice of rows of equal length to batch together.
 BLOCK_ITEMS = 50
 
-# What a candidate did on the items seen so far, to its harm on each by task, in any unit whose mean over all items
-# orders candidates as their scores do: (items,) of each.
+# What a candidate did on the items seen so far, to its importance on each by task, in any unit whose mean over all
+# items orders candidates as their scores do: (items,) of each.
 Importance = Callable[[dict[str, Outcomes]], dict[str, np.ndarray]]
 
 JOURNAL = "journal.jsonl"
@@ -52,14 +54,6 @@ def block_edges(items: int, blocks: int) -> list[int]:
     return [0, *(max(items * edge // blocks, first) for edge in range(1, blocks + 1))]
 
 
-@dataclass(frozen=True)
-class RaceOutcome:
-    """What a race ended with."""
-
-    outcomes: dict[Removal, dict[str, Outcomes]]  # of the items each removal ran over
-    accepted: frozenset[Removal]  # left before the end as clearly among the best
-
-
 @dataclass
 class CachedEvaluator:
     """One model and its questions. Ask for the outcomes of removals; what was measured before is not measured again."""
@@ -73,26 +67,45 @@ class CachedEvaluator:
         count = -(-max(len(task.items) for task in self.eval_set.tasks.values()) // BLOCK_ITEMS)
         self.blocks = [self._block(number, count) for number in range(count)]
         self.known: dict[tuple[int, Removal], Piece] = {}
-        self.uncounted: dict[tuple[int, Removal], dict[str, Any]] = {}  # what the account has not taken in yet
+        self.work: dict[tuple[int, Removal], dict[str, Any]] = {}  # behind each, and all it was measured beside
         self.account = Account()
         self.path = ""  # which evaluation path the figures came by
-        self.journal = Journal(self.folder / JOURNAL, self._key()) if self.folder else None
-        for entry in self.journal.entries if self.journal else []:
-            self._take(entry)
+        self.journal = None
+        if self.folder is not None:
+            key = journal_key(  # batches have a say in the last digit of a figure
+                self.engine.loaded, self.eval_set, format=JOURNAL_FORMAT, tokens=self.engine.tokens,
+                memory=self.engine.memory, rows=self.engine.rows, block=BLOCK_ITEMS,
+            )  # fmt: skip
+            self.journal = Journal(self.folder / JOURNAL, key)
+            for entry in self.journal.entries:
+                self._take(entry)
 
     def outcomes(self, removals: Sequence[Removal], label: str = "scoring") -> dict[Removal, dict[str, Outcomes]]:
         """Return the outcomes of every item, by removal and task."""
         wanted = list(dict.fromkeys(removals))
-        missing = {b: [r for r in wanted if (b, r) not in self.known] for b in range(len(self.blocks))}
-        total = sum(len(self.blocks[b]) * len(removals) for b, removals in missing.items())
-        if total:
-            with self.progress.task(label, total, "items") as advance:
-                for block, pending in missing.items():
-                    if pending:
-                        self.measure(block, pending, advance)
-        for block in range(len(self.blocks)):
-            self._count(block, wanted)
-        return {removal: self._joined(removal) for removal in wanted}
+        missing = [len(part) for b, part in enumerate(self.blocks) for one in wanted if (b, one) not in self.known]
+        with self.progress.task(label, sum(missing), "items") if missing else nullcontext() as advance:
+            for block in range(len(self.blocks)):
+                self._bring(block, wanted, advance)
+        return {removal: self.seen(removal, len(self.blocks)) for removal in wanted}
+
+    def _bring(self, block: int, removals: Sequence[Removal], advance: Advance | None) -> int:
+        """Measure what is not known yet on one block; return how many of the removals that were.
+
+        The work behind what is asked for is taken into the account once, whichever run did it. A folder's journal may
+        hold what another command has asked: documents say what theirs took.
+        """
+        pending = [removal for removal in removals if (block, removal) not in self.known]
+        if pending:
+            self.measure(block, pending, advance)
+        for removal in removals:
+            work = self.work.get((block, removal))
+            if work is not None and not work["counted"]:
+                work["counted"] = True
+                self.path = work["path"]
+                self.account.computed += work["computed"]
+                self.account.naive += work["naive"]
+        return len(pending)
 
     def measure(self, block: int, removals: Sequence[Removal], advance: Advance | None = None) -> None:
         """Measure removals on one block, remember it and write it down; ``advance`` hears of items x removals."""
@@ -115,25 +128,11 @@ class CachedEvaluator:
         self._take(entry)
 
     def _take(self, entry: dict[str, Any]) -> None:
+        work = {"counted": False, "path": entry["path"], "computed": entry["computed"], "naive": entry["naive"]}
         for units, piece in zip(entry["removals"], entry["pieces"], strict=True):
             found = {name: Outcomes.model_validate(value) for name, value in piece.items()}
             place = entry["block"], Removal.from_layers(units)
-            self.known[place], self.uncounted[place] = found, entry
-
-    def _count(self, block: int, removals: Sequence[Removal]) -> None:
-        """Take the work behind what is asked for into the account, once, whichever run did it.
-
-        A folder's journal may hold what another command has asked: documents say what theirs took.
-        """
-        for removal in removals:
-            entry = self.uncounted.pop((block, removal), None)
-            if entry is None:
-                continue
-            for units in entry["removals"]:
-                self.uncounted.pop((block, Removal.from_layers(units)), None)
-            self.path = entry["path"]
-            self.account.computed += entry["computed"]
-            self.account.naive += entry["naive"]
+            self.known[place], self.work[place] = found, work
 
     def prepare(self) -> None:
         """Test the paths, if that was not done yet, on all items: the path must suit the longest of them."""
@@ -153,41 +152,39 @@ class CachedEvaluator:
         return EvalSet(parts)
 
     def race(
-        self, removals: Sequence[Removal], keep: int, harm: Importance, label: str = "racing",
+        self, removals: Sequence[Removal], keep: int, importance: Importance, label: str = "racing",
         counted: Collection[str] | None = None,
-    ) -> RaceOutcome:  # fmt: skip
+    ) -> tuple[dict[Removal, dict[str, Outcomes]], frozenset[Removal]]:  # fmt: skip
         """Run the removals until it is clear which ``keep`` of them do least harm; each stops when its place is clear.
 
-        What was measured before is not measured again, and a removal whose log-likelihoods are not finite is put out.
+        Returns the outcomes on the items each removal ran over, and those that left before the end as clearly among
+        the best. What was measured before is not measured again, and a removal whose log-likelihoods are not finite is
+        eliminated.
         ``counted`` names the tasks that have a say, None all of them: no number of items would show a difference on one
         that counts for nothing.
         """
         asked = list(dict.fromkeys(removals))
         tasks = [name for name in self.eval_set.tasks if counted is None or name in counted]
         items = tuple(len(self.eval_set.tasks[name].items) for name in tasks)
-        field = Field.of(Race(len(asked), items, keep, len(self.blocks)))
+        race = Race(len(asked), items, keep, len(self.blocks))
         ran = dict.fromkeys(asked, 0)
         with self.progress.task(label, len(self.eval_set) * len(asked), "items") as advance:
             for block in range(len(self.blocks)):
-                running = [asked[number] for number in field.running]
-                pending = [removal for removal in running if (block, removal) not in self.known]
-                if pending:
-                    self.measure(block, pending, advance)
-                self._count(block, running)
-                advance(len(self.blocks[block]) * (len(running) - len(pending)))
+                running = [asked[number] for number in race.running]
+                measured = self._bring(block, running, advance)
+                advance(len(self.blocks[block]) * (len(running) - measured))
                 for removal in running:
                     ran[removal] = block + 1
-                left = field.withdraw([n for n in field.running if self._failed(block, asked[n])])
-                still = [asked[number] for number in field.running]
-                left = [*left, *field.settle(self._harms(still, block + 1, harm, tasks))]
-                advance(len(left) * sum(len(eval_set) for eval_set in self.blocks[block + 1 :]))
-                if field.over:
+                failed = {r for r in running if any(own.not_finite for own in self.known[block, r].values())}
+                race.running = [number for number in race.running if asked[number] not in failed]
+                found = [importance(self.seen(asked[number], block + 1)) for number in race.running]
+                nothing = np.empty(0)  # of a task whose first item is yet to come
+                settled = race.settle([np.array([own.get(name, nothing) for own in found]) for name in tasks])
+                advance((len(failed) + len(settled)) * sum(map(len, self.blocks[block + 1 :])))
+                if not race.running:
                     break
-        accepted = frozenset(asked[number] for number in field.accepted if ran[asked[number]] < len(self.blocks))
-        return RaceOutcome({removal: self.seen(removal, blocks) for removal, blocks in ran.items()}, accepted)
-
-    def _failed(self, block: int, removal: Removal) -> bool:
-        return any(own.not_finite for own in self.known[block, removal].values())
+        accepted = frozenset(asked[number] for number in race.accepted if ran[asked[number]] < len(self.blocks))
+        return {removal: self.seen(removal, blocks) for removal, blocks in ran.items()}, accepted
 
     def seen(self, removal: Removal, blocks: int) -> dict[str, Outcomes]:
         """Return a removal's outcomes on the first ``blocks`` blocks."""
@@ -197,25 +194,6 @@ class CachedEvaluator:
             if pieces:
                 found[name] = joined(pieces)
         return found
-
-    def _harms(
-        self, removals: Sequence[Removal], blocks: int, harm: Importance, tasks: Sequence[str]
-    ) -> list[np.ndarray]:
-        """Return (removals, items) of each task, none where its first item is yet to come."""
-        found = [harm(self.seen(removal, blocks)) for removal in removals]
-        nothing = np.empty(0)
-        return [np.stack([own.get(name, nothing) for own in found]) for name in tasks]
-
-    def _joined(self, removal: Removal) -> dict[str, Outcomes]:
-        return self.seen(removal, len(self.blocks))
-
-    def _key(self) -> str:
-        """Return the key of what is measured: batches have a say in the last digit of a figure."""
-        engine = self.engine
-        return journal_key(
-            engine.loaded, self.eval_set, format=JOURNAL_FORMAT, tokens=engine.tokens, memory=engine.memory,
-            rows=engine.rows, block=BLOCK_ITEMS,
-        )  # fmt: skip
 
 
 # What has been measured so far, appended to a file as it comes, so that a killed run goes on where it was.
@@ -265,17 +243,13 @@ class Journal:
                 with self.path.open("ab", buffering=0) as file:
                     write_all(file, line.encode())
                     os.fsync(file.fileno())
-            except BaseException:
-                self._shorten(before)
+            except BaseException:  # take back what was written of the entry
+                if before:
+                    os.truncate(self.path, before)
+                else:
+                    self.path.unlink(missing_ok=True)
                 raise
         self.entries.append(entry)
-
-    def _shorten(self, size: int) -> None:
-        """Take back what was written of an entry."""
-        if size:
-            os.truncate(self.path, size)
-        else:
-            self.path.unlink(missing_ok=True)
 
 
 # The intact model answers the prompts of tasks that have it write: once, kept in the run folder.
@@ -322,31 +296,23 @@ def own_answers(
                 if (name, start) not in known:
                     known[name, start] = _answered(engine, task, few, graded=only_right)
                     if journal:
-                        journal.append({"task": name, "start": start, "answers": list(map(_plain, known[name, start]))})
+                        answered = [astuple(own) for own in known[name, start]]
+                        journal.append({"task": name, "start": start, "answers": answered})
                 answers += known[name, start]
                 advance(len(few))
-            found[name] = _kept(task, answers, only_right)
+            found[name] = with_own_answers(task, answers, only_right=only_right)
+            if not found[name].items:
+                raise TaskError(
+                    f"task {task.name!r}: the intact model is right on none of {len(answers)} prompts; leave "
+                    "only=right out, or the task"
+                )
     return replace(eval_set, tasks={name: found.get(name, task) for name, task in eval_set.tasks.items()})
 
 
 def _answered(engine: Engine, task: EvalTask, items: Sequence[EvalItem], *, graded: bool) -> list[OwnAnswer]:
-    instances = [item.queries[0].generation.instance for item in items if item.queries[0].generation]
+    instances = [item.queries[0].generation for item in items if item.queries[0].generation]
     texts = generate(engine.loaded, instances, memory=engine.memory, rows=engine.rows, greedy=True)
     return [
         OwnAnswer(own.prompt, own.ids, task.judge(item, [own.text]).correct if graded else None)
         for item, own in zip(items, texts, strict=True)
     ]
-
-
-def _plain(own: OwnAnswer) -> list[Any]:
-    return [own.prompt, own.answer, own.right]
-
-
-def _kept(task: EvalTask, answers: Sequence[OwnAnswer], only_right: bool) -> EvalTask:
-    kept = with_own_answers(task, answers, only_right=only_right)
-    if not kept.items:
-        raise TaskError(
-            f"task {task.name!r}: the intact model is right on none of {len(answers)} prompts; leave only=right out, "
-            "or the task"
-        )
-    return kept

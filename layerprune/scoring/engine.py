@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -16,16 +16,7 @@ from layerprune.errors import LayerpruneError, ModelError, one_line
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.memory import Allowance, kinds
-from layerprune.scoring.paths import (
-    BeginningPath,
-    ChainPath,
-    EvaluationPath,
-    Grades,
-    PlainPath,
-    TreePath,
-    Windows,
-    window_of,
-)
+from layerprune.scoring.paths import BeginningPath, ChainPath, EvaluationPath, Grades, Groups, PlainPath, TreePath
 from layerprune.scoring.prefix_tree import BEGINNING_GROUPS, Row, batches, beginnings, chains, tree_size
 from layerprune.scoring.walk import BaseStateCache
 
@@ -76,18 +67,21 @@ class Engine:
         self._last: Allowance | None = None  # of the path measured along last
         self.longest = 0  # tokens of the longest request the self-test has seen; 0: it has not run
 
-    def choose_path(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> None:
-        """Compare the fast paths with plain forwards on a few of the requests and keep the first that agrees."""
-        self.path, self.remarks = choose_path(self.loaded, requests, groups, self._sums)
-        self.path.work.computed = 0  # the self-test's own work is nobody's
-        if isinstance(self.path, TreePath):
-            self.path.walk.trunks = BaseStateCache(int(KEPT_SHARE * self.memory))
+    def choose_path(self, requests: Sequence[Request], groups: Groups) -> None:
+        """Compare the fast paths with plain forwards on a few of the requests and keep the first that agrees.
+
+        Raises ``UsageError`` where the memory is too little for plain forwards, ``ModelError`` where the device has no
+        room for a single one.
+        """
+        self.path, self.remarks = Trial.of(self, requests, groups).choose()
+        self.path.walk.work.computed = 0  # the self-test's own work is nobody's
+        self.path.walk.base_states = BaseStateCache(int(KEPT_SHARE * self.memory))
         self.longest = max(len(request.tokens) for request in requests)
 
     def measure(
         self,
         requests: Sequence[Request],
-        groups: Sequence[Sequence[int]],
+        groups: Groups,
         removals: Sequence[Removal],
         done: Callable[[int], None] = lambda tokens: None,
     ) -> Grades:
@@ -98,56 +92,39 @@ class Engine:
         """
         if max(len(request.tokens) for request in requests) > self.longest:
             self.choose_path(requests, groups)  # a window may show only in requests longer than those tested
-        found = self._measured(self.path, requests, groups, removals, done)
-        self._count(requests, removals)
+        found = self.measure_along(self.path, requests, groups, removals, done)
+        tokens = sum(row.length for row in chains(requests))
+        self.account.naive += sum(tokens * (len(self.loaded.layers) - len(removal)) for removal in removals)
+        self.account.computed += self.path.walk.work.computed
+        self.path.walk.work.computed = 0
         return found
 
-    def _sums(
+    def measure_along(
         self,
         path: EvaluationPath,
         requests: Sequence[Request],
-        groups: Sequence[Sequence[int]],
-        removals: Sequence[Removal],
-    ) -> np.ndarray:
-        return self._measured(path, requests, groups, removals)[0]
-
-    def _measured(
-        self,
-        path: EvaluationPath,
-        requests: Sequence[Request],
-        groups: Sequence[Sequence[int]],
+        groups: Groups,
         removals: Sequence[Removal],
         done: Callable[[int], None] = lambda tokens: None,
     ) -> Grades:
         """Measure along one path, in batches and portions of the removals that stay within the memory."""
-        allowance = self._allowance(path, max(len(request.tokens) - 1 for request in requests))
+        # the first requests asked about along a path hold the longest
+        if self._last is None or self._last.path is not path:
+            longest = max(len(request.tokens) - 1 for request in requests)
+            self._last = Allowance(path, self.memory, KEPT_SHARE, longest, own=path.loaded is self.loaded)
+        allowance = self._last
         rows = path.layout(requests, groups, allowance.longest_row)
         allowance.check(rows)
         sums = np.full((len(removals), len(requests)), np.nan)
         greedy = np.zeros((len(removals), len(requests)), dtype=np.int64)
-        for section in _sections(list(batches(rows, self._budget(), self._most_rows(), allowance.fits))):
+        tokens, most = (self.tokens, self.rows) if self.fits is None else (min(self.tokens, self.fits), None)
+        for section in _sections(list(batches(rows, tokens, most, allowance.fits))):
             for part in allowance.portions(section, removals):
                 for batch in section:
                     for members, numbers, (s, g) in self._run(path, batch, removals, part):
                         sums[np.ix_(numbers, members)], greedy[np.ix_(numbers, members)] = s, g
                         done(len(members) * len(numbers))
         return sums, greedy
-
-    def _allowance(self, path: EvaluationPath, longest: int) -> Allowance:
-        """Return what one batch may hold on this path, the same object as long as the path is.
-
-        ``longest``: tokens of the longest request; the first ones asked about hold the longest.
-        """
-        if self._last is None or self._last.path is not path:
-            self._last = Allowance(path, self.memory, KEPT_SHARE, longest, own=path.loaded is self.loaded)
-        return self._last
-
-    def _budget(self) -> int:
-        """Return the tokens of a batch, whatever the memory allows."""
-        return self.tokens if self.fits is None else min(self.tokens, self.fits)
-
-    def _most_rows(self) -> int | None:
-        return self.rows if self.fits is None else None
 
     def _run(
         self, path: EvaluationPath, batch: list[Row], removals: Sequence[Removal], part: list[int]
@@ -157,8 +134,7 @@ class Engine:
         Yields (requests, numbers of removals, their grades). Rows are halved first, and batches to come are no larger.
         """
         tokens = batch[0].length * len(batch)
-        fits = self.fits is None or tokens <= self.fits or len(batch) == 1
-        if fits:
+        if self.fits is None or tokens <= self.fits or len(batch) == 1:
             try:
                 members, grades = path.run(batch, [removals[number] for number in part])
             except (RuntimeError, MemoryError) as error:
@@ -167,7 +143,6 @@ class Engine:
                 if len(batch) == len(part) == 1:
                     length, device = batch[0].length, path.loaded.device
                     raise ModelError(f"a single row of {length} tokens does not fit on {device}") from error
-                fits = False
             else:
                 yield members, part, grades
                 return
@@ -177,19 +152,12 @@ class Engine:
         if len(batch) > 1:
             half = len(batch) // 2
             self.fits = min(self.fits or tokens, max(half * batch[0].length, 1))
-            yield from self._run(path, batch[:half], removals, part)
-            yield from self._run(path, batch[half:], removals, part)
+            halves = [(batch[:half], part), (batch[half:], part)]
         else:
             half = len(part) // 2
-            yield from self._run(path, batch, removals, part[:half])
-            yield from self._run(path, batch, removals, part[half:])
-
-    def _count(self, requests: Sequence[Request], removals: Sequence[Removal]) -> None:
-        tokens = sum(row.length for row in chains(requests))
-        depth = len(self.loaded.layers)
-        self.account.naive += sum(tokens * (depth - len(removal)) for removal in removals)
-        self.account.computed += self.path.work.computed
-        self.path.work.computed = 0
+            halves = [(batch, part[:half]), (batch, part[half:])]
+        for rows, numbers in halves:
+            yield from self._run(path, rows, removals, numbers)
 
 
 def _sections(made: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
@@ -227,83 +195,38 @@ HALF_FLOOR = 0.01  # ... plus this
 Kind = Callable[[LoadedModel], EvaluationPath]
 
 
-# Measures requests along a path: (path, requests, groups, removals) to (removals, requests) nats.
-Measure = Callable[[EvaluationPath, Sequence[Request], Sequence[Sequence[int]], Sequence[Removal]], np.ndarray]
+class WrongPath(Exception):
+    """Why a path cannot be right for a model, in words."""
 
 
-def at_once(
-    path: EvaluationPath, requests: Sequence[Request], groups: Sequence[Sequence[int]], removals: Sequence[Removal]
-) -> np.ndarray:
-    """Measure in one batch for each beginning, whatever memory that takes."""
-    found = np.full((len(removals), len(requests)), np.nan)
-    rows = path.layout(requests, groups)
-    for batch in batches(rows, budget=len(rows) * max(row.length for row in rows)):
-        members, (sums, _) = path.run(batch, removals)
-        found[:, members] = sums
-    return found
-
-
-def choose_path(
-    loaded: LoadedModel, requests: Sequence[Request], groups: Sequence[Sequence[int]], measure: Measure
-) -> tuple[EvaluationPath, list[str]]:
-    """Return the fastest path that is right for this model on a sample of the requests, and why faster ones are not.
-
-    ``measure`` keeps to the memory. Raises ``UsageError`` where that is too little for plain forwards, ``ModelError``
-    where the device has no room for a single one.
-    """
-    trial = Trial.of(loaded, requests, groups, measure)
-    if loaded.dtype not in EXACT:
-        try:
-            trial = replace(trial, structure=trial.on_twin())
-        except NoTwin as error:
-            said = f"{error}; in {loaded.dtype} no other test is sharp enough, in --dtype float32 there is one"
-            return PlainPath(loaded), [f"trees and chains: {said}"]
-    return trial.choose()
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """A path that ran, and |difference| from plain forwards in nats per graded token, (removals, requests)."""
-
-    path: EvaluationPath
-    differences: np.ndarray
-
-
-@dataclass(frozen=True)
 class Trial:
     """A few of the user's requests, and what plain forwards say of them under several removals."""
 
-    loaded: LoadedModel
-    requests: list[Request]
-    groups: list[list[int]]
-    removals: list[Removal]
-    measure: Measure
-    expected: np.ndarray  # (removals, requests) nats
-    structure: Trial | None = None  # the same asked of a tiny twin in float64; None: the comparison here is exact
+    def __init__(
+        self, engine: Engine, loaded: LoadedModel, requests: list[Request], groups: list[list[int]],
+        removals: list[Removal],
+    ) -> None:  # fmt: skip
+        """Ask the plain path. ``loaded`` is the engine's model, or its twin; the engine keeps to its memory."""
+        self.engine, self.loaded = engine, loaded
+        self.requests, self.groups, self.removals = requests, groups, removals
+        self.structure: Trial | None = None  # the same asked of a tiny twin in float64; None: the comparison is exact
+        self.expected = self._ask(PlainPath(loaded))  # (removals, requests) nats
 
     @classmethod
-    def of(
-        cls,
-        loaded: LoadedModel,
-        requests: Sequence[Request],
-        groups: Sequence[Sequence[int]],
-        measure: Measure | None = None,
-    ) -> Trial:
+    def of(cls, engine: Engine, requests: Sequence[Request], groups: Groups) -> Trial:
         """Ask the plain path about a sample of the groups."""
-        chosen = _sample(requests, groups)
-        few = [requests[index] for group in chosen for index in group]
-        where = np.cumsum([0, *(len(group) for group in chosen)])
-        own = [list(range(start, stop)) for start, stop in pairwise(where.tolist())]
-        return cls(loaded, few, own, _removals(loaded), measure or at_once, np.empty(0))._begun()
-
-    def _begun(self) -> Trial:
-        return replace(self, expected=self._ask(PlainPath(self.loaded)))
+        few: list[Request] = []
+        own: list[list[int]] = []
+        for group in sample(requests, groups):
+            own.append(list(range(len(few), len(few) + len(group))))
+            few += [requests[index] for index in group]
+        return cls(engine, engine.loaded, few, own, trial_removals(engine.loaded))
 
     def on_twin(self) -> Trial:
         """Ask the same of a tiny model in float64; raises ``NoTwin`` where there is none, or it cannot run."""
         twin = twin_of(self.loaded)
         try:
-            return replace(self, loaded=twin, requests=renamed(self.requests))._begun()
+            return Trial(self.engine, twin, renamed(self.requests), self.groups, self.removals)
         except LayerpruneError:  # too little memory is no property of the model
             raise
         except Exception as error:  # modelling code that casts to float32 on its way, or wants sizes of its own
@@ -311,55 +234,59 @@ class Trial:
 
     def choose(self) -> tuple[EvaluationPath, list[str]]:
         """Return the fastest path that agrees, and why faster ones were not taken."""
-        chains = self._tried(ChainPath)
-        reason = chains if isinstance(chains, str) else self._excess(chains.differences, HALF_MEAN)
-        if isinstance(chains, str) or reason is not None:
+        try:
+            self.structure = None if self.loaded.dtype in EXACT else self.on_twin()
+            chain, differences = self.compared(ChainPath)
+            reason = self.excess(differences, HALF_MEAN)
+        except NoTwin as error:
+            reason = f"{error}; in {self.loaded.dtype} no other test is sharp enough, in --dtype float32 there is one"
+        except WrongPath as error:
+            reason = str(error)
+        if reason is not None:
             return PlainPath(self.loaded), [f"trees and chains: {reason}"]
-        limit = HALF_NOISE * float(chains.differences.mean()) + HALF_FLOOR
+        limit = HALF_NOISE * float(differences.mean()) + HALF_FLOOR
         reasons: dict[str, None] = {}
-        for kind in [BeginningPath, TreePath] if self._has_beginnings() else [TreePath]:
+        shared = any(tokens for tokens, _ in beginnings(self.requests, self.groups))
+        for kind in [BeginningPath, TreePath] if shared else [TreePath]:
             wrong, failed = list[str](), list[str]()  # one of the windows fits: the others are no fault of the model
-            for windows in self._windows():
-                trees = self._tried(partial(kind, windows=windows))
-                if isinstance(trees, str):
-                    failed.append(trees)
-                elif (reason := self._excess(trees.differences, limit)) is not None:
-                    wrong.append(reason)
-                else:
-                    return trees.path, list(reasons)
+            for windows in TreePath.masks(self.loaded, max(len(request.tokens) - 1 for request in self.requests)):
+                try:
+                    path, differences = self.compared(partial(kind, windows=windows))
+                except WrongPath as error:
+                    failed.append(str(error))
+                    continue
+                if (reason := self.excess(differences, limit)) is None:
+                    return path, list(reasons)
+                wrong.append(reason)
             reasons[f"{kind.name}: {(wrong or failed)[-1]}"] = None
-        return chains.path, list(reasons)
+        return chain, list(reasons)
 
     def fault(self, kind: Kind) -> str | None:
         """Return what is wrong with a path where comparison is exact; None: nothing."""
-        tried = self._tried(kind)
-        return tried if isinstance(tried, str) else self._excess(tried.differences, 0.0)
+        try:
+            return self.excess(self.compared(kind)[1], 0.0)
+        except WrongPath as error:
+            return str(error)
 
-    def _has_beginnings(self) -> bool:
-        return any(shared for shared, _ in beginnings(self.requests, self.groups))
+    def compared(self, kind: Kind) -> tuple[EvaluationPath, np.ndarray]:
+        """Return a path and |difference| from plain forwards in nats per graded token, (removals, requests).
 
-    def _windows(self) -> tuple[Windows, ...]:
-        """Return the kinds of mask to try: where no request is longer than the model's window they are all one."""
-        window = window_of(self.loaded)
-        if window is None or max(len(request.tokens) - 1 for request in self.requests) <= window:
-            return ("none",)
-        return ("by kind", "everywhere")
-
-    def _tried(self, kind: Kind) -> TrialResult | str:
-        """Return a path and how far it is from plain forwards, or why it cannot be right, in words."""
+        Raises ``WrongPath`` where it cannot be right.
+        """
         if self.structure is not None and (fault := self.structure.fault(kind)) is not None:
-            return f"on a tiny model of this config in float64, {fault}"
+            raise WrongPath(f"on a tiny model of this config in float64, {fault}")
         try:
             path = kind(self.loaded)
             found = self._ask(path)
-        except Exception as error:  # noqa: BLE001  a model's own code may fail in any way on inputs it was not made for
-            return f"the model's code does not take such inputs ({_in_short(error)})"
+        except Exception as error:  # a model's own code may fail in any way on inputs it was not made for
+            raise WrongPath(f"the model's code does not take such inputs ({_in_short(error)})") from error
         overflow = ~np.isfinite(found) & ~np.isfinite(self.expected)  # a removal may make both so: that is agreement
         with np.errstate(invalid="ignore"):
             apart = np.where(overflow, 0.0, np.abs(found - self.expected))
-        return TrialResult(path, apart / np.array([request.scored for request in self.requests]))
+        return path, apart / np.array([request.scored for request in self.requests])
 
-    def _excess(self, differences: np.ndarray, half_limit: float) -> str | None:
+    def excess(self, differences: np.ndarray, half_limit: float) -> str | None:
+        """Return by how much the differences are too large, in words; ``half_limit`` is for half precision."""
         exact = EXACT.get(self.loaded.dtype)
         seen, limit = (differences.max(), exact) if exact is not None else (differences.mean(), half_limit)
         if seen <= limit:  # NaN is not
@@ -367,10 +294,10 @@ class Trial:
         return f"log-likelihoods differ by {seen:.2g} nats per token from plain forwards (limit {limit:.2g})"
 
     def _ask(self, path: EvaluationPath) -> np.ndarray:
-        return self.measure(path, self.requests, self.groups, self.removals)
+        return self.engine.measure_along(path, self.requests, self.groups, self.removals)[0]
 
 
-def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count: int = 4) -> list[list[int]]:
+def sample(requests: Sequence[Request], groups: Groups, count: int = 4) -> list[list[int]]:
     """Return the largest group, the smallest, some between, that of the longest request, and some that begin alike.
 
     A mask with a window shows in long requests, and a large group may be one of many short ones.
@@ -384,7 +311,7 @@ def _sample(requests: Sequence[Request], groups: Sequence[Sequence[int]], count:
     return chosen + [group for number, group in enumerate(more) if group not in (*chosen, *more[:number])]
 
 
-def _removals(loaded: LoadedModel) -> list[Removal]:
+def trial_removals(loaded: LoadedModel) -> list[Removal]:
     """Return the intact model and removals at the start, in the middle, at the end, of several layers, of each kind."""
     depth = len(loaded.layers)
     sets = [(), (0,), (depth // 2,), (depth - 1,), (depth // 3, depth - 1)]

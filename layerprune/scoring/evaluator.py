@@ -12,9 +12,10 @@ import torch
 from layerprune.artifacts import Outcomes
 from layerprune.data.items import Answer, EvalItem, EvalSet, Judge, Query, Request, Verdict
 from layerprune.errors import ModelError
-from layerprune.models.generation import generate
+from layerprune.models.generation import Written, generate
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
+from layerprune.scoring.aggregation import PER_ITEM
 from layerprune.scoring.engine import Engine
 from layerprune.util import SILENT, Progress
 
@@ -57,14 +58,8 @@ def _verdict(judge: Judge, item: EvalItem, answers: Sequence[Answer]) -> Verdict
     if all(_finite(answer) for answer in answers):
         return judge(item, answers)
     known = judge(item, [_blank(answer) for answer in answers])  # whether it has a gold probability and a margin at all
-    return Verdict(
-        correct=False,
-        gold_probability=None if known.gold_probability is None else 0.0,
-        margin=None if known.margin is None else 0.0,
-        answer=None if known.answer is None else 0.0,
-        agreed=None if known.agreed is None else 0.0,
-        finite=False,
-    )
+    nothing = {name: None if getattr(known, name) is None else 0.0 for name in PER_ITEM}
+    return Verdict(correct=False, finite=False, **nothing)
 
 
 def _blank(answer: Answer) -> Answer:
@@ -77,35 +72,22 @@ def _finite(answer: Answer) -> bool:
 
 def outcomes(verdicts: Sequence[Verdict], *, margins: bool = False) -> Outcomes:
     """Write verdicts the way documents hold them, the margins where asked for."""
-    known = [v.gold_probability for v in verdicts if v.gold_probability is not None]
-    leads = [v.margin for v in verdicts if v.margin is not None] if margins else []
-    read = [v.answer for v in verdicts if v.answer is not None]
-    agreed = [v.agreed for v in verdicts if v.agreed is not None]
+
+    def figures(name: str, rounded: Callable[[float], float]) -> tuple[float, ...] | None:
+        known = [getattr(verdict, name) for verdict in verdicts]
+        return None if None in known else tuple(map(rounded, known))
+
+    def significant(value: float) -> float:
+        return float(f"{value:.{MARGIN_DIGITS}g}")
+
     return Outcomes(
         correct="".join("1" if verdict.correct else "0" for verdict in verdicts),
-        gold_probability=tuple(round(p, DECIMALS) for p in known) if len(known) == len(verdicts) else None,
-        margin=tuple(float(f"{m:.{MARGIN_DIGITS}g}") for m in leads) if leads and len(leads) == len(verdicts) else None,
-        answer=tuple(float(f"{nats:.{MARGIN_DIGITS}g}") for nats in read) if len(read) == len(verdicts) else None,
-        agreed=tuple(round(share, DECIMALS) for share in agreed) if len(agreed) == len(verdicts) else None,
+        gold_probability=figures("gold_probability", lambda share: round(share, DECIMALS)),
+        margin=figures("margin", significant) if margins else None,
+        answer=figures("answer", significant),
+        agreed=figures("agreed", lambda share: round(share, DECIMALS)),
         not_finite=sum(not verdict.finite for verdict in verdicts),
     )
-
-
-def joined(pieces: Sequence[Outcomes]) -> Outcomes:
-    """Put the outcomes of consecutive items together."""
-    return Outcomes(
-        correct="".join(piece.correct for piece in pieces),
-        gold_probability=_chained([piece.gold_probability for piece in pieces]),
-        margin=_chained([piece.margin for piece in pieces]),
-        answer=_chained([piece.answer for piece in pieces]),
-        agreed=_chained([piece.agreed for piece in pieces]),
-        not_finite=sum(piece.not_finite for piece in pieces),
-    )
-
-
-def _chained(parts: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
-    known = [part for part in parts if part is not None]
-    return tuple(value for part in known for value in part) if len(known) == len(parts) else None
 
 
 def answer_items(
@@ -127,13 +109,14 @@ def answer_items(
         for removal, own in zip(removals, sums, strict=True):
             if not len(removal) and not np.isfinite(own).all():
                 raise not_finite(engine.loaded, "log-likelihoods")
-    generated = _generated(engine, items, removals, heard)
+    instances = [q.generation for item in items for q in item.queries if q.generation is not None]
+    options: dict[str, Any] = {"memory": engine.memory, "rows": engine.rows, "done": heard}
     result: list[list[list[Answer]]] = []
-    for number in range(len(removals)):
-        cursor = iter(range(len(requests)))
-        texts = iter(generated[number])
-        answers = [[_answer(query, cursor, texts, sums, agreed, number) for query in item.queries] for item in items]
-        result.append(answers)
+    for removal, own, matching in zip(removals, sums, agreed, strict=True):
+        # each removal writes its own texts: nothing is shared
+        texts = iter(generate(engine.loaded, instances, removal, **options) if instances else [])
+        parts = zip(own, matching, strict=True)
+        result.append([[_answer(query, parts, texts) for query in item.queries] for item in items])
     return result
 
 
@@ -156,27 +139,13 @@ def as_requests(items: Sequence[EvalItem]) -> tuple[list[Request], list[list[int
     return requests, groups
 
 
-def _answer(
-    query: Query, cursor: Iterator[int], texts: Iterator[str], sums: np.ndarray, agreed: np.ndarray, removal: int
-) -> Answer:
+def _answer(query: Query, measured: Iterator[tuple[float, int]], texts: Iterator[Written]) -> Answer:
     """Put one query's answer together from the next measurements in line."""
     if query.generation is not None:
-        return next(texts)
-    parts = [next(cursor) for _ in query.parts]
-    total = float(sum(sums[removal, part] for part in parts))
+        return next(texts).text
+    parts = [next(measured) for _ in query.parts]
+    total = float(sum(nats for nats, _ in parts))
     if query.rolling:
         return total
-    if query.counted:
-        return total, int(agreed[removal, parts[0]])
-    return total, bool(agreed[removal, parts[0]] == query.parts[0].scored)
-
-
-def _generated(
-    engine: Engine, items: Sequence[EvalItem], removals: Sequence[Removal], heard: Callable[[float], None]
-) -> list[list[str]]:
-    """Return the texts of generate_until queries, by removal: each removal writes its own, so nothing is shared."""
-    instances = [q.generation.instance for item in items for q in item.queries if q.generation is not None]
-    if not instances:
-        return [[] for _ in removals]
-    options: dict[str, Any] = {"memory": engine.memory, "rows": engine.rows, "done": heard}
-    return [[own.text for own in generate(engine.loaded, instances, removal, **options)] for removal in removals]
+    agreed = int(parts[0][1])
+    return total, agreed if query.counted else agreed == query.parts[0].scored

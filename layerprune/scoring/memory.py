@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -22,7 +22,7 @@ from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.paths import EvaluationPath
 from layerprune.scoring.prefix_tree import ROW_TOKENS, AnswerSpan, Row
-from layerprune.scoring.walk import Stage, Traffic, traffic
+from layerprune.scoring.walk import Stage, Traffic, tensors_in, traffic
 
 # What an evaluation path holds beside the weights, as a function of a batch's shape and of the removals.
 #
@@ -56,8 +56,7 @@ class Event:
 
     stage: Stage
     operation: str
-    before: int  # bytes alive when it begins
-    after: int  # and when it is done
+    alive: int  # bytes when it is done
 
 
 class LiveBytes(TorchDispatchMode):
@@ -66,7 +65,7 @@ class LiveBytes(TorchDispatchMode):
     A tensor's memory counts once, however many views there are. What a kernel holds inside itself is not seen.
     """
 
-    def __init__(self, stage: Callable[[], Stage] = lambda: ("", 0)) -> None:
+    def __init__(self, stage: Callable[[], Stage]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stage = stage
         self.live = 0
@@ -74,22 +73,18 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, tuple[Any, int]] = {}  # a weak reference to each storage, and its bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        stage, before = self.stage(), self.live
+        stage = self.stage()
         found = func(*args, **(kwargs or {}))
         given = {id(storage) for storage in _storages((*args, *(kwargs or {}).values()))}
         for storage in _storages(found):
             if id(storage) not in given and id(storage) not in self._known:
                 self._count(storage)
-        self.events.append(Event(stage, str(func), before, self.live))
+        self.events.append(Event(stage, str(func), self.live))
         return found
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and to see to that takes longer than the counting
-
-    @property
-    def peak(self) -> int:
-        return max((event.after for event in self.events), default=0)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         number = id(storage)
@@ -102,9 +97,7 @@ class LiveBytes(TorchDispatchMode):
 
 def _storages(value: Any) -> list[torch.UntypedStorage]:
     """Return the memory of all tensors in (nested) lists and tuples; a sparse or packed one has none of its own."""
-    if isinstance(value, torch.Tensor):
-        return [value.untyped_storage()] if value.layout == torch.strided else []
-    return [storage for part in value for storage in _storages(part)] if isinstance(value, list | tuple) else []
+    return [tensor.untyped_storage() for tensor in tensors_in(value) if tensor.layout == torch.strided]
 
 
 @dataclass(frozen=True)
@@ -147,14 +140,14 @@ class MemoryEstimate:
     peak: int  # bytes that the trials themselves took
 
     @classmethod
-    def of(cls, path: EvaluationPath, longest: int = CHUNKS[-1] + 1, *, beginning: bool = False) -> MemoryEstimate:
+    def of(cls, path: EvaluationPath, longest: int, *, beginning: bool = False) -> MemoryEstimate:
         """Run tiny batches, ``beginning``: such as follow on one, and see what is alive when.
 
         ``longest``: tokens of the longest row there will be without a mask. Of layers that are alike one runs; all do
         where what one holds depends on those before.
         """
         depth = len(path.loaded.layers)
-        like = kinds(path.loaded) if path.together and not path.shares else list(range(depth))
+        like = kinds(path.loaded) if path.together and not path.walk.shares else list(range(depth))
         removals = [Removal.from_layers(set(range(depth)) - set(like))]
         trials = TRIALS if beginning else [(r, w, 0, p, piece) for r, w, _, p, piece in TRIALS[:ALONE]]
         if not path.together:
@@ -163,19 +156,19 @@ class MemoryEstimate:
         if not path.masked:
             trials = [*trials, *((rows, width, 0, 2, 99) for rows, width in WIDER if width <= longest)]
         runs, sizes, states, cache = [], [], [], np.zeros(depth)
-        usual, work = path.piece, replace(path.work)
+        usual, computed = path.piece, path.walk.work.computed
         for rows, width, before, places, path.piece in trials:
             made = _rows(rows, width, before, places)
-            with LiveBytes(lambda: path.stage) as counter:
+            with LiveBytes(lambda: path.walk.stage) as counter:
                 path.run(made, removals)
             runs.append(counter.events)
             sizes.append(BatchShape.of(made).sizes(path.piece))
-            states.append([path.handed_on.get(layer, 0) for layer in range(depth)])
+            states.append([path.walk.handed_on.get(layer, 0) for layer in range(depth)])
             if path.read is not None:
                 cache = np.array(path.read[2].sizes(depth)) / before
             path.read = None
-        path.piece, path.work.computed = usual, work.computed
-        peak = max(event.after for run in runs for event in run)
+        path.piece, path.walk.work.computed = usual, computed
+        peak = max(event.alive for run in runs for event in run)
         trial, known = traffic(depth, (frozenset(removals[0]),)), np.stack(sizes)
         fitted = [_fit(known, seen) for seen in np.array(states, dtype=float).T]
         state = np.stack([fitted[like[max(layer - 1, 0)]] for layer in range(depth + 1)])
@@ -222,7 +215,7 @@ def _moments(runs: Sequence[Sequence[Event]], sizes: np.ndarray) -> tuple[list[S
     moments: list[np.ndarray] = []
     for parts in zip(*grouped, strict=True):  # every trial goes through the same stages
         stage, events = parts[0][0], [own for _, own in parts]
-        peaks = [np.array([max(event.after for event in own) for own in events])]  # of the pieces the largest counts
+        peaks = [np.array([max(event.alive for event in own) for own in events])]  # of the pieces the largest counts
         own = _highest([_fit(sizes, alive) for alive in (peaks if stage == GRADE else _aligned(events))])
         stages += [stage] * len(own)
         moments += own
@@ -257,12 +250,12 @@ def _aligned(runs: Sequence[Sequence[Event]]) -> Iterator[np.ndarray]:
     rest = shortest - head
     tail = next((i for i in range(rest) if len({own[-1 - i] for own in names}) > 1), rest)
     for place in range(head):
-        yield np.array([run[place].after for run in runs])
+        yield np.array([run[place].alive for run in runs])
     between = [run[head : len(run) - tail] for run in runs]
     if any(between):
-        yield np.array([max(event.after for event in own or run) for own, run in zip(between, runs, strict=True)])
+        yield np.array([max(event.alive for event in own or run) for own, run in zip(between, runs, strict=True)])
     for place in range(-tail, 0):
-        yield np.array([run[place].after for run in runs])
+        yield np.array([run[place].alive for run in runs])
 
 
 def _fit(sizes: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -297,9 +290,8 @@ class Allowance:
         """
         self.path, self.memory, self.kept_share, self.longest = path, memory, kept_share, longest
         self.weights = 0 if own else sum(p.numel() * p.element_size() for p in path.loaded.model.parameters())
-        depth = len(path.loaded.layers)
-        self.each = self._traffic([Removal.of(layer) for layer in range(depth)])
-        self.alone = self._traffic([Removal(())])
+        self.each = self.states_of([Removal.of(layer) for layer in range(len(path.loaded.layers))])
+        self.alone = self.states_of([Removal(())])
         self.usual_piece = path.piece
         path.piece = self._piece(self.room)
 
@@ -322,19 +314,24 @@ class Allowance:
         numbers = sorted(range(len(removals)), key=lambda number: removals[number].layers)  # like stays with like
         parts: list[list[int]] = []
         while numbers:
-            count = self._most(section, [removals[number] for number in numbers])
+            asked = [removals[number] for number in numbers]
+            count = _most(len(asked), partial(self._fit_together, section, asked))  # one does: every row was checked
             parts.append(numbers[:count])
             numbers = numbers[count:]
         return parts
 
+    def _fit_together(self, section: Sequence[list[Row]], removals: Sequence[Removal], count: int) -> bool:
+        """Whether the first ``count`` of the removals fit together with any batch of the section."""
+        states = self.states_of(removals[:count])
+        return all(self.need(batch, states) <= self.room for batch in section)
+
     def longest_row(self, before: int) -> int:
         """Return how long a row may become by joining questions, behind a beginning of so many tokens."""
-        low, high = 1, ROW_TOKENS
-        while low < high:
-            middle = high if low == 1 and high == ROW_TOKENS else (low + high + 1) // 2
-            fits = self._bytes(BatchShape(1, middle, before, middle), self.alone, self.path.piece) <= self.room
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
+
+        def fits(length: int) -> bool:
+            return self._bytes(BatchShape(1, length, before, length), self.alone, self.path.piece) <= self.room
+
+        return _most(ROW_TOKENS, fits)
 
     def check(self, rows: Sequence[Row]) -> None:
         """Raise ``UsageError``, with the least memory that works, where one row under one removal takes too much."""
@@ -370,25 +367,23 @@ class Allowance:
     def _behind(self) -> MemoryEstimate:
         return MemoryEstimate.of(self.path, self.longest, beginning=True)
 
-    def _traffic(self, removals: Sequence[Removal]) -> Traffic:
-        loaded = self.path.loaded
-        drops = tuple(frozenset(removal) for removal in removals)
-        return traffic(len(loaded.layers), drops)
+    def states_of(self, removals: Sequence[Removal]) -> Traffic:
+        """Return the states of a walk for these removals."""
+        return traffic(len(self.path.loaded.layers), tuple(frozenset(removal) for removal in removals))
 
     def _piece(self, room: int) -> int:
         """Return for how many places logits are computed at once."""
         most = int(LOGITS_SHARE * room / self._plain.logits) if self._plain.logits else self.usual_piece
         return max(1, min(self.usual_piece, most))
 
-    def _most(self, section: Sequence[list[Row]], removals: Sequence[Removal]) -> int:
-        """Return how many of the removals fit, from the first on; one does, as every row was checked."""
-        low, high = 1, len(removals)
-        while low < high:
-            middle = high if low == 1 and high == len(removals) else (low + high + 1) // 2
-            states = self._traffic(removals[:middle])
-            fits = all(self.need(batch, states) <= self.room for batch in section)
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
+
+def _most(count: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number up to ``count`` that fits, which is tried first; at least 1."""
+    low, high = 1, count
+    while low < high:
+        middle = high if low == 1 and high == count else (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 # Which layers of a model are alike: what is found out of one holds for the others.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from layerprune.data.items import Request
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.prefix_tree import Limit, Row, SharedBeginning, chains, trees, trees_after_beginnings, unlimited
-from layerprune.scoring.walk import Stage, Tensor, Walk, Work
+from layerprune.scoring.walk import Tensor, Walk
 
 # The ways to get log-likelihoods out of a model, fastest first. All return the same numbers, or the self-test says so.
 #
@@ -24,198 +26,42 @@ from layerprune.scoring.walk import Stage, Tensor, Walk, Work
 
 # Which layers look back a limited way: none do, all do, or those the config calls "sliding_attention".
 Windows = Literal["none", "everywhere", "by kind"]
+Groups = Sequence[Sequence[int]]
 Grades = tuple[np.ndarray, np.ndarray]  # (removals, requests): sums in nats, how many tokens are greedy
 
 
-class EvaluationPath(Protocol):
+class EvaluationPath(ABC):
     """One way to measure."""
 
     name: str
-    loaded: LoadedModel
-    masked: bool  # masks and positions are given to the model, not left to it
-    together: bool  # the rows of a batch, and all removals, run at once
-    piece: int  # for how many places logits are computed at once
-    read: tuple[Any, Any, SharedBeginning] | None  # a beginning that is kept
+    masked = False  # masks and positions are given to the model, not left to it
+    together = True  # the rows of a batch, and all removals, run at once
 
-    def layout(
-        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
-    ) -> list[Row]:
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self.walk = Walk(loaded.model, loaded.layers)  # plain forwards only count their work in it
+        self.piece = 1  # for how many places logits are computed at once
+        self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = (
+            None  # a beginning that is kept
+        )
+
+    def layout(self, requests: Sequence[Request], groups: Groups, most: Limit = unlimited) -> list[Row]:
         """Turn requests into rows; ``groups`` are indices of requests that share a question.
 
         ``most`` tells how long rows may become by joining groups, given the tokens of the beginning they follow on.
         """
-        ...
-
-    @property
-    def handed_on(self) -> Mapping[int, int]:
-        """The bytes that each layer handed on last, for one set of removals."""
-        ...
-
-    @property
-    def shares(self) -> bool:
-        """Whether what a layer holds depends on the layers before it."""
-        ...
-
-    @property
-    def stage(self) -> Stage:
-        """What is being done at the moment."""
-        ...
-
-    @property
-    def work(self) -> Work:
-        """What has been computed so far."""
-        ...
-
-    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
-        """Measure one batch: (indices of the requests in it, their grades in that order)."""
-        ...
-
-
-class TreePath:
-    """Every shared token once: prefix trees within a batch, one walk over the layers for all removals."""
-
-    name = "trees"
-    masked = True
-    together = True
-
-    def __init__(self, loaded: LoadedModel, windows: Windows = "none") -> None:
-        self.loaded, self.windows = loaded, windows
-        self.piece = usual_piece(loaded.vocabulary)
-        self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = None
-        self.walk = Walk(loaded.model, loaded.layers)
-        self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=loaded.device)})
-
-    @property
-    def handed_on(self) -> Mapping[int, int]:
-        return self.walk.handed_on
-
-    @property
-    def shares(self) -> bool:
-        return self.walk.shares
-
-    @property
-    def stage(self) -> Stage:
-        return self.walk.stage
-
-    @property
-    def work(self) -> Work:
-        return self.walk.work
-
-    def layout(
-        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
-    ) -> list[Row]:
-        return trees(requests, groups, most(0))
-
-    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
-        self.walk.stage = "inputs", 0
-        places = Places(rows)
-        drops = [frozenset(removal) for removal in removals]
-        beginning = self._read(rows[0].beginning, drops)
-        self.walk.stage = "inputs", 1
-        found = self.walk.hidden(self._inputs(rows), drops, places.rows, places.nodes, beginning)
-        graded = [grade(self.walk, hidden, places, self.piece) for hidden in found]
-        return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))
-
-    def _read(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
-        """Return what follows on these tokens may look back at; None where there are none."""
-        return None
-
-    def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
-        device, dtype = self.loaded.device, self.loaded.dtype
-        width = max(row.length for row in rows)
-        positions = torch.zeros(len(rows), width, dtype=torch.long)
-        for number, row in enumerate(rows):
-            positions[number, : row.length] = torch.from_numpy(row.positions)
-        full = _mask(rows, width, None, dtype).to(device)
-        mask: Any = full
-        if self.windows != "none":
-            near = _mask(rows, width, window_of(self.loaded), dtype).to(device)
-            mask = near if self.windows == "everywhere" else {"full_attention": full, "sliding_attention": near}
-        return {
-            "input_ids": _ids(rows, width).to(device), "attention_mask": mask, "position_ids": positions.to(device)
-        }  # fmt: skip
-
-
-def window_of(loaded: LoadedModel) -> int | None:
-    """Return how many tokens back a sliding-window layer looks, itself included; None for a model without."""
-    config = loaded.model.config.get_text_config()
-    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-
-
-def _mask(rows: Sequence[Row], width: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Return what to add to attention scores: 0 where a token may look, the lowest number where it may not.
-
-    (rows, 1, width, beginning + width). A padding token sees itself, or its softmax would divide nothing by nothing.
-    """
-    before = len(rows[0].beginning)
-    mask = torch.full((len(rows), 1, width, before + width), torch.finfo(dtype).min, dtype=dtype)
-    for number, row in enumerate(rows):
-        visible = np.concatenate([np.ones((row.length, before), dtype=bool), row.visible()], axis=1)
-        if window is not None:
-            visible &= row.positions[:, None] - np.concatenate([np.arange(before), row.positions])[None] < window
-        mask[number, 0, : row.length, : before + row.length].masked_fill_(torch.from_numpy(visible), 0.0)
-    mask[..., before:].diagonal(dim1=-2, dim2=-1).zero_()
-    return mask
-
-
-class BeginningPath(TreePath):
-    """Trees, and what many of them begin with is read once for all batches that follow."""
-
-    name = "beginnings"
-
-    def layout(
-        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
-    ) -> list[Row]:
-        return trees_after_beginnings(requests, groups, most)
-
-    def _read(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
-        if not tokens:
-            return None
-        if self.read is None or self.read[:2] != (tokens, drops):
-            self.read = None  # two at once would be twice the memory
-            beginning, here = SharedBeginning(), torch.zeros(1, dtype=torch.long)
-            ids = torch.tensor([tokens], device=self.loaded.device)
-            self.walk.hidden({"input_ids": ids}, drops, here, here, beginning)
-            beginning.close(tokens)
-            self.read = tokens, drops, beginning
-        return self.read[2]
-
-
-class ChainPath(TreePath):
-    """One row per distinct input; padding stands to the right, where causal attention never looks."""
-
-    name = "chains"
-    masked = False
-
-    def layout(
-        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
-    ) -> list[Row]:
         return chains(requests)
 
-    def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return {"input_ids": _ids(rows, max(row.length for row in rows)).to(self.loaded.device)}
+    @abstractmethod
+    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        """Measure one batch: (indices of the requests in it, their grades in that order)."""
 
 
-class PlainPath:
+class PlainPath(EvaluationPath):
     """Ordinary forwards of the bypassed model: what the other paths are checked against, and the last resort."""
 
     name = "plain"
-    masked = False
     together = False
-    shares = False
-    stage: Stage = ("plain", 0)
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
-        self.piece = 1
-        self.handed_on: dict[int, int] = {}
-        self.read = None
-        self.work = Work()
-
-    def layout(
-        self, requests: Sequence[Request], groups: Sequence[Sequence[int]], most: Limit = unlimited
-    ) -> list[Row]:
-        return chains(requests)
 
     @torch.no_grad()
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
@@ -228,7 +74,7 @@ class PlainPath:
                 for row in rows:  # one at a time: no padding, no batch, nothing to get wrong
                     ids = torch.from_numpy(row.tokens)[None].to(self.loaded.device)
                     logits = model(input_ids=ids, use_cache=False).logits[0]
-                    self.work.computed += row.length * (len(self.loaded.layers) - len(removal))
+                    self.walk.work.computed += row.length * (len(self.loaded.layers) - len(removal))
                     for target in row.targets:
                         asked = torch.from_numpy(target.tokens).to(logits.device)
                         lines = widened(logits[torch.from_numpy(target.nodes).to(logits.device)]).log_softmax(-1)
@@ -238,11 +84,107 @@ class PlainPath:
         return requests, (sums, greedy)
 
 
-def _ids(rows: Sequence[Row], width: int) -> Tensor:
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
+class ChainPath(EvaluationPath):
+    """One row per distinct input; padding stands to the right, where causal attention never looks."""
+
+    name = "chains"
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__(loaded)
+        self.piece = max(1, LOGIT_BYTES // (4 * loaded.vocabulary))
+        self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=loaded.device)})
+
+    def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
+        self.walk.stage = "inputs", 0
+        places = Places(rows)
+        drops = [frozenset(removal) for removal in removals]
+        beginning = self.beginning(rows[0].beginning, drops)
+        self.walk.stage = "inputs", 1
+        found = self.walk.hidden(self.inputs(rows), drops, places.rows, places.nodes, beginning)
+        graded = [grade(self.walk, hidden, places, self.piece) for hidden in found]
+        return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))
+
+    def beginning(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
+        """Return what follows on these tokens may look back at; None where there are none."""
+        return None
+
+    def inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return what the model's forward is called with."""
+        ids = pad_sequence([torch.from_numpy(row.tokens) for row in rows], batch_first=True)
+        return {"input_ids": ids.to(self.loaded.device)}
+
+
+class TreePath(ChainPath):
+    """Every shared token once: prefix trees within a batch, one walk over the layers for all removals."""
+
+    name = "trees"
+    masked = True
+
+    def __init__(self, loaded: LoadedModel, windows: Windows = "none") -> None:
+        super().__init__(loaded)
+        self.windows = windows
+
+    @staticmethod
+    def masks(loaded: LoadedModel, longest: int) -> tuple[Windows, ...]:
+        """Return the kinds of mask to try: where no row is longer than the model's window they are all one."""
+        window = window_of(loaded)
+        return ("none",) if window is None or longest <= window else ("by kind", "everywhere")
+
+    def layout(self, requests: Sequence[Request], groups: Groups, most: Limit = unlimited) -> list[Row]:
+        return trees(requests, groups, most(0))
+
+    def inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
+        device, dtype = self.loaded.device, self.loaded.dtype
+        positions = pad_sequence([torch.from_numpy(row.positions) for row in rows], batch_first=True)
+        full = _mask(rows, None, dtype).to(device)
+        mask: Any = full
+        if self.windows != "none":
+            near = _mask(rows, window_of(self.loaded), dtype).to(device)
+            mask = near if self.windows == "everywhere" else {"full_attention": full, "sliding_attention": near}
+        return {**super().inputs(rows), "attention_mask": mask, "position_ids": positions.to(device)}
+
+
+class BeginningPath(TreePath):
+    """Trees, and what many of them begin with is read once for all batches that follow."""
+
+    name = "beginnings"
+
+    def layout(self, requests: Sequence[Request], groups: Groups, most: Limit = unlimited) -> list[Row]:
+        return trees_after_beginnings(requests, groups, most)
+
+    def beginning(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
+        if not tokens:
+            return None
+        if self.read is None or self.read[:2] != (tokens, drops):
+            self.read = None  # two at once would be twice the memory
+            beginning, here = SharedBeginning(), torch.zeros(1, dtype=torch.long)
+            ids = torch.tensor([tokens], device=self.loaded.device)
+            self.walk.hidden({"input_ids": ids}, drops, here, here, beginning)
+            beginning.tokens = tokens
+            self.read = tokens, drops, beginning
+        return self.read[2]
+
+
+def window_of(loaded: LoadedModel) -> int | None:
+    """Return how many tokens back a sliding-window layer looks, itself included; None for a model without."""
+    config = loaded.model.config.get_text_config()
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
+def _mask(rows: Sequence[Row], window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return what to add to attention scores: 0 where a token may look, the lowest number where it may not.
+
+    (rows, 1, width, beginning + width). A padding token sees itself, or its softmax would divide nothing by nothing.
+    """
+    before, width = len(rows[0].beginning), max(row.length for row in rows)
+    mask = torch.full((len(rows), 1, width, before + width), torch.finfo(dtype).min, dtype=dtype)
     for number, row in enumerate(rows):
-        ids[number, : row.length] = torch.from_numpy(row.tokens)
-    return ids
+        visible = np.concatenate([np.ones((row.length, before), dtype=bool), row.visible()], axis=1)
+        if window is not None:
+            visible &= row.positions[:, None] - np.concatenate([np.arange(before), row.positions])[None] < window
+        mask[number, 0, : row.length, : before + row.length].masked_fill_(torch.from_numpy(visible), 0.0)
+    mask[..., before:].diagonal(dim1=-2, dim2=-1).zero_()
+    return mask
 
 
 # Log-likelihoods of answers from last-layer states: the head is computed at answer positions only, in pieces.
@@ -256,23 +198,16 @@ class Places:
     """The distinct places of a batch whose next token is graded, and which answer tokens are graded there."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        index: dict[tuple[int, int], int] = {}
-        self.requests: list[int] = []
-        place: list[int] = []
-        tokens: list[int] = []
-        owner: list[int] = []
-        for number, row in enumerate(rows):
-            for target in row.targets:
-                for node, token in zip(target.nodes.tolist(), target.tokens.tolist(), strict=True):
-                    place.append(index.setdefault((number, node), len(index)))
-                    tokens.append(token)
-                    owner.append(len(self.requests))
-                self.requests.append(target.request)
+        targets = [(number, target) for number, row in enumerate(rows) for target in row.targets]
+        read_at = [(number, node) for number, target in targets for node in target.nodes.tolist()]
+        index = {place: position for position, place in enumerate(dict.fromkeys(read_at))}
+        self.requests = [target.request for _, target in targets]
         self.rows = torch.tensor([row for row, _ in index])
         self.nodes = torch.tensor([node for _, node in index])
-        self.place = np.array(place)  # (graded,) which place each answer token is read at
-        self.tokens = np.array(tokens)  # (graded,)
-        self.owner = np.array(owner)  # (graded,) which of ``requests`` it belongs to
+        self.place = np.array([index[place] for place in read_at])  # (graded,) which place each answer token is read at
+        self.tokens = np.concatenate([target.tokens for _, target in targets])  # (graded,)
+        # (graded,) which of ``requests`` it belongs to
+        self.owner = np.repeat(np.arange(len(targets)), [len(target.tokens) for _, target in targets])
 
 
 def widened(logits: Tensor) -> Tensor:
@@ -303,11 +238,6 @@ def _graded(walk: Walk, hidden: Tensor, which: np.ndarray, asked: np.ndarray) ->
     rows, tokens = (torch.as_tensor(numbers, device=logits.device) for numbers in (which, asked))
     found, best = _normalised(logits, rows, tokens)
     return found.double().cpu().numpy(), best.cpu().numpy()
-
-
-def usual_piece(vocabulary: int) -> int:
-    """Return for how many places logits are computed at once, where memory does not ask for fewer."""
-    return max(1, LOGIT_BYTES // (4 * vocabulary))
 
 
 def grade(walk: Walk, hidden: Tensor, places: Places, piece: int) -> tuple[np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ class Row:
 
     tokens: np.ndarray  # (length,)
     positions: np.ndarray  # (length,) position of each token in its own request
-    spans: tuple[tuple[int, int, int], ...]  # branches: (start, stop, index of the parent token or -1)
+    spans: tuple[tuple[int, int, int], ...]  # branches: (start, stop, index of the parent token or -1); one: a chain
     targets: tuple[AnswerSpan, ...]
     beginning: tuple[int, ...] = ()  # tokens before the row, seen by all of it and not part of it
 
@@ -75,11 +75,6 @@ class Row:
     def answers(self) -> int:
         """How many answer tokens are graded; several may be read at one place."""
         return sum(len(target.tokens) for target in self.targets)
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether plain causal attention with default positions gives the same result."""
-        return len(self.spans) == 1
 
     def visible(self) -> np.ndarray:
         """Return who attends to whom: (length, length) bool, row = query."""
@@ -115,17 +110,10 @@ def trees_after_beginnings(requests: Requests, groups: Iterable[Sequence[int]], 
     """
     rows: list[Row] = []
     for shared, members in beginnings(requests, groups):
-        if not shared:
-            rows += trees(requests, members, most(0))
-            continue
         beginning = requests[members[0][0]].tokens[:shared]
-        rest = {
-            i: Request(requests[i].tokens[shared:], requests[i].scored) for i in (i for group in members for i in group)
-        }
-        rows += [
-            replace(row, positions=row.positions + shared, beginning=beginning)
-            for row in trees(rest, members, most(shared))
-        ]
+        rest = {i: Request(requests[i].tokens[shared:], requests[i].scored) for group in members for i in group}
+        for row in trees(rest, members, most(shared)):
+            rows.append(replace(row, positions=row.positions + shared, beginning=beginning))
     return rows
 
 
@@ -211,10 +199,7 @@ def shared_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     low, high = 0, limit  # a[:low] equals b[:low]; a[:high] differs
     while high - low > 1:
         middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
     return low
 
 
@@ -298,10 +283,6 @@ class SharedBeginning(Cache):  # type: ignore[misc]  # transformers carries no t
         for (_, layer), pair in self.kept.items():
             found[layer] += sum(part.numel() * part.element_size() for part in pair)
         return found
-
-    def close(self, tokens: tuple[int, ...]) -> None:
-        """Let the beginning, now complete, be read."""
-        self.tokens = tokens
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

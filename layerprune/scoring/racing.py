@@ -14,13 +14,13 @@ places are taken.
 Aim: with probability at least ``1 - error`` the ``keep`` candidates that the full data would put first are the
 ones the race ends with. A wrong end takes one of those that the full data keep to be called clearly behind one of those
 that they do not: the error is divided by the looks and by the number of such pairs (Bonferroni). The normal law is an
-approximation; ``tests/test_racing.py`` holds the aim against simulations.
+approximation; ``tests/scoring/test_racing.py`` holds the aim against simulations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from statistics import NormalDist
 
@@ -42,15 +42,20 @@ class Place(Enum):
     OUT = "out"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Race:
-    """One round: ``keep`` of the candidates win; decisions are taken ``looks`` times."""
+    """One round: ``keep`` of the candidates win; decisions are taken ``looks`` times, each by ``settle``."""
 
     candidates: int
     items: tuple[int, ...]  # of each task
     keep: int
     looks: int
     error: float = 0.05
+    running: list[int] = field(init=False)  # by number; the race is over when none is left
+    accepted: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.running, self.accepted = list(range(self.candidates)), []
 
     @property
     def threshold(self) -> float:
@@ -58,88 +63,63 @@ class Race:
         pairs = max(1, self.keep * (self.candidates - self.keep))
         return NormalDist().inv_cdf(1 - self.error / (self.looks * pairs))
 
-    def places(self, harms: Sequence[Floats], keep: int) -> list[Place]:
+    def places(self, importances: Sequence[Floats], keep: int) -> list[Place]:
         """Return what the items seen say of each candidate in the race; ``keep`` places are still to be taken.
 
-        ``harms`` holds (candidates, items seen) of each task, harm per item in any unit whose mean over all items adds
-        up to the score. While a task has shown too few items everyone stays open; once all are seen, too: the caller
-        has the full data.
+        ``importances`` holds (candidates, items seen) of each task, importance per item in any unit whose mean over all
+        items adds up to the score. While a task has shown too few items everyone stays open; once all are seen, too:
+        the caller has the full data.
         """
-        count = len(harms[0])
+        count = len(importances[0])
         if keep <= 0 or count <= keep:
             return [Place.OUT if keep <= 0 else Place.IN] * count
-        seen = [own.shape[1] for own in harms]
+        seen = [own.shape[1] for own in importances]
         enough = all(some >= min(LEAST_ITEMS, every) for some, every in zip(seen, self.items, strict=True))
-        if not enough or sum(seen) >= sum(self.items) or self._blank(harms):
+        if not enough or sum(seen) >= sum(self.items):
             return [Place.OPEN] * count
-        behind = self.clearly_behind(harms)
+        # how large a difference may be cannot be told while a task with items to come has shown none
+        if any(own.shape[1] < items and np.ptp(own) == 0 for own, items in zip(importances, self.items, strict=True)):
+            return [Place.OPEN] * count
+        behind = self.clearly_behind(importances)
         losses, wins = behind.sum(axis=1), behind.sum(axis=0)
         return [
             Place.OUT if lost >= keep else Place.IN if won >= count - keep else Place.OPEN
             for lost, won in zip(losses, wins, strict=True)
         ]
 
-    def _blank(self, harms: Sequence[Floats]) -> bool:
-        """Whether a task with items to come has shown no difference yet: how large one may be cannot be told."""
-        return any(own.shape[1] < items and np.ptp(own) == 0 for own, items in zip(harms, self.items, strict=True))
-
-    def clearly_behind(self, harms: Sequence[Floats]) -> NDArray[np.bool_]:
+    def clearly_behind(self, importances: Sequence[Floats]) -> NDArray[np.bool_]:
         """Return (candidates, candidates): whether the row's is clearly more harmful than the column's."""
-        count, total = len(harms[0]), sum(self.items)
+        count, total = len(importances[0]), sum(self.items)
         lead, variance = np.zeros((count, count)), np.zeros((count, count))
-        for own, items in zip(harms, self.items, strict=True):
+        for own, items in zip(importances, self.items, strict=True):
             seen, share = own.shape[1], items / total
             lead += share * (own.mean(axis=1)[:, None] - own.mean(axis=1)[None])
             variance += share**2 * _squares(own) / seen / seen * (1 - seen / items)
         behind: NDArray[np.bool_] = lead > self.threshold * np.sqrt(variance)
         return behind
 
-
-def _squares(harms: Floats) -> Floats:
-    """Return (candidates, candidates) sums of squares of the paired differences around their means.
-
-    A spread of no differences at all would be no spread: one item more is counted as differing as much as any two of
-    the task's harms do, whosever they are: two candidates that did alike so far are not taken to do so for ever.
-    """
-    centred = harms - harms.mean(axis=1)[:, None]
-    products = centred @ centred.T
-    own = np.diag(products)
-    squares: Floats = np.maximum(own[:, None] + own[None] - 2 * products, 0.0) + np.ptp(harms) ** 2
-    return squares
-
-
-@dataclass
-class Field:
-    """Who is still running, by number, and who is in; ``settle`` takes in one look's verdicts."""
-
-    race: Race
-    running: list[int]
-    accepted: list[int]
-
-    @classmethod
-    def of(cls, race: Race) -> Field:
-        """Everyone at the start."""
-        return cls(race, list(range(race.candidates)), [])
-
-    @property
-    def over(self) -> bool:
-        """Whether all places are taken."""
-        return not self.running
-
-    def withdraw(self, numbers: Sequence[int]) -> list[int]:
-        """Put candidates out whatever the items say of the others; return them."""
-        self.running = [number for number in self.running if number not in numbers]
-        return list(numbers)
-
-    def settle(self, harms: Sequence[Floats]) -> Sequence[int]:
-        """Take out whoever's place is clear, given the harms of those running by task; return who left, in or out."""
+    def settle(self, importances: Sequence[Floats]) -> list[int]:
+        """Take out whoever's place is clear, given the importances of those running; return who left, in or out."""
         left: list[int] = []
         while self.running:  # one verdict may leave no places, or no rivals, for the rest
-            places = self.race.places(harms, self.race.keep - len(self.accepted))
+            places = self.places(importances, self.keep - len(self.accepted))
             if all(place is Place.OPEN for place in places):
                 break
             self.accepted += [c for c, place in zip(self.running, places, strict=True) if place is Place.IN]
             left += [c for c, place in zip(self.running, places, strict=True) if place is not Place.OPEN]
             still = [index for index, place in enumerate(places) if place is Place.OPEN]
-            self.running, harms = [self.running[index] for index in still], [own[still] for own in harms]
+            self.running, importances = [self.running[index] for index in still], [own[still] for own in importances]
         return left
+
+
+def _squares(importances: Floats) -> Floats:
+    """Return (candidates, candidates) sums of squares of the paired differences around their means.
+
+    A spread of no differences at all would be no spread: one item more is counted as differing as much as any two of
+    the task's importances do, whosever they are: two candidates that did alike so far are not taken to do so for ever.
+    """
+    centred = importances - importances.mean(axis=1)[:, None]
+    products = centred @ centred.T
+    own = np.diag(products)
+    squares: Floats = np.maximum(own[:, None] + own[None] - 2 * products, 0.0) + np.ptp(importances) ** 2
+    return squares

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,20 +35,8 @@ class WalkState:
 
     def storages(self) -> dict[int, int]:
         """Return the memory that it holds: addresses and bytes."""
-        held = [tensor.untyped_storage() for tensor in _tensors([self.hidden, self.shared])]
+        held = [tensor.untyped_storage() for tensor in tensors_in([self.hidden, self.shared])]
         return {storage.data_ptr(): storage.nbytes() for storage in held}
-
-
-@dataclass(frozen=True)
-class WalkStep:
-    """One layer, and what the model's forward calls it with beside the hidden states."""
-
-    index: int
-    original: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    beginning: SharedBeginning | None
-    trunk: BaseStates | None
 
 
 @dataclass
@@ -80,6 +68,11 @@ def replaced_forwards(layers: Sequence[nn.Module], make: Callable[[int, Any], An
                 vars(layer).pop("forward", None)
 
 
+def wrapped_layers(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Call ``forward(index, original, *args, **kwargs)`` in the place of each layer's own for a while."""
+    return replaced_forwards(layers, lambda index, original: partial(forward, index, original))
+
+
 class Walk:
     """Runs batches through a model for many removals at once."""
 
@@ -88,7 +81,7 @@ class Walk:
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
         self.shares = False  # layers hand each other more than hidden states, through mappings that they write to
         self.work = Work()
-        self.trunks: BaseStateCache | None = None  # what is left of earlier batches; None: nothing is kept
+        self.base_states: BaseStateCache | None = None  # what is left of earlier batches; None: nothing is kept
         self.stage: Stage = ("inputs", 0)
         self.handed_on: dict[int, int] = {}  # bytes of the state that each layer made last
 
@@ -96,16 +89,13 @@ class Walk:
         """Run the intact model once on a small input to see in what form each layer returns its result."""
         wraps: dict[int, Callable[[Tensor], Any]] = {}
 
-        def make(index: int, original: Any) -> Any:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                self.shares |= any(map(_is_shared, kwargs.values()))
-                output = original(*args, **kwargs)
-                wraps[index] = _wrapper(output)
-                return output
+        def forward(index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
+            self.shares |= any(map(_is_shared, kwargs.values()))
+            output = original(*args, **kwargs)
+            wraps[index] = _wrapper(output)
+            return output
 
-            return forward
-
-        with torch.no_grad(), replaced_forwards(self.layers, make):
+        with torch.no_grad(), wrapped_layers(self.layers, forward):
             self.model(**inputs, use_cache=False)
         self.wraps = [wraps[index] for index in range(len(self.layers))]
 
@@ -126,23 +116,32 @@ class Walk:
         """
         states: dict[frozenset[int], WalkState] = {}
         last = len(self.layers) - 1
-        trunk = self._trunk(inputs, beginning)
         what = "read" if beginning is not None and not beginning.length else "run"
+        known = None  # of this batch; a beginning that is being written needs every layer to run
+        if self.base_states is not None and what == "run":
+            known = self.base_states.of(dict(inputs), beginning.tokens if beginning is not None else ())
         self.stage = what, -1
 
-        def make(index: int, original: Any) -> Any:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                incoming, args, kwargs = split_hidden(args, kwargs)
-                self.stage = what, index
-                if index == 0:
-                    states[frozenset()] = WalkState(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
-                self._step(WalkStep(index, original, args, kwargs, beginning, trunk), states, drops)
-                self.stage = what, index + 1
-                return self.wraps[index](incoming if index < last else next(iter(states.values())).hidden)
+        def forward(index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
+            incoming, args, kwargs = split_hidden(args, kwargs)
+            self.stage = what, index
+            if index == 0:
+                states[frozenset()] = WalkState(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
+            wanted = wanted_after(index, drops)
+            fresh: dict[Key, WalkState] = {}
+            for key in list(states):
+                state = states.pop(key)  # it goes as soon as it is carried
+                if beginning is not None:
+                    beginning.key = key
+                for way, new in ways(key, index, wanted):
+                    through = way == "through"
+                    left = None if key else known
+                    fresh[new] = self._through(index, original, args, kwargs, state, left) if through else state
+            states.update(fresh)
+            self.stage = what, index + 1
+            return self.wraps[index](incoming if index < last else next(iter(states.values())).hidden)
 
-            return forward
-
-        with replaced_forwards(self.layers, make):
+        with wrapped_layers(self.layers, forward):
             self._call_body({**inputs, "past_key_values": beginning} if beginning is not None else inputs)
         found = {drop: states.pop(drop).hidden[rows, nodes] for drop in set(drops)}  # a state goes as it is read
         return [found[drop] for drop in drops]
@@ -155,76 +154,43 @@ class Walk:
         """
         found: list[Tensor] = []
 
-        def make(number: int, original: Any) -> Any:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                incoming, args, kwargs = split_hidden(args, kwargs)
-                if number == index:
-                    output = original(hidden, *args, **kwargs)
-                    found.append(output[0] if isinstance(output, tuple | list) else output)
-                return self.wraps[number](incoming)
+        def forward(number: int, original: Any, *args: Any, **kwargs: Any) -> Any:
+            incoming, args, kwargs = split_hidden(args, kwargs)
+            if number == index:
+                output = original(hidden, *args, **kwargs)
+                found.append(output[0] if isinstance(output, tuple | list) else output)
+            return self.wraps[number](incoming)
 
-            return forward
-
-        with replaced_forwards(self.layers, make):
+        with wrapped_layers(self.layers, forward):
             self._call_body(inputs)
         return found[0]
 
-    def _trunk(self, inputs: Mapping[str, Any], beginning: SharedBeginning | None) -> BaseStates | None:
-        """Return what is known of this batch. A beginning that is being written needs every layer to run."""
-        if self.trunks is None or (beginning is not None and not beginning.length):
-            return None
-        return self.trunks.of(dict(inputs), beginning.tokens if beginning is not None else ())
-
     def _call_body(self, inputs: Mapping[str, Any]) -> None:
         """Run the model's forward for the sake of its layers, with as little of the head as it allows."""
-        use_cache = "past_key_values" in inputs
-        body = getattr(self.model, "base_model", None)
-        if body is None or body is self.model:
-            self.model(**inputs, use_cache=use_cache)
-        else:
-            body(**inputs, use_cache=use_cache)  # without the head: its logits would not be used
+        body = getattr(self.model, "base_model", None)  # without the head: its logits would not be used
+        body = self.model if body is None else body
+        body(**inputs, use_cache="past_key_values" in inputs)
 
-    def _step(self, step: WalkStep, states: dict[frozenset[int], WalkState], drops: Sequence[frozenset[int]]) -> None:
-        """Carry every state that is still needed through (or past) one layer; each goes as soon as it is carried."""
-        wanted = wanted_after(step.index, drops)
-        fresh: dict[frozenset[int], WalkState] = {}
-        for key in list(states):
-            state = states.pop(key)
-            for way, new in ways(key, step.index, wanted):
-                fresh[new] = self._carried(way, step, key, state)
-        states.update(fresh)
-
-    def _carried(self, way: Way, step: WalkStep, key: frozenset[int], state: WalkState) -> WalkState:
-        if way == "past":
-            return state
-        if step.beginning is not None:
-            step.beginning.key = key
-        return self._through(step, state) if key else self._intact(step, state)
-
-    def _intact(self, step: WalkStep, state: WalkState) -> WalkState:
-        """Carry the intact model's state through a layer, or take what an earlier round has left of it."""
-        if step.trunk is None:
-            return self._through(step, state)
-        known = step.trunk.at(step.index)
-        if known is None:
-            known = self._through(step, state)
-            step.trunk.keep(step.index, known)
-        else:
-            size = known.hidden.shape[0] * known.hidden.shape[1]
+    def _through(
+        self, index: int, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], state: WalkState,
+        known: list[WalkState] | None,
+    ) -> WalkState:  # fmt: skip
+        """Carry a state through a layer, or take what an earlier round has left: ``known``, of the intact model."""
+        if known is not None and index < len(known):
+            size = known[index].hidden.shape[0] * known[index].hidden.shape[1]
             self.work.computed += size
             self.work.found += size
-        return known
-
-    def _through(self, step: WalkStep, state: WalkState) -> WalkState:
-        kwargs = step.kwargs
+            return known[index]
         for name, content in state.shared.items():
             kwargs[name].clear()
             kwargs[name].update(content)
-        output = step.original(state.hidden, *step.args, **kwargs)
+        output = original(state.hidden, *args, **kwargs)
         hidden = output[0] if isinstance(output, tuple | list) else output
         self.work.computed += hidden.shape[0] * hidden.shape[1]
         found = WalkState(hidden, {name: dict(kwargs[name]) for name in state.shared})
-        self.handed_on[step.index] = sum(found.storages().values())
+        self.handed_on[index] = sum(found.storages().values())
+        if known is not None and self.base_states is not None:
+            self.base_states.keep(known, index, found)
         return found
 
     @torch.no_grad()
@@ -236,15 +202,12 @@ class Walk:
         last = len(self.layers) - 1
         rows = hidden.unsqueeze(1)  # (places, 1, hidden): every place a row of one token
 
-        def make(index: int, original: Any) -> Any:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                incoming, _, _ = split_hidden(args, kwargs)
-                return self.wraps[index](rows if index == last else incoming)
-
-            return forward
+        def forward(index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
+            incoming, _, _ = split_hidden(args, kwargs)
+            return self.wraps[index](rows if index == last else incoming)
 
         ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.model.device)  # type: ignore[arg-type]
-        with replaced_forwards(self.layers, make):
+        with wrapped_layers(self.layers, forward):
             return self.model(input_ids=ids, use_cache=False).logits[:, 0]
 
 
@@ -265,13 +228,13 @@ def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
     return rest.pop("hidden_states"), (), rest
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested lists, tuples and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def _is_shared(value: Any) -> bool:
@@ -286,46 +249,29 @@ def _is_shared(value: Any) -> bool:
 
 
 @dataclass
-class BaseStates:
-    """One batch's states: ``states[j]`` leaves layer j."""
-
-    owner: BaseStateCache
-    states: list[WalkState] = field(default_factory=list)
-
-    def at(self, layer: int) -> WalkState | None:
-        """Return what leaves ``layer``, where it is known."""
-        return self.states[layer] if layer < len(self.states) else None
-
-    def keep(self, layer: int, state: WalkState) -> None:
-        """Remember what leaves ``layer``; no gaps are left, and nothing is kept beyond the memory."""
-        if layer != len(self.states):
-            return
-        own, known = state.storages(), self.states[-1].storages() if self.states else {}
-        if self.owner.take(sum(size for place, size in own.items() if place not in known)):
-            self.states.append(state)
-
-
-@dataclass
 class BaseStateCache:
     """All batches' states, up to ``most`` bytes."""
 
     most: int
     used: int = 0
-    by_batch: dict[str, BaseStates] = field(default_factory=dict)
+    by_batch: dict[str, list[WalkState]] = field(default_factory=dict)  # of each batch, ``[j]`` leaves layer j
 
-    def of(self, inputs: dict[str, Any], beginning: tuple[int, ...]) -> BaseStates:
-        """Return the trunk of a batch; ``inputs`` and the tokens before them tell batches apart."""
+    def of(self, inputs: dict[str, Any], beginning: tuple[int, ...]) -> list[WalkState]:
+        """Return the states of a batch; ``inputs`` and the tokens before them tell batches apart."""
         digest = hashlib.sha256(repr(beginning).encode())
         for name in sorted(inputs):
             digest.update(_bytes(inputs[name]))
-        return self.by_batch.setdefault(digest.hexdigest(), BaseStates(self))
+        return self.by_batch.setdefault(digest.hexdigest(), [])
 
-    def take(self, size: int) -> bool:
-        """Make room for so many bytes, if there is any."""
-        if self.used + size > self.most:
-            return False
-        self.used += size
-        return True
+    def keep(self, states: list[WalkState], layer: int, state: WalkState) -> None:
+        """Remember what leaves ``layer`` of a batch; no gaps are left, and nothing is kept beyond the memory."""
+        if layer != len(states):
+            return
+        own, known = state.storages(), states[-1].storages() if states else {}
+        size = sum(size for place, size in own.items() if place not in known)
+        if self.used + size <= self.most:
+            self.used += size
+            states.append(state)
 
 
 def _bytes(value: Any) -> bytes:
@@ -369,18 +315,14 @@ def traffic(depth: int, drops: tuple[Key, ...]) -> Traffic:
     held = {frozenset[int](): 0}  # which tensor each state is; 0 are the embeddings, which the model's forward keeps
     made, alive, runs = 0, [], []
     for index in range(depth):
-        wanted, fresh, most, ran = wanted_after(index, drops), dict[Key, int](), 0, 0
+        wanted, fresh, most, before = wanted_after(index, drops), dict[Key, int](), 0, made
         for key in list(held):
             current = held.pop(key)
             for way, new in ways(key, index, wanted):
                 most = max(most, len({0, current, *held.values(), *fresh.values()}))
-                if way == "past":
-                    fresh[new] = current
-                    continue
-                ran += 1
-                made += 1
-                fresh[new] = made
+                made += way == "through"
+                fresh[new] = made if way == "through" else current
         held = fresh
         alive.append(most)
-        runs.append(ran)
+        runs.append(made - before)
     return Traffic((*alive, len({0, *held.values()})), tuple(runs), len(drops))

@@ -2,7 +2,6 @@
 
 from layerprune.registry import Registry
 from layerprune.search.base import (
-    Asking,
     Judge,
     Others,
     Search,
@@ -11,7 +10,6 @@ from layerprune.search.base import (
     asks,
     bound,
     by_importance,
-    judged,
     next_to_go,
     require_finite,
     require_floors,
@@ -19,15 +17,10 @@ from layerprune.search.base import (
     table_judge,
 )
 from layerprune.search.constraints import (
-    Anything,
+    AnyShape,
     Constraints,
     Contiguous,
-    Move,
     NoAdjacent,
-    Shape,
-    check_drop,
-    parse_drop,
-    parse_protect,
 )
 from layerprune.search.searches import Greedy, OneShot, greedy, one_shot
 
@@ -44,30 +37,23 @@ SEARCHES = Registry(
 
 __all__ = [
     "SEARCHES",
-    "Anything",
-    "Asking",
+    "AnyShape",
     "Constraints",
     "Contiguous",
     "Greedy",
     "Judge",
-    "Move",
     "NoAdjacent",
     "OneShot",
     "Others",
     "Search",
     "SearchResult",
-    "Shape",
     "Watch",
     "asks",
     "bound",
     "by_importance",
-    "check_drop",
     "greedy",
-    "judged",
     "next_to_go",
     "one_shot",
-    "parse_drop",
-    "parse_protect",
     "require_finite",
     "require_floors",
     "shortfall",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from layerprune.artifacts import Candidate, Ranked, Round
-from layerprune.errors import RefusedError, UsageError
+from layerprune.artifacts import Candidate, Ranked, Round, Units
+from layerprune.errors import RefusedError
 from layerprune.removal import Removal
 from layerprune.search.constraints import Constraints, Move
 from layerprune.stats import clipped
@@ -47,13 +47,42 @@ class SearchResult:
         """The units to remove."""
         return Removal.from_layers(self.order)
 
+    @property
+    def eliminated(self) -> list[Units]:
+        """What goes although a race had eliminated it, on a part of the items, as not among the next.
+
+        Recorded scores of a race for fewer layers lead there, and constraints that skip those that won: in the one
+        round of a one-shot search any that goes, in a round of a path the removal that was taken from it, of a search
+        that lays no path the whole removal.
+        """
+        whole = [] if self.cost is None else [self.cost]
+        asked = [one for entry in self.rounds for one in entry.candidates] if self.nested else whole
+        return sorted(
+            one.removal
+            for one in asked
+            if one.stopped and not one.accepted
+            if set(one.removal) <= set(self.order if len(self.rounds) == 1 else self.order[: len(one.removal)])
+        )
+
+    def accepted_but_kept(self, protect: Collection[int]) -> list[Units]:
+        """Return what a race accepted and is not to go, and not for being protected: fewer go than it was run for.
+
+        A race told the best from the rest, and no more. A layer that is clearly among the best stops there, so that
+        scores of such layers are of different items.
+        """
+        if not self.nested or len(self.rounds) != 1:
+            return []
+        best = [one.removal for one in self.rounds[0].candidates if one.accepted]
+        return sorted(units for units in best if not set(units) <= set(self.order) and not set(units) & set(protect))
+
 
 class Search(Protocol):
     """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer.
 
     A class attribute ``nested`` says that every beginning of ``SearchResult.order`` is a removal the search stood at. A
     method ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race
-    them. One that asks other metrics is ``Asking``.
+    them. One that asks other metrics, too, names their specs in an attribute ``asks`` and takes a keyword ``others``: a
+    search itself never sees a model.
     """
 
     def __call__(
@@ -67,47 +96,15 @@ def next_to_go(search: Search, drop: int) -> int | None:
     return None if ask is None else ask(drop)
 
 
-class Asking(ABC):
-    """A search that asks other metrics, too, and runs once it is bound to them: a search itself never sees a model."""
-
-    by: str  # specs of the metrics, joined by +
-
-    @property
-    def asks(self) -> tuple[str, ...]:
-        """The specs of the metrics that it asks."""
-        return tuple(dict.fromkeys(self.by.split("+")))
-
-    @abstractmethod
-    def look(
-        self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
-    ) -> SearchResult:
-        """Search as ``Search`` does, with the others at hand."""
-
-    def bind(self, others: Others) -> Search:
-        """Return the search that has the others at hand."""
-
-        def search(
-            judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-        ) -> SearchResult:
-            return self.look(others, judge, constraints, drop, seed=seed, watch=watch)
-
-        return search
-
-    def __call__(
-        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> SearchResult:
-        name = type(self).__name__.lower()
-        raise UsageError(f"the search {name!r} asks {self.by} for proposals: plan from the model")
+def asks(search: Search) -> tuple[str, ...]:
+    """Return the specs of the other metrics that a search asks."""
+    return getattr(search, "asks", ())
 
 
 def bound(search: Search, others: Others) -> Search:
     """Return the search with what it asks beside its judge at hand."""
-    return search.bind(others) if isinstance(search, Asking) else search
-
-
-def asks(search: Search) -> tuple[str, ...]:
-    """Return the specs of the other metrics that a search asks."""
-    return search.asks if isinstance(search, Asking) else ()
+    asking: Callable[..., SearchResult] = search
+    return partial(asking, others=others) if asks(search) else search
 
 
 def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
@@ -119,45 +116,41 @@ def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
     return candidates
 
 
-def by_importance(candidate: Candidate) -> tuple[int, bool, float, float, tuple[int, ...]]:
+def ask_moves(judge: Judge, removed: Removal, moves: Sequence[Move]) -> dict[Move, Candidate]:
+    """Return the judge's word on each of ``moves`` with ``removed`` already gone."""
+    return dict(zip(moves, judged(judge, [removed.add(*move) for move in moves]), strict=True))
+
+
+def last_layers_first(removals: Sequence[Removal]) -> list[Candidate]:
+    """Judge without a model: the nearer to the end of the stack, the less harm."""
+    return [Candidate(removal=one.layers, score=-float(sum(one.layers))) for one in removals]
+
+
+def by_importance(candidate: Candidate, before: float = 0.0, size: int = 1) -> tuple[int, bool, float, float, Units]:
     """Sort key, least harm first: the score, then its tie-break, then the lowest units.
 
     One that left a race early stands before or after all that finished, by what the race said of it, whatever its score
-    on the few items it has seen, and one with a task below its floor after all that keep the floors.
+    on the few items it has seen, and one with a task below its floor after all that keep the floors. One without which
+    the model's figures are not finite comes last: it does the most harm, whatever the others do.
     """
-    return standing(candidate), bool(candidate.below_floor), candidate.score, candidate.tie_break, candidate.removal
+    place = 3 if candidate.not_finite else 0 if candidate.accepted else 2 if candidate.stopped else 1
+    share = 1 / size
+    harm, tie_break = (candidate.score - before) * share, candidate.tie_break * share
+    return place, bool(candidate.below_floor), harm, tie_break, candidate.removal
 
 
-def standing(candidate: Candidate) -> int:
-    """Return 0 for a candidate that a race let in early, 2 for one that it put out, 1 for one that saw all items.
-
-    3 for one without which the model's figures are not finite: it does the most harm, whatever the others do.
-    """
-    if candidate.not_finite:
-        return 3
-    return 0 if candidate.accepted else 2 if candidate.stopped else 1
-
-
-def order_moves(moves: Sequence[Move], candidates: Sequence[Candidate], score_before: float = 0.0) -> list[int]:
-    """Return the positions of ``moves`` ordered by harm, least first.
+def order_moves(found: Mapping[Move, Candidate], score_before: float = 0.0) -> list[Move]:
+    """Return the moves that were judged in one round ordered by harm, least first.
 
     Where moves differ in size (layers that go together), harm is counted per layer: a pair that costs 0.3 goes before
     a single layer that costs 0.2. With equal sizes the scores are compared as they are.
     """
-    same_size = len({len(move) for move in moves}) <= 1
-
-    def key(position: int) -> tuple[int, bool, float, float, Move]:
-        move, candidate = moves[position], candidates[position]
-        behind = standing(candidate), bool(candidate.below_floor)
-        if same_size:
-            return *behind, candidate.score, candidate.tie_break, move
-        share = 1 / len(move)
-        return *behind, (candidate.score - score_before) * share, candidate.tie_break * share, move
-
-    return sorted(range(len(moves)), key=key)
+    if len({len(move) for move in found}) <= 1:
+        return sorted(found, key=lambda move: by_importance(found[move]))
+    return sorted(found, key=lambda move: by_importance(found[move], score_before, len(move)))
 
 
-def require_floors(candidates: Sequence[Candidate], removed: Removal = NOTHING) -> None:
+def require_floors(candidates: Collection[Candidate], removed: Removal = NOTHING) -> None:
     """Raise ``RefusedError`` when every candidate of a round leaves some task below its floor, or none is finite."""
     require_one_finite(candidates, removed)
     if all(candidate.below_floor for candidate in candidates):
@@ -166,7 +159,7 @@ def require_floors(candidates: Sequence[Candidate], removed: Removal = NOTHING) 
         raise RefusedError(f"{what}; the nearest: {shortfall(nearest)}; lower --floor or --drop")
 
 
-def require_one_finite(candidates: Sequence[Candidate], removed: Removal = NOTHING) -> None:
+def require_one_finite(candidates: Collection[Candidate], removed: Removal = NOTHING) -> None:
     """Raise ``RefusedError`` when the model's figures are finite without none of the candidates."""
     if all(candidate.not_finite for candidate in candidates):
         raise RefusedError(f"{_nothing_goes(removed)}: whatever does, the model's figures are not finite; {OVERFLOW}")
@@ -197,12 +190,12 @@ def shortfall(candidate: Candidate) -> str:
     )
 
 
-def ranked(moves: Sequence[Move], candidates: Sequence[Candidate]) -> tuple[Ranked, ...]:
+def ranked(found: Mapping[Move, Candidate]) -> tuple[Ranked, ...]:
     """Return the first round as a ranking, unit by unit; layers that go together share one score."""
     return tuple(
-        Ranked(unit=unit, score=candidates[position].score, interval=candidates[position].interval)
-        for position in order_moves(moves, candidates)
-        for unit in moves[position]
+        Ranked(unit=unit, score=found[move].score, interval=found[move].interval)
+        for move in order_moves(found)
+        for unit in move
     )
 
 

@@ -11,11 +11,11 @@ from layerprune.errors import RefusedError, UsageError
 from layerprune.removal import Removal
 from layerprune.search.base import (
     NOTHING,
-    Asking,
     Judge,
     Others,
     SearchResult,
     Watch,
+    ask_moves,
     by_importance,
     judged,
     order_moves,
@@ -42,20 +42,19 @@ class OneShot:
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
     ) -> SearchResult:
         constraints.require(drop)
-        moves = constraints.moves
-        candidates = judged(judge, [Removal.of(*move) for move in moves])
-        require_one_finite(candidates)
-        preference = [moves[position] for position in order_moves(moves, candidates)]
-        removed, order = Removal(()), list[int]()
+        found = ask_moves(judge, NOTHING, constraints.moves)
+        require_one_finite(found.values())
+        preference = order_moves(found)
+        removed, order = NOTHING, list[int]()
         while len(removed) < drop:
             move = constraints.first_open(preference, removed, drop)
             removed = removed.add(*move)
             order.extend(move)
-        only_round = Round(removed=(), candidates=candidates)
-        cost = next((c for c in candidates if c.removal == removed.layers), None)
+        only_round = Round(removed=(), candidates=tuple(found.values()))
+        cost = next((one for one in found.values() if one.removal == removed.layers), None)
         if watch and cost:
             watch(removed, cost)
-        return SearchResult(tuple(order), (only_round,), ranked(moves, candidates), cost)
+        return SearchResult(tuple(order), (only_round,), ranked(found), cost)
 
 
 # Moves that a lazy round judges at a time: they share the walk up to where they differ, so one alone is dear.
@@ -86,7 +85,7 @@ class Greedy:
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
     ) -> SearchResult:
         constraints.require(drop)
-        removed, order, rounds = Removal(()), list[int](), list[Round]()
+        removed, order, rounds = NOTHING, list[int](), list[Round]()
         cost: Candidate | None = None
         ranking = None
         promised: dict[Move, float] = {}
@@ -94,10 +93,10 @@ class Greedy:
             moves = constraints.open_moves(removed, drop)
             before = cost.score if cost else 0.0
             seen = self._round(judge, removed, moves, promised, before)
-            require_floors(list(seen.values()), removed)
+            require_floors(seen.values(), removed)
             rounds.append(Round(removed=removed.layers, candidates=tuple(seen.values())))
-            ranking = ranking or ranked(list(seen), list(seen.values()))
-            best = _best(seen, before)
+            ranking = ranking or ranked(seen)
+            best = order_moves(seen, before)[0]
             least = _importance(seen[best], best, before)
             promised |= {move: _promise(one, move, before, least, promised) for move, one in seen.items()}
             removed, cost = removed.add(*best), seen[best]
@@ -110,39 +109,27 @@ class Greedy:
         self, judge: Judge, removed: Removal, moves: Sequence[Move], promised: dict[Move, float], before: float
     ) -> dict[Move, Candidate]:
         """Judge the moves of one round, all of them or as many as may hold the best."""
-
-        def ask(moves: Sequence[Move]) -> dict[Move, Candidate]:
-            return dict(zip(moves, judged(judge, [removed.add(*move) for move in moves]), strict=True))
-
         if not self.lazy:
-            return ask(moves)
+            return ask_moves(judge, removed, moves)
+        # in the order of asking: what was never judged first, then the least harm promised
+        fresh = [move for move in moves if move not in promised]
+        known = sorted((move for move in moves if move in promised), key=lambda move: (promised[move], move))
+        batches = [known[start : start + LAZY_BATCH] for start in range(0, len(known), LAZY_BATCH)]
         seen: dict[Move, Candidate] = {}
         best: Move | None = None
         settled = set[Move]()
-        for batch in self._batches(moves, promised):
+        for batch in [fresh, *batches] if fresh else batches:
             if best and not seen[best].below_floor and _importance(seen[best], best, before) <= promised[batch[0]]:
                 break
             # The best so far runs along, for the race to be against it; its verdict on all the items stands.
-            answers = ask([*([best] if best else []), *batch])
+            answers = ask_moves(judge, removed, [*([best] if best else []), *batch])
             seen |= {move: one for move, one in answers.items() if move != best}
-            best = _best(seen, before)
-            while seen[best].stopped and best not in settled:  # let in early: how it does on all items is to be seen
+            best = order_moves(seen, before)[0]
+            while seen[best].stopped and best not in settled:  # accepted early: how it does on all items is to be seen
                 settled.add(best)
-                seen |= ask([best])
-                best = _best(seen, before)
+                seen |= ask_moves(judge, removed, [best])
+                best = order_moves(seen, before)[0]
         return {move: seen[move] for move in moves if move in seen}
-
-    def _batches(self, moves: Sequence[Move], promised: dict[Move, float]) -> Iterator[Sequence[Move]]:
-        """Yield the moves in the order of asking: what was never judged first, then the least harm promised."""
-        if not promised:
-            yield moves
-            return
-        fresh = [move for move in moves if move not in promised]
-        known = sorted((move for move in moves if move in promised), key=lambda move: (promised[move], move))
-        if fresh:
-            yield fresh
-        for start in range(0, len(known), LAZY_BATCH):
-            yield known[start : start + LAZY_BATCH]
 
 
 def _importance(candidate: Candidate, move: Move, before: float) -> float:
@@ -158,11 +145,6 @@ def _promise(one: Candidate, move: Move, before: float, least: float, promised: 
         return _importance(one, move, before)
     low = least if one.interval is None else (one.interval[0] - before) / len(move)
     return max(least, low, promised.get(move, least))
-
-
-def _best(seen: dict[Move, Candidate], before: float) -> Move:
-    moves = list(seen)
-    return moves[order_moves(moves, list(seen.values()), before)[0]]
 
 
 one_shot = OneShot()
@@ -212,7 +194,7 @@ def allowed_runs(constraints: Constraints, drop: int) -> list[Removal]:
 
 
 @dataclass(frozen=True)
-class Exchange(Asking):
+class Exchange:
     """Judge whole removals that other metrics and the own one-shot ranking propose, and better the best by exchanges.
 
     An exchange puts one layer back and judges whatever could go in its place; the layer whose return helps most is
@@ -230,30 +212,39 @@ class Exchange(Asking):
         if not all(self.asks):
             raise ValueError(f"by names metrics joined by +, got {self.by!r}")
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The specs of the metrics that it asks."""
+        return tuple(dict.fromkeys(self.by.split("+")))
+
     def next_to_go(self, drop: int) -> int:
         """Return how many of a round's candidates matter: whatever the round, its best."""
         return 1
 
-    def look(
-        self, others: Others, judge: Judge, constraints: Constraints, drop: int, *, seed: int, watch: Watch | None
-    ) -> SearchResult:
-        """Search with what the others propose."""
+    def __call__(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None,
+        others: Others | None = None,
+    ) -> SearchResult:  # fmt: skip
+        if others is None:
+            raise UsageError(f"the search 'exchange' asks {self.by} for proposals: plan from the model")
         constraints.require(drop)
         proposed = [self._proposed(others, metric, constraints, drop) for metric in self.asks]  # cheap: refused first
         own = OneShot()(others.own(drop), constraints, drop, seed=seed)
         walk = _ExchangeWalk(judge, constraints, drop, list(own.rounds))
-        best: Candidate | None = walk.start(list(dict.fromkeys([own.removal, *proposed])))
+        best: Candidate | None = walk.visit(walk.ask(NOTHING, list(dict.fromkeys([own.removal, *proposed]))))
         for _ in range(self.most):
             if watch and best:
-                watch(walk.here, best)
+                watch(walk.current, best)
             best = walk.exchange()
             if best is None:
                 break
-        cost = walk.settle(others.own(len(walk.stood)))
+        # races may have erred: all that was visited is judged on all items, and the best of it stands
+        walk.judge = others.own(len(walk.visited))
+        cost = walk.visit(walk.ask(NOTHING, walk.visited))
         if watch:
-            watch(walk.here, cost)
+            watch(walk.current, cost)
         place = {entry.unit: number for number, entry in enumerate(own.ranking)}
-        order = tuple(sorted(walk.here.layers, key=place.__getitem__))
+        order = tuple(sorted(walk.current.layers, key=place.__getitem__))
         return SearchResult(order, tuple(walk.rounds), own.ranking, cost, nested=False)
 
     def _proposed(self, others: Others, metric: str, constraints: Constraints, drop: int) -> Removal:
@@ -272,53 +263,44 @@ class _ExchangeWalk:
     constraints: Constraints
     drop: int
     rounds: list[Round]
-    stood: list[Removal] = field(default_factory=list)  # the last is where it stands
+    visited: list[Removal] = field(default_factory=list)
 
     @property
-    def here(self) -> Removal:
-        return self.stood[-1]
+    def current(self) -> Removal:
+        return self.visited[-1]
 
-    def start(self, removals: Sequence[Removal]) -> Candidate:
-        """Stand at the least harmful of whole removals."""
-        return self._stand(min(self._round(NOTHING, removals), key=by_importance))
-
-    def exchange(self) -> Candidate | None:
-        """Exchange one stroke of what is removed for a better one; None where every exchange does more harm."""
-        for out in self._outs():
-            rest = Removal.from_layers(unit for unit in self.here if unit not in out)
-            moves = [move for move in self.constraints.open_moves(rest, self.drop) if len(move) == len(out)]
-            if moves == [out]:
-                continue
-            # what is here runs along: in a race nobody's score can be held against another round's
-            candidates = self._round(rest, [rest.add(*move) for move in moves])
-            best = candidates[order_moves(moves, candidates)[0]]
-            if Removal(best.removal) not in self.stood:  # a race may err: nowhere twice, so that the walk ends
-                return self._stand(best)
-        return None
-
-    def settle(self, judge: Judge) -> Candidate:
-        """Judge on all items wherever it stood, as races may have erred, and stand where harm is least."""
-        candidates = judged(judge, self.stood)
-        self.rounds.append(Round(removed=(), candidates=candidates))
-        return self._stand(min(candidates, key=by_importance))
-
-    def _outs(self) -> Iterator[Move]:
-        """Yield what may be put back, the one whose return helps most first; a race says little of the order behind."""
-        moves = [move for move in self.constraints.moves if set(move) <= set(self.here)]
-        fewer = [Removal.from_layers(unit for unit in self.here if unit not in move) for move in moves]
-        if len(self.here) == len(moves[0]):  # nothing would be left to judge
-            yield from moves
-            return
-        candidates = self._round(NOTHING, fewer)
-        yield from (
-            moves[place] for place in sorted(range(len(moves)), key=lambda place: by_importance(candidates[place]))
-        )
-
-    def _round(self, removed: Removal, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
+    def ask(self, removed: Removal, removals: Sequence[Removal]) -> tuple[Candidate, ...]:
+        """Judge whole removals as one round."""
         candidates = judged(self.judge, removals)
         self.rounds.append(Round(removed=removed.layers, candidates=candidates))
         return candidates
 
-    def _stand(self, candidate: Candidate) -> Candidate:
-        self.stood.append(Removal(candidate.removal))
-        return candidate
+    def visit(self, candidates: Sequence[Candidate]) -> Candidate:
+        """Go on from the least harmful."""
+        best = min(candidates, key=by_importance)
+        self.visited.append(Removal(best.removal))
+        return best
+
+    def exchange(self) -> Candidate | None:
+        """Exchange one stroke of what is removed for a better one; None where every exchange does more harm."""
+        for returned in self._returns():
+            rest = Removal.from_layers(unit for unit in self.current if unit not in returned)
+            moves = [move for move in self.constraints.open_moves(rest, self.drop) if len(move) == len(returned)]
+            if moves == [returned]:
+                continue
+            # what is here runs along: in a race nobody's score can be held against another round's
+            candidates = self.ask(rest, [rest.add(*move) for move in moves])
+            best = min(candidates, key=by_importance)
+            if Removal(best.removal) not in self.visited:  # a race may err: nowhere twice, so that the walk ends
+                return self.visit([best])
+        return None
+
+    def _returns(self) -> Iterator[Move]:
+        """Yield what may be put back, the one whose return helps most first; a race says little of the order behind."""
+        moves = [move for move in self.constraints.moves if set(move) <= set(self.current)]
+        if len(self.current) == len(moves[0]):  # nothing would be left to judge
+            yield from moves
+            return
+        fewer = [Removal.from_layers(unit for unit in self.current if unit not in move) for move in moves]
+        found = dict(zip(moves, self.ask(NOTHING, fewer), strict=True))
+        yield from sorted(moves, key=lambda move: by_importance(found[move]))

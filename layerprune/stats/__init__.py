@@ -1,76 +1,37 @@
 """The statistics every claim rests on: exact tests, paired intervals, relevance, rank agreement. No torch."""
 
-from layerprune.stats.certificates import CertifiedPath, PathStep, certify, draw_mixture, items_needed, loss_p_value
-from layerprune.stats.intervals import (
-    Bounds,
-    McNemar,
-    above_chance,
-    as_bits,
-    bootstrap_interval,
-    clipped,
-    counted_interval,
-    displayed,
-    holm,
-    mcnemar,
-    mean_interval,
-    paired_interval,
-    paired_intervals,
-    quantile,
-    relevance,
-    relevance_interval,
-    relevance_intervals,
-)
-from layerprune.stats.ranking import (
-    TARGET,
-    Agreement,
-    Losses,
-    Overlap,
-    Reliability,
-    confusion,
-    correlations,
-    mean_losses,
-    overlap,
-    rank_agreement,
-    resampled_losses,
-    split_half,
-    stepped,
-)
-
-__all__ = [
-    "TARGET",
-    "Agreement",
-    "Bounds",
-    "CertifiedPath",
-    "Losses",
-    "McNemar",
-    "Overlap",
-    "PathStep",
-    "Reliability",
-    "above_chance",
-    "as_bits",
-    "bootstrap_interval",
-    "certify",
-    "clipped",
-    "confusion",
-    "correlations",
-    "counted_interval",
-    "displayed",
-    "draw_mixture",
-    "holm",
-    "items_needed",
-    "loss_p_value",
-    "mcnemar",
-    "mean_interval",
-    "mean_losses",
-    "overlap",
-    "paired_interval",
-    "paired_intervals",
-    "quantile",
-    "rank_agreement",
-    "relevance",
-    "relevance_interval",
-    "relevance_intervals",
-    "resampled_losses",
-    "split_half",
-    "stepped",
-]
+from layerprune.stats.certificates import CertifiedPath as CertifiedPath
+from layerprune.stats.certificates import PathStep as PathStep
+from layerprune.stats.certificates import certify as certify
+from layerprune.stats.certificates import draw_mixture as draw_mixture
+from layerprune.stats.certificates import items_needed as items_needed
+from layerprune.stats.certificates import loss_p_value as loss_p_value
+from layerprune.stats.intervals import McNemar as McNemar
+from layerprune.stats.intervals import above_chance as above_chance
+from layerprune.stats.intervals import as_bits as as_bits
+from layerprune.stats.intervals import bootstrap_interval as bootstrap_interval
+from layerprune.stats.intervals import clipped as clipped
+from layerprune.stats.intervals import counted_interval as counted_interval
+from layerprune.stats.intervals import displayed as displayed
+from layerprune.stats.intervals import holm as holm
+from layerprune.stats.intervals import mcnemar as mcnemar
+from layerprune.stats.intervals import mean_interval as mean_interval
+from layerprune.stats.intervals import paired_interval as paired_interval
+from layerprune.stats.intervals import paired_intervals as paired_intervals
+from layerprune.stats.intervals import quantile as quantile
+from layerprune.stats.intervals import relevance as relevance
+from layerprune.stats.intervals import relevance_interval as relevance_interval
+from layerprune.stats.intervals import relevance_intervals as relevance_intervals
+from layerprune.stats.ranking import TARGET as TARGET
+from layerprune.stats.ranking import Agreement as Agreement
+from layerprune.stats.ranking import Losses as Losses
+from layerprune.stats.ranking import Overlap as Overlap
+from layerprune.stats.ranking import Reliability as Reliability
+from layerprune.stats.ranking import confusion as confusion
+from layerprune.stats.ranking import correlations as correlations
+from layerprune.stats.ranking import mean_losses as mean_losses
+from layerprune.stats.ranking import overlap as overlap
+from layerprune.stats.ranking import rank_agreement as rank_agreement
+from layerprune.stats.ranking import resampled_losses as resampled_losses
+from layerprune.stats.ranking import split_half as split_half
+from layerprune.stats.ranking import stepped as stepped

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from layerprune.stats.intervals import Correct, paired_bits
+from layerprune.stats.intervals import Correct, flips, score_parts
 
 Floats = NDArray[np.float64]
 
@@ -37,10 +37,8 @@ class PathStep:
 
 @dataclass(frozen=True)
 class CertifiedPath:
-    """How many steps of the path are certified to lose less than ``limit`` accuracy."""
+    """How many steps of the path are certified to lose less accuracy than the limit."""
 
-    limit: float
-    confidence: float
     certified: int  # 0: not even the first step
     steps: tuple[PathStep, ...]  # up to the first step that was not certified
 
@@ -56,13 +54,12 @@ def certify(base: Correct, path: Iterable[Correct], limit: float, confidence: fl
         raise ValueError(f"confidence {confidence} is not between 0 and 1")
     steps: list[PathStep] = []
     for other in path:
-        first, second = paired_bits(base, other)
-        lost, won = int((first & ~second).sum()), int((~first & second).sum())
-        p_value = loss_p_value(lost, won, first.size, limit)
-        steps.append(PathStep(lost, won, first.size, p_value, p_value <= 1 - confidence))
+        flipped = flips(base, other)
+        p_value = loss_p_value(*flipped, limit)
+        steps.append(PathStep(*flipped, p_value, p_value <= 1 - confidence))
         if not steps[-1].certified:
             break
-    return CertifiedPath(limit, confidence, sum(step.certified for step in steps), tuple(steps))
+    return CertifiedPath(sum(step.certified for step in steps), tuple(steps))
 
 
 def items_needed(right_to_wrong: int, wrong_to_right: int, items: int, limit: float, confidence: float) -> int | None:
@@ -100,9 +97,11 @@ def loss_p_value(right_to_wrong: int, wrong_to_right: int, items: int, limit: fl
         raise ValueError(f"{right_to_wrong} and {wrong_to_right} flips of {items} items is not possible")
     if not 0 <= limit < 1:
         raise ValueError(f"the limit {limit} is not an accuracy loss; give 0.02 for two points")
-    seen = float(_score(np.array([right_to_wrong]), np.array([wrong_to_right]), items, limit)[0])
+    seen = float(score_statistic(np.array([right_to_wrong]), np.array([wrong_to_right]), items, limit)[0])
     shares = _nuisance_grid(wrong_to_right, items, limit)
-    most_lost = _largest_as_favourable(seen, items, limit, _most_won(shares[-1], items))
+    share = shares[-1]  # more wrong-to-right flips than this have a probability below 1e-13 (Bernstein's bound)
+    most_won = min(items, int(items * share + 8 * np.sqrt(items * share * (1 - share))) + 40)
+    most_lost = _largest_as_favourable(seen, items, limit, most_won)
     best = int(_probability(most_lost, shares, items, limit).argmax())
     finer = np.linspace(shares[max(best - 1, 0)], shares[min(best + 1, _GRID - 1)], _GRID)
     return min(1.0, float(_probability(most_lost, finer, items, limit).max()) + _UNCERTAIN)
@@ -116,39 +115,24 @@ def draw_mixture(items: Mapping[str, int], seed: int) -> dict[str, NDArray[np.in
     """
     if not items or min(items.values()) < 1:
         raise ValueError("each task needs at least one item")
+    draws = smallest = min(items.values())
+    if len(items) > 1:
+        # The smallest task is asked for more than it has once in a million times or less. The number depends on the
+        # sizes alone: stopping when a task runs out would make the last draw a biased one.
+        draws = max(1, min(sum(items.values()), int(len(items) * (smallest - 5 * np.sqrt(smallest)))))
     rng = np.random.default_rng(seed)
-    labels = rng.integers(len(items), size=_draws(items))
+    labels = rng.integers(len(items), size=draws)
     counts = np.bincount(labels, minlength=len(items)).tolist()
     return {
         name: np.sort(rng.permutation(size)[:count]) for (name, size), count in zip(items.items(), counts, strict=True)
     }
 
 
-def _draws(items: Mapping[str, int]) -> int:
-    """Return a number of draws that asks the smallest task for more than it has once in a million times or less.
-
-    It depends on the sizes alone: stopping when a task runs out would make the last draw a biased one.
-    """
-    smallest = min(items.values())
-    if len(items) == 1:
-        return smallest
-    return max(1, min(sum(items.values()), int(len(items) * (smallest - 5 * np.sqrt(smallest)))))
-
-
-def _score(lost: NDArray[np.generic], won: NDArray[np.generic], items: int, limit: float) -> Floats:
+def score_statistic(lost: NDArray[np.generic], won: NDArray[np.generic], items: int, limit: float) -> Floats:
     """Return Tango's score statistic of ``loss - limit``; the more negative, the stronger against "at least limit"."""
-    first, second = lost.astype(float), won.astype(float)
-    b = (2 * items - first + second) * limit - first - second
-    c = -second * limit * (1 - limit)
-    restricted = (np.sqrt(np.maximum(b * b - 8 * items * c, 0)) - b) / (4 * items)
-    variance = items * np.maximum(2 * restricted + limit * (1 - limit), 1e-15)
-    score: Floats = (first - second - items * limit) / np.sqrt(variance)
+    above, variance = score_parts(lost.astype(float), won.astype(float), items, limit)
+    score: Floats = above / np.sqrt(items * np.maximum(variance, 1e-15))
     return score
-
-
-def _most_won(share: float, items: int) -> int:
-    """Return a count of wrong-to-right flips that is exceeded with a probability below 1e-13 (Bernstein's bound)."""
-    return min(items, int(items * share + 8 * np.sqrt(items * share * (1 - share))) + 40)
 
 
 def _largest_as_favourable(seen: float, items: int, limit: float, most_won: int) -> Floats:
@@ -157,7 +141,7 @@ def _largest_as_favourable(seen: float, items: int, limit: float, most_won: int)
     low, high = np.full(most_won + 1, -1), items - won  # low: known to be as favourable; above high: known not to be
     while (low < high).any():
         middle = (low + high + 1) // 2
-        fits = (middle < 0) | (_score(np.maximum(middle, 0), won, items, limit) <= seen + 1e-9)
+        fits = (middle < 0) | (score_statistic(np.maximum(middle, 0), won, items, limit) <= seen + 1e-9)
         low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
     return low.astype(float)
 

@@ -27,17 +27,6 @@ _RESAMPLES = 4000  # the 2.5 % quantile of 4000 draws wanders by about 0.0025 of
 _DRAWS_AT_ONCE = 4_000_000  # indices drawn in one go: 32 MB
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Lower and upper limits as arrays, one entry a comparison."""
-
-    low: Floats
-    high: Floats
-
-    def pairs(self) -> list[Interval]:
-        return list(zip(self.low.ravel().tolist(), self.high.ravel().tolist(), strict=True))
-
-
 def quantile(confidence: float) -> float:
     """Return the two-sided normal quantile: 1.96 for 0.95."""
     if not 0 < confidence < 1:
@@ -47,40 +36,43 @@ def quantile(confidence: float) -> float:
 
 def paired_interval(base: Correct, other: Correct, confidence: float = 0.95) -> Interval:
     """Return the interval of accuracy(other) - accuracy(base) on the same items; negative: other is worse."""
-    first, second = paired_bits(base, other)
-    limits = paired_intervals((first & ~second).sum(), (~first & second).sum(), first.size, confidence)
-    return limits.pairs()[0]
+    low, high = paired_intervals(*flips(base, other), confidence)
+    return float(low), float(high)
 
 
 def paired_intervals(
     right_to_wrong: ArrayLike, wrong_to_right: ArrayLike, items: ArrayLike, confidence: float = 0.95
-) -> Bounds:
-    """Return the same intervals for many comparisons at once, from counts of flips (arrays that broadcast)."""
+) -> tuple[Floats, Floats]:
+    """Return the limits of many such intervals at once, from counts of flips (arrays that broadcast)."""
     counts = (np.asarray(x, dtype=float) for x in (right_to_wrong, wrong_to_right, items))
     lost, won, total = np.broadcast_arrays(*counts)
     if (total <= 0).any() or (lost < 0).any() or (won < 0).any() or (lost + won > total).any():
         raise ValueError("flip counts must be whole numbers from 0 to the number of items, which must be positive")
-    z, seen = quantile(confidence), (won - lost) / total
-    low, high = np.full_like(seen, -1.0), np.full_like(seen, 1.0)
-    low_inner, high_inner = seen.copy(), seen.copy()
+    z = quantile(confidence)
+    return _lower_limit(lost, won, total, z), 0 - _lower_limit(won, lost, total, z)
+
+
+def _lower_limit(lost: Floats, won: Floats, items: Floats, z: float) -> Floats:
+    """Return the least difference that the flips seen are compatible with, by bisection."""
+    inner = (won - lost) / items
+    low = np.full_like(inner, -1.0)
     for _ in range(_HALVINGS):
-        middle = (low + low_inner) / 2
-        outside = _score_excess(middle, lost, won, total, z) > 0  # still too far below to be compatible
-        low, low_inner = np.where(outside, middle, low), np.where(outside, low_inner, middle)
-        middle = (high + high_inner) / 2
-        outside = _score_excess(-middle, won, lost, total, z) > 0
-        high, high_inner = np.where(outside, middle, high), np.where(outside, high_inner, middle)
-    return Bounds(low, high)
+        middle = (low + inner) / 2
+        above, variance = score_parts(won, lost, items, middle)
+        outside = above - z * np.sqrt(np.maximum(items * variance, 0)) > 0  # still too far below to be compatible
+        low, inner = np.where(outside, middle, low), np.where(outside, inner, middle)
+    return low
 
 
-def _score_excess(difference: Floats, lost: Floats, won: Floats, items: Floats, z: float) -> Floats:
-    """Return how far the seen difference lies above ``difference`` beyond z of its restricted standard errors."""
-    b = (2 * items - won + lost) * difference - won - lost
-    c = -lost * difference * (1 - difference)
-    restricted = (np.sqrt(np.maximum(b * b - 8 * items * c, 0)) - b) / (4 * items)  # P(right to wrong) under the limit
-    variance = np.maximum(items * (2 * restricted + difference * (1 - difference)), 0)
-    excess: Floats = won - lost - items * difference - z * np.sqrt(variance)
-    return excess
+def score_parts(more: Floats, less: Floats, items: float | Floats, difference: float | Floats) -> tuple[Floats, Floats]:
+    """Return numerator and variance, per item, of Tango's score statistic of a ``difference`` of paired shares.
+
+    The share is ``(more - less) / items``; the variance is that of the likeliest flips with exactly this difference.
+    """
+    b = (2 * items - more + less) * difference - more - less
+    c = -less * difference * (1 - difference)
+    restricted = (np.sqrt(np.maximum(b * b - 8 * items * c, 0)) - b) / (4 * items)  # P(a flip to less)
+    return more - less - items * difference, 2 * restricted + difference * (1 - difference)
 
 
 def counted_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -185,6 +177,12 @@ def paired_bits(base: Correct, other: Correct) -> tuple[NDArray[np.bool_], NDArr
     return first, second
 
 
+def flips(base: Correct, other: Correct) -> tuple[int, int, int]:
+    """Return how many answers turn from right to wrong and from wrong to right, and the number of items."""
+    first, second = paired_bits(base, other)
+    return int((first & ~second).sum()), int((~first & second).sum()), first.size
+
+
 def above_chance(correct: Correct, chances: Sequence[float]) -> float:
     """Return the one-sided exact p-value of "the model only guesses".
 
@@ -218,10 +216,8 @@ def mcnemar(base: Correct, other: Correct) -> McNemar:
     """Return the exact McNemar test (binomial on the flipped items; McNemar 1947); without flips p = 1."""
     from scipy.stats import binom
 
-    first, second = paired_bits(base, other)
-    lost, won = int((first & ~second).sum()), int((~first & second).sum())
-    p_value = min(1.0, 2 * float(binom.cdf(min(lost, won), lost + won, 0.5)))
-    return McNemar(lost, won, p_value)
+    lost, won, _ = flips(base, other)
+    return McNemar(lost, won, min(1.0, 2 * float(binom.cdf(min(lost, won), lost + won, 0.5))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -261,8 +257,8 @@ def displayed(score: float, unit: str, metric: str) -> float:
 def relevance_interval(base: Correct, other: Correct, chance: float, confidence: float = 0.95) -> Interval:
     """Return the interval of the relevance of what turns ``base`` into ``other``, paired over the items."""
     first, second = paired_bits(base, other)
-    cells = ((first & second).sum(), (first & ~second).sum(), (~first & second).sum())
-    return relevance_intervals(*cells, first.size, chance, confidence).pairs()[0]
+    low, high = relevance_intervals((first & second).sum(), *flips(first, second), chance, confidence)
+    return float(low), float(high)
 
 
 def relevance_intervals(
@@ -272,8 +268,8 @@ def relevance_intervals(
     items: ArrayLike,
     chance: ArrayLike,
     confidence: float = 0.95,
-) -> Bounds:
-    """Return the same intervals for many removals at once, from counts (arrays that broadcast).
+) -> tuple[Floats, Floats]:
+    """Return the limits of many such intervals at once, from counts (arrays that broadcast).
 
     Fieller's interval (Fieller 1954) for the ratio of two paired means, with one flip added in each direction, as
     Bonett & Price (2012) do for differences: without it no flips would give a width of zero. Limits are cut to what
@@ -300,4 +296,4 @@ def relevance_intervals(
     low = np.where(bounded, np.clip(1 - (b + root) / safe, least, most), least)
     high = np.where(bounded, np.clip(1 - (b - root) / safe, least, most), most)
     point = 1 - ((both + won) / total - guess) / (base - guess)
-    return Bounds(np.minimum(low, point), np.maximum(high, point))  # the added items can shift the interval off it
+    return np.minimum(low, point), np.maximum(high, point)  # the added items can shift the interval off it

@@ -189,23 +189,17 @@ def half_losses(losses: Losses, splits: int, seed: int) -> tuple[Floats, Floats]
     return np.stack(first, axis=1), np.stack(second, axis=1)
 
 
-def mean_over_tasks(losses: Floats) -> Floats:
-    """Return the mean of (splits, tasks, units) over the tasks, (splits, units)."""
-    means: Floats = losses.mean(axis=1)
-    return means
-
-
 def stepped(reliability: float, factor: float) -> float:
     """Return the reliability on ``factor`` times the items: k r / (1 + (k - 1) r) (Spearman 1910; Brown 1910)."""
     return factor * reliability / (1 + (factor - 1) * reliability)
 
 
 def split_half(
-    losses: Losses, splits: int = 200, seed: int = 0, combine: Callable[[Floats], Floats] = mean_over_tasks
+    losses: Losses, splits: int = 200, seed: int = 0, combine: Callable[[Floats], Floats] = lambda it: it.mean(axis=1)
 ) -> Reliability:
     """Return the split-half reliability of the units' ranking; raises ``ValueError`` under two items.
 
-    ``combine`` makes one loss of those of all tasks, (splits, tasks, units) to (splits, units).
+    ``combine`` makes one loss of those of all tasks, (splits, tasks, units) to (splits, units); the mean by default.
     """
     one, other = (combine(halves) for halves in half_losses(losses, splits, seed))
     agreed = correlations(one, other)["spearman"]

@@ -7,15 +7,15 @@ from scipy import stats as scipy_stats
 from layerprune.analysis.agreement import (
     ACCURACY_DROP,
     Reference,
-    accuracy_losses,
-    agreed,
-    confused,
+    agreement_of,
+    item_losses,
     item_noise,
-    probability_losses,
+    rank_confusion,
     shared,
     spreads,
 )
 from layerprune.artifacts import Outcomes, TaskData
+from layerprune.artifacts.study import MetricRanking
 from layerprune.stats import correlations, mean_losses, rank_agreement, relevance
 
 UNITS = 12
@@ -31,9 +31,13 @@ def simulated(seed=0, tasks=2, items=40, same=True):
     }
 
 
+def ranking(scores):
+    return MetricRanking(metric="cosine", calibration="all tasks", scores=tuple(scores))
+
+
 def compared(losses, scores, chosen=None, seed=0):
     reference = Reference.of(losses, seed)
-    return agreed(reference, scores, chosen or [True] * UNITS, metric="cosine", calibration="all tasks")
+    return agreement_of(reference, ranking(scores), chosen or [True] * UNITS)
 
 
 def data(task="toy", chance=0.25, items=8):
@@ -48,11 +52,13 @@ def test_losses_average_to_relevance_and_to_the_share_of_probability():
         {"toy": Outcomes(correct="11100000", gold_probability=(0.25,) * 8)},
         {"toy": Outcomes(correct="11110100", gold_probability=(0.5,) * 8)},
     ]
-    lost = accuracy_losses([data()], intact, without)["toy"]
+    found = item_losses([data()], intact, without)
+    lost = found["accuracy"]["toy"]
     assert lost.shape == (8, 2)
     assert lost.mean(axis=0) == pytest.approx([relevance(3 / 8, 5 / 8, 0.25), 0.0])
-    assert probability_losses([data()], intact, without)["toy"].mean(axis=0) == pytest.approx([0.5, 0.0])
-    assert probability_losses([data()], {"toy": Outcomes(correct="1")}, [{"toy": Outcomes(correct="0")}]) == {}
+    assert found["probability"]["toy"].mean(axis=0) == pytest.approx([0.5, 0.0])
+    bare = item_losses([data()], {"toy": Outcomes(correct="1")}, [{"toy": Outcomes(correct="0")}])
+    assert bare["probability"] == {}
 
 
 def test_agreement_is_scipys_with_an_interval_around_it():
@@ -77,7 +83,7 @@ def test_the_intervals_cover_what_as_many_other_items_give(items, noise):
         true = rng.normal(size=30)
         scores = true + rng.normal(size=30)
         reference = Reference.of({"a": true + noise * rng.normal(size=(items, 30))}, seed)
-        found = agreed(reference, scores, [True] * 30, metric="cosine", calibration="all tasks")
+        found = agreement_of(reference, ranking(scores), [True] * 30)
         others = correlations(scores, true + noise / np.sqrt(items) * rng.normal(size=(300, 30)))
         for name, hits in covered.items():
             low, high = getattr(found, name).interval
@@ -104,13 +110,13 @@ def test_a_metric_that_says_the_same_of_all_layers_has_no_correlation():
 
 def test_confusion_is_the_mean_over_tasks():
     right, wrong = (list(range(4)), list(range(4))), (list(range(4)), list(range(3, -1, -1)))
-    found = confused("cosine", [right, wrong])
+    found = rank_confusion("cosine", [right, wrong])
     assert found.matrix == ((0.5, 0, 0, 0.5), (0, 0.5, 0.5, 0), (0, 0.5, 0.5, 0), (0.5, 0, 0, 0.5))
     assert (found.misplaced, found.by_chance) == (0.5, 0.75)
 
 
 def test_overlaps_of_an_eighth_a_quarter_and_half():
-    found = shared("cosine", list(range(16)), [*range(8, 16), *range(8)])
+    found = shared(ranking(range(16)), [*range(8, 16), *range(8)])
     assert [(one.count, one.shared, one.by_chance) for one in found] == [(2, 0, 0.25), (4, 0, 1), (8, 0, 4)]
 
 

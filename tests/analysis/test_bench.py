@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 
 import audit_tiny
-from layerprune.analysis.bench import StudyScorer
 from layerprune.analysis.measurements import answers_of, difference, mean_accuracy
 from layerprune.artifacts import Outcomes
 from layerprune.data.tasks import load_eval_set
 from layerprune.models.model import LoadedModel
-from layerprune.planner import session
-from layerprune.planner.session import text_key
+from layerprune.planner import search_runner
+from layerprune.planner.search_runner import SearchRunner, text_key
 from layerprune.registry import build
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
-from layerprune.scoring.metrics import METRICS, hidden_states
+from layerprune.scoring.metrics import METRICS, proxies
 from layerprune.scoring.metrics.ablation import Ablation
 from layerprune.scoring.metrics.base import Data
 from layerprune.search import Constraints, greedy
@@ -37,14 +36,14 @@ def tiny(tmp_path_factory):
 def scorer(tiny, folder=None, **changes):
     loaded, eval_set = tiny
     data = Data(eval_set=eval_set, evaluator=CachedEvaluator(Engine(loaded), eval_set))
-    return StudyScorer(loaded, replace(data, **changes), folder)
+    return SearchRunner(loaded, replace(data, **changes), folder)
 
 
 def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_path, monkeypatch):
     first = scorer(tiny, tmp_path).judge("cosine")(SINGLES)
-    assert [one.score for one in first] == [one.score for one in hidden_states.Cosine().score(*tiny_call(tiny))]
+    assert [one.score for one in first] == [one.score for one in proxies.Cosine().score(*tiny_call(tiny))]
     read = []
-    monkeypatch.setattr(hidden_states, "compared_states", lambda *args: read.append(args[2]) or [0.5] * len(args[2]))
+    monkeypatch.setattr(proxies, "state_distances", lambda *args: read.append(args[3]) or [0.5] * len(args[3]))
     assert scorer(tiny, tmp_path).judge("cosine")(SINGLES) == first
     assert read == []
     scorer(tiny, tmp_path).judge("cosine:tokens=last")(SINGLES)
@@ -54,7 +53,7 @@ def test_a_text_metric_is_asked_once_and_remembered_by_the_next_run(tiny, tmp_pa
     scorer(tiny, tmp_path, eval_set=others).judge("cosine")(SINGLES)
     scorer(tiny, tmp_path, memory=10**9).judge("cosine")(SINGLES)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "source_of", lambda kind: "other code")
+        patch.setattr(search_runner, "source_of", lambda kind: "other code")
         scorer(tiny, tmp_path).judge("cosine")(SINGLES)
     assert read == [[(layer, layer) for layer in range(len(SINGLES))]] * 5  # each of these measured anew
 

@@ -16,7 +16,7 @@ from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import Ablation
 from layerprune.scoring.metrics.base import Data
-from layerprune.scoring.metrics.hidden_states import Cosine
+from layerprune.scoring.metrics.proxies import Cosine
 
 PAGE = ROOT / "docs" / "counterexample.md"
 EPSILONS = (4.86e-3, 4e-3, 1e-4, 1e-6, 1e-9, 1e-12)

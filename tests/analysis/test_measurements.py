@@ -297,6 +297,7 @@ def test_what_was_not_looked_at_is_said(finished):
     study, _, _ = finished
     ended = study.paths[1].model_copy(update={"points": (), "remark": "layer 3 has to stay"})
     less = Findings(study.model_copy(update={"spread": (), "text": None, "paths": (study.paths[0], ended)}))
-    assert findings.on_spread(less) == ["With a single task there is nothing to compare; give several with --tasks."]
-    assert any("No plain text was given" in one for one in findings.on_calibration(less))
-    assert findings.on_paths(less)[-1] == f"The path of {ended.metric} ends early: layer 3 has to stay"
+    (said,) = findings.on_spread(less).paragraphs
+    assert said == "With a single task there is nothing to compare; give several with --tasks."
+    assert any("No plain text was given" in one for one in findings.on_calibration(less).paragraphs)
+    assert findings.on_paths(less).paragraphs[-1] == f"The path of {ended.metric} ends early: layer 3 has to stay"

@@ -16,7 +16,7 @@ from layerprune.artifacts import Plan
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import DocumentError
 from layerprune.exporter import export, weigh
-from layerprune.exporter.contents import rebuilt
+from layerprune.exporter.proof import rebuilt
 from layerprune.inspection import inspect_model
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal

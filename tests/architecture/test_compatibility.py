@@ -14,7 +14,7 @@ from layerprune.architecture.stack import reread
 from layerprune.artifacts import Receipt
 from layerprune.errors import RefusedError
 from layerprune.exporter import export
-from layerprune.exporter.pruned_config import pruned_config
+from layerprune.exporter.contents import pruned_config
 from layerprune.planner.session import SearchRules
 from layerprune.removal import Removal
 

@@ -31,7 +31,9 @@ def written(tmp_path):
 
 
 def faults(path, *changes):
-    return [str(fault) for fault in Recipe.examine(path, changes)[1]]
+    with pytest.raises(DocumentError) as raised:
+        Recipe.load(path, changes)
+    return [line.removeprefix(str(path)) for line in str(raised.value).splitlines()]
 
 
 def test_a_recipe_is_read_as_people_write_it(written):
@@ -114,8 +116,7 @@ def test_goals_are_written_as_on_the_command_line(written, line):
 def test_changes_from_the_command_line_come_on_top(written):
     path = written(GOOD)
     changes = ("model=/models/mine", "plan.drop=3", "audit.limit=7", "score.tasks=[piqa]")
-    recipe, found = Recipe.examine(path, changes)
-    assert found == []
+    recipe = Recipe.load(path, changes)
     assert (recipe.model, recipe.plan.drop, recipe.audit.limit) == ("/models/mine", "3", 7)
     assert recipe.score.tasks == ("piqa",)
 
@@ -126,7 +127,7 @@ def test_a_faulty_change_is_a_fault_without_a_line(written):
     assert faults(path, "model.name=3") == [": model.name: 'model' has no keys below it (from --set model.name=3)"]
     assert faults(path, "score.limit=[") == [": score.limit: '[' is not a YAML value (from --set)"]
     with pytest.raises(UsageError, match=r"--set 'drop' is not a change; write --set score.limit=100"):
-        Recipe.examine(path, ("drop",))
+        Recipe.load(path, ("drop",))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import audit_samples as samples
 import audit_tiny
 import heal_tiny
-from layerprune.artifacts import PRUNED, UNHEALED, Audit, CorpusOverlap, CorpusRef, HealerRef, HealLog
+from layerprune.artifacts import PRUNED, UNHEALED, Audit, CorpusOverlap, CorpusRef, HealerRef, HealLog, not_looked_for
 from layerprune.auditor import audit
 from layerprune.auditor.verification import verify
 from layerprune.healing import HEALERS
@@ -52,8 +52,8 @@ def test_items_met_by_any_step_count_and_tasks_that_one_step_did_not_look_for_ar
     first, second = log(corpus=corpus(a=("1", "2"), b=())), log(corpus=corpus(a=("3",)))
     chain = second.model_copy(update={"earlier": first})
     assert chain.met == {"1", "2", "3"}
-    assert chain.not_looked_for(["a", "b", "c"]) == ("b", "c")
-    assert log().not_looked_for(["a"]) == ()  # a method that reads no text
+    assert not_looked_for(None, chain, ["a", "b", "c"]) == ("b", "c")
+    assert not_looked_for(None, log(), ["a"]) == ()  # a method that reads no text
 
 
 def test_items_that_stood_in_the_text_are_left_out_and_verify_holds_it_to_that(home, healed):

@@ -69,7 +69,7 @@ def test_the_verdict_is_the_designs_sentence():
     base = "1" * 3000 + "0" * 1812
     pruned = "1" * 2900 + "0" * 100 + "1" * 13 + "0" * 1799
     tasks = [task("t", base, pruned=(pruned,))]
-    said = verdict((1, 2, 3, 4, 5, 6), 30, tasks, overall(tasks))
+    said = verdict((1, 2, 3, 4, 5, 6), 30, tasks)
     assert said == (
         "20 % of layers removed (6 of 30); accuracy −1.8 points (95 % CI −2.3 … −1.4) on 4,812 unseen items; "
         "not looked at: generated text"
@@ -78,13 +78,13 @@ def test_the_verdict_is_the_designs_sentence():
 
 def test_the_verdict_says_when_nothing_is_known():
     tasks = [task("guess", "1" * 10 + "0" * 30, pruned=("0" * 40,))]
-    said = verdict((3,), 30, tasks, {})
+    said = verdict((3,), 30, tasks)
     assert said == (
         "3 % of layers removed (1 of 30); what that cost is not known: the base model is not above chance on guess; "
         "not looked at: generated text"
     )
     mixed = [*tasks, task("know", "1" * 40, pruned=("1" * 40,))]
-    assert "guess left out (base at chance)" in verdict((3,), 30, mixed, overall(mixed))
+    assert "guess left out (base at chance)" in verdict((3,), 30, mixed)
 
 
 def generation(faulty, healthy):
@@ -104,10 +104,10 @@ def generation(faulty, healthy):
 
 def test_a_model_that_keeps_its_accuracy_and_babbles_is_called_so():
     tasks = [task("t", "1" * 40, pruned=("1" * 40,))]
-    said = verdict((3,), 30, tasks, overall(tasks), generation(7, healthy=False))
+    said = verdict((3,), 30, tasks, generation(7, healthy=False))
     assert "accuracy 0.0 points" in said
     assert "it no longer writes reliably: 7 of 8 sample texts are faulty (base: 0)" in said
-    assert "8 of 8 sample texts are sound" in verdict((3,), 30, tasks, overall(tasks), generation(0, healthy=True))
+    assert "8 of 8 sample texts are sound" in verdict((3,), 30, tasks, generation(0, healthy=True))
 
 
 def document(**changes):
@@ -119,7 +119,7 @@ def document(**changes):
     )
     plan, receipt = samples.plan(), samples.receipt()
     fields = {
-        "verdict": verdict(plan.removal, 30, tasks, overall(tasks)),
+        "verdict": verdict(plan.removal, 30, tasks),
         "base": plan.model,
         "pruned": receipt.result,
         "removal": plan.removal,

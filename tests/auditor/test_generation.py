@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedTokenizerFast
 
 import audit_tiny as tiny
 from layerprune.artifacts import PRUNED, Audit, Plan
@@ -79,13 +79,14 @@ def made(tmp_path_factory):
 
 def counted(patch):
     """Count the task's texts that are written, by whether all layers were there."""
-    counts, write = [], generation._write
+    counts, write = [], GenerationMixin.generate
 
-    def counting(encoder, instances, greedy):
-        counts.extend(encoder.model.config.num_hidden_layers for _ in instances)
-        return write(encoder, instances, greedy)
+    def counting(model, *args, **options):
+        if "stopping_criteria" in options:  # as lm-eval asks; the sample texts end at their length alone
+            counts.extend(model.config.num_hidden_layers for _ in options["input_ids"])
+        return write(model, *args, **options)
 
-    patch.setattr(generation, "_write", counting)
+    patch.setattr(GenerationMixin, "generate", counting)
     return counts
 
 
@@ -159,7 +160,7 @@ def test_the_first_sentence_tells_choices_from_writing(made, found):
     assert f"| writing | 12 | {writing.tokens} | {100 * writing.models[PRUNED].agreed:.1f} % (" in card
     page = (made / "smaller" / "report.html").read_text(encoding="utf-8")
     assert "What the base wrote to unseen prompts, read token by token" in page
-    table = audited(found)[1]
+    table = list(audited(found))[1]
     assert list(table.columns[0].cells) == ["writing", "writing", "sample prompts", "sample prompts"]
 
 
@@ -206,7 +207,7 @@ def test_what_is_sampled_is_not_kept(made):
 
     loaded = LoadedModel.load(str(made / "base"))
     task = load_eval_set(["writing"], loaded.encoder, use="selection", include_path=[made / "tasks"]).tasks["writing"]
-    instances = [item.queries[0].generation.instance for item in task.items]
+    instances = [item.queries[0].generation for item in task.items]
     for instance in instances:
         instance.args[1].update(do_sample=True, temperature=1.0)
     generation.generate(loaded, instances, memory=2**30)

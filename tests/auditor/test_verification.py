@@ -12,7 +12,7 @@ import audit_tiny as tiny
 from layerprune.artifacts import PRUNED, Audit, Compared, Continuation, FileEntry, Generation, Outcomes, Plan, Receipt
 from layerprune.auditor import audit
 from layerprune.auditor.comparison import adjusted, compare_models, overall, verdict
-from layerprune.auditor.rerun import _on_the_edge, repeat
+from layerprune.auditor.rerun import on_the_edge, repeat
 from layerprune.auditor.verification import verify
 from layerprune.data.items import EvalItem, EvalTask
 from layerprune.errors import UsageError
@@ -125,7 +125,7 @@ def test_a_prettier_count_of_faulty_texts_is_found(out):
 
     def problems(**figures):
         generation = Generation(**(told | figures))
-        parts = (document.removal, document.base.layers, document.tasks, document.overall, generation)
+        parts = (document.removal, document.base.layers, document.tasks, generation)
         rewrite(out, generation=generation, verdict=verdict(*parts))
         return verify(out).problems
 
@@ -235,9 +235,8 @@ def forge(out, task, p_above_chance=None, **changes):
         "p_above_chance": p_above_chance or above_chance(task.base_outcomes.correct, [0.25] * task.data.items),
     }
     tasks = adjusted([task.model_copy(update=figures)])
-    everything = overall(tasks)
-    said = verdict(document.removal, document.base.layers, tasks, everything)
-    rewrite(out, tasks=tasks, overall=everything, verdict=said, **changes)
+    said = verdict(document.removal, document.base.layers, tasks)
+    rewrite(out, tasks=tasks, overall=overall(tasks), verdict=said, **changes)
     assert verify(out).ok
 
 
@@ -338,7 +337,7 @@ def test_only_an_item_on_the_edge_may_turn():
     def edge(margin, dtype="bfloat16", metric="acc"):
         item = EvalItem("mark", 0.5, (), key=[SimpleNamespace(doc={})])
         task = EvalTask("toy", "test", metric, 0, (item,), Judge())
-        return _on_the_edge(task, 0, Outcomes(correct="1", margin=None if margin is None else (margin,)), dtype)
+        return on_the_edge(task, 0, Outcomes(correct="1", margin=None if margin is None else (margin,)), dtype)
 
     assert edge(0.19)
     assert edge(-0.19)

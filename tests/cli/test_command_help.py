@@ -1,7 +1,6 @@
 """Help pages: quick, complete, with examples that parse, and the same as the reference page."""
 
 import ast
-import inspect
 import re
 import shlex
 import subprocess
@@ -14,34 +13,22 @@ import pytest
 from click.testing import CliRunner
 
 from checkout import ROOT
+from layerprune import option_types as types
 from layerprune.cli.command import COMMANDS, Verb, app
 from layerprune.config import (
     MISSING,
     AuditConfig,
-    Choice,
     ExportConfig,
-    Figures,
-    Flag,
     HealConfig,
     InspectConfig,
-    Labelled,
-    List,
-    PathTo,
     PlanConfig,
     PruneConfig,
     PushConfig,
-    Rows,
     ScoreConfig,
-    Size,
     StudyConfig,
-    Template,
-    Text,
     VerifyConfig,
-    Whole,
     declared,
-    default_of,
 )
-from layerprune.hub import push
 from reference import reference
 
 HEAVY = ("torch", "transformers", "lm_eval", "datasets", "pydantic", "rich", "scipy", "yaml")
@@ -142,35 +129,34 @@ def test_no_option_is_accepted_and_not_used(config):
     sources = [path.read_text() for path in (ROOT / "layerprune").rglob("*.py") if path.name != "config.py"]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
     read = {node.attr for node in nodes if ast.unparse(node.value).rpartition(".")[2] in ("config", "request")}
-    if config is PushConfig:  # its fields are handed on by name, to one function
-        read |= {*inspect.signature(push).parameters}
     assert {*declared(config)} <= read
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_defaults_are_of_their_kind(config):
-    """What a kind reads of a default is the default: it could have been written by a user."""
+def test_defaults_are_of_their_type(config):
+    """What a type reads of a default is the default: it could have been written by a user."""
     for name, one in declared(config).items():
-        value = default_of(config, name)
-        if value not in (None, (), MISSING):
-            parts = value if one.many else [value]
-            assert [one.kind.read(part) for part in parts] == [*parts], name
+        if one.value not in (None, (), MISSING):
+            parts = one.value if one.many else [one.value]
+            assert [one.type.read(part) for part in parts] == [*parts], name
 
 
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
-        (Whole(1, 10), "9" * 5000), (Whole(1, 10), 10**5000), (Whole(1, 10), True), (Whole(1, 10), 2.5),
-        (Whole(1, 10), "2.5"), (Whole(1, 10), None), (Rows(), 0), (Rows(), "autoo"), (Rows(), 10**400),
-        (Size(), -1), (Size(), 10**400), (Size(), "9" * 400), (Size(), 1.5), (Text(), True), (Text(), ["a"]),
-        (List(Text()), " , "), (List(Text()), 3.5j), (Figures(), {"a": True}), (Figures(), {"a": "1"}),
-        (Figures(), "a"), (Figures(), "a=nan"), (Figures(), "a=1,a=2"), (Figures(), 3), (Flag(), "maybe"), (Flag(), 1),
-        (Choice(("a", "b")), "c"), (Choice(("a", "b")), ["a"]), (PathTo("DIR"), "a\0b"), (PathTo("DIR"), 3),
-        (PathTo("DIR"), __file__), (PathTo("FILE"), "/"), (Template(), 3), (Labelled(), "a"), (Labelled(), 3),
+        (types.whole(1, 10), "9" * 5000), (types.whole(1, 10), 10**5000), (types.whole(1, 10), True),
+        (types.whole(1, 10), 2.5), (types.whole(1, 10), "2.5"), (types.whole(1, 10), None), (types.rows, 0),
+        (types.rows, "autoo"), (types.rows, 10**400), (types.size, -1), (types.size, 10**400), (types.size, "9" * 400),
+        (types.size, 1.5), (types.text(), True), (types.text(), ["a"]), (types.names, " , "), (types.names, 3.5j),
+        (types.figures, {"a": True}), (types.figures, {"a": "1"}), (types.figures, "a"), (types.figures, "a=nan"),
+        (types.figures, "a=1,a=2"), (types.figures, 3), (types.flag(), "maybe"), (types.flag(), 1),
+        (types.choice("a", "b"), "c"), (types.choice("a", "b"), ["a"]), (types.folder, "a\0b"), (types.folder, 3),
+        (types.folder, __file__), (types.file, "/"), (types.template, 3), (types.labelled_plans, "a"),
+        (types.labelled_plans, 3),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_a_kind_refuses_what_it_is_not_in_a_short_line(kind, value):
+def test_a_type_refuses_what_it_is_not_in_a_short_line(kind, value):
     with pytest.raises(ValueError, match=r"\w") as caught:
         kind.read(value)
     assert len(str(caught.value)) < 160

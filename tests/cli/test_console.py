@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from layerprune.cli.console import Console, PlainProgress, duration, number, state
-from layerprune.cli.tables import table
+from layerprune.cli.console import Console, PlainProgress, duration, number, state, table
 
 
 class Clock:

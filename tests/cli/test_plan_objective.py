@@ -6,16 +6,14 @@ import audit_tiny
 import cli_tiny
 import scores_samples
 from cli_tiny import done, last_line, refused
-from layerprune import recipes
 from layerprune.artifacts import Objective, Plan, Recipe, Scores
 from layerprune.data.tasks import load_eval_set
 from layerprune.errors import DocumentError
 from layerprune.models.model import LoadedModel
-from layerprune.recipes import read_recipe
+from layerprune.recipes import read_recipe, run_recipe
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
-from layerprune.util import SILENT
 
 
 @pytest.fixture(scope="module")
@@ -213,16 +211,18 @@ score:
   floor: {{more: 0.05}}
 plan:
   drop: 1
+audit:
+  limit: 10
+  generation: false
 """
 
 
 def test_a_recipe_takes_an_objective(home, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(home=home))
-    _, plan = recipes._planned(read_recipe(path), tmp_path / "run", SILENT)
+    plan = run_recipe(read_recipe(path), tmp_path / "run").plan
     assert plan.metric.objective == Objective(name="worst", floors={"more": 0.05})
     path.write_text(RECIPE.format(home=home).replace("objective: worst", "objective: weighted"))
-    _, faults = Recipe.examine(path)
-    assert not faults  # its form is right, its sense is not
+    Recipe.load(path)  # its form is right, its sense is not
     with pytest.raises(DocumentError, match=r":3: score: --objective: weights are for the objective 'weighted'"):
         read_recipe(path)

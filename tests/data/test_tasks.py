@@ -8,8 +8,9 @@ import json
 import pytest
 
 import audit_tiny
+from layerprune.config import PromptOptions
 from layerprune.data.items import EvalItem, EvalSet, EvalTask, Verdict
-from layerprune.data.tasks import asked_prompting, check_turns, load_eval_set
+from layerprune.data.tasks import check_turns, load_eval_set, prompting_of
 from layerprune.errors import TaskError, UsageError
 from layerprune.models.generation import batches, generate
 from layerprune.models.model import LoadedModel
@@ -69,6 +70,10 @@ def loaded(place):
 
 def load(place, loaded, *names, use="evaluation", **options):
     return load_eval_set(names, loaded.encoder, use=use, include_path=[place / "tasks"], **options)
+
+
+def asked_prompting(**options):
+    return prompting_of(PromptOptions(**options))
 
 
 def by_lm_eval(place, loaded, task, metric, num_fewshot=None, limit=None, **prompting):
@@ -134,14 +139,15 @@ def test_prompts_go_through_the_chat_template_as_in_lm_eval(place, chatty, task,
 
 
 def test_the_text_of_a_chat_prompt_is_lm_evals_to_the_letter(place, chatty):
-    asked = asked_prompting(True, None, "Be brief.", 2)
+    asked = asked_prompting(apply_chat_template=True, system_instruction="Be brief.", num_fewshot=2)
     item = load(place, chatty, "toy", use="evaluation", num_fewshot=2, prompting=asked, limit=1).tasks["toy"].items[0]
     text = item.key[0].args[0]
     assert text.startswith("<system>Be brief.</s><user>")
     assert text.count("<user>") == 3
     assert text.count("<assistant>") == 3
     assert text.endswith("</s><assistant>")
-    asked = asked_prompting(True, False, "Be brief.", 2)
+    options = {"system_instruction": "Be brief.", "num_fewshot": 2}
+    asked = asked_prompting(apply_chat_template=True, fewshot_as_multiturn=False, **options)
     item = load(place, chatty, "toy", use="evaluation", num_fewshot=2, prompting=asked, limit=1).tasks["toy"].items[0]
     assert item.key[0].args[0].count("<user>") == 1
 
@@ -168,16 +174,17 @@ def test_turns_asked_for_where_no_task_has_examples_are_refused(place, chatty):
 
 def test_a_template_that_the_tokenizer_does_not_have_is_refused(place, loaded, chatty):
     with pytest.raises(UsageError, match="no template named 'tools'; it has one, which needs no name"):
-        load(place, chatty, "toy", prompting=asked_prompting("tools"))
+        load(place, chatty, "toy", prompting=asked_prompting(apply_chat_template="tools"))
     chatty.tokenizer.chat_template = {"default": CHAT, "tool_use": CHAT.replace("user", "human")}
     with pytest.raises(UsageError, match=r"'tools'; it has default, tool_use.* Did you mean 'tool_use'"):
-        load(place, chatty, "toy", prompting=asked_prompting("tools"))
-    item = load(place, chatty, "toy", prompting=asked_prompting("tool_use"), limit=1).tasks["toy"].items[0]
+        load(place, chatty, "toy", prompting=asked_prompting(apply_chat_template="tools"))
+    asked = asked_prompting(apply_chat_template="tool_use")
+    item = load(place, chatty, "toy", prompting=asked, limit=1).tasks["toy"].items[0]
     assert chatty.tokenizer.chat_template.keys() == {"default", "tool_use"}
     assert item.key[0].args[0].startswith("<user>")
     chatty.tokenizer.chat_template = None
     with pytest.raises(UsageError, match="the tokenizer has no chat template; leave it out"):
-        load(place, loaded, "toy", prompting=asked_prompting(True))
+        load(place, loaded, "toy", prompting=asked_prompting(apply_chat_template=True))
 
 
 def test_log_likelihoods_and_generations_are_judged_as_lm_eval_judges_them(place, loaded):
@@ -197,7 +204,7 @@ def test_generated_text_under_a_removal_is_that_of_the_smaller_model_token_by_to
 
     eval_set = load(place, loaded, "writing")
     items = eval_set.tasks["writing"].items
-    instances = [query.generation.instance for item in items for query in item.queries]
+    instances = [query.generation for item in items for query in item.queries]
     assert len({len(loaded.encoder.tok_encode(instance.args[0])) for instance in instances}) > 1  # some are padded
     written = generate(loaded, instances, Removal.of(*gone), memory=2**30)
     assert len({own.text for own in written}) > 1
@@ -217,7 +224,7 @@ def test_generated_text_under_a_removal_is_that_of_the_smaller_model_token_by_to
 
 def test_an_answer_ends_with_the_token_that_completes_its_stop_sequence(place, loaded):
     items = load(place, loaded, "writing").tasks["writing"].items
-    instances = [query.generation.instance for item in items for query in item.queries]
+    instances = [query.generation for item in items for query in item.queries]
 
     def stopped_by(*stops):
         changed = [copy.deepcopy(instance) for instance in instances]
@@ -236,7 +243,7 @@ def test_an_answer_ends_with_the_token_that_completes_its_stop_sequence(place, l
 
 
 def test_texts_are_batched_by_setting_and_length_as_far_as_the_cache_may_grow(place, loaded):
-    instances = [i.queries[0].generation.instance for i in load(place, loaded, "writing").tasks["writing"].items]
+    instances = [i.queries[0].generation for i in load(place, loaded, "writing").tasks["writing"].items]
     lengths = [len(loaded.encoder.tok_encode(instance.args[0])) for instance in instances]
     together = batches(loaded, instances, memory=2**30)
     assert sorted(place for batch in together for place in batch) == list(range(len(instances)))

@@ -67,13 +67,11 @@ SETTINGS = {
 @pytest.fixture
 def asked(loaded):
     def ask(task, setting):
-        from layerprune.data.tasks import asked_prompting, load_eval_set
+        from layerprune.config import PromptOptions
+        from layerprune.data.tasks import load_eval_set, prompting_of
 
         shots, options = SETTINGS[setting]
-        prompting = asked_prompting(
-            options.get("apply_chat_template"), options.get("fewshot_as_multiturn"), options.get("system_instruction"),
-            shots,
-        )  # fmt: skip
+        prompting = prompting_of(PromptOptions(num_fewshot=shots, **options))
         eval_set = load_eval_set(
             [task], loaded.encoder, use="evaluation", include_path=[EVAL / "tasks"], limit=ITEMS, num_fewshot=shots,
             prompting=prompting,
@@ -117,7 +115,7 @@ def test_texts_are_written_and_judged_as_lm_eval_does(loaded, asked, name, setti
 
     task, samples = asked(name, setting)
     assert len(samples) == len(task.items) == ITEMS
-    instances = [item.queries[0].generation.instance for item in task.items]
+    instances = [item.queries[0].generation for item in task.items]
     written = generate(loaded, instances, memory=2**30)
     for instance, sample in zip(instances, samples, strict=True):
         assert instance.args[0] == sample["arguments"][0][0]

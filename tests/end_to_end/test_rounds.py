@@ -186,15 +186,14 @@ def test_the_card_names_the_nearest_model_that_is_on_the_hub(home: Path, tmp_pat
     from layerprune.report.card import card_metadata
 
     receipt = Receipt.load(home / "twice/layerprune/receipt.json")
-    plan = Plan.load(home / "twice/layerprune/plan.json")
-    assert "base_model" not in card_metadata(plan, receipt, None)
+    assert "base_model" not in card_metadata(receipt, None)
     on_hub = receipt.earlier.receipt.base.model_copy(update={"id": "org/base", "revision": "abc"})  # type: ignore[union-attr]
     first = receipt.earlier.receipt.model_copy(update={"base": on_hub})  # type: ignore[union-attr]
     round_one = receipt.earlier.model_copy(update={"receipt": first})  # type: ignore[union-attr]
     known = receipt.model_copy(update={"earlier": round_one})
-    assert card_metadata(plan, known, None)["base_model"] == "org/base"
+    assert card_metadata(known, None)["base_model"] == "org/base"
     named = known.model_copy(update={"base": known.base.model_copy(update={"id": "org/once", "revision": "abc"})})
-    assert card_metadata(plan, named, None)["base_model"] == "org/once"
+    assert card_metadata(named, None)["base_model"] == "org/once"
 
 
 def test_a_push_publishes_no_path_of_any_round(home: Path) -> None:

@@ -16,11 +16,12 @@ from cli_tiny import done
 from families import make_plan, save_tiny, tiny_config
 from layerprune.artifacts import DroppedHeads, Plan, Scores
 from layerprune.checkpoint import Checkpoint
+from layerprune.config import PlanConfig
 from layerprune.errors import RefusedError
 from layerprune.exporter import export
-from layerprune.exporter.contents import DiskStack, find_disk_stack
+from layerprune.exporter.contents import find_disk_stack
 from layerprune.planner import replan
-from layerprune.removal import Removal
+from layerprune.removal import LayerMap, Removal, layer_of
 
 DROP = Removal.of(1, 4)
 
@@ -68,7 +69,7 @@ def test_a_dropped_prediction_head_and_its_bytes_are_said_in_plan_receipt_and_ca
     done("plan", base, "--metric", "random", "--drop", 1, "-o", tmp_path / "run")
     plan = Plan.load(tmp_path / "run/plan.json")
     assert [warning for warning in plan.warnings if warning.startswith(said)]
-    again = replan(Scores.load(tmp_path / "run/scores.json"), "1")
+    again = replan(Scores.load(tmp_path / "run/scores.json"), PlanConfig.of(model="", drop="1"))
     assert any("head (num_nextn_predict_layers 1) is left out" in text for text in again.warnings)
     receipt = export(plan, tmp_path / "out")
     assert receipt.dropped_heads == DroppedHeads(tensors=2, bytes=512)
@@ -175,12 +176,12 @@ def test_stack_on_disk(tmp_path: Path) -> None:
     vision = {f"vision.layers.{i}.w": 7 for i in range(3)}
     experts = {f"language.blocks.{i}.experts.{j}.w": 1 for i in range(3) for j in range(3)}
     found = find_disk_stack(checkpoint_of(tmp_path / "a", {**layers, **vision, **experts}), "model.layers", [8, 8, 8])
-    assert found == DiskStack("language.blocks", 3)
+    assert found == "language.blocks"
     bare = find_disk_stack(checkpoint_of(tmp_path / "b", {f"{i}.w": 5 for i in range(3)}), "layers", [5, 5, 5])
-    assert bare == DiskStack("", 3)
-    assert bare.split("2.w") == (2, "w")
-    assert bare.name(1, "w") == "1.w"
-    assert found.split("language.blocks.x.w") is None
+    assert bare == ""
+    assert layer_of("2.w", bare) == (2, "w")
+    assert LayerMap(3, (0, 2)).renamed("2.w", bare) == "1.w"
+    assert layer_of("language.blocks.x.w", found) is None
     with pytest.raises(RefusedError, match=r"no tensor names in .* count the 4 layers of 'model.layers'"):
         find_disk_stack(checkpoint_of(tmp_path / "c", layers), "model.layers", [5, 5, 5, 5])
     twice = {**{f"x.layers.{i}.w": 5 for i in range(3)}, **{f"y.layers.{i}.w": 5 for i in range(3)}}

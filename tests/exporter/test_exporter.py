@@ -19,7 +19,7 @@ from layerprune.artifacts import Plan, Receipt
 from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint, writer
 from layerprune.errors import CheckpointError, DocumentError, ExportError, LayerpruneError, RefusedError, UsageError
-from layerprune.exporter import dry_run, export, exporter, proof, removal_plan
+from layerprune.exporter import contents, dry_run, export, exporter, proof, removal_plan
 from layerprune.removal import Removal
 from layerprune.util import Silent
 
@@ -171,7 +171,7 @@ def test_existing_folder_is_not_touched(base: Path, tmp_path: Path) -> None:
 def test_too_little_space_is_seen_before_writing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type(shutil.disk_usage(tmp_path))(total=10**9, used=10**9, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(exporter, "_write", lambda *args: pytest.fail("nothing must be written"))
+    monkeypatch.setattr(writer, "write_shards", lambda *args: pytest.fail("nothing must be written"))
     assert "GB free, and the pruned model takes" in fails(make_plan(base, DROP), tmp_path / "out", ExportError)
 
 
@@ -279,21 +279,21 @@ def test_no_pickle_is_read(base: Path, tmp_path: Path) -> None:
 
 def test_shard_that_disappears(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(base, DROP)
-    check = exporter._check_space
+    usage = shutil.disk_usage
 
-    def unlinked(job: exporter.ExportJob, out: Path) -> None:
-        check(job, out)
+    def unlinked(place: Path) -> object:  # the last that is looked at before the copy begins
         (base / "model.safetensors").unlink()
+        return usage(place)
 
-    monkeypatch.setattr(exporter, "_check_space", unlinked)
+    monkeypatch.setattr(shutil, "disk_usage", unlinked)
     assert "No such file or directory" in fails(plan, tmp_path / "out", ExportError)
 
 
 def test_interrupt(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: object) -> int:
+    def interrupted(*args: object, **kwargs: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporter, "_finish", interrupted)
+    monkeypatch.setattr(exporter, "prove", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(make_plan(base, DROP), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
@@ -301,7 +301,7 @@ def test_interrupt(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_wrong_weights_do_not_pass_the_proof(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kept layers swapped on the way: loads without a complaint, and is another model."""
-    write = exporter.plan_weights
+    write = contents.plan_weights
 
     def swapped(*args: object, **kwargs: object) -> object:
         plan = write(*args, **kwargs)  # type: ignore[arg-type]
@@ -312,22 +312,22 @@ def test_wrong_weights_do_not_pass_the_proof(base: Path, tmp_path: Path, monkeyp
             type(part)(exchange.get(part.name, part.name), part.dtype, part.shape, part.ranges, part.nbytes)
             for part in names.values()
         )
-        return type(plan)(parts, plan.dropped, plan.origin)
+        return type(plan)(parts, plan.names)
 
-    monkeypatch.setattr(exporter, "plan_weights", swapped)
+    monkeypatch.setattr(contents, "plan_weights", swapped)
     said = fails(make_plan(base, DROP), tmp_path / "out", ExportError)
     assert "is not the base without those layers: a logit differs by" in said
 
 
 def test_missing_tensor_does_not_pass(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers fills a missing tensor at random and says nothing; layerprune does not."""
-    write = exporter.plan_weights
+    write = contents.plan_weights
 
     def without_one(*args: object, **kwargs: object) -> object:
         plan = write(*args, **kwargs)  # type: ignore[arg-type]
-        return type(plan)(plan.parts[:-1], plan.dropped, plan.origin)
+        return type(plan)(plan.parts[:-1], plan.names)
 
-    monkeypatch.setattr(exporter, "plan_weights", without_one)
+    monkeypatch.setattr(contents, "plan_weights", without_one)
     assert "1 missing keys" in fails(make_plan(base, DROP), tmp_path / "out", ExportError)
 
 

@@ -171,13 +171,22 @@ def test_passing_faults_are_tried_again(hub: hub_standin.Hub, base: Path, tmp_pa
 def test_weights_that_are_needed_and_missing_do_not_pass(base: Path, tmp_path: Path) -> None:
     """The proof forgives a base that lacks removed layers, and no other."""
     from layerprune.architecture import load_config, read_architecture
-    from layerprune.exporter.proof import _removed
+    from layerprune.exporter.proof import prove_whole
 
-    architecture = read_architecture(load_config(str(base)))
-    names = [name for name, _ in tiny_model("llama").named_parameters()]
-    gone = {name for name in names if _removed(name, architecture, Removal.of(1, 3))}
-    assert gone == {name for name in names if name.startswith(("model.layers.1.", "model.layers.3."))}
-    assert not _removed("model.layers.10.mlp.up_proj.weight", architecture, Removal.of(1))
+    whole = save_tiny("llama", tmp_path / "whole", num_hidden_layers=11)
+    removal, out, architecture = Removal.of(1, 3), tmp_path / "out", read_architecture(load_config(str(whole)))
+    export(make_plan(whole, removal), out)
+    weights = load_file(whole / "model.safetensors")
+
+    def proven(*lacking: str) -> float:
+        kept = {name: value for name, value in weights.items() if not name.startswith(lacking)}
+        save_file(kept, whole / "model.safetensors", metadata={"format": "pt"})
+        return prove_whole(whole, out, architecture, removal)[0].max_difference
+
+    assert proven("model.layers.1.", "model.layers.3.") == 0
+    for needed in ("model.layers.10.mlp.up_proj.weight", "model.norm.weight"):
+        with pytest.raises(ModelError, match=f"is itself incomplete: transformers does not find {needed}"):
+            proven("model.layers.1.", needed)
 
 
 @pytest.mark.parametrize("sharded", [True, False])

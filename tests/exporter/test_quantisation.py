@@ -14,13 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from families import make_plan, save_tiny
-from layerprune.architecture import LayerMap
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import ExportError, RefusedError
 from layerprune.exporter import dry_run, export, proof, quantisation
-from layerprune.exporter.contents import layer_renumberer
-from layerprune.exporter.pruned_config import pruned_config
-from layerprune.removal import Removal
+from layerprune.exporter.contents import pruned_config
+from layerprune.removal import LayerMap, Removal
 
 DROP = Removal.of(1, 4)
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "modules_in_block_to_quantize": [["self_attn.q_proj"]],
@@ -155,15 +153,13 @@ SOURCES = LayerMap.after(DROP, 6)
     ],
 )
 def test_layer_paths(path: str, expected: str | None) -> None:
-    renumber = layer_renumberer("model.layers", SOURCES)
-    assert renumber([path]) == ([] if expected is None else [expected])
-    assert renumber({path: 1}) == ({} if expected is None else {expected: 1})
+    assert quantisation.RuleRewriter("model.layers", SOURCES, {}).renumbered(path) == expected
 
 
 @pytest.mark.parametrize("pattern", ["re:.*layers\\.[0-3]\\..*", "re:layers.(0|1).mlp", "re:layers\\.1[0-9]\\..*"])
 def test_patterns_over_layer_numbers_are_refused(pattern: str) -> None:
     with pytest.raises(RefusedError, match="list them one by one"):
-        layer_renumberer("model.layers", SOURCES)({"ignore": [pattern]})
+        quantisation.RuleRewriter("model.layers", SOURCES, {}).renumbered(pattern)
 
 
 # Rules are held against the modules of a model whose experts are numbered, too, as its layers are.
@@ -177,8 +173,11 @@ GONE = Removal.of(2, 3)  # of 12 layers
 
 def rewrite(settings: dict[str, Any], removal: Removal = GONE) -> Any:
     sources = LayerMap.after(removal, 12)
-    names = quantisation.module_names(quantisation.in_memory(NAMES, "model.layers", sources))
-    return quantisation.rewriter(layer_renumberer("model.layers", sources), sources, names)(settings)
+    return quantisation.RuleRewriter("model.layers", sources, modules(sources)).rewritten(settings)
+
+
+def modules(sources: LayerMap) -> quantisation.Names:
+    return quantisation.module_names((name, sources.renamed(name, "model.layers")) for name in NAMES)
 
 
 def transformers_skips(rule: str, name: str) -> bool:
@@ -256,7 +255,7 @@ def test_a_rule_speaks_of_the_same_modules(
     assert found == expected
     sources = LayerMap.after(GONE, 12)
     swapped = reader is fnmatch.fnmatchcase  # which takes the name first
-    for old, new in quantisation.module_names(quantisation.in_memory(NAMES, "model.layers", sources)).items():
+    for old, new in modules(sources).items():
         if new is not None:
             hit = reader(old, rule) if swapped else reader(rule, old)
             again = expected is not None and (reader(new, expected) if swapped else reader(expected, new))

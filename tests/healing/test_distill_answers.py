@@ -11,7 +11,7 @@ from layerprune.data.corpus import TextDocument, build_corpus
 from layerprune.errors import UsageError
 from layerprune.exporter import export
 from layerprune.healing import finetune
-from layerprune.healing.distill import AnswerWriter
+from layerprune.healing.distill import rewrite_answers
 from layerprune.healing.healer import heal
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
@@ -65,7 +65,7 @@ def said(base, messages, most):
 
 
 def test_every_answer_is_what_the_base_says_to_its_prompt_alone(base, tmp_path):
-    written = AnswerWriter(base, 6).rewrite([TextDocument(text="prose"), *CHATS], tmp_path)
+    written = rewrite_answers([TextDocument(text="prose"), *CHATS], base, 6, tmp_path)
     assert [len(document.messages) for document in written] == [2, 5, 2]
     for old, new in zip(CHATS, written, strict=True):
         for place, (role, content) in enumerate(new.messages):
@@ -75,7 +75,7 @@ def test_every_answer_is_what_the_base_says_to_its_prompt_alone(base, tmp_path):
 
 def test_it_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     monkeypatch.setattr("layerprune.healing.distill.BATCH", 1)
-    whole = AnswerWriter(base, 6).rewrite(CHATS, tmp_path / "whole")
+    whole = rewrite_answers(CHATS, base, 6, tmp_path / "whole")
     appended, append = [], Journal.append
 
     def killed(self, entry):
@@ -86,10 +86,10 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Journal, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        AnswerWriter(base, 6).rewrite(CHATS, tmp_path / "cut")
-    assert AnswerWriter(base, 6).rewrite(CHATS, tmp_path / "cut") == whole
+        rewrite_answers(CHATS, base, 6, tmp_path / "cut")
+    assert rewrite_answers(CHATS, base, 6, tmp_path / "cut") == whole
     assert len(appended) == 3
-    assert AnswerWriter(base, 3).rewrite(CHATS, tmp_path / "cut") != whole  # other settings are not taken for these
+    assert rewrite_answers(CHATS, base, 3, tmp_path / "cut") != whole  # other settings are not taken for these
 
 
 def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeypatch):
@@ -115,4 +115,4 @@ def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeyp
 
 def test_prose_asks_nothing(base, tmp_path):
     with pytest.raises(UsageError, match="the corpus holds none: give chats"):
-        AnswerWriter(base, 6).rewrite([TextDocument(text="prose")], tmp_path)
+        rewrite_answers([TextDocument(text="prose")], base, 6, tmp_path)

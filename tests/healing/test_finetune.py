@@ -15,12 +15,12 @@ from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.data.corpus import build_corpus
 from layerprune.errors import LayerpruneError, UsageError
-from layerprune.healing.base import Cut, cuts, final_norm, head_weights, in_mlp, projections, seams
-from layerprune.healing.distill import Distill, DistillationLoss, DistillationMix
-from layerprune.healing.finetune import Lora, Seams
+from layerprune.healing.base import Cut, cuts
+from layerprune.healing.distill import Distill, DistillationLoss
+from layerprune.healing.finetune import Lora, Seams, final_norm, head_weights, in_mlp, projections, seams
 from layerprune.healing.healer import heal
 from layerprune.healing.losses import Head, NextToken
-from layerprune.healing.training import Training, TrainingText, make_trainable, train
+from layerprune.healing.training import Training, make_trainable, train
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.util import SILENT
@@ -39,7 +39,7 @@ def home(tmp_path_factory):
     make_trainable(base.model, {name for name, _ in base.model.named_parameters()})
     corpus = build_corpus(str(prose), base.tokenizer, window=WINDOW)
     schooling = Training(steps=40, lr=0.01, precision="float32", warmup=4, measures=1)
-    train(base.model, NextToken(), TrainingText(corpus.train, corpus.heldout), schooling, folder / "schooling")
+    train(base.model, NextToken(), corpus, schooling, folder / "schooling")
     base.model.save_pretrained(folder / "base")
     heal_tiny.pruned(folder, 2, 4)
     return folder
@@ -142,13 +142,11 @@ def test_places_are_found_in_every_family(kind):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_peft_takes_the_targets_of_every_family(kind):
-    from layerprune.healing.finetune import with_adapter
-
     loaded = subject_of(kind)
     targets = projections(loaded)
     ids = torch.arange(3, 20)[None]
     before = loaded.model(ids).logits
-    adapted = with_adapter(loaded, targets, Lora(rank=2).config(targets, loaded, "x"), seed=0)
+    adapted = Lora(rank=2).adapted(loaded, targets, "x", seed=0)
     assert torch.equal(loaded.model(ids).logits, before)  # fresh adapters change nothing
     found = {name.split(".lora_A")[0] for name, _ in adapted.get_base_model().named_parameters() if ".lora_A" in name}
     assert found == set(targets)
@@ -157,7 +155,7 @@ def test_peft_takes_the_targets_of_every_family(kind):
 @pytest.mark.parametrize(("kind", "there"), [("llama", True), ("gpt2", True), ("mixtral", False), ("qwen2_moe", False)])
 def test_whether_adapters_go_on_the_mlp_is_known(kind, there):
     loaded = subject_of(kind)
-    assert in_mlp(loaded, projections(loaded)) is there
+    assert in_mlp(projections(loaded)) is there
 
 
 def test_cuts_and_seams():
@@ -190,22 +188,22 @@ def test_an_intact_student_has_nothing_to_learn(home, tmp_path):
     labels = ids[:, 1:][counted]
 
     def loss(goal, without=()):
-        grade = goal.prepare(torch.arange(3), ids, counted, labels)
+        of_logits = goal.prepare(torch.arange(3), ids, counted, labels)
         with student.without(Removal.of(*without)) if without else torch.enable_grad():
             hidden = Head(student.model).hidden(ids)[:, :-1][counted]
-        return float(Head(student.model).loss(hidden, grade) + goal.beside(counted)) / len(labels)
+        return float(Head(student.model).loss(hidden, of_logits) + goal.auxiliary_loss(counted)) / len(labels)
 
     with pytest.raises(UsageError, match="leave match out"):
-        DistillationLoss(DistillationMix(match=1.0), teacher, student, (Cut(-1, 1),))
+        DistillationLoss(Distill(match=1.0), teacher, student, (Cut(-1, 1),))
     places = (Cut(1, 2), Cut(3, 4))
-    assert loss(DistillationLoss(DistillationMix(match=1.0), teacher, student, places)) == pytest.approx(0, abs=1e-5)
-    assert loss(DistillationLoss(DistillationMix(), teacher, student), without=(2,)) > 1e-3
-    assert loss(DistillationLoss(DistillationMix(match=1.0), teacher, student, places), without=(2,)) == pytest.approx(
-        loss(DistillationLoss(DistillationMix(), teacher, student), without=(2,)) + distance(teacher, ids, counted),
+    assert loss(DistillationLoss(Distill(match=1.0), teacher, student, places)) == pytest.approx(0, abs=1e-5)
+    assert loss(DistillationLoss(Distill(), teacher, student), without=(2,)) > 1e-3
+    assert loss(DistillationLoss(Distill(match=1.0), teacher, student, places), without=(2,)) == pytest.approx(
+        loss(DistillationLoss(Distill(), teacher, student), without=(2,)) + distance(teacher, ids, counted),
         rel=1e-4,
     )
-    mixed = loss(DistillationLoss(DistillationMix(weight=0.25), teacher, student), without=(2,))
-    parts = [loss(goal, without=(2,)) for goal in (DistillationLoss(DistillationMix(), teacher, student), NextToken())]
+    mixed = loss(DistillationLoss(Distill(weight=0.25), teacher, student), without=(2,))
+    parts = [loss(goal, without=(2,)) for goal in (DistillationLoss(Distill(), teacher, student), NextToken())]
     assert mixed == pytest.approx(0.25 * parts[0] + 0.75 * parts[1], rel=1e-5)
 
 
@@ -310,7 +308,7 @@ def test_a_run_never_goes_on_from_that_of_another_checkpoint_or_method(home, tmp
 def test_training_that_runs_away_leaves_its_best_weights(home, tmp_path):
     with pytest.raises(LayerpruneError, match=r"run away .* are kept in .*\.healed\.healing/training/.*/best"):
         healed(home, "seams:lr=1e30,steps=6,clip=1e30,warmup=0", tmp_path / "healed")
-    assert list(tmp_path.glob(".healed.healing/training/*/best/weights.safetensors"))
+    assert list(tmp_path.glob(".healed.healing/training/*/best.safetensors"))
     assert not (tmp_path / "healed").exists()
 
 

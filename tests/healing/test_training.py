@@ -17,7 +17,7 @@ from heal_training import options_of, plain_training, text_loss, text_of, traine
 from layerprune.errors import DocumentError, TrainingError, UsageError
 from layerprune.healing.base import HealContext
 from layerprune.healing.losses import Head, NextToken, Top, cross_entropy, divergence, divergence_from_top
-from layerprune.healing.training import _check_processes, leader_first, order, own_place, train
+from layerprune.healing.training import check_processes, main_process_first, on_own_device, order, train
 
 HERE = SUPPORT
 
@@ -102,10 +102,10 @@ def test_every_window_comes_once_an_epoch():
 def test_a_batch_that_cannot_be_shared_is_refused():
     accelerator = SimpleNamespace(num_processes=3, distributed_type="DistributedType.MULTI_CPU")
     with pytest.raises(UsageError, match="a batch of 4 windows cannot be shared by 3 processes"):
-        _check_processes(accelerator, options_of())
+        check_processes(accelerator, options_of())
     accelerator.distributed_type = "DistributedType.FSDP"
     with pytest.raises(UsageError, match="data parallel and was launched as FSDP"):
-        _check_processes(accelerator, options_of())
+        check_processes(accelerator, options_of())
 
 
 def test_processes_wait_for_a_leader_that_works_for_hours(monkeypatch):
@@ -119,8 +119,8 @@ def test_processes_wait_for_a_leader_that_works_for_hours(monkeypatch):
     monkeypatch.setattr("accelerate.PartialState", state)
     monkeypatch.setenv("WORLD_SIZE", "2")
     case = HealContext(Path("unhealed"), SimpleNamespace(), SimpleNamespace(), Path("work"), "pruned", device="cpu")
-    assert own_place(case).device == "cpu"
-    with leader_first():
+    assert on_own_device(case).device == "cpu"
+    with main_process_first():
         pass
     assert [words.get("timeout", timedelta(0)) > timedelta(days=1) for words in made] == [True, True]
 
@@ -174,7 +174,7 @@ from layerprune.healing.losses import NextToken
 from layerprune.healing.training import train
 
 torch.set_num_threads(1)
-rename = Path.rename
+replace = Path.replace
 
 def run(folder):
     model = trainee()
@@ -184,7 +184,7 @@ def run(folder):
         torch.save((weights_of(model), curve, os.environ.get("WORLD_SIZE", "1")), folder + ".pt")
 
 def killed(folder, moment):
-    "Run in a child that is killed at a rename; its exit status."
+    "Run in a child that is killed as a file is renamed into place; its exit status."
     child = os.fork()
     if not child:
         count = 0
@@ -193,13 +193,13 @@ def killed(folder, moment):
             count += 1
             if count == moment:
                 os.kill(os.getpid(), 9)
-            return rename(self, target)
-        Path.rename = killing
+            return replace(self, target)
+        Path.replace = killing
         run(folder)
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
-for moment in (6, 2, 0):  # one folder, killed twice: between the two renames of a state, and early
+for moment in (6, 2, 0):  # one folder, killed twice: between the best weights and the state, and early
     print(killed("cut", moment))
 debug_launcher(run, args=("two",), num_processes=2)  # what `accelerate launch --cpu --num_processes 2` sets up
 run("one")
@@ -252,7 +252,7 @@ def test_training_that_runs_away_is_stopped_and_the_best_weights_kept(tmp_path, 
     said = r"(the loss of step \d|the held-out loss is).*best weights so far, of step 0"
     with pytest.raises(TrainingError, match=said):
         train(model, NextToken(), text, options, tmp_path)
-    [best] = tmp_path.glob("*/best/weights.safetensors")
+    [best] = tmp_path.glob("*/best.safetensors")
     from safetensors.torch import load_file
 
     close(load_file(best), weights_of(trainee()), 0)
@@ -260,10 +260,12 @@ def test_training_that_runs_away_is_stopped_and_the_best_weights_kept(tmp_path, 
 
 def test_a_damaged_state_is_named(tmp_path):
     train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
-    [path] = tmp_path.glob("*/last/standing.json")
-    path.write_text('{"step": 1')
-    with pytest.raises(DocumentError, match=r"standing.json is damaged .* remove .* to begin anew"):
-        train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
+    [path] = tmp_path.glob("*/last.pt")
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b'{"step": 1'):
+        path.write_bytes(damaged)
+        with pytest.raises(DocumentError, match=r"last.pt is damaged .* remove .* to begin anew"):
+            train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
 
 
 def rows_of(seed=0, places=9, vocabulary=31):

@@ -8,8 +8,8 @@ import pytest
 import cli_tiny
 import layerprune as lp
 from layerprune.artifacts import Scores
-from layerprune.config import Duration
 from layerprune.errors import DocumentError, UsageError
+from layerprune.option_types import duration
 from layerprune.planner import budget
 from layerprune.planner.budget import FIRST, RESERVE, TimeBudget, evaluations
 from layerprune.removal import Removal
@@ -32,13 +32,13 @@ class Told(list):
     ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), (45, 45), ("2h", 7200), (0.5, 0.5)]
 )
 def test_times_are_read_as_people_write_them(text, seconds):
-    assert Duration().read(text) == seconds
+    assert duration.read(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "m20", "20 minutes", "-5", "1.5h", "9" * 400, None, True, 10**30, -1.0])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="is not a time; write 20m, 1h30m or 90s"):
-        Duration().read(text)
+        duration.read(text)
 
 
 def test_a_search_is_counted_by_what_it_asks():
@@ -63,7 +63,7 @@ def test_the_number_follows_from_the_speed(tmp_path, monkeypatch):
         measured.append(eval_set)
         return 0.0, 0.1
 
-    monkeypatch.setattr(TimeBudget, "_timed", timed)
+    monkeypatch.setattr(TimeBudget, "seconds_of", timed)
     removals = [Removal.of(layer) for layer in range(10)]
     fit = fitting(tmp_path, 3600)
     count = fit.items(lambda items: items, None, removals, answers=False)
@@ -77,13 +77,13 @@ def test_the_number_follows_from_the_speed(tmp_path, monkeypatch):
     fitting(tmp_path / "slow", 200).items(lambda items: items, None, removals, answers=False)
     assert measured == [FIRST, 9, 9]  # of 1.1 s; a whole block would have taken more than a twentieth of the budget
     measured.clear()
-    monkeypatch.setattr(TimeBudget, "_timed", lambda self, items, *rest: (1.0, 0.1))
+    monkeypatch.setattr(TimeBudget, "seconds_of", lambda self, items, *rest: (1.0, 0.1))
     count = fitting(tmp_path / "writes", 3600).items(lambda items: items, None, removals, answers=True)
     assert count == pytest.approx(3600 * (1 - RESERVE) / (1.0 + 0.1 * 30), abs=1)  # written once, read under each
 
 
 def test_a_budget_that_holds_too_few_says_what_would_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(TimeBudget, "_timed", lambda self, *rest: (0.0, 5.0))
+    monkeypatch.setattr(TimeBudget, "seconds_of", lambda self, *rest: (0.0, 5.0))
     with pytest.raises(UsageError, match=r"a budget of 1 min holds \d items.*give --budget (\d+)m or more") as caught:
         fitting(tmp_path, 60).items(lambda items: items, None, [Removal.of(0)], answers=False)
     assert not (tmp_path / "budget.json").exists()
@@ -99,8 +99,8 @@ def test_a_damaged_record_is_told(tmp_path):
 
 def test_a_run_takes_what_fits_and_goes_on_with_it(home, tmp_path, monkeypatch):
     toy = {"tasks": ["toy"], "include_path": home / "tasks"}
-    real = TimeBudget._timed
-    monkeypatch.setattr(TimeBudget, "_timed", lambda self, *rest: (real(self, *rest)[0] * 0, 0.5 / 6))
+    real = TimeBudget.seconds_of
+    monkeypatch.setattr(TimeBudget, "seconds_of", lambda self, *rest: (real(self, *rest)[0] * 0, 0.5 / 6))
     told = Told()
     told.task = SILENT.task
     seconds = 1400  # 0.5 s an item under six removals: 0.9 * 1400 / 0.5 = 2,520 items, and the task has fewer
@@ -109,11 +109,11 @@ def test_a_run_takes_what_fits_and_goes_on_with_it(home, tmp_path, monkeypatch):
     assert scores.data[0].items == every
     assert any(f"{every} items in all, each under 6 removals; two removals whose" in note for note in told)
     kept = json.loads((tmp_path / "budget.json").read_text())["items"]
-    monkeypatch.setattr(TimeBudget, "_timed", None)  # it is not measured again
+    monkeypatch.setattr(TimeBudget, "seconds_of", None)  # it is not measured again
     assert lp.score(home / "base", budget=f"{seconds}s", out=tmp_path, progress=told, **toy) == scores
     assert any(note.endswith(f"{kept:,} items of each task, as this run began with") for note in told)
     few = tmp_path / "few"
-    monkeypatch.setattr(TimeBudget, "_timed", lambda self, *rest: (0.0, 0.5 / 6))
+    monkeypatch.setattr(TimeBudget, "seconds_of", lambda self, *rest: (0.0, 0.5 / 6))
     cli_tiny.done(
         "plan", home / "base", "--tasks", "toy", "--include-path", home / "tasks", "--search", "one-shot", "--drop", 1,
         "--budget", "8s", "-o", few,
@@ -136,7 +136,7 @@ def test_what_a_budget_cannot_do_is_refused(home, tmp_path, words, message):
 
 
 def test_a_study_divides_its_budget_between_choosing_and_judging(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(TimeBudget, "_timed", lambda self, *rest: (0.0, 0.001))
+    monkeypatch.setattr(TimeBudget, "seconds_of", lambda self, *rest: (0.0, 0.001))
     study = lp.study(
         home / "base", tmp_path / "study", tasks=["toy"], include_path=home / "tasks", metrics=["ablation", "cosine"],
         counts=[1, 2], budget="6s",

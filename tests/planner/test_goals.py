@@ -197,8 +197,8 @@ def test_what_certifies_has_had_no_say_in_the_search(home, tmp_path, monkeypatch
 
     words = ("--max-drop", "95%", "--limit", 30, "--certify-limit", 60)
     done(*plan(home, tmp_path / "a", *words, "--up-to", 3, task="many"))
-    bits = certifying._bits
-    monkeypatch.setattr(certifying, "_bits", lambda outcomes: bits(outcomes)[::-1])
+    bits = certifying.correct_bits
+    monkeypatch.setattr(certifying, "correct_bits", lambda outcomes: bits(outcomes)[::-1])
     done(*plan(home, tmp_path / "b", *words, "--up-to", 2, task="many"))
     longer, shorter = (Plan.load(tmp_path / name / "plan.json") for name in "ab")
     assert (len(longer.removal), len(shorter.removal)) == (3, 2)

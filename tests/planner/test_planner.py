@@ -11,9 +11,9 @@ from layerprune.architecture.tiny import save_tiny, tiny_config
 from layerprune.artifacts import Candidate, Plan, PlanLimits, Round, Scores
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError
-from layerprune.planner import keeping_period
-from layerprune.planner.goals import _stand_in
-from layerprune.planner.plan_documents import eliminated, unordered
+from layerprune.planner.goals import Faster
+from layerprune.planner.plan_documents import race_warnings
+from layerprune.planner.session import SearchRules
 from layerprune.removal import Removal
 from layerprune.search import Constraints, SearchResult
 from layerprune.search.searches import allowed_runs
@@ -61,7 +61,7 @@ def test_the_period_is_kept_when_asked_for(home, tmp_path):
 
 def test_whole_periods_may_go_from_anywhere():
     architecture = read_architecture(tiny_config("gemma2", num_hidden_layers=6))
-    constraints = Constraints(6, check=keeping_period(architecture))
+    constraints = Constraints(6, check=SearchRules(keep_period=True).check(architecture))
     assert [run.layers for run in allowed_runs(constraints, 1)] == [(5,)]
     assert [run.layers for run in allowed_runs(constraints, 2)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
 
@@ -73,7 +73,7 @@ def test_what_export_would_refuse_is_refused_before_a_plan_is_written(home, tmp_
         asked.append((folder, removal.layers, trust_remote_code))
         raise RefusedError("layers of this model do not move")
 
-    monkeypatch.setattr("layerprune.planner.session.dry_run", refuse)
+    monkeypatch.setattr("layerprune.planner.planner.dry_run", refuse)
     said = last_line(*plan(home, tmp_path / "run", "--drop", 1, *LAST, "--trust-remote-code"))
     assert said == "layers of this model do not move"
     assert asked == [(home / "gemma2", (5,), True)]
@@ -158,13 +158,9 @@ def test_a_target_is_reached_by_whole_periods_where_single_layers_may_not_go(hom
     done("plan", home / "gemma2", *words, "--target-params", wanted, "-o", tmp_path / "run")
     assert len(Plan.load(tmp_path / "run" / "plan.json").removal) == 2
     architecture = read_architecture(tiny_config("gemma2", num_hidden_layers=6))
-    session = SimpleNamespace(constraints=Constraints(6, protect=frozenset({5}), check=keeping_period(architecture)))
-    assert [_stand_in(session, count) and len(_stand_in(session, count)) for count in (1, 2, 3, 4)] == [
-        None,
-        2,
-        None,
-        4,
-    ]
+    check = SearchRules(keep_period=True).check(architecture)
+    session = SimpleNamespace(constraints=Constraints(6, protect=frozenset({5}), check=check))
+    assert [len(removal) for removal in Faster("x", 1.5).stand_ins(session)] == [2, 4]  # of 1 to 5
 
 
 def test_layers_that_a_race_had_put_out_are_named_when_they_go(home, tmp_path):
@@ -187,7 +183,7 @@ def test_the_best_of_a_race_for_more_layers_have_no_order():
     rounds = (Round(removed=(), candidates=(*best, Candidate(removal=(2,), score=0.5))),)
 
     def named(*order, protect=()):
-        return unordered(SearchResult(order, rounds, (), None), PlanLimits(protect=protect))
+        return tuple(race_warnings(SearchResult(order, rounds, (), None), PlanLimits(protect=protect)))
 
     assert named(3, 4) == named(3, 4, 2) == named(3, protect=(4,)) == ()
     assert "a race for more layers had {4} among those to go after a part of the items" in named(3)[0]
@@ -214,7 +210,7 @@ def test_a_path_is_held_against_each_rounds_race(home, tmp_path):
             Round(removed=(), candidates=(one((2,), 0.1, stopped=True, accepted=True), one((4,), 0.3, stopped=True))),
             Round(removed=(2,), candidates=(second, one((2, 3), 0.9))),
         )
-        return eliminated(SearchResult((2, 4), rounds, (), None))
+        return tuple(race_warnings(SearchResult((2, 4), rounds, (), None), PlanLimits()))
 
     # put out in the first round and taken in the second, where it ran to the end: that says nothing against it
     assert named(one((2, 4), 0.2)) == ()
@@ -227,7 +223,8 @@ def test_a_whole_removal_is_held_against_its_own_race_alone():
     rounds = (Round(removed=(), candidates=(one,)), Round(removed=(), candidates=(one,)))
 
     def named(**how):
-        return eliminated(SearchResult((2, 4), rounds, (), Candidate(removal=(2, 4), score=0.2, **how), nested=False))
+        whole = Candidate(removal=(2, 4), score=0.2, **how)
+        return tuple(race_warnings(SearchResult((2, 4), rounds, (), whole, nested=False), PlanLimits()))
 
     assert named() == named(stopped=True, accepted=True) == ()
     assert "a race had put {2, 4} out" in named(stopped=True)[0]

@@ -29,13 +29,13 @@ def test_what_a_raced_exchange_found_is_judged_on_all_items(home, tmp_path):
 
 
 def test_its_rounds_are_told_by_the_whole_removals_they_found_best(home, tmp_path):
-    from layerprune.cli import tables
+    from layerprune.cli.plan import rounds
 
     done(*plan(home, tmp_path / "run", "exchange", "--drop", 3))
     scores, made = Scores.load(tmp_path / "run" / "scores.json"), Plan.load(tmp_path / "run" / "plan.json")
     judged = [entry for entry in scores.rounds if len(entry.candidates[0].removal) == 3]
     assert 2 <= len(judged) < len(scores.rounds)  # others judge single layers, and what is left when one is put back
-    shown = list(tables.rounds(scores, made).columns[2].cells)
+    shown = list(rounds(scores, made).columns[2].cells)
     assert shown == [", ".join(map(str, min(entry.candidates, key=by_importance).removal)) for entry in judged]
 
 

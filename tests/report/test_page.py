@@ -104,7 +104,7 @@ def documents(folder):
 def test_both_rankings_are_drawn_and_stand_in_a_table_with_what_is_removed(sample):
     plan, audit = documents(sample)
     shown = layers.rankings(plan, audit)
-    assert [ranks.name for ranks in shown] == ["ablation", "cosine"]
+    assert [ranks.metric for ranks in shown] == ["ablation", "cosine"]
     rows = layers.layer_table(plan, shown)
     assert [unit for unit, _, _ in rows] == [str(unit) for unit in range(report_samples.DEPTH)]
     assert {int(unit) for unit, removed, _ in rows if removed} == set(report_samples.REMOVAL)

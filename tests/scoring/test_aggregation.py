@@ -231,8 +231,12 @@ def test_a_floor_is_a_share_of_accuracy_above_chance():
 def test_below_a_floor_comes_after_all_that_keep_it():
     low, high, low_enough = below((1,), 0.1, missed=0.01), below((2,), 0.5), below((3,), 0.4)
     assert sorted([low, high, low_enough], key=by_importance) == [low_enough, high, low]
-    assert order_moves([(1,), (2,), (3,)], [low, high, low_enough]) == [2, 1, 0]
-    assert order_moves([(1,), (2, 4), (3,)], [low, high, low_enough]) == [1, 2, 0]  # harm per layer, where sizes differ
+    assert order_moves({(1,): low, (2,): high, (3,): low_enough}) == [(3,), (2,), (1,)]
+    assert order_moves({(1,): low, (2, 4): high, (3,): low_enough}) == [
+        (2, 4),
+        (3,),
+        (1,),
+    ]  # harm per layer, where sizes differ
 
 
 def test_greedy_goes_round_what_breaks_a_floor_and_says_when_nothing_is_left():

@@ -99,7 +99,7 @@ def test_an_answer_is_what_greedy_decoding_writes_with_the_token_that_ends_it(pl
     lengths = set()
     for item, own in zip(before, after, strict=True):
         [request] = own.queries[0].parts
-        prompt = loaded.encoder.tok_encode(item.queries[0].generation.instance.args[0])
+        prompt = loaded.encoder.tok_encode(item.queries[0].generation.args[0])
         assert list(request.tokens[: -request.scored]) == prompt
         ids = list(prompt)
         for _ in range(request.scored):
@@ -209,7 +209,7 @@ def test_a_task_that_leaves_nothing_to_read_or_write_is_refused(place, loaded, c
 def test_own_answers_are_greedy_whatever_the_task_says_of_sampling(place, loaded):
     plain, sampled = load(place, loaded, "writing"), load(place, loaded, "writing")
     for item in sampled.tasks["writing"].items:
-        instance = item.queries[0].generation.instance
+        instance = item.queries[0].generation
         options = {**instance.args[1], "do_sample": True, "temperature": 5.0, "top_k": 200}
         instance.arguments = (instance.args[0], options)
     first, second = (own_answers(Engine(loaded), each).tasks["writing"].items for each in (plain, sampled))

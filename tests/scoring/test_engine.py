@@ -75,7 +75,7 @@ def test_work_is_shared_down_to_the_prefix_tree_of_removals():
     removals = [Removal.of(layer) for layer in range(depth)]
     engine = Engine(loaded)
     engine.choose_path(requests, groups)
-    engine.path.walk.work.computed = 0  # type: ignore[attr-defined]  # without the self-test's share
+    engine.path.walk.work.computed = 0  # without the self-test's share
     engine.measure(requests, groups, removals)
     tree = engine.path.layout(requests, groups)[0].length
     shared = depth - 1  # the intact prefix, layer by layer, as far as the last removal needs it
@@ -130,11 +130,11 @@ def test_the_states_that_are_kept_stay_within_the_memory():
     requests, groups = multiple_choice(loaded.vocabulary, count=40)
     engine = Engine(loaded, memory=2_000_000)
     engine.measure(requests, groups, [Removal.of(1), Removal.of(2)])
-    trunks = engine.path.walk.trunks
-    assert trunks is not None
-    kept = [state.hidden for trunk in trunks.by_batch.values() for state in trunk.states]
+    cache = engine.path.walk.base_states
+    assert cache is not None
+    kept = [state.hidden for states in cache.by_batch.values() for state in states]
     assert kept
-    assert sum(hidden.numel() * hidden.element_size() for hidden in kept) == trunks.used <= 500_000
+    assert sum(hidden.numel() * hidden.element_size() for hidden in kept) == cache.used <= 500_000
 
 
 @pytest.mark.parametrize("rows", [None, 5])
@@ -186,7 +186,7 @@ def test_a_model_that_ignores_masks_is_found_out_and_measured_another_way():
     expected = plainly(loaded, requests, removals)
     loaded.model = Absolute(intact)  # type: ignore[assignment]
     loaded.model.base_model = loaded.model  # type: ignore[misc]
-    path, remarks = Trial.of(loaded, requests, groups).choose()
+    path, remarks = Trial.of(Engine(loaded), requests, groups).choose()
     assert path.name == "chains"
     assert "differ" in remarks[0]
     assert remarks[0].startswith("trees")
@@ -216,7 +216,7 @@ def test_the_longest_request_is_tested_wherever_it_stands():
     requests = [*wide, *narrow]
     groups = [list(range(len(wide))), *([len(wide) + number] for number in range(len(narrow)))]
     for few in (groups, [groups[0], *groups[:0:-1]]):
-        tested = Trial.of(tiny_loaded("llama"), requests, few).requests
+        tested = Trial.of(Engine(tiny_loaded("llama")), requests, few).requests
         assert narrow[-1] in tested
     assert max(groups, key=lambda group: len(group)) == groups[0]
 
@@ -245,7 +245,7 @@ def mistral() -> LoadedModel:
 
 def test_a_mask_of_a_kind_that_a_model_does_not_take_is_no_remark_where_another_fits():
     """Mistral takes one mask for all its layers, which slide alike, and no dictionary of masks by kind of layer."""
-    path, remarks = Trial.of(mistral(), *multiple_choice(96)).choose()
+    path, remarks = Trial.of(Engine(mistral()), *multiple_choice(96)).choose()
     assert (path.name, path.windows, remarks) == ("trees", "everywhere", [])
 
 
@@ -254,11 +254,11 @@ def test_what_fails_in_every_kind_of_mask_is_said_once_in_plain_words(monkeypatc
     from layerprune.scoring import paths
 
     class Refusing(paths.TreePath):
-        def _inputs(self, rows):
+        def inputs(self, rows):
             raise AttributeError("'dict' object has no attribute 'ndim'")
 
     monkeypatch.setattr(selftest, "TreePath", Refusing)
-    path, remarks = Trial.of(mistral(), *multiple_choice(96)).choose()
+    path, remarks = Trial.of(Engine(mistral()), *multiple_choice(96)).choose()
     assert path.name == "chains"
     assert remarks == [
         "trees: the model's code does not take such inputs (AttributeError: 'dict' object has no attribute 'ndim')"

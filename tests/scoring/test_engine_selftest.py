@@ -16,7 +16,7 @@ from layerprune.data.items import Request
 from layerprune.errors import ModelError
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
-from layerprune.scoring.engine import Engine, Trial, _removals, renamed, twin_of
+from layerprune.scoring.engine import Engine, Trial, renamed, trial_removals, twin_of
 from layerprune.scoring.paths import BeginningPath, ChainPath, PlainPath, TreePath
 from layerprune.scoring.prefix_tree import batches
 
@@ -87,9 +87,9 @@ def test_what_rounding_hides_shows_on_the_twin(kind):
     """The same wrong path on the same model: within the limits of bfloat16, far beyond those of float64."""
     loaded = subject_of("falcon_h1")
     requests, groups = multiple_choice(90)
-    trial = Trial.of(loaded, requests, groups)
-    trees, chains = trial._tried(kind).differences, trial._tried(ChainPath).differences
-    assert trial._excess(trees, 2 * float(chains.mean()) + 0.01) is None
+    trial = Trial.of(Engine(loaded), requests, groups)
+    (_, trees), (_, chains) = trial.compared(kind), trial.compared(ChainPath)
+    assert trial.excess(trees, 2 * float(chains.mean()) + 0.01) is None
     assert "differ by" in trial.on_twin().fault(kind)
 
 
@@ -150,11 +150,11 @@ def test_requests_keep_their_lengths_and_what_they_have_in_common():
 
 def test_a_layer_of_every_kind_is_removed():
     kinds = ["conv", "conv", "conv", "full_attention", "conv", "conv"]
-    removed = {removal.layers for removal in _removals(subject_of("lfm2", layer_types=kinds))}
+    removed = {removal.layers for removal in trial_removals(subject_of("lfm2", layer_types=kinds))}
     assert (3,) in removed
-    mixed = _removals(subject_of("deepseek_v3", first_k_dense_replace=2))
+    mixed = trial_removals(subject_of("deepseek_v3", first_k_dense_replace=2))
     assert (1,) in {removal.layers for removal in mixed}, "the last of the dense layers"
-    assert len(_removals(subject_of("llama"))) == 5
+    assert len(trial_removals(subject_of("llama"))) == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -20,6 +20,7 @@ from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring import engine as module
 from layerprune.scoring.engine import Engine
+from layerprune.scoring.memory import Allowance
 from layerprune.scoring.walk import traffic
 
 
@@ -92,10 +93,13 @@ def test_the_account_is_what_is_held(model, count, head, monkeypatch):
     requests, groups = eval_set(count, head)
     engine = Engine(loaded)
     engine.choose_path(requests, groups)
-    run, accounts, allowance = engine.path.run, [], engine._allowance(engine.path, 99)
+    engine.path.read = None
+    longest = max(len(request.tokens) - 1 for request in requests)
+    run, accounts, allowance = engine.path.run, [], Allowance(engine.path, engine.memory, 0.0, longest)
+    allowance.check(engine.path.layout(requests, groups, allowance.longest_row))  # what it tries is tried before
 
     def noted(batch, removals):
-        accounts.append(allowance.need(batch, allowance._traffic(removals)))
+        accounts.append(allowance.need(batch, allowance.states_of(removals)))
         return run(batch, removals)
 
     monkeypatch.setattr(engine.path, "run", noted)

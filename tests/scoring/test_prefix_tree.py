@@ -144,7 +144,7 @@ def test_chains_are_the_distinct_inputs():
     rows = chains(requests)
     assert [row.tokens.tolist() for row in rows] == [[1, 2], [1, 2, 3]]
     assert [sorted(t.request for t in row.targets) for row in rows] == [[0, 1], [2]]
-    assert all(row.is_chain for row in rows)
+    assert all(len(row.spans) == 1 for row in rows)
 
 
 @pytest.mark.parametrize("budget", [1, 64, 300, 10_000])

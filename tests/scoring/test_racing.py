@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from layerprune.scoring.racing import Field, Place, Race
+from layerprune.scoring.racing import Place, Race
 
 CANDIDATES = 30
 
@@ -24,17 +24,17 @@ def outcomes(rng: np.random.Generator, items: int, spread: float) -> np.ndarray:
 
 def run(race: Race, harms: Sequence[np.ndarray]) -> tuple[set[int], int]:
     """Run a race in equal blocks, the rest by the full data; return who wins and how many item evaluations it took."""
-    field, spent = Field.of(race), 0
+    spent = 0
     edges = np.linspace(0, 1, race.looks + 1)
     cuts = [(edges * items).astype(int) for items in race.items]
     for look in range(race.looks):
-        spent += len(field.running) * sum(int(own[look + 1] - own[look]) for own in cuts)
-        field.settle([own[field.running, : cut[look + 1]] for own, cut in zip(harms, cuts, strict=True)])
-        if field.over:
+        spent += len(race.running) * sum(int(own[look + 1] - own[look]) for own in cuts)
+        race.settle([own[race.running, : cut[look + 1]] for own, cut in zip(harms, cuts, strict=True)])
+        if not race.running:
             break
     mean = np.concatenate(harms, axis=1).mean(axis=1)
-    rest = sorted(field.running, key=lambda number: mean[number])
-    return {*field.accepted, *rest[: race.keep - len(field.accepted)]}, spent
+    rest = sorted(race.running, key=lambda number: mean[number])
+    return {*race.accepted, *rest[: race.keep - len(race.accepted)]}, spent
 
 
 def best(harms: np.ndarray, keep: int) -> set[int]:
@@ -100,18 +100,18 @@ def test_a_lead_of_one_item_is_not_certain():
 def test_a_clear_lead_takes_the_place_and_ends_the_race():
     rng = np.random.default_rng(3)
     harms = np.concatenate([np.zeros((1, 50)), (rng.random((3, 50)) < 0.9).astype(float)])
-    field = Field.of(Race(4, (1000,), 1, 20))
-    assert sorted(field.settle([harms])) == [0, 1, 2, 3]
-    assert (field.accepted, field.running, field.over) == ([0], [], True)
+    race = Race(4, (1000,), 1, 20)
+    assert sorted(race.settle([harms])) == [0, 1, 2, 3]
+    assert (race.accepted, race.running) == ([0], [])
 
 
 def test_places_that_are_taken_are_taken_once():
     rng = np.random.default_rng(4)
     rate = np.array([0.0, 0.02, 0.9, 0.95])[:, None]
     harms = (rng.random((4, 60)) < rate).astype(float)
-    field = Field.of(Race(4, (1000,), 2, 20))
-    field.settle([harms])
-    assert (sorted(field.accepted), field.running) == ([0, 1], [])
+    race = Race(4, (1000,), 2, 20)
+    race.settle([harms])
+    assert (sorted(race.accepted), race.running) == ([0, 1], [])
     assert Race(4, (1000,), 2, 20).places([harms[2:]], 0) == [Place.OUT, Place.OUT]  # none is left
     assert Race(4, (1000,), 2, 20).places([harms[:2]], 2) == [Place.IN, Place.IN]  # a place for everyone
 

@@ -8,7 +8,7 @@ import pytest
 from layerprune.artifacts import Candidate, Round
 from layerprune.errors import RefusedError, UsageError
 from layerprune.removal import Removal
-from layerprune.search import Constraints, Greedy, greedy, one_shot, parse_drop, parse_protect, table_judge
+from layerprune.search import Constraints, Greedy, greedy, one_shot, table_judge
 from table_judge import TableJudge
 
 
@@ -187,38 +187,6 @@ def test_watchers_see_every_round_of_greedy():
     found = greedy(TableJudge(), Constraints(6), 3, watch=watch)
     assert [len(units) for units, _ in seen] == [1, 2, 3]
     assert seen[-1] == (found.removal.layers, found.cost.score)
-
-
-@pytest.mark.parametrize(
-    ("text", "depth", "count"),
-    [("6", 30, 6), ("25%", 32, 8), ("25%", 30, 8), ("25 %", 30, 8), ("1%", 30, 1), ("12.5%", 32, 4), (" 3 ", 4, 3)],
-)
-def test_drop_is_a_count_or_a_share(text, depth, count):
-    assert parse_drop(text, depth) == count
-
-
-@pytest.mark.parametrize(
-    "text", ["0", "30", "31", "-2", "100%", "0%", "-5%", "nan%", "inf%", "six", "", "%", "0.25", "6.0"]
-)
-def test_a_drop_that_makes_no_sense_is_refused_with_what_was_given(text):
-    with pytest.raises(UsageError, match="--drop") as raised:
-        parse_drop(text, 30)
-    assert repr(text) in str(raised.value) or f"--drop {text}" in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_protect_counts_from_both_ends():
-    assert parse_protect("0,1,-1", 30) == {0, 1, 29}
-    assert parse_protect(" 3 , ,4", 30) == {3, 4}
-    assert parse_protect("0-3, 7 - 8,-2", 30) == {0, 1, 2, 3, 7, 8, 28}
-    assert parse_protect("5-5", 30) == {5}
-    assert parse_protect(None, 30) == parse_protect("", 30) == frozenset()
-
-
-@pytest.mark.parametrize("text", ["30", "-31", "a", "1;2", "0.5", "3-1", "0-30", "-3-5", "-3--1", "1-", "0-2-4"])
-def test_protecting_what_is_not_there_is_refused(text):
-    with pytest.raises(UsageError, match="--protect"):
-        parse_protect(text, 30)
 
 
 def test_moves_of_the_intact_model_are_ordered_and_counted():

@@ -8,7 +8,7 @@ from layerprune.artifacts import Candidate
 from layerprune.errors import RefusedError, UsageError
 from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.search import SEARCHES, Constraints, NoAdjacent, Others, one_shot
+from layerprune.search import SEARCHES, Constraints, NoAdjacent, Others, bound, one_shot
 from layerprune.search.base import by_importance
 from layerprune.search.searches import Exchange
 from table_judge import TableJudge, others
@@ -18,7 +18,7 @@ DEPTH = 9
 
 def exchanged(seed, constraints, drop, **options):
     judge = TableJudge(seed)
-    search = Exchange(**options).bind(others(TableJudge(seed + 100), own=judge))
+    search = bound(Exchange(**options), others(TableJudge(seed + 100), own=judge))
     return judge, search(judge, constraints, drop)
 
 
@@ -60,7 +60,7 @@ def test_races_that_err_in_turn_do_not_walk_in_circles():
         return [Candidate(removal=r.layers, score=float((r.layers[0] - best) % 3)) for r in removals]
 
     asked = Others(lambda _, c, drop: one_shot(TableJudge(), c, drop), lambda _: TableJudge())
-    found = Exchange(most=50).bind(asked)(race, Constraints(3), 1)
+    found = bound(Exchange(most=50), asked)(race, Constraints(3), 1)
     stood = [one.removal for one in found.rounds[-1].candidates]
     assert len(set(stood)) == len(stood) > 1
 
@@ -92,7 +92,7 @@ def test_every_set_stood_at_has_the_shape_asked_for():
 
 def test_watch_hears_of_every_set_it_stands_at():
     heard, judge = [], TableJudge(3)
-    search = Exchange().bind(others(TableJudge(103), own=judge))
+    search = bound(Exchange(), others(TableJudge(103), own=judge))
     found = search(judge, Constraints(DEPTH), 4, watch=lambda removal, best: heard.append((removal, best.score)))
     assert heard[-1][0] == found.removal
     assert [score for _, score in heard] == sorted((score for _, score in heard), reverse=True)
@@ -109,7 +109,7 @@ def test_races_that_err_neither_keep_it_walking_nor_have_the_last_word(seed):
         asked.append(keep)
         return whole
 
-    search = Exchange(most=10**6).bind(Others(lambda _, c, drop: one_shot(TableJudge(seed + 9), c, drop), own))
+    search = bound(Exchange(most=10**6), Others(lambda _, c, drop: one_shot(TableJudge(seed + 9), c, drop), own))
     found = search(race, Constraints(6), 2)
     stood = [one.removal for one in found.rounds[-1].candidates]
     assert asked == [2, len(stood)]  # none of them may be stopped early
@@ -136,7 +136,7 @@ def test_cheap_metrics_are_asked_first_and_single_layers_race_for_all_places():
     )
     search = Exchange(by="cosine+angular:tokens=all+cosine")
     assert search.next_to_go(3) == 1
-    search.bind(own)(judge, Constraints(6), 3)
+    bound(search, own)(judge, Constraints(6), 3)
     assert asked[:3] == ["cosine", "angular:tokens=all", 3]
 
 
@@ -159,7 +159,7 @@ def test_a_metric_that_can_propose_nothing_is_named_before_anything_is_judged():
         raise RefusedError("no 2 neighbouring layers may go together")
 
     judge = TableJudge()
-    search = Exchange(by="angular").bind(Others(choose, lambda _: judge))
+    search = bound(Exchange(by="angular"), Others(choose, lambda _: judge))
     with pytest.raises(UsageError, match="the metric 'angular' proposes nothing here: no 2 neighbouring"):
         search(judge, Constraints(6), 2)
     assert not judge.asked

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from layerprune.artifacts import Candidate
-from layerprune.scoring.racing import Field, Race
+from layerprune.scoring.racing import Race
 from layerprune.search import Constraints, Greedy, greedy, table_judge
 
 LAZY = Greedy(lazy=True)
@@ -38,15 +38,15 @@ class ItemJudge:
 
     def race(self, asked):
         looks = -(-self.items // 150)
-        field = Field.of(Race(len(asked), (self.items,), 1, looks))
+        race = Race(len(asked), (self.items,), 1, looks)
         ran = {}
         for look in range(1, looks + 1):
             items = self.items * look // looks
-            ran |= {asked[number]: items for number in field.running}
-            field.settle([np.stack([self.harms(asked[number], items) for number in field.running])])
-            if field.over:
+            ran |= {asked[number]: items for number in race.running}
+            race.settle([np.stack([self.harms(asked[number], items) for number in race.running])])
+            if not race.running:
                 break
-        return ran, {asked[number] for number in field.accepted if ran[asked[number]] < self.items}
+        return ran, {asked[number] for number in race.accepted if ran[asked[number]] < self.items}
 
     def candidate(self, units, items, accepted):
         harms = self.harms(units, items)

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from layerprune.stats import certify, draw_mixture, items_needed, loss_p_value
-from layerprune.stats.certificates import _score
+from layerprune.stats.certificates import score_statistic
 
 
 def outcomes(lost, won, items):
@@ -21,7 +21,7 @@ def outcomes(lost, won, items):
 def brute_force_p_value(lost, won, items, limit, shares=2001):
     """The definition: every outcome at least as favourable, its multinomial probability, worst case over all shares."""
     cells = [(a, b) for a, b in itertools.product(range(items + 1), repeat=2) if a + b <= items]
-    scores = _score(np.array([a for a, _ in cells]), np.array([b for _, b in cells]), items, limit)
+    scores = score_statistic(np.array([a for a, _ in cells]), np.array([b for _, b in cells]), items, limit)
     seen = scores[cells.index((lost, won))]
     favourable = [cell for cell, score in zip(cells, scores, strict=True) if score <= seen + 1e-9]
     worst = 0.0

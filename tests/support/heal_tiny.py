@@ -9,9 +9,8 @@ from typing import ClassVar
 
 import audit_tiny
 import families
-from layerprune.checkpoint import Checkpoint
 from layerprune.exporter import export
-from layerprune.healing.base import names_on_disk, stored_as
+from layerprune.healing.base import StoredWeights
 from layerprune.removal import Removal
 
 WORDS = ("river", "stone", "moves", "slowly", "under", "bright", "winter", "light", "and", "carries", "grain")
@@ -31,9 +30,9 @@ class Scaling:
 
     def heal(self, case):
         loaded = case.load_model()
-        names = names_on_disk(loaded.model, Checkpoint.open(case.folder), [self.parameter])[self.parameter]
+        stored = StoredWeights.of(loaded.model, case.folder, [self.parameter])
         case.record.found["factor"] = self.factor
-        yield from stored_as(names, loaded.model.get_parameter(self.parameter) * self.factor)
+        yield from stored.changed(self.parameter, loaded.model.get_parameter(self.parameter) * self.factor)
 
 
 def prose(path: Path, documents: int = 60, words: int = 60, seed: int = 0) -> Path:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from families import tiny_model
-from layerprune.data.corpus import Windows
-from layerprune.healing.training import Training, TrainingText, make_trainable
+from layerprune.data.corpus import Corpus, Windows
+from layerprune.healing.training import Training, make_trainable
 
 VOCABULARY = 96
 
@@ -20,8 +20,8 @@ def windows_of(count: int, window: int = 16, seed: int = 0, uncounted: float = 0
     return Windows(ids.astype(np.int64), rng.random((count, window)) >= uncounted)
 
 
-def text_of(count: int = 20, **kwargs) -> TrainingText:
-    return TrainingText(windows_of(count, **kwargs), windows_of(6, seed=1))
+def text_of(count: int = 20, **kwargs) -> Corpus:
+    return Corpus(windows_of(count, **kwargs), windows_of(6, seed=1), None)
 
 
 def trainee(kind: str = "llama", frozen: tuple[str, ...] = ()):
@@ -54,7 +54,7 @@ def text_loss(model, windows: Windows) -> float:
     return total / count
 
 
-def plain_training(model, text: TrainingText, options: Training, picks: list[list[int]]) -> list[float]:
+def plain_training(model, text: Corpus, options: Training, picks: list[list[int]]) -> list[float]:
     """Whole logits, whole batches, one optimiser: the loss of each step, nats per token."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.decay)

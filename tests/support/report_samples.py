@@ -52,7 +52,7 @@ def folder(where: Path, *, healed: bool = False, items: int = 240) -> Path:
     own = tuple(_own_answers(rng, name, labels) for name in (f"writing_{LONG_WORD}", SAMPLES))
     other = {"removal": (4, 5, 6, 7), "plan_sha256": "9" * 64, "metric": "cosine"}
     Audit(
-        verdict=verdict(REMOVAL, DEPTH, tasks, everything, generation, own_answers=own),
+        verdict=verdict(REMOVAL, DEPTH, tasks, generation, own_answers=own),
         base=plan.model,
         pruned=receipt.result,
         removal=REMOVAL,

@@ -9,16 +9,16 @@ METRICS = Registry(
     group="layerprune.metrics",
     builtin={
         "ablation": "layerprune.scoring.metrics.ablation:Ablation",
-        "angular": "layerprune.scoring.metrics.hidden_states:Angular",
-        "cosine": "layerprune.scoring.metrics.hidden_states:Cosine",
-        "magnitude": "layerprune.scoring.metrics.data_free:Magnitude",
+        "angular": "layerprune.scoring.metrics.proxies:Angular",
+        "cosine": "layerprune.scoring.metrics.proxies:Cosine",
+        "magnitude": "layerprune.scoring.metrics.proxies:Magnitude",
         "output": "layerprune.scoring.metrics.loss:Output",
         "perplexity": "layerprune.scoring.metrics.loss:Perplexity",
-        "random": "layerprune.scoring.metrics.data_free:Random",
-        "relative": "layerprune.scoring.metrics.hidden_states:Relative",
-        "reverse-order": "layerprune.scoring.metrics.data_free:ReverseOrder",
+        "random": "layerprune.scoring.metrics.proxies:Random",
+        "relative": "layerprune.scoring.metrics.proxies:Relative",
+        "reverse-order": "layerprune.scoring.metrics.proxies:ReverseOrder",
         "shapley": "layerprune.scoring.metrics.loss:Shapley",
-        "taylor": "layerprune.scoring.metrics.loss:Taylor",
+        "taylor": "layerprune.scoring.metrics.proxies:Taylor",
     },
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,28 +13,17 @@ from layerprune.data.items import EvalSet
 from layerprune.errors import TaskError, UsageError
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
-from layerprune.scoring.aggregation import (
-    BaseOutcomes,
-    Signal,
-    additive,
-    as_recorded,
-    failures_last,
-    judge,
-    rounded,
-    shares,
-    values,
-)
-from layerprune.scoring.cached_evaluator import CachedEvaluator, Importance, RaceOutcome
-from layerprune.scoring.evaluator import joined
-from layerprune.scoring.metrics.base import Data, Needs, Scope
+from layerprune.scoring import aggregation
+from layerprune.scoring.aggregation import BaseOutcomes, Signal, rounded
+from layerprune.scoring.cached_evaluator import CachedEvaluator, Importance
+from layerprune.scoring.metrics.base import INTACT, Data, Metric
 from layerprune.stats import above_chance
 
 SIGNIFICANT = 0.05  # one-sided; a task the intact model does not pass says nothing about its layers
-INTACT = Removal(())
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Metric):
     """Share of the accuracy above chance that is lost when the layers are skipped, mean over tasks."""
 
     signal: Signal = field(
@@ -56,12 +45,11 @@ class Ablation:
                 "only=right is about answers that the model writes; give signal=answers too, or leave it out"
             )
 
-    unit: ClassVar[str] = "relevance"
-    scope: ClassVar[Scope] = "any set"
-    needs: ClassVar[Needs] = "items"
-    cost: ClassVar[str] = "one forward pass over the items per removal, shared work computed once"
-    source: ClassVar[str] = "arXiv:2605.14075"
-    search: ClassVar[str] = "greedy"
+    unit = "relevance"
+    needs = "items"
+    cost = "one forward pass over the items per removal, shared work computed once"
+    source = "arXiv:2605.14075"
+    search = "greedy"
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Answer all items under each removal; relevances, intervals and outcomes per task are in the candidates."""
@@ -73,62 +61,53 @@ class Ablation:
         intact = BaseOutcomes.of(data.eval_set.data(), base, self.signal, data.objective)
         label = f"ablation of {len(removals)} candidates"
         if data.keep is None or data.keep >= len(removals):
-            found = RaceOutcome(data.evaluator.outcomes(removals, label), frozenset())
+            found, accepted = data.evaluator.outcomes(removals, label), frozenset[Removal]()
         else:
-            counted = [name for name, share in parts_of(intact).items() if share > 0]
-            found = data.evaluator.race(removals, data.keep, importance_of(intact), label, counted)
-        candidates = [
-            judge(intact, removal.layers, found.outcomes[removal]).model_copy(
-                update={"accepted": removal in found.accepted}
-            )
-            for removal in removals
-        ]
-        return failures_last(candidates)
-
-
-def parts_of(intact: BaseOutcomes) -> dict[str, float]:
-    """Return what part of the score each task has."""
-    return dict(zip(intact.tasks, shares(intact.objective, list(intact.tasks)), strict=True))
+            counted = [name for name, share in intact.shares.items() if share > 0]
+            found, accepted = data.evaluator.race(removals, data.keep, importance_of(intact), label, counted)
+        judged = [aggregation.judge(intact, removal.layers, found[removal]) for removal in removals]
+        left = [one.model_copy(update={"accepted": Removal(one.removal) in accepted}) for one in judged]
+        return aggregation.failures_last(left)
 
 
 def importance_of(intact: BaseOutcomes) -> Importance:
-    """Return per-item harms by task whose mean over all items is the score but for a constant.
+    """Return per-item importances by task whose mean over all items is the score but for a constant.
 
     Raises ``UsageError`` for an objective whose score is no such mean: a race would stop the wrong candidates.
     """
-    if not additive(intact.objective):
+    if not aggregation.additive(intact.objective):
         words = intact.objective.words
         raise UsageError(f"a race needs a score that is a mean over items, {words} is not; use --no-racing")
-    parts = parts_of(intact)
+    shares = intact.shares
     weights = {
-        name: intact.items * parts[name] / len(outcomes.correct) / intact.scale(name)
+        name: intact.items * shares[name] / len(outcomes.correct) / intact.scale(name)
         for name, outcomes in intact.tasks.items()
     }
 
-    def harm(own: dict[str, Outcomes]) -> dict[str, np.ndarray]:
-        return {name: weights[name] * -values(intact.signal, name, outcomes) for name, outcomes in own.items()}
+    def importance(own: dict[str, Outcomes]) -> dict[str, np.ndarray]:
+        return {name: weights[name] * -aggregation.values(intact.signal, name, each) for name, each in own.items()}
 
-    return harm
+    return importance
 
 
 def examine_base(
-    eval_set: EvalSet, examiners: Sequence[CachedEvaluator], signal: Signal = "accuracy"
+    eval_set: EvalSet, evaluators: Sequence[CachedEvaluator], signal: Signal = "accuracy"
 ) -> dict[str, BaseTask]:
     """Answer all items with the intact model; a task it is not significantly above chance on raises ``TaskError``.
 
-    ``examiners`` hold the items of ``eval_set`` between them, in order; ``signal`` says what is recorded of them.
+    ``evaluators`` hold the items of ``eval_set`` between them, in order; ``signal`` says what is recorded of them.
     """
-    parts = [evaluator.outcomes([INTACT], "the intact model")[INTACT] for evaluator in examiners]
+    parts = [evaluator.outcomes([INTACT], "the intact model")[INTACT] for evaluator in evaluators]
     base: dict[str, BaseTask] = {}
     for name, task in eval_set.tasks.items():
-        own = joined([part[name] for part in parts])
+        own = aggregation.joined([part[name] for part in parts])
         chances = [item.chance for item in task.items]
         p_value = above_chance(own.correct, chances) if own.answer is None else 0.0  # answers have no chance level
         base[name] = BaseTask(
             accuracy=rounded(own.accuracy),
             gold_probability=None if own.mean_gold_probability is None else rounded(own.mean_gold_probability),
             p_value=float(f"{p_value:.3g}"),
-            outcomes=as_recorded(own, signal),
+            outcomes=aggregation.as_recorded(own, signal),
         )
     refused = [name for name, entry in base.items() if entry.p_value > SIGNIFICANT]
     if refused:

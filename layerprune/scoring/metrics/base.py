@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from layerprune.artifacts import MEAN, Candidate, Interval, Objective
 from layerprune.data.items import EvalSet
@@ -18,7 +19,6 @@ from layerprune.errors import ModelError, UsageError
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator
-from layerprune.scoring.walk import replaced_forwards, split_hidden
 from layerprune.util import SILENT, Progress
 
 # The contract of a metric, and what it may look at.
@@ -26,6 +26,7 @@ from layerprune.util import SILENT, Progress
 
 Scope = Literal["single layers", "contiguous blocks", "any set"]
 Needs = Literal["items", "text", "nothing"]
+INTACT = Removal(())
 
 
 @dataclass
@@ -33,9 +34,8 @@ class Data:
     """What a metric may look at beside the model."""
 
     eval_set: EvalSet | None = None
-    evaluator: CachedEvaluator | None = (
-        None  # answers the questions under any removal and remembers; for ``needs = "items"``
-    )
+    # answers the questions under any removal and remembers; for ``needs = "items"``
+    evaluator: CachedEvaluator | None = None
     objective: Objective = MEAN  # over the tasks, for ``needs = "items"``
     keep: int | None = None  # only this many of the candidates asked about matter; None: all of them
     seed: int = 0
@@ -63,15 +63,16 @@ class Data:
 class Metric(Protocol):
     """Scores removals; higher means more harm. A metric is a frozen dataclass whose fields are its options.
 
-    The class attributes are shown by ``layerprune metrics`` and written into scores.json.
+    The class attributes are shown by ``layerprune metrics`` and written into scores.json. One that subclasses this
+    declares those that differ; a third party's may declare all of them instead.
     """
 
     unit: ClassVar[str]  # of the score: "relevance", "1-cos"
-    scope: ClassVar[Scope]  # which removals it can score; a search that asks for more is refused
-    needs: ClassVar[Needs]
+    scope: ClassVar[Scope] = "any set"  # which removals it can score; a search that asks for more is refused
+    needs: ClassVar[Needs] = "text"
     cost: ClassVar[str]  # in words, in forward passes over the data
     source: ClassVar[str]  # paper, or where it comes from
-    search: ClassVar[str]  # the search it is used with unless told otherwise
+    search: ClassVar[str] = "one-shot"  # the search it is used with unless told otherwise
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Return one candidate per removal, in the order given."""
@@ -90,14 +91,36 @@ def check_scope(name: str, scope: Scope, removals: Sequence[Removal]) -> None:
             )
 
 
-# Reading the texts of a metric: in padded batches, with what passes between the layers looked at on the way.
+def candidates(removals: Sequence[Removal], scores: Iterable[float], label: str) -> list[Candidate]:
+    """Return a candidate for each removal from figures of the intact model, ``finite`` ones; ``label`` names them."""
+    pairs = zip(removals, scores, strict=True)
+    return [Candidate(removal=removal.layers, score=finite(score, label, removal)) for removal, score in pairs]
 
+
+def candidate(removal: Removal, score: float, interval: Interval | None = None, *, failed: bool = False) -> Candidate:
+    """Return a candidate whose score keeps nine digits; one that is no finite number, or ``failed``, is marked."""
+    known = math.isfinite(score)
+    return Candidate(
+        removal=removal.layers,
+        score=float(f"{score:.9g}") if known else 0.0,
+        interval=interval if known else None,
+        not_finite=failed or not known,
+    )
+
+
+def finite(value: float, label: str, of: object) -> float:
+    """Keep nine digits; raises ``ModelError`` when a figure of the intact model is no finite number."""
+    if not math.isfinite(value):
+        raise ModelError(f"{label} of {of} is {value}: the model's states overflow; try --dtype float32")
+    return float(f"{value:.9g}")
+
+
+# Reading the texts of a metric in padded batches.
 
 BATCH_TOKENS = 4096  # of a batch, padding counted
 
 Tokens = Literal["all", "last"]
-Span = tuple[int, int]  # first and last layer of a block, both in it
-Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # states before and after, (tokens, hidden) -> (tokens,)
+TOKENS_HELP = {"help": "average over all tokens of each text, or take its last token only"}
 
 
 @dataclass(frozen=True)
@@ -114,102 +137,23 @@ class Batch:
         return numbers < ends if tokens == "all" else numbers == ends - 1
 
 
-def read(
-    loaded: LoadedModel,
-    data: Data,
-    label: str,
-    most: int | None = None,
-    texts: Sequence[tuple[int, ...]] | None = None,
-) -> Iterator[Batch]:
-    """Yield ``texts``, or all of ``data``, in batches of up to ``most`` tokens (a longer text alone), on the device."""
+def read(loaded: LoadedModel, data: Data, label: str, most: int | None = None) -> Iterator[Batch]:
+    """Yield the texts of ``data`` in batches of up to ``most`` tokens (a longer text alone), on the device."""
     budget = BATCH_TOKENS if most is None else most
-    texts = sorted(data.texts if texts is None else texts, key=len, reverse=True)
+    texts = [torch.tensor(text) for text in sorted(data.texts, key=len, reverse=True)]
     starts = [0]
     for number, _ in enumerate(texts):
         if (number - starts[-1] + 1) * len(texts[starts[-1]]) > budget and number > starts[-1]:
             starts.append(number)
     with data.progress.task(label, sum(map(len, texts)), "tokens") as advance:
         for start, stop in pairwise([*starts, len(texts)]):
-            batch = padded(texts[start:stop], loaded.device)
-            yield batch
-            advance(int(batch.lengths.sum()))
+            ids = pad_sequence(texts[start:stop], batch_first=True)
+            lengths = torch.tensor([len(text) for text in texts[start:stop]])
+            yield Batch(ids.to(loaded.device), lengths.to(loaded.device))
+            advance(int(lengths.sum()))
 
 
 def spread(texts: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
     """Return at most ``most`` of the texts, evenly spread."""
     chosen = np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts))).round().astype(int))
     return [texts[index] for index in chosen]
-
-
-def padded(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
-    """Put texts of token ids into one batch."""
-    lengths = torch.tensor([len(text) for text in texts])
-    ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
-    for number, text in enumerate(texts):
-        ids[number, : len(text)] = torch.tensor(text)
-    return Batch(ids.to(device), lengths.to(device))
-
-
-def compared_states(
-    loaded: LoadedModel, data: Data, spans: Sequence[Span], tokens: Tokens, measure: Measure, label: str
-) -> list[float]:
-    """Return for each block the mean over tokens of ``measure(what goes in, what comes out)``, in one pass.
-
-    What comes out of the last layer is taken before the final norm. States are compared in float64.
-    """
-    sums = dict.fromkeys(spans, 0.0)
-    count = 0
-    for batch in read(loaded, data, label):
-        wanted = batch.places(tokens)
-        count += int(wanted.sum())
-        for span, values in _measured(loaded, batch.ids, wanted, list(sums), measure).items():
-            sums[span] += float(values.sum())
-    return [finite(sums[span] / count, label, span) for span in spans]
-
-
-def finite(value: float, label: str, of: object) -> float:
-    """Keep nine digits; raises ``ModelError`` when a figure of the intact model is no finite number."""
-    if not math.isfinite(value):
-        raise ModelError(f"{label} of {of} is {value}: the model's states overflow; try --dtype float32")
-    return float(f"{value:.9g}")
-
-
-def candidate(removal: Removal, score: float, interval: Interval | None = None, *, failed: bool = False) -> Candidate:
-    """Return a candidate whose score keeps nine digits; one that is no finite number, or ``failed``, is marked."""
-    known = math.isfinite(score)
-    return Candidate(
-        removal=removal.layers,
-        score=float(f"{score:.9g}") if known else 0.0,
-        interval=interval if known else None,
-        not_finite=failed or not known,
-    )
-
-
-@torch.no_grad()
-def _measured(
-    loaded: LoadedModel, ids: torch.Tensor, wanted: torch.Tensor, spans: Sequence[Span], measure: Measure
-) -> dict[Span, torch.Tensor]:
-    """Return the measurements of every block on one batch; a state is kept while a block that began there is open."""
-    ends = {first: max(last for start, last in spans if start == first) for first, _ in spans}
-    held: dict[int, torch.Tensor] = {}
-    found: dict[Span, torch.Tensor] = {}
-
-    def make(index: int, original: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if index in ends:
-                hidden = split_hidden(args, kwargs)[0]
-                held[index] = hidden[wanted.to(hidden.device)]  # (tokens, hidden), a copy: layers may write to it
-            output = original(*args, **kwargs)
-            for first in [start for start in held if (start, index) in spans]:
-                hidden = output[0] if isinstance(output, tuple) else output
-                after = hidden[wanted.to(hidden.device)].to(held[first].device)
-                found[first, index] = measure(held[first].double(), after.double())
-            for first in [start for start in held if ends[start] == index]:
-                del held[first]
-            return output
-
-        return forward
-
-    with replaced_forwards(loaded.layers, make):
-        loaded.model(input_ids=ids, use_cache=False)
-    return found

@@ -1,31 +1,26 @@
-"""Metrics from the model's predictions on text: perplexity, output distance, Taylor scores, Shapley values."""
+"""Metrics from the smaller model's predictions on text: perplexity, output distance, Shapley values."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
 from layerprune.artifacts import Candidate
 from layerprune.data.items import Request
-from layerprune.errors import ModelError
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import failures_last
 from layerprune.scoring.engine import MEMORY, Engine
 from layerprune.scoring.evaluator import not_finite
-from layerprune.scoring.metrics.base import Batch, Data, Needs, Scope, Tokens, candidate, finite, read, spread
-from layerprune.scoring.walk import replaced_forwards, split_hidden
+from layerprune.scoring.metrics.base import INTACT, TOKENS_HELP, Data, Metric, Tokens, candidate, read, spread
 from layerprune.stats import bootstrap_interval
 
 # The loss on text under many removals: what ``perplexity`` and ``shapley`` ask.
-
-
-INTACT = Removal(())
 
 
 def text_losses(
@@ -51,15 +46,13 @@ def predicted_tokens(texts: Sequence[tuple[int, ...]]) -> int:
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Metric):
     """Rise of the mean loss over all tokens of the text; e to its power is the factor by which perplexity grows."""
 
-    unit: ClassVar[str] = "nats/token"
-    scope: ClassVar[Scope] = "any set"
-    needs: ClassVar[Needs] = "text"
-    cost: ClassVar[str] = "one forward pass per removal, shared work computed once"
-    source: ClassVar[str] = "SLEB, arXiv:2402.09025; Shortened LLaMA, arXiv:2402.02834"
-    search: ClassVar[str] = "greedy"
+    unit = "nats/token"
+    cost = "one forward pass per removal, shared work computed once"
+    source = "SLEB, arXiv:2402.09025; Shortened LLaMA, arXiv:2402.02834"
+    search = "greedy"
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts intact and under each removal; the 95 % interval is a paired bootstrap over the texts."""
@@ -92,23 +85,19 @@ LOGIT_TENSORS = 8
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(Metric):
     """Distance between the predictions of the intact and the smaller model, mean over tokens."""
 
     by: Distance = field(
         default="kl",
         metadata={"help": "KL(intact || smaller) in nats, 1 - cosine of the logits, or their Euclidean distance"},
     )
-    tokens: Tokens = field(
-        default="all", metadata={"help": "average over all tokens of each text, or take its last token only"}
-    )
+    tokens: Tokens = field(default="all", metadata=TOKENS_HELP)
 
-    unit: ClassVar[str] = "distance"
-    scope: ClassVar[Scope] = "any set"
-    needs: ClassVar[Needs] = "text"
-    cost: ClassVar[str] = "one forward pass per removal"
-    source: ClassVar[str] = "EvoPress, arXiv:2410.14649; FinerCut, arXiv:2405.18218"
-    search: ClassVar[str] = "greedy"
+    unit = "distance"
+    cost = "one forward pass per removal"
+    source = "EvoPress, arXiv:2410.14649; FinerCut, arXiv:2405.18218"
+    search = "greedy"
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Run every batch intact and under each removal; logits are compared in float32."""
@@ -118,7 +107,7 @@ class Output:
         for batch in read(loaded, data, "output distance", budget):
             wanted = batch.places(self.tokens)
             count += int(wanted.sum())
-            intact = _logits(loaded, Removal(()), batch.ids, wanted)
+            intact = _logits(loaded, INTACT, batch.ids, wanted)
             if not bool(intact.isfinite().all()):
                 raise not_finite(loaded, "logits")
             for number, removal in enumerate(removals):
@@ -145,102 +134,6 @@ def distance(by: Distance, intact: torch.Tensor, own: torch.Tensor) -> torch.Ten
     return (p.exp() * (p - q)).sum(-1)
 
 
-# Taylor scores: the first-order guess of what a layer's removal costs, for all layers from one backward pass.
-
-
-# Tokens whose activations are kept for a backward pass; they take some 30 times the memory of a forward alone.
-BATCH_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Taylor:
-    """What the loss on the text rises by, to first order, as the layers fade out; of a set: the sum over its layers."""
-
-    of: Literal["update", "weights"] = field(
-        default="update",
-        metadata={
-            "help": "fade the layer's update of the stream (signed), or each of its weights (sum of absolute values)"
-        },
-    )
-
-    unit: ClassVar[str] = "nats/token, first order"
-    scope: ClassVar[Scope] = "any set"
-    needs: ClassVar[Needs] = "text"
-    cost: ClassVar[str] = "one forward and one backward pass over the text for all layers"
-    source: ClassVar[str] = "Shortened LLaMA, arXiv:2402.02834 (of=weights)"
-    search: ClassVar[str] = "one-shot"
-
-    def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
-        """Read the texts once, forward and backward, and add up the layers of each removal."""
-        asked_about = [removal.layers for removal in removals]
-        values = update_slopes(loaded, data) if self.of == "update" else weight_slopes(loaded, data)
-        return [
-            Candidate(
-                removal=removal.layers,
-                score=finite(sum(values[layer] for layer in layers), "the Taylor score of", removal),
-            )
-            for removal, layers in zip(removals, asked_about, strict=True)
-        ]
-
-
-def update_slopes(loaded: LoadedModel, data: Data) -> list[float]:
-    """Return per layer -dL/da, nats/token, where the layer's update of the stream is scaled by 1 + a, at a = 0.
-
-    L is the mean loss per predicted token. Taking a to -1 is skipping the layer: the slope is the guess of its cost.
-    """
-    depth = len(loaded.layers)
-    totals = torch.zeros(depth, dtype=torch.float64)
-    scales = [torch.zeros((), device=loaded.device, requires_grad=True) for _ in range(depth)]
-
-    def make(index: int, original: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            before = split_hidden(args, kwargs)[0].clone()  # a layer may write to its input
-            output = original(*args, **kwargs)
-            after = output[0] if isinstance(output, tuple) else output
-            scaled = after + scales[index].to(after) * (after - before.to(after))
-            return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
-
-        return forward
-
-    for batch in read(loaded, data, "Taylor", BATCH_TOKENS):
-        with torch.enable_grad(), replaced_forwards(loaded.layers, make):
-            slopes = torch.autograd.grad(summed_loss(loaded, batch), scales)
-        totals -= torch.stack([slope.double().cpu() for slope in slopes])
-    return [float(value) for value in totals / predicted_tokens(data.texts)]
-
-
-def weight_slopes(loaded: LoadedModel, data: Data) -> list[float]:
-    """Return per layer the sum over its weights of |w dL/dw|, nats/token; L is the mean loss per predicted token."""
-    weights = [[w for w in layer.parameters() if w.dim() >= 2] for layer in loaded.layers]
-    flat = [weight for own in weights for weight in own]
-    if not flat or not all(weight.is_floating_point() for weight in flat):
-        raise ModelError("the layers hold packed (quantised) weights: taylor:of=weights needs them as plain numbers")
-    learned = [weight.requires_grad for weight in flat]
-    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in flat]
-    try:
-        for weight in flat:
-            weight.requires_grad_(True)
-        for batch in read(loaded, data, "Taylor", BATCH_TOKENS):
-            with torch.enable_grad():  # weights that this text never reached (experts) have no slope
-                slopes = torch.autograd.grad(summed_loss(loaded, batch), flat, allow_unused=True)
-            for total, slope in zip(sums, slopes, strict=True):
-                if slope is not None:
-                    total += slope
-    finally:
-        for weight, before in zip(flat, learned, strict=True):
-            weight.requires_grad_(before)
-    products = iter([float((w.detach().double() * s).abs().sum()) for w, s in zip(flat, sums, strict=True)])
-    return [sum(next(products) for _ in own) / predicted_tokens(data.texts) for own in weights]
-
-
-def summed_loss(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
-    """Return the loss of a batch in nats, summed over every token of the texts but their first."""
-    logits = loaded.model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
-    asked = batch.ids[:, 1:].to(logits.device)
-    wanted = batch.places("all")[:, 1:].to(logits.device)
-    return torch.nn.functional.cross_entropy(logits[wanted].float(), asked[wanted], reduction="sum")
-
-
 # Shapley values: a layer's share of what all layers achieve together, fair to layers that stand in for each other.
 
 
@@ -249,7 +142,7 @@ Game = Callable[[Sequence[Gone]], Sequence[float]]  # what it costs when these p
 
 
 @dataclass(frozen=True)
-class Shapley:
+class Shapley(Metric):
     """Mean rise of the loss when the layer goes, over random orders in which all layers go one after the other.
 
     The values of all layers add up to the loss without any layer minus the loss of the intact model. A set of layers
@@ -259,12 +152,9 @@ class Shapley:
     permutations: int = field(default=8, metadata={"help": "random orders; the interval shrinks with their root"})
     texts: int = field(default=64, metadata={"help": "texts read at most, evenly spread over the items"})
 
-    unit: ClassVar[str] = "nats/token, shared out"
-    scope: ClassVar[Scope] = "any set"
-    needs: ClassVar[Needs] = "text"
-    cost: ClassVar[str] = "permutations x layers forward passes over the texts, half of each on average"
-    source: ClassVar[str] = "arXiv:2409.14381"
-    search: ClassVar[str] = "one-shot"
+    unit = "nats/token, shared out"
+    cost = "permutations x layers forward passes over the texts, half of each on average"
+    source = "arXiv:2409.14381"
 
     def __post_init__(self) -> None:
         if self.permutations < 2 or self.texts < 1:
@@ -272,9 +162,7 @@ class Shapley:
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Let all layers go in random orders; the 95 % interval covers the choice of orders, not of texts."""
-        asked_about = [list(removal.layers) for removal in removals]
         texts = spread(data.texts, self.texts)
-
         failed = set[Gone]()
 
         def losses(sets: Sequence[Gone]) -> Sequence[float]:
@@ -290,11 +178,11 @@ class Shapley:
         rises = marginal_rises(losses, orders)  # (permutations, layers)
         breaking = breaking_players(orders, failed)
         found = []
-        for removal, layers in zip(removals, asked_about, strict=True):
-            own = rises[:, layers].sum(axis=1)
+        for removal in removals:
+            own = rises[:, list(removal)].sum(axis=1)
             value, half = float(own.mean()), half_width(own)
             interval = (round(value - half, 6), round(value + half, 6))
-            found.append(candidate(removal, value, interval, failed=not breaking.isdisjoint(layers)))
+            found.append(candidate(removal, value, interval, failed=not breaking.isdisjoint(removal)))
         return failures_last(found)
 
 
@@ -332,6 +220,5 @@ def marginal_rises(game: Game, orders: Sequence[Sequence[int]]) -> np.ndarray:
     cost = dict(zip(sets, game(sets), strict=True))
     rises = np.empty((len(orders), len(orders[0])))
     for number, (order, path) in enumerate(zip(orders, paths, strict=True)):
-        for turn, player in enumerate(order):
-            rises[number, player] = cost[path[turn + 1]] - cost[path[turn]]
+        rises[number, list(order)] = np.diff([cost[gone] for gone in path])
     return rises

@@ -6,27 +6,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import cli_tiny
 from families import FAMILIES
 from layerprune.artifacts import Scores
-from layerprune.errors import ModelError, UsageError
+from layerprune.errors import UsageError
 from layerprune.registry import build
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics import loss as output
-from layerprune.scoring.metrics import loss as taylor
 from layerprune.scoring.metrics.base import Data, spread
-from layerprune.scoring.metrics.data_free import Magnitude
 from layerprune.scoring.metrics.loss import (
     INTACT,
     Output,
     Perplexity,
     Shapley,
-    Taylor,
     drawn_orders,
     marginal_rises,
     predicted_tokens,
@@ -135,111 +130,6 @@ def test_output_does_not_depend_on_the_batches(monkeypatch):
     whole = scores(Output(), loaded)
     monkeypatch.setattr(output, "LOGIT_BYTES", 1)
     assert scores(Output(), loaded) == pytest.approx(whole, rel=1e-4)
-
-
-# taylor
-
-
-def scaled_loss(loaded, layer, factor):
-    """The loss with one layer's update of the stream times ``factor``, by a hook."""
-
-    def scale(_, args, kwargs, out):
-        before = args[0] if args else kwargs["hidden_states"]
-        after = out[0] if isinstance(out, tuple) else out
-        now = before + factor * (after - before)
-        return (now, *out[1:]) if isinstance(out, tuple) else now
-
-    handle = loaded.layers[layer].register_forward_hook(scale, with_kwargs=True)
-    value = loss(loaded, TEXTS)
-    handle.remove()
-    return value
-
-
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox", "qwen3"])
-def test_taylor_of_an_update_is_the_finite_difference_of_the_loss(kind):
-    loaded, step = subject_of(kind, torch.float64), 1e-2  # norms round to float32: a smaller step drowns in that
-    slopes = [
-        (scaled_loss(loaded, layer, 1 - step) - scaled_loss(loaded, layer, 1 + step)) / (2 * step)
-        for layer in range(len(loaded.layers))
-    ]
-    found = scores(Taylor(), loaded, sets=[(layer,) for layer in range(len(slopes))])
-    assert found == pytest.approx(slopes, rel=1e-2, abs=1e-4)
-    assert max(map(abs, slopes)) > 1e-2
-    assert scores(Taylor(), loaded, sets=[(0, 2, 5)]) == pytest.approx([found[0] + found[2] + found[5]], rel=1e-6)
-
-
-def test_taylor_of_weights_is_the_sum_of_finite_differences_of_every_weight():
-    loaded, layer, step = subject_of("llama", torch.float64), 3, 1e-2
-    expected = 0.0
-    weights = [w for w in loaded.layers[layer].parameters() if w.dim() >= 2]
-    picked = [(w, i) for w in weights for i in range(0, w.numel(), w.numel() // 3)]
-    for weight, index in picked:
-        flat = weight.data.view(-1)
-        before = float(flat[index])
-        at = []
-        for sign in (1, -1):
-            flat[index] = before + sign * step
-            at.append(loss(loaded, TEXTS))
-        flat[index] = before
-        expected += abs(before * (at[0] - at[1]) / (2 * step))
-    everything = scores(Taylor(of="weights"), loaded, sets=[(layer,)])[0]
-    for weight in weights:  # leave only the picked entries: the others' share is then nothing
-        keep = torch.zeros(weight.numel(), dtype=torch.bool)
-        keep[[index for other, index in picked if other is weight]] = True
-        weight.requires_grad_(True)
-        mask = keep.view_as(weight)
-        weight.register_hook(lambda slope, mask=mask: slope * mask)
-    found = scores(Taylor(of="weights"), loaded, sets=[(layer,)])[0]
-    assert found == pytest.approx(expected, rel=2e-2)
-    assert found < everything
-
-
-@pytest.mark.parametrize("of", ["update", "weights"])
-def test_taylor_leaves_the_model_as_it_was(of):
-    loaded = subject_of("qwen2_moe")  # experts that no token reached have no slope
-    first = next(loaded.layers[0].parameters()).requires_grad_(False)
-    before = loss(loaded, TEXTS)
-    assert all(math.isfinite(score) for score in scores(Taylor(of=of), loaded))
-    assert loss(loaded, TEXTS) == before
-    assert not first.requires_grad
-    assert all(parameter.grad is None for parameter in loaded.model.parameters())
-    assert all("forward" not in vars(layer) for layer in loaded.layers)
-
-
-@pytest.mark.parametrize("of", ["update", "weights"])
-def test_taylor_does_not_depend_on_the_batches(of, monkeypatch):
-    loaded = subject_of("llama")
-    whole = scores(Taylor(of=of), loaded)
-    monkeypatch.setattr(taylor, "BATCH_TOKENS", 9)
-    assert scores(Taylor(of=of), loaded) == pytest.approx(whole, rel=1e-3)
-
-
-# magnitude
-
-
-def test_magnitude_adds_up_the_weight_matrices():
-    loaded = subject_of("llama")
-    totals = []
-    for power in (1, 2):
-        own = [0.0] * len(loaded.layers)
-        for name, tensor in loaded.model.state_dict().items():
-            if name.startswith("model.layers.") and name.endswith("proj.weight"):
-                own[int(name.split(".")[2])] += sum(abs(value) ** power for value in tensor.flatten().tolist())
-        totals.append(own)
-    sets = [(0,), (3,), (1, 4)]
-    found = scores(Magnitude(), loaded, sets=sets)
-    assert found == pytest.approx([sum(totals[0][layer] for layer in each) for each in sets], rel=1e-6)
-    found = scores(Magnitude(norm="l2"), loaded, sets=sets)
-    assert found == pytest.approx([math.sqrt(sum(totals[1][layer] for layer in each)) for each in sets], rel=1e-6)
-
-
-@pytest.mark.parametrize("metric", [Magnitude(), Taylor(of="weights")])
-def test_packed_weights_are_refused(metric):
-    loaded = subject_of("llama")
-    packed = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
-    loaded.layers[1].register_parameter("packed", packed)
-    with pytest.raises(ModelError, match="packed"):
-        scores(metric, loaded)
 
 
 # shapley

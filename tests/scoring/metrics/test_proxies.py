@@ -1,20 +1,24 @@
-"""Cosine and its relatives, against plain arithmetic on what hooks see of one text at a time."""
+"""Cosine and its relatives, against plain arithmetic on what hooks see of one text at a time; Taylor and magnitude."""
 
+import inspect
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 
 from families import FAMILIES
 from layerprune.data.items import EvalSet
 from layerprune.errors import ModelError, UsageError
 from layerprune.removal import Removal
-from layerprune.scoring.metrics import base
+from layerprune.scoring.metrics import base, proxies
 from layerprune.scoring.metrics.base import Data
-from layerprune.scoring.metrics.hidden_states import Angular, Cosine, Relative, angle
-from metric_tiny import between, data_of, subject_of, texts_of
+from layerprune.scoring.metrics.proxies import Angular, Cosine, HiddenStateMetric, Magnitude, Relative, Taylor
+from metric_tiny import between, data_of, loss, subject_of, texts_of
 
 TEXTS = texts_of()
+SETS = [(0,), (3,), (1, 4), (5,)]
 
 
 def singles(loaded):
@@ -143,7 +147,32 @@ def test_angles_are_right_where_arccos_is_blind():
     axis = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64)
     angles = torch.tensor([1e-12, 1e-3, 0.5, 1.0], dtype=torch.float64)  # shares of pi
     turned = torch.stack([(math.pi * angles).cos(), (math.pi * angles).sin()], -1) * 7
-    torch.testing.assert_close(angle(axis, turned), angles, rtol=1e-9, atol=0)
+    torch.testing.assert_close(Angular().distance(axis, turned), angles, rtol=1e-9, atol=0)
+
+
+@dataclass(frozen=True)
+class Largest(HiddenStateMetric):
+    """Largest change of any hidden unit, mean over tokens."""
+
+    figure = "largest change"
+    unit = "update"
+    source = "a test"
+
+    def distance(self, before, after):
+        return (after - before).abs().amax(dim=-1)
+
+
+def test_a_new_hidden_state_metric_is_eight_lines():
+    """A declaration and its formula: the reader, the scope and the option are those of all metrics of this kind."""
+    for metric in (Largest, Cosine, Relative):
+        assert len([line for line in inspect.getsource(metric).splitlines() if line.strip()]) == 8
+    loaded = subject_of("llama")
+    for tokens in ("all", "last"):
+        figure = lambda a, b: max(abs(y - x) for x, y in zip(a, b, strict=True))  # noqa: E731
+        expected = by_hand(loaded, TEXTS, figure, only_last_token=tokens == "last")
+        assert scores(Largest(tokens=tokens), loaded, TEXTS) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(UsageError, match="the metric 'largest' scores single layers"):
+        Largest().score(loaded, [Removal.of(0, 1)], data_of(TEXTS))
 
 
 def test_only_what_a_metric_can_score_is_scored():
@@ -174,3 +203,112 @@ def test_forwards_are_given_back():
     loaded = subject_of("llama")
     scores(Angular(), loaded, TEXTS)
     assert all("forward" not in vars(layer) for layer in loaded.layers)
+
+
+# taylor
+
+
+def scores_of(metric, loaded, sets=SETS):
+    return scores(metric, loaded, TEXTS, [Removal.of(*each) for each in sets])
+
+
+def scaled_loss(loaded, layer, factor):
+    """The loss with one layer's update of the stream times ``factor``, by a hook."""
+
+    def scale(_, args, kwargs, out):
+        before = args[0] if args else kwargs["hidden_states"]
+        after = out[0] if isinstance(out, tuple) else out
+        now = before + factor * (after - before)
+        return (now, *out[1:]) if isinstance(out, tuple) else now
+
+    handle = loaded.layers[layer].register_forward_hook(scale, with_kwargs=True)
+    value = loss(loaded, TEXTS)
+    handle.remove()
+    return value
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox", "qwen3"])
+def test_taylor_of_an_update_is_the_finite_difference_of_the_loss(kind):
+    loaded, step = subject_of(kind, torch.float64), 1e-2  # norms round to float32: a smaller step drowns in that
+    slopes = [
+        (scaled_loss(loaded, layer, 1 - step) - scaled_loss(loaded, layer, 1 + step)) / (2 * step)
+        for layer in range(len(loaded.layers))
+    ]
+    found = scores_of(Taylor(), loaded, sets=[(layer,) for layer in range(len(slopes))])
+    assert found == pytest.approx(slopes, rel=1e-2, abs=1e-4)
+    assert max(map(abs, slopes)) > 1e-2
+    assert scores_of(Taylor(), loaded, sets=[(0, 2, 5)]) == pytest.approx([found[0] + found[2] + found[5]], rel=1e-6)
+
+
+def test_taylor_of_weights_is_the_sum_of_finite_differences_of_every_weight():
+    loaded, layer, step = subject_of("llama", torch.float64), 3, 1e-2
+    expected = 0.0
+    weights = [w for w in loaded.layers[layer].parameters() if w.dim() >= 2]
+    picked = [(w, i) for w in weights for i in range(0, w.numel(), w.numel() // 3)]
+    for weight, index in picked:
+        flat = weight.data.view(-1)
+        before = float(flat[index])
+        at = []
+        for sign in (1, -1):
+            flat[index] = before + sign * step
+            at.append(loss(loaded, TEXTS))
+        flat[index] = before
+        expected += abs(before * (at[0] - at[1]) / (2 * step))
+    everything = scores_of(Taylor(of="weights"), loaded, sets=[(layer,)])[0]
+    for weight in weights:  # leave only the picked entries: the others' share is then nothing
+        keep = torch.zeros(weight.numel(), dtype=torch.bool)
+        keep[[index for other, index in picked if other is weight]] = True
+        weight.requires_grad_(True)
+        mask = keep.view_as(weight)
+        weight.register_hook(lambda slope, mask=mask: slope * mask)
+    found = scores_of(Taylor(of="weights"), loaded, sets=[(layer,)])[0]
+    assert found == pytest.approx(expected, rel=2e-2)
+    assert found < everything
+
+
+@pytest.mark.parametrize("of", ["update", "weights"])
+def test_taylor_leaves_the_model_as_it_was(of):
+    loaded = subject_of("qwen2_moe")  # experts that no token reached have no slope
+    first = next(loaded.layers[0].parameters()).requires_grad_(False)
+    before = loss(loaded, TEXTS)
+    assert all(math.isfinite(score) for score in scores_of(Taylor(of=of), loaded))
+    assert loss(loaded, TEXTS) == before
+    assert not first.requires_grad
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+    assert all("forward" not in vars(layer) for layer in loaded.layers)
+
+
+@pytest.mark.parametrize("of", ["update", "weights"])
+def test_taylor_does_not_depend_on_the_batches(of, monkeypatch):
+    loaded = subject_of("llama")
+    whole = scores_of(Taylor(of=of), loaded)
+    monkeypatch.setattr(proxies, "BACKWARD_TOKENS", 9)
+    assert scores_of(Taylor(of=of), loaded) == pytest.approx(whole, rel=1e-3)
+
+
+# magnitude
+
+
+def test_magnitude_adds_up_the_weight_matrices():
+    loaded = subject_of("llama")
+    totals = []
+    for power in (1, 2):
+        own = [0.0] * len(loaded.layers)
+        for name, tensor in loaded.model.state_dict().items():
+            if name.startswith("model.layers.") and name.endswith("proj.weight"):
+                own[int(name.split(".")[2])] += sum(abs(value) ** power for value in tensor.flatten().tolist())
+        totals.append(own)
+    sets = [(0,), (3,), (1, 4)]
+    found = scores_of(Magnitude(), loaded, sets=sets)
+    assert found == pytest.approx([sum(totals[0][layer] for layer in each) for each in sets], rel=1e-6)
+    found = scores_of(Magnitude(norm="l2"), loaded, sets=sets)
+    assert found == pytest.approx([math.sqrt(sum(totals[1][layer] for layer in each)) for each in sets], rel=1e-6)
+
+
+@pytest.mark.parametrize("metric", [Magnitude(), Taylor(of="weights")])
+def test_packed_weights_are_refused(metric):
+    loaded = subject_of("llama")
+    packed = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
+    loaded.layers[1].register_parameter("packed", packed)
+    with pytest.raises(ModelError, match="packed"):
+        scores_of(metric, loaded)
