@@ -99,7 +99,7 @@ def test_only_the_shell_prints_and_exits(path):
             assert called not in ("print", "sys.exit", "exit", "quit", "os._exit"), f"{path}:{node.lineno}: {called}"
 
 
-SMALL = {"__main__", "errors", "removal"}  # imported by most rooms; as long as what they say takes
+SMALL = {"__main__", "errors"}  # as long as what they say takes
 LARGEST, SMALLEST = 500, 100  # lines
 PARTICIPLE = re.compile(r".*[a-z]ed$|made|shown|written|found|kept|proven|taken|given|chosen|drawn|seen|ran$")
 NOUNS = {"seed", "speed"}
@@ -169,3 +169,34 @@ def test_tests_stand_where_their_module_does(path):
     modules = {module.stem for module in (PACKAGE / room).glob("*.py")}
     named = any(subject == module or subject.startswith(f"{module}_") for module in modules)
     assert named or (not room.parts and subject in BESIDE), f"no module of {PACKAGE.name}/{room} is called so"
+
+
+def private_names():
+    """Return what the package keeps to itself: names of functions, methods and classes with one leading underscore."""
+    found = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                found.add(node.name)
+    return {name for name in found if re.fullmatch(r"_[a-z]\w*[a-z0-9]", name)}
+
+
+PRIVATE = private_names()
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(TESTS.rglob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda path: path.name
+)
+def test_no_test_reaches_for_a_private_name(path):
+    tree = ast.parse(path.read_text())
+    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    reached = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            reached.append((node.lineno, node.attr))
+        elif isinstance(node, ast.alias):
+            reached.append((node.lineno, node.name))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "getattr", "patch", "object")):
+            words = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            reached += [(node.lineno, word.rpartition(".")[2]) for word in words]
+    assert [(line, name) for line, name in reached if name in PRIVATE - own] == []

@@ -185,7 +185,7 @@ def load_tasks(names: Sequence[str], include_path: Sequence[str | Path], data_di
     for folder in (*include_path, *([data_dir] if data_dir else ())):
         if not Path(folder).is_dir():
             raise TaskError(f"the folder {folder} does not exist; --include-path and --data-dir take folders")
-    manager = _manager(names, [str(path) for path in include_path])
+    manager = task_manager(names, [str(path) for path in include_path])
     for name in names:
         if name not in manager.all_tasks:
             raise TaskError(f"unknown task {name!r}.{did_you_mean(name, manager.all_tasks)}")
@@ -199,7 +199,7 @@ def load_tasks(names: Sequence[str], include_path: Sequence[str | Path], data_di
     return found
 
 
-def _manager(names: Sequence[str], include_path: list[str]) -> Any:
+def task_manager(names: Sequence[str], include_path: list[str]) -> Any:
     """Index the given folders alone when they have every name: indexing lm-eval's own tasks takes seconds."""
     from lm_eval.tasks import TaskManager
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from layerprune.artifacts import Candidate
+from layerprune.errors import UsageError
 from layerprune.models.model import LoadedModel
 from layerprune.registry import Entry, build, spec_of
 from layerprune.removal import Removal
@@ -47,8 +48,9 @@ class SearchRunner:
         """Return the judge; a question is a whole batch: what a race says depends on those that ran against it."""
         entry, metric = build(METRICS, spec)
         known: dict[tuple[Removal, ...], list[Candidate]] = {}
-        journal = None
+        journal, fresh = None, False
         if metric.needs == "text" and self.folder is not None:
+            fresh = not (self.folder / JOURNAL).exists()
             journal = Journal(self.folder / JOURNAL, text_key(self.loaded, data, entry, metric))
             for line in journal.entries:
                 question = tuple(Removal.from_layers(units) for units in line["removals"])
@@ -57,7 +59,12 @@ class SearchRunner:
         def judge(removals: Sequence[Removal]) -> list[Candidate]:
             question = tuple(removals)
             if question not in known:
-                known[question] = list(metric.score(self.loaded, removals, data))
+                try:
+                    known[question] = list(metric.score(self.loaded, removals, data))
+                except UsageError:  # the search asks for more than the metric can score: nothing is left of such a run
+                    if fresh and journal is not None:
+                        journal.path.unlink(missing_ok=True)
+                    raise
                 if journal is not None:
                     asked = [list(removal.layers) for removal in removals]
                     answered = [candidate.model_dump(mode="json") for candidate in known[question]]

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import audit_samples as samples
 import audit_tiny as tiny
-from layerprune.artifacts import PRUNED, Audit, TaskData
+from layerprune.artifacts import PRUNED, Audit, Plan, TaskData
 from layerprune.auditor import audit
+from layerprune.auditor.verification import verify
 from layerprune.errors import DocumentError, TaskError, UsageError
 
 
@@ -263,3 +264,12 @@ def test_text_speed_and_writing_reach_the_document_and_the_card(out, tasks, tmp_
     assert "greedy continuations" in card
     assert "decode tokens/s" in card
     assert "KV cache per token" in card
+
+
+def test_speeds_and_compared_plans_stand_in_card_and_report_as_a_reader_of_the_audit_finds_them(out, tasks, tmp_path):
+    plan = Plan.load(out / "layerprune" / "plan.json")
+    for name in ("zebra", "aardvark"):  # not in the order of their names
+        plan.save(tmp_path / f"{name}.json")
+    compared = {name: tmp_path / f"{name}.json" for name in ("zebra", "aardvark")}
+    run(out, tasks, speed=True, compare=compared)
+    assert verify(out).problems == ()

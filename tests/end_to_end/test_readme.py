@@ -38,7 +38,7 @@ def said(tmp_path_factory):
         base = audit_tiny.base_model(home / MODEL)
         for name in TASKS:
             audit_tiny.eval_set(base, home / "tasks", name)
-        patch.setattr(tasks, "_manager", manager_of(home))
+        patch.setattr(tasks, "task_manager", manager_of(home))
         shutil.copytree(ROOT / "recipes", home / "recipes")
         patch.chdir(home)
         return home, [cli_tiny.done(*words[1:]).stdout for words in commands()]
@@ -72,7 +72,7 @@ def test_the_python_lines_run(said, monkeypatch):
     home, _ = said
     monkeypatch.chdir(home.parent)
     (home.parent / "tasks").symlink_to(home / "tasks")
-    monkeypatch.setattr(tasks, "_manager", manager_of(home))
+    monkeypatch.setattr(tasks, "task_manager", manager_of(home))
     (block,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     names = {"MODEL": str(home / MODEL), "model": AutoModelForCausalLM.from_pretrained(home / MODEL)}
     names["tokenizer"] = AutoTokenizer.from_pretrained(home / MODEL)
