@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from layerprune.artifacts.audit import Audit
 from layerprune.artifacts.base import Document, FileName, Files, ModelRef, Part, Units
-from layerprune.artifacts.heal import HealLog
+from layerprune.artifacts.heal_log import HealLog
 from layerprune.artifacts.plan import Plan
 from layerprune.errors import DocumentError
 from layerprune.formatting import in_words

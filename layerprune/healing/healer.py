@@ -5,40 +5,30 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from layerprune.architecture import build_on_meta, load_config, positions
-from layerprune.artifacts import FileEntry, HealerRef, HealLog, HeldOut, Plan, Receipt
+from layerprune.artifacts import HealerRef, HealLog, HeldOut
 from layerprune.auditor.inputs import ExportedFolder, check_folder, check_weights
-from layerprune.checkpoint import Checkpoint, Tensor, new_folder, try_new_folder, write_shards
-from layerprune.checkpoint.companions import companions, left_out
-from layerprune.checkpoint.location import lies_at, record, source_of
-from layerprune.checkpoint.safetensors import INDEX
-from layerprune.checkpoint.writer import Shard, TensorPart, entry_of
+from layerprune.checkpoint import Checkpoint, new_folder, try_new_folder
+from layerprune.checkpoint.location import lies_at, source_of
 from layerprune.config import HealConfig
 from layerprune.data.corpus import WINDOW, Corpus, build_corpus
 from layerprune.data.tasks import item_texts
 from layerprune.errors import ExportError, ModelError, UsageError, one_line
 from layerprune.exporter import proof
-from layerprune.files import check_plain, checked_name, listed, locked, refuse_link, same_file, write_all, writing
+from layerprune.files import check_plain, locked, refuse_link
 from layerprune.healing import HEALERS
-from layerprune.healing.base import FLOATS, Changed, HealContext, Healer, Record
+from layerprune.healing.base import Changed, HealContext, Healer, Record
 from layerprune.healing.losses import mean_nats
 from layerprune.healing.training import is_main_process
+from layerprune.healing.writer import FOLDER, add_documents, carried_files, spooled, write_healed
 from layerprune.models.model import LoadedModel
 from layerprune.registry import Entry, build, options_of, spec_of
-from layerprune.report.card import OURS, write_card
-from layerprune.report.page import REPORT
 from layerprune.util import SILENT, Progress, tool_versions
-
-FOLDER = "layerprune"
-CARD = "README.md"
 
 
 def heal(checkpoint: Path, out: Path, *, progress: Progress = SILENT, **options: Any) -> HealLog | None:
@@ -100,7 +90,7 @@ def _published(entry: Entry, healer: Healer, case: HealContext, exported: Export
     checkpoint, told, receipt = Checkpoint.open(exported.folder), case.record, exported.receipt
     healed = _timed(iter(healer.heal(case)), told)
     with spooled(checkpoint, case.work / "changed.bin", healed) as changed, new_folder(out) as new:
-        carried = _carried(exported, checkpoint, case.progress)
+        carried = carried_files(exported, checkpoint, case.progress)
         files = write_healed(checkpoint, changed, carried, case.attachments, new, case.progress)
         proof.check_loads(exported.folder, new, trust_remote_code=case.trust_remote_code)
         result = {"id": out.name, "revision": None, "fingerprint": Checkpoint.open(new).fingerprint()}
@@ -132,7 +122,7 @@ def _published(entry: Entry, healer: Healer, case: HealContext, exported: Export
             seed=case.seed,
             versions=tool_versions("torch", "transformers", "peft", "accelerate"),
         )
-        _add_documents(exported.folder, new, log)
+        add_documents(exported.folder, new, log)
     return log
 
 
@@ -144,14 +134,6 @@ def _timed(changed: Iterator[Changed], record: Record) -> Iterator[Changed]:
         yield pair
         start = time.monotonic()
     record.seconds += time.monotonic() - start
-
-
-def _carried(exported: ExportedFolder, checkpoint: Checkpoint, progress: Progress) -> list[str]:
-    """Return the files of the unhealed folder that belong to the model, and say which an older export copied beside."""
-    found = companions(exported.folder, exported.receipt.files, checkpoint.names)
-    for note in [*found.notes, *([left_out(found.left)] if found.left else [])]:
-        progress.note(note)
-    return sorted({*exported.receipt.files} - {CARD, *found.left})  # the card is written anew
 
 
 def _case(request: HealConfig, healer: Healer, exported: ExportedFolder, work: Path, progress: Progress) -> HealContext:
@@ -231,114 +213,3 @@ def _heldout(case: HealContext, folder: Path) -> HeldOut | None:
 
     before, after = nats(case.load_model(), "unhealed"), nats(replace(case, folder=folder).load_model(), "healed")
     return HeldOut(before=before, after=after, base=None if case.base is None else nats(case.load_base(), "base"))
-
-
-def _add_documents(unhealed: Path, folder: Path, log: HealLog) -> None:
-    """Put plan, receipt and log beside the weights, and renew the card."""
-    inside = folder / FOLDER
-    inside.mkdir(exist_ok=True)
-    for kind in (Plan, Receipt):
-        shutil.copyfile(unhealed / FOLDER / kind.filename, inside / kind.filename)
-    log.save(inside / HealLog.filename)
-    record(inside, log.base)
-    if (unhealed / CARD).is_file():  # licence, language and a person's own words
-        shutil.copyfile(unhealed / CARD, folder / CARD)
-    write_card(folder)
-
-
-# Writing a healed checkpoint: the unhealed one byte for byte, but for the tensors that a method changed.
-
-
-RESERVED = frozenset(name.casefold() for name in (*OURS, REPORT))  # what is written after the attachments
-
-
-@contextmanager
-def spooled(checkpoint: Checkpoint, path: Path, changed: Iterable[Changed]) -> Iterator[dict[str, Tensor]]:
-    """Write the changed tensors to ``path`` as they come, in the dtypes of the checkpoint, and yield where each lies.
-
-    They wait on the disk, so that no second model is in memory; leaving the block removes the file, and its folder if
-    empty. Raises ``ModelError`` for a tensor that is not finite or not the checkpoint's.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with writing(path):
-            file = path.open("wb", buffering=0)
-        places: dict[str, Tensor] = {}
-        with file:
-            for name, value in changed:
-                if name in places:
-                    raise ModelError(f"healing gave {name!r} twice")
-                new, start = _as_stored(checkpoint, name, value), file.tell()
-                with writing(path):
-                    write_all(file, memoryview(new.flatten().view(torch.uint8).numpy()))
-                places[name] = replace(checkpoint.tensors[name], file=path, start=start, stop=file.tell())
-        yield places
-    finally:
-        path.unlink(missing_ok=True)
-        if not any(path.parent.iterdir()):
-            path.parent.rmdir()
-
-
-def _as_stored(checkpoint: Checkpoint, name: str, value: torch.Tensor) -> torch.Tensor:
-    """Return a new value in the dtype of the tensor that it replaces, on the CPU."""
-    old = checkpoint.tensors.get(name)
-    if old is None:
-        raise ModelError(f"healing changed {name!r}, which the checkpoint does not hold")
-    if old.shape != tuple(value.shape) or old.dtype not in FLOATS:
-        raise ModelError(f"healing gave {name!r} as {tuple(value.shape)}; it is {old.dtype} {old.shape} on disk")
-    new = value.detach().to("cpu", FLOATS[old.dtype]).contiguous()
-    if not torch.isfinite(new).all():
-        raise ModelError(f"healing made {name!r} infinite or not a number in {old.dtype}; nothing was written")
-    return new
-
-
-def write_healed(
-    source: Checkpoint,
-    changed: Mapping[str, Tensor],
-    carried: Iterable[str],
-    attachments: Path,
-    folder: Path,
-    progress: Progress,
-) -> dict[str, FileEntry]:
-    """Write weights (in files of the same names), carried files and attachments; return the hash of each.
-
-    ``carried``: files of the unhealed folder to copy. Raises ``ExportError`` where an attachment has a carried file's
-    name or is no regular file, or what was written has not exactly the tensors, shapes and dtypes of the unhealed
-    checkpoint.
-    """
-    shards = []
-    for file in source.files:
-        here = [tensor for tensor in source.tensors.values() if tensor.file == file]
-        parts = tuple(TensorPart.of(changed.get(tensor.name, tensor), tensor.name) for tensor in here)
-        shards.append(Shard(file.name, parts))
-    written = list(write_shards(folder, shards, source.metadata, progress))
-    for name in carried:
-        if name not in written and name != INDEX:
-            _copy(source.path / name, folder / name)
-            written.append(name)
-    for name, fault in listed(attachments) if attachments.is_dir() else ():
-        try:
-            checked_name(name)
-        except ValueError as error:
-            fault = str(error)
-        if fault:
-            raise ExportError(f"the healing method leaves {name!r}, {fault}")
-        if (folder / name).exists() or same_file([*written, name]) or name.casefold() in RESERVED:
-            raise ExportError(f"the healing method leaves a file {name!r}, a name that the checkpoint uses itself")
-        _copy(attachments / name, folder / name)
-        written.append(name)
-    old, new = (
-        {name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items()}
-        for checkpoint in (source, Checkpoint.open(folder))
-    )
-    if old != new:
-        different = sorted(dict(old.items() ^ new.items()))
-        raise ExportError(f"the healed checkpoint differs in the form of {different[0]}; please report the method")
-    return {name: entry_of(folder / name) for name in sorted(written)}
-
-
-def _copy(source: Path, target: Path) -> None:
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)

@@ -155,7 +155,7 @@ def test_the_commands_to_reproduce_are_commands_that_exist(tmp_path, healed):
 
 
 def test_the_text_that_healed_is_named_with_its_window_and_what_was_looked_for(sample):
-    from layerprune.artifacts.heal import CorpusOverlap, CorpusRef
+    from layerprune.artifacts.heal_log import CorpusOverlap, CorpusRef
 
     plan, audit = documents(sample)
     own = [data.task for data in plan.data]
