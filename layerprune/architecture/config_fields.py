@@ -84,7 +84,7 @@ def edits(fields: dict[str, Any], sources: LayerMap) -> dict[str, Any]:
         elif isinstance(value, list) and len(value) == sources.depth > 1 and key not in NOT_PER_LAYER:
             raise RefusedError(
                 f"the config field {key!r} has {len(value)} entries, one per layer, and its meaning is not known; "
-                "name it in layerprune.architecture.config_fields.FIELDS"
+                "name it in layerprune.architecture.config_fields.KINDS"
             )
         elif key in MTP_KEYS and value:
             changed[key] = 0

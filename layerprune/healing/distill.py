@@ -194,8 +194,10 @@ class DistillationLoss(NextToken):
             self._watch(("teacher", cut), teacher.layers[cut.resumes - 1])
 
     def _watch(self, place: tuple[str, Cut], layer: nn.Module) -> None:
+        seen = self.seen  # and not self: a hook that held the teacher would keep it in memory
+
         def look(module: nn.Module, args: Any, output: Any) -> None:
-            self.seen[place] = output[0] if isinstance(output, tuple) else output
+            seen[place] = output[0] if isinstance(output, tuple) else output
 
         layer.register_forward_hook(look)
 

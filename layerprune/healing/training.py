@@ -338,8 +338,8 @@ class SavedStates:
 
     def save(self, state: TrainingState, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
         """Replace the last state."""
-        copies = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-        content = {"state": state.model_dump(), "weights": copies, "optimizer": optimizer.state_dict()}
+        values = {name: weight.detach().cpu() for name, weight in weights.items()}  # on a CPU no copy
+        content = {"state": state.model_dump(), "weights": values, "optimizer": optimizer.state_dict()}
         # into a file of Python's: torch's own writer does not say that a disk is full
         with _replacing(self.last, RuntimeError) as path, path.open("wb") as file:
             torch.save(content, file)
@@ -360,13 +360,19 @@ class SavedStates:
         if not self.last.is_file():
             return None
         try:
-            content = torch.load(self.last, map_location="cpu", weights_only=True)
-            _set_weights(weights, content["weights"])
-            optimizer.load_state_dict(content["optimizer"])
-            return TrainingState.model_validate(content["state"])
-        except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            content = torch.load(self.last, map_location="cpu", weights_only=True, mmap=True)
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds {type(content).__name__}")
+            state, values, moments = (content[name] for name in ("state", "weights", "optimizer"))
+            state = TrainingState.model_validate(state)
+            if {name: value.shape for name, value in values.items()} != {n: w.shape for n, w in weights.items()}:
+                raise ValueError("it holds other weights")
+        except (OSError, EOFError, ValueError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
             said = f"{self.last} is damaged ({one_line(error)}); remove {self.last.parent} to begin anew"
             raise DocumentError(said) from error
+        _set_weights(weights, values)  # what fails from here on, such as for want of memory, is no damage
+        optimizer.load_state_dict(moments)
+        return state
 
     def restore_best(self, weights: Weights) -> None:
         """Put the best weights in place."""

@@ -50,6 +50,7 @@ def spooled(checkpoint: Checkpoint, path: Path, changed: Iterable[Changed]) -> I
                 with writing(path):
                     write_all(file, memoryview(new.flatten().view(torch.uint8).numpy()))
                 places[name] = replace(checkpoint.tensors[name], file=path, start=start, stop=file.tell())
+                del new, value  # not held while the folder is written and measured
         yield places
     finally:
         path.unlink(missing_ok=True)

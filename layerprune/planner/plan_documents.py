@@ -224,6 +224,7 @@ def _floors(scores: Scores, predicted: Prediction | None) -> Iterator[str]:
 FOR_SCORES = (
     "drop", "protect", "search", "keep_period", "no_adjacent", "contiguous", "objective", "weights", "floor",
 )  # fmt: skip
+NO_DROP = "nothing says how far to go; with --scores, give --drop"
 NO_DRY_RUN = "planned without the model: whether export and other readers take the result was not looked at"
 
 
@@ -234,7 +235,7 @@ def replan(scores: Scores, config: PlanConfig) -> Plan:
     none, or one that this transformers cannot build without the model's own code, give a plan that says so.
     """
     if config.drop is None:
-        raise UsageError("nothing says how far to go; with --scores, give --drop")
+        raise UsageError(NO_DROP)
     rules, depth = SearchRules.of(config), scores.model.layers
     wanted = parse_drop(config.drop, depth)
     moves = [candidate.removal for candidate in scores.rounds[0].candidates]
@@ -279,6 +280,8 @@ def plan_from_scores(
     if unused:
         raise UsageError(f"--scores plans without a model: --{unused[0].replace('_', '-')} cannot be given with it")
     config = PlanConfig.of(model="", **options)
+    if config.drop is None:  # before anything is read
+        raise UsageError(NO_DROP)
     read = again = scores if isinstance(scores, Scores) else read_scores(Path(scores))
     if config.objective or config.weights or config.floor:
         name, weights, floors = config.objective, config.weights, config.floor

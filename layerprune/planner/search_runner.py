@@ -62,7 +62,8 @@ class SearchRunner:
                 try:
                     known[question] = list(metric.score(self.loaded, removals, data))
                 except UsageError:  # the search asks for more than the metric can score: nothing is left of such a run
-                    if fresh and journal is not None:
+                    alone = {one for one, *_ in self.judges} == {spec}  # and no other metric's work is in it
+                    if fresh and alone and journal is not None:
                         journal.path.unlink(missing_ok=True)
                     raise
                 if journal is not None:

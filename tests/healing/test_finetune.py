@@ -1,7 +1,9 @@
 """The methods that train: which weights they train, towards what, and what is published."""
 
+import gc
 import json
 import signal
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -205,6 +207,18 @@ def test_an_intact_student_has_nothing_to_learn(home, tmp_path):
     mixed = loss(DistillationLoss(Distill(weight=0.25), teacher, student), without=(2,))
     parts = [loss(goal, without=(2,)) for goal in (DistillationLoss(Distill(), teacher, student), NextToken())]
     assert mixed == pytest.approx(0.25 * parts[0] + 0.75 * parts[1], rel=1e-5)
+
+
+def test_a_goal_that_looks_at_the_teachers_layers_lets_it_go(home):
+    teacher, student = (LoadedModel.load(str(home / "base")) for _ in range(2))
+    gone = weakref.ref(teacher.model)
+    goal = DistillationLoss(Distill(match=1.0), teacher, student, (Cut(1, 2),))
+    gc.disable()  # by count alone, before a collector comes by
+    try:
+        del goal, teacher
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def distance(loaded, ids, counted):

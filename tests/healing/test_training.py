@@ -266,6 +266,21 @@ def test_a_damaged_state_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(DocumentError, match=r"last.pt is damaged .* remove .* to begin anew"):
             train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
+    path.write_bytes(whole)
+    torch.save({"state": {}, "weights": {}, "optimizer": {}}, path)
+    with pytest.raises(DocumentError, match=r"last.pt is damaged \(it holds other weights\); remove"):
+        train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
+
+
+def test_a_state_that_does_not_fit_into_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
+
+    def full(self, moments):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
 
 
 def rows_of(seed=0, places=9, vocabulary=31):
