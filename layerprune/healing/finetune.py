@@ -213,6 +213,7 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     config = adapted.peft_config["default"]
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # peft holds a set, in an order of this process alone
     with writing(folder, SafetensorError):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "adapter_model.safetensors")

@@ -107,6 +107,9 @@ def test_the_adapter_on_the_unhealed_checkpoint_is_the_merged_model(home, tmp_pa
     assert torch.allclose(merged, adapted, atol=1e-5)
     assert named_base(adapter) == "pruned-2-4"  # a name, no path of this machine
     assert not [file for file in adapter.iterdir() if str(home).encode() in file.read_bytes()]
+    modules = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) > 2
+    assert modules == sorted(modules)  # a set's order is that of one process: heal.json holds the file's hash
 
 
 def named_base(adapter):
