@@ -11,7 +11,6 @@ from checkout import EVAL
 from layerprune.removal import Removal
 from layerprune.scoring.metrics.base import Data
 from layerprune.scoring.metrics.loss import INTACT, Perplexity, predicted_tokens, text_losses
-from layerprune.util import SILENT
 from real_model import model, pytestmark  # noqa: F401  a fixture and marks
 
 DOCUMENTS = int(os.environ.get("LAYERPRUNE_WIKITEXT", "2"))  # of wikitext's test split, some thousand tokens each
@@ -48,7 +47,7 @@ def test_perplexity_equals_lm_evals_wikitext(model):  # noqa: F811
         (encoder.prefix_token_id, *encoder.tok_encode(document, add_special_tokens=False)) for document in documents
     ]
     assert max(map(len, texts)) <= encoder.max_length + 1  # or lm-eval reads them in windows
-    losses = text_losses(loaded, texts, [INTACT, removal], SILENT, "").sum(axis=1)  # nats
+    losses = text_losses(loaded, texts, [INTACT, removal], Data(), "").sum(axis=1)  # nats
     assert [math.exp(nats / size) for nats in losses] == pytest.approx([intact, without], rel=1e-5)
 
     data = Data()
