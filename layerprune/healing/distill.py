@@ -17,7 +17,7 @@ from layerprune.data.corpus import TextDocument, Windows, pack_documents, render
 from layerprune.errors import UsageError
 from layerprune.files import reserve, writing
 from layerprune.healing.base import Changed, Cut, HealContext, cuts, option
-from layerprune.healing.finetune import Partial, Seams, TrainingMethod, final_norm, precision_of, weights_of
+from layerprune.healing.finetune import Partial, Seams, WeightTraining, final_norm, precision_of, weights_of
 from layerprune.healing.losses import Head, LogitsLoss, NextToken, Top, cross_entropy, divergence, divergence_from_top
 from layerprune.healing.training import main_process_first, on_own_device
 from layerprune.models.generation import padded
@@ -27,7 +27,7 @@ from layerprune.util import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class Distill(TrainingMethod):
+class Distill(WeightTraining):
     """Train towards the base's next-token distribution: all decoder layers unless told otherwise."""
 
     lr: float = option(3e-4, "learning rate, at its height")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,23 +65,6 @@ class TrainingMethod:
         """Return how many windows one forward pass takes."""
         tokens = MICRO_TOKENS.get(loaded.device.type, MICRO_TOKENS["cpu"])
         return self.micro or max(1, tokens // case.text.train.window)
-
-    def heal(self, case: HealContext) -> Iterator[Changed]:
-        """Yield the weights that ``weights_to_train`` names, trained on the text."""
-        yield from self.fit(case, lambda student: NextToken())
-
-    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
-        """Return the names of the weights to train."""
-        raise NotImplementedError
-
-    def fit(self, case: HealContext, goal: Callable[[LoadedModel], NextToken]) -> Iterator[Changed]:
-        """Train the chosen weights towards the goal of the loaded model and yield them under their names on disk."""
-        loaded, precision = load_for_training(case)
-        weights = make_trainable(loaded.model, self.weights_to_train(case, loaded), precision)
-        stored = StoredWeights.of(loaded.model, case.folder, weights)
-        self.run(case, loaded, goal(loaded), precision)
-        for name, weight in weights.items():
-            yield from stored.changed(name, weight.detach())
 
     def run(self, case: HealContext, loaded: LoadedModel, goal: NextToken, precision: Precision) -> None:
         """Train what requires a gradient in the loaded model, and write down how it went."""
@@ -224,7 +208,29 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Partial(TrainingMethod):
+class WeightTraining(TrainingMethod, ABC):
+    """A method that trains some of the model's own weights, and says which."""
+
+    def heal(self, case: HealContext) -> Iterator[Changed]:
+        """Yield the weights that ``weights_to_train`` names, trained on the text."""
+        yield from self.fit(case, lambda student: NextToken())
+
+    @abstractmethod
+    def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
+        """Return the names of the weights to train."""
+
+    def fit(self, case: HealContext, goal: Callable[[LoadedModel], NextToken]) -> Iterator[Changed]:
+        """Train the chosen weights towards the goal of the loaded model and yield them under their names on disk."""
+        loaded, precision = load_for_training(case)
+        weights = make_trainable(loaded.model, self.weights_to_train(case, loaded), precision)
+        stored = StoredWeights.of(loaded.model, case.folder, weights)
+        self.run(case, loaded, goal(loaded), precision)
+        for name, weight in weights.items():
+            yield from stored.changed(name, weight.detach())
+
+
+@dataclass(frozen=True)
+class Partial(WeightTraining):
     """Fine-tune the last layers, the final norm and the head on the text; everything before them is only read."""
 
     layers: int = option(3, "how many of the last layers")
@@ -243,7 +249,7 @@ class Partial(TrainingMethod):
 
 
 @dataclass(frozen=True)
-class Seams(TrainingMethod):
+class Seams(WeightTraining):
     """Fine-tune, on the text, the layers on either side of every cut."""
 
     width: int = option(1, "how many layers on each side")

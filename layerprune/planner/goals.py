@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -164,20 +165,20 @@ def _share(text: str, option: str, example: str) -> float:
 # Targets: the fewest units that bring a figure to what is wanted.
 
 
-class TargetGoal(Goal):
+class TargetGoal(Goal, ABC):
     """A figure of the pruned model that is worked out or measured after each search."""
 
+    @abstractmethod
     def measure(self, session: ScoringSession, removal: Removal) -> tuple[Target, bool]:
         """Return the figure, and whether it is as wanted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nearest(self, target: Target) -> str:
         """Complete "was not reached: ..." for the figure that came nearest."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counts_to_try(self, session: ScoringSession) -> Sequence[int]:
         """Return the numbers of units that may do, fewest first."""
-        raise NotImplementedError
 
     def pursue(self, session: ScoringSession, look: Look) -> GoalResult:
         target: Target | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -47,9 +48,9 @@ class HiddenStateMetric(Metric):
     scope = "single layers"
     cost = "one forward pass over the text for all layers"
 
+    @abstractmethod
     def distance(self, before: Tensor, after: Tensor) -> Tensor:
         """Return each token's distance; both (tokens, hidden) in float64, the result (tokens,)."""
-        raise NotImplementedError
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts once; states are taken before the final norm, padding is not counted."""
