@@ -190,7 +190,7 @@ def searched(
 ) -> SearchResult:
     data = Data(evaluator.eval_set, evaluator, keep=keep)
     metric = Ablation()
-    return search(lambda removals: metric.score(loaded, removals, data), Constraints(len(loaded.layers)), drop)
+    return search.find(lambda removals: metric.score(loaded, removals, data), Constraints(len(loaded.layers)), drop)
 
 
 def replayed(

@@ -27,7 +27,7 @@ from layerprune.scoring.aggregation import Signal, additive
 from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.metrics.ablation import Ablation
 from layerprune.scoring.metrics.base import Data
-from layerprune.search import Constraints, one_shot
+from layerprune.search import Constraints, OneShot
 
 LAYERS = 28
 Floats = np.ndarray
@@ -147,7 +147,7 @@ def chosen(world: World, data: Data, keep: int | None) -> Any:
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
         return metric.score(None, removals, asked)  # type: ignore[arg-type]  # no model: all is measured already
 
-    return one_shot(judge, Constraints(LAYERS), world.keep)
+    return OneShot().find(judge, Constraints(LAYERS), world.keep)
 
 
 def made(world: World, rng: np.random.Generator) -> Data:

@@ -44,7 +44,7 @@ from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.base import Data
-from layerprune.search import SEARCHES, Constraints, Others, SearchResult, bound, one_shot
+from layerprune.search import SEARCHES, Constraints, OneShot, Others, SearchResult
 from layerprune.stats import above_chance
 
 INTACT = Removal(())
@@ -251,8 +251,8 @@ def calls(search: str, constraints: Constraints, count: int) -> int:
     def judge(removals: Sequence[Removal]) -> list[Candidate]:
         return [Candidate(removal=r.layers, score=random.Random(str(r)).random()) for r in removals]
 
-    others = Others(lambda _, within, drop: one_shot(judge, within, drop), lambda _: judge)
-    return asked(bound(look, others)(judge, constraints, count), 1)[0]
+    others = Others(lambda _, within, drop: OneShot().find(judge, within, drop), lambda _: judge)
+    return asked(look.find(judge, constraints, count, others=others), 1)[0]
 
 
 def heading(bench: Bench) -> str:

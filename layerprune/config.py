@@ -235,7 +235,7 @@ class PlanConfig(ScoreConfig):
         default="75% for a front, else all that may go",
     )
     search: str | None = option(
-        types.text("SPEC"), f"{SEARCHES}. Others come as plug-ins.", default="the metric's own, greedy for ablation"
+        types.text("SPEC"), f"{SEARCHES}. See `layerprune searches`.", default="the metric's own, greedy for ablation"
     )
     racing: bool | None = option(
         types.flag(negative=True),

@@ -346,7 +346,7 @@ def _checks() -> Mapping[Place, Check]:
                 entry, healer = build(HEALERS, method)
             except LayerpruneError:  # said of heal.method
                 return
-            if healer.needs == "text":
+            if "text" in healer.needs:
                 raise UsageError(f"{entry.name} reads text: give a corpus, a file or builtin")
 
     return {

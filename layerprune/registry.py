@@ -6,13 +6,26 @@ import dataclasses
 import pkgutil
 import types
 import typing
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, ClassVar
 
 from layerprune import __version__
 from layerprune.errors import RegistryError, UsageError, did_you_mean
+
+
+class Plugin(ABC):
+    """What a metric, a search and a healing method share: a frozen dataclass whose fields are its options, one method.
+
+    The class attributes are shown by ``layerprune metrics``, ``searches`` and ``healers``.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()  # "items" of tasks, "text", the intact "base"
+    cost: ClassVar[str]  # in words
+    source: ClassVar[str]  # paper, or where it comes from
+
 
 # Names to implementations: built-ins as "module:attribute", third parties by entry points, loaded when asked for.
 
@@ -24,29 +37,36 @@ class Entry:
     name: str
     target: str  # "package.module:attribute"
     owner: str  # distribution and version, e.g. "layerprune 0.1.0"
+    base: str = "layerprune.registry:Plugin"  # the class that it subclasses, "package.module:Class"
 
     def load(self) -> Any:
-        """Import and return the object; raises ``RegistryError`` naming the owner when that fails."""
+        """Import and return the class; raises ``RegistryError`` naming the owner when there is none of its kind."""
         try:
-            return pkgutil.resolve_name(self.target)
+            cls = pkgutil.resolve_name(self.target)
         except (ImportError, AttributeError, ValueError) as error:
             raise RegistryError(
                 f"{self.name!r} of {self.owner} cannot be loaded from {self.target}: {error}"
             ) from error
+        if not (isinstance(cls, type) and issubclass(cls, pkgutil.resolve_name(self.base))):
+            raise RegistryError(f"{self.name!r} of {self.owner}, {self.target}, is no subclass of {self.base}")
+        if not dataclasses.is_dataclass(cls):
+            raise RegistryError(f"{self.name!r} of {self.owner} is not a dataclass: {self.target}; decorate the class")
+        return cls
 
 
 class Registry:
-    """All names of one kind ("metric"): built-ins plus the entry points of ``group``."""
+    """All names of one kind ("metric"): built-ins plus the entry points of ``group``, subclasses of ``base``."""
 
-    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
-        self.kind, self.group, self.builtin = kind, group, dict(builtin)
+    def __init__(self, kind: str, group: str, base: str, builtin: Mapping[str, str]) -> None:
+        self.kind, self.group, self.base, self.builtin = kind, group, base, dict(builtin)
 
     def entries(self) -> dict[str, Entry]:
         """Return every entry by name; two owners of one name raise ``RegistryError`` naming both."""
-        found = {name: Entry(name, target, f"layerprune {__version__}") for name, target in self.builtin.items()}
+        own = f"layerprune {__version__}"
+        found = {name: Entry(name, target, own, self.base) for name, target in self.builtin.items()}
         for point in entry_points(group=self.group):
             owner = f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed distribution"
-            entry = Entry(point.name, point.value, owner)
+            entry = Entry(point.name, point.value, owner, self.base)
             other = found.get(point.name)
             if other is not None and (other.target, other.owner) != (entry.target, entry.owner):
                 raise RegistryError(
@@ -92,7 +112,7 @@ def build(registry: Registry, spec: str) -> tuple[Entry, Any]:
     """
     name, colon, rest = spec.strip().partition(":")
     entry = registry.get(name)
-    cls = _dataclass(entry)
+    cls = entry.load()
     hints = typing.get_type_hints(cls)
     known = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
     listed = f" Options: {', '.join(known)}" if known else " It has none."
@@ -138,7 +158,7 @@ def normalised(registry: Registry, spec: str) -> str:
 
 def declared_options(entry: Entry) -> tuple[SpecOption, ...]:
     """Return what can be set on a registered thing, for help tables."""
-    cls = _dataclass(entry)
+    cls = entry.load()
     hints = typing.get_type_hints(cls)
     return tuple(
         SpecOption(
@@ -150,13 +170,6 @@ def declared_options(entry: Entry) -> tuple[SpecOption, ...]:
         for field in dataclasses.fields(cls)
         if field.init
     )
-
-
-def _dataclass(entry: Entry) -> Any:
-    cls = entry.load()
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise RegistryError(f"{entry.name!r} of {entry.owner} is not a dataclass: {entry.target}; decorate the class")
-    return cls
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

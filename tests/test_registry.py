@@ -25,7 +25,7 @@ def distribution(tmp_path, monkeypatch):
 
 
 def registry(**builtin):
-    return Registry("thing", GROUP, builtin)
+    return Registry("thing", GROUP, "layerprune.removal:Removal", builtin)
 
 
 def test_a_built_in_is_loaded_when_asked_for_and_not_before():
@@ -37,10 +37,19 @@ def test_a_built_in_is_loaded_when_asked_for_and_not_before():
 
 
 def test_a_distribution_adds_a_name(distribution):
-    distribution("other-things", "theirs", "their_module:THING", "THING = 41 + 1\n")
+    source = "from layerprune.removal import Removal\nclass Theirs(Removal):\n    pass\n"
+    distribution("other-things", "theirs", "their_module:Theirs", source)
     entry = registry(ours="layerprune.removal:Removal").get("theirs")
     assert entry.owner == "other-things 1.2"
-    assert entry.load() == 42
+    assert entry.load().__name__ == "Theirs"
+
+
+def test_what_is_not_of_its_kind_is_named_with_the_class_to_subclass(distribution):
+    distribution("other-things", "theirs", "number_module:THING", "THING = 41 + 1\n")
+    with pytest.raises(RegistryError) as raised:
+        registry().get("theirs").load()
+    said = "'theirs' of other-things 1.2, number_module:THING, is no subclass of layerprune.removal:Removal"
+    assert str(raised.value) == said
 
 
 def test_two_owners_of_one_name_are_both_named(distribution):

@@ -35,11 +35,12 @@ class Needy:
 REGISTRY = Registry(
     "sample",
     "layerprune.test-samples",
-    {name: f"{__name__}:{target}" for name, target in (("sample", "Sample"), ("needy", "Needy"), ("function", "make"))},
+    "builtins:object",
+    {name: f"{__name__}:{target}" for name, target in (("sample", "Sample"), ("needy", "Needy"), ("plain", "Plain"))},
 )
 
 
-def make():
+class Plain:
     """Not a dataclass."""
 
 
@@ -97,7 +98,7 @@ def test_a_faulty_spec_is_refused_in_one_line(spec, message):
 
 def test_what_is_not_a_dataclass_is_refused_by_owner():
     with pytest.raises(RegistryError, match=r"of layerprune .* is not a dataclass"):
-        registry.build(REGISTRY, "function")
+        registry.build(REGISTRY, "plain")
 
 
 def test_an_unknown_name_suggests_the_nearest():

@@ -123,8 +123,8 @@ def metric_rankings(bench: Bench) -> list[MetricRanking]:
     found = []
     for spec in bench.specs:
         _, metric = build(METRICS, spec)
-        scorers = {ALL_TASKS: everything} | (by_task if metric.needs != "nothing" else {})
-        if metric.needs == "text" and (on_text := bench.scorer_on_text()):
+        scorers = {ALL_TASKS: everything} | (by_task if metric.needs else {})
+        if "text" in metric.needs and (on_text := bench.scorer_on_text()):
             scorers[TEXT] = on_text
         for calibration, scorer in scorers.items():
             scores = tuple(candidate.score for candidate in scorer.judge(spec)(bench.units))

@@ -195,10 +195,10 @@ def calibrated_choices(
     on_text = bench.scorer_on_text()
     for spec in bench.specs:
         _, metric = build(METRICS, spec)
-        if metric.needs == "nothing" or cheapest_search(spec) != "one-shot":
+        if not metric.needs or cheapest_search(spec) != "one-shot":
             continue
         scorers = {task: bench.scorer_for(task) for task in bench.tasks}
-        if on_text is not None and metric.needs == "text":
+        if on_text is not None and "text" in metric.needs:
             scorers[TEXT] = on_text
         for count in (count for count in wanted if count in agnostic[spec]):
             try:

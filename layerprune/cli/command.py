@@ -38,6 +38,7 @@ COMMANDS = {  # name: (what it does, as `layerprune --help` says it; where it is
     "compare": ("Show how far two scores.json agree.", "layerprune.cli.plan:compare"),
     "study": ("Ask which metric knows which layers of a model matter.", "layerprune.cli.run:study"),
     "metrics": ("List the metrics that can score layers, with their options.", "layerprune.cli.inspect:metrics"),
+    "searches": ("List the searches that choose layers, with their options.", "layerprune.cli.inspect:searches"),
     "healers": ("List the ways to heal a pruned model, with their options.", "layerprune.cli.inspect:healers"),
 }
 

@@ -1,16 +1,17 @@
-"""``layerprune inspect``, ``metrics`` and ``healers``."""
+"""``layerprune inspect``, ``metrics``, ``searches`` and ``healers``."""
 
 from __future__ import annotations
 
 import inspect as docstrings
-from collections.abc import Callable, Iterator, Mapping
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from layerprune import api
 from layerprune.cli import command as opt
-from layerprune.cli.command import Verb
+from layerprune.cli.command import COMMANDS, Verb
 from layerprune.cli.console import names, table
 from layerprune.config import InspectConfig
 from layerprune.formatting import in_words
@@ -79,52 +80,52 @@ def layers(found: Inspection) -> Table:
     return made
 
 
-# ``layerprune metrics`` and ``layerprune healers``.
+# ``layerprune metrics``, ``searches`` and ``healers``.
 
 
-@click.command(cls=Verb, examples=["layerprune metrics", "layerprune metrics cosine"])
-@click.argument("name", required=False)
-def metrics(name: str | None = None) -> Iterator[Table]:
-    """List the metrics that can score layers; with NAME, show that one's options."""
-    from layerprune.scoring.metrics import METRICS
+def listing(kinds: str, example: str, registry: str, shown: Sequence[str]) -> click.Command:
+    """Return the command that lists what a registry knows; ``shown`` are the class attributes beside the options."""
 
-    def described(metric: Any) -> dict[str, str]:
-        return {key: getattr(metric, key) for key in ("unit", "scope", "needs", "cost", "source")}
+    @click.command(
+        kinds,
+        cls=Verb,
+        examples=[f"layerprune {kinds}", f"layerprune {kinds} {example}"],
+        help=f"{COMMANDS[kinds][0].partition(',')[0]}; with NAME, show that one's options.",
+    )
+    @click.argument("name", required=False)
+    def command(name: str | None = None) -> Iterator[Table]:
+        return registered(pkgutil.resolve_name(registry), kinds, shown, name)
 
-    return registered(METRICS, "metrics", "measures", described, name)
-
-
-@click.command(cls=Verb, examples=["layerprune healers", "layerprune healers linear"])
-@click.argument("name", required=False)
-def healers(name: str | None = None) -> Iterator[Table]:
-    """List the ways to heal a pruned model; with NAME, show that one's options."""
-    from layerprune.healing import HEALERS
-
-    def described(healer: Any) -> dict[str, str]:
-        needs = ", ".join([healer.needs, *(["the base"] if healer.needs_base else [])])
-        trains = "yes" if healer.gradients else "no"
-        return {"trains": trains, "needs": needs, "cost": healer.cost, "source": healer.source}
-
-    return registered(HEALERS, "healing methods", "does", described, name)
+    return command
 
 
-def registered(
-    registry: Registry, title: str, does: str, described: Callable[[Any], dict[str, str]], name: str | None
-) -> Iterator[Table]:
+metrics = listing(
+    "metrics", "cosine", "layerprune.scoring.metrics:METRICS", ("unit", "scope", "needs", "cost", "source")
+)
+searches = listing("searches", "greedy", "layerprune.search:SEARCHES", ("cost", "source"))
+healers = listing("healers", "linear", "layerprune.healing:HEALERS", ("gradients", "needs", "cost", "source"))
+
+
+def registered(registry: Registry, title: str, shown: Sequence[str], name: str | None) -> Iterator[Table]:
     """Yield a table of all entries, or one entry's facts and its options, as its spec takes them."""
 
-    def told(entry: Entry, what: str) -> dict[str, str]:
-        thing = entry.load()
-        first_line = (docstrings.getdoc(thing) or "").partition("\n")[0]
-        return {what: first_line, **described(thing), "from": entry.owner}
+    def told(entry: Entry) -> dict[str, str]:
+        cls = entry.load()
+        first_line = (docstrings.getdoc(cls) or "").partition("\n")[0]
+        return {"does": first_line, **{key: word(getattr(cls, key)) for key in shown}, "from": entry.owner}
+
+    def word(value: str | bool | tuple[str, ...]) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return value if isinstance(value, str) else " and ".join(value) or "nothing"
 
     if name is None:
-        rows = [{"name": each, **told(entry, "what")} for each, entry in registry.entries().items()]
+        rows = [{"name": each, **told(entry)} for each, entry in registry.entries().items()]
         columns = list(rows[0])
         yield table(title, *columns, wrapped=columns[1:], rows=(row.values() for row in rows))
         return
     entry = registry.get(name)
-    yield facts(entry.name, told(entry, does))
+    yield facts(entry.name, told(entry))
     yield table(
         f"options of {entry.name}, written {entry.name}:option=value",
         "option", "values", "default", "what",

@@ -7,6 +7,7 @@ from layerprune.registry import Registry
 HEALERS = Registry(
     kind="healing method",
     group="layerprune.healers",
+    base="layerprune.healing.base:Healer",
     builtin={
         "distill": "layerprune.healing.distill:Distill",
         "linear": "layerprune.healing.closed_form:Linear",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,13 +17,13 @@ from layerprune.checkpoint import Checkpoint, Tensor
 from layerprune.data.corpus import Corpus
 from layerprune.errors import RefusedError, UsageError
 from layerprune.models.model import LoadedModel
+from layerprune.registry import Plugin
 from layerprune.removal import Removal
 from layerprune.util import SILENT, Progress
 
 # The contract of a healing method, and what it may look at.
 
 
-Needs = Literal["text", "nothing"]
 Changed = tuple[str, torch.Tensor]  # name on disk, new value; shape as on disk, any floating dtype
 
 
@@ -53,8 +54,8 @@ class HealContext:
     receipt: Receipt
     work: Path  # for files of a long run (made by the method); kept when it is cut off, removed when it is done
     name: str  # of the unhealed checkpoint, as documents call it
-    corpus: Corpus | None = None  # None for ``needs = "nothing"``
-    base: str | None = None  # the intact model, located; None only where ``needs_base`` is false
+    corpus: Corpus | None = None  # None only where the method needs no text
+    base: str | None = None  # the intact model, located; None only where the method does not need it
     base_revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -106,26 +107,22 @@ class HealContext:
         return loaded
 
 
-class Healer(Protocol):
+class Healer(Plugin):
     """Changes weights of a pruned checkpoint, never its tensors' names, shapes or dtypes.
 
-    A healer is a frozen dataclass whose fields are its options. The class attributes are shown by
-    ``layerprune healers`` and decide what has to be at hand.
+    A healer is a frozen dataclass whose fields are its options.
     """
 
-    gradients: ClassVar[bool]  # whether weights are trained
-    needs: ClassVar[Needs]
-    needs_base: ClassVar[bool]
-    cost: ClassVar[str]  # in words
-    source: ClassVar[str]  # paper, or where it comes from
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    gradients: ClassVar[bool] = False  # whether weights are trained
 
+    @abstractmethod
     def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield each tensor that changes, once, by its name on disk (``StoredWeights``: a tied one may have two).
 
         What it read and settled on goes into ``case.record``. Raises ``RefusedError``, naming what stands in the way,
         before anything slow.
         """
-        ...
 
 
 # Parameters of a model in memory and the tensors on disk that they were read from.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from layerprune.data.corpus import Windows
 from layerprune.errors import ModelError, RefusedError
-from layerprune.healing.base import Changed, HealContext, Needs, StoredWeights, cuts, option
+from layerprune.healing.base import Changed, HealContext, Healer, StoredWeights, cuts, option
 from layerprune.healing.losses import id_batches
 from layerprune.healing.projections import CHECK_TOKENS, Projection, Stream, down_projection, output_projections, probe
 from layerprune.models.model import LoadedModel
@@ -45,7 +45,7 @@ HELD_OUT = 8  # every 8th window chooses the ridge and fits nothing
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Healer):
     """Refits the down projection before each cut, in closed form, to hand on what the removed layers would have."""
 
     fit: Literal["weights", "map"] = option(
@@ -55,11 +55,9 @@ class Linear:
         "auto", "relative to the mean square of the inputs; auto: by windows left out"
     )
     tokens: int = option(65_536, "of the corpus that are read")
-    gradients: ClassVar[bool] = False
-    needs: ClassVar[Needs] = "text"
-    needs_base: ClassVar[bool] = True
-    cost: ClassVar[str] = "one forward pass of base and pruned model over the tokens, fitted layers twice"
-    source: ClassVar[str] = "arXiv:2505.02819"
+    needs = ("text", "base")
+    cost = "one forward pass of base and pruned model over the tokens, fitted layers twice"
+    source = "arXiv:2505.02819"
 
     def __post_init__(self) -> None:
         if self.ridge != "auto" and not 0 <= float(self.ridge) < float("inf"):
@@ -193,15 +191,13 @@ CHECK_TOLERANCE = 1e-3  # of the largest logit, float32; a norm's epsilon is not
 
 
 @dataclass(frozen=True)
-class Rescale:
+class Rescale(Healer):
     """Makes the stream behind each cut as long as it was, by dividing what later layers write."""
 
     tokens: int = option(16_384, "of the corpus that are read")
-    gradients: ClassVar[bool] = False
-    needs: ClassVar[Needs] = "text"
-    needs_base: ClassVar[bool] = True
-    cost: ClassVar[str] = "one forward pass of the base over the tokens"
-    source: ClassVar[str] = "arXiv:2507.18212"
+    needs = ("text", "base")
+    cost = "one forward pass of the base over the tokens"
+    source = "arXiv:2507.18212"
 
     def __post_init__(self) -> None:
         if self.tokens < 1:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,9 +44,9 @@ class Distill(WeightTraining):
     answer_tokens: int = option(256, "of an answer that the base writes, at most")
     keep: int = option(0, "keep the base's top so many tokens on disk, to read the text more than once; 0: ask anew")
 
-    needs_base: ClassVar[bool] = True
-    cost: ClassVar[str] = "a forward pass of the base, a forward and a backward pass over the text"
-    source: ClassVar[str] = "Hinton et al., arXiv:1503.02531; for removed layers: Minitron, arXiv:2408.11796"
+    needs = ("text", "base")
+    cost = "a forward pass of the base, a forward and a backward pass over the text"
+    source = "Hinton et al., arXiv:1503.02531; for removed layers: Minitron, arXiv:2408.11796"
 
     def __post_init__(self) -> None:
         super().__post_init__()

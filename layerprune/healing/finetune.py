@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError, UsageError
 from layerprune.files import writing
-from layerprune.healing.base import ATTENTION, MLP, Changed, HealContext, Needs, StoredWeights, cuts, option
+from layerprune.healing.base import ATTENTION, MLP, Changed, HealContext, Healer, StoredWeights, cuts, option
 from layerprune.healing.losses import NextToken
 from layerprune.healing.training import Precision, Training, is_main_process, make_trainable, on_own_device, train
 from layerprune.models.model import LoadedModel, fast_bfloat16
@@ -34,7 +34,7 @@ HELDOUT_TOKENS = 8192  # that a measurement on the way reads: it must not cost m
 
 
 @dataclass(frozen=True)
-class TrainingMethod:
+class TrainingMethod(Healer):
     """The options of every method that trains."""
 
     lr: float = option(2e-4, "learning rate, at its height")
@@ -49,8 +49,7 @@ class TrainingMethod:
     patience: int = option(2, "measurements without improvement after which it stops")
     recompute: bool = option(False, "gradient checkpointing: slower, far less memory")
 
-    gradients: ClassVar[bool] = True
-    needs: ClassVar[Needs] = "text"
+    gradients = True
 
     def __post_init__(self) -> None:
         for name in ("lr", "epochs", "batch", "clip", "measures", "patience"):
@@ -133,9 +132,8 @@ class Lora(TrainingMethod):
     alpha: float = option(32.0, "an update is scaled by alpha / rank")
     dropout: float = option(0.0, "share of an adapter's inputs that is left out while training")
 
-    needs_base: ClassVar[bool] = False
-    cost: ClassVar[str] = "a forward pass and most of a backward pass over the text; little memory beyond the model"
-    source: ClassVar[str] = "LoRA, arXiv:2106.09685; peft"
+    cost = "a forward pass and most of a backward pass over the text; little memory beyond the model"
+    source = "LoRA, arXiv:2106.09685; peft"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,7 +206,7 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class WeightTraining(TrainingMethod, ABC):
+class WeightTraining(TrainingMethod):
     """A method that trains some of the model's own weights, and says which."""
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
@@ -236,9 +234,8 @@ class Partial(WeightTraining):
     layers: int = option(3, "how many of the last layers")
     head: bool = option(True, "the output embeddings too, where tied the input's with them, and the final norm")
 
-    needs_base: ClassVar[bool] = False
-    cost: ClassVar[str] = "a forward pass of everything and a backward pass of the part, over the text"
-    source: ClassVar[str] = "Reassessing Layer Pruning in LLMs, arXiv:2411.15558"
+    cost = "a forward pass of everything and a backward pass of the part, over the text"
+    source = "Reassessing Layer Pruning in LLMs, arXiv:2411.15558"
 
     def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
         depth = len(loaded.layers)
@@ -254,9 +251,8 @@ class Seams(WeightTraining):
 
     width: int = option(1, "how many layers on each side")
 
-    needs_base: ClassVar[bool] = False
-    cost: ClassVar[str] = "a forward pass of everything and a backward pass down to the first cut, over the text"
-    source: ClassVar[str] = "layerprune"
+    cost = "a forward pass of everything and a backward pass down to the first cut, over the text"
+    source = "layerprune"
 
     def __post_init__(self) -> None:
         super().__post_init__()

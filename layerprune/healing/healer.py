@@ -138,7 +138,7 @@ def _timed(changed: Iterator[Changed], record: Record) -> Iterator[Changed]:
 
 def _case(request: HealConfig, healer: Healer, exported: ExportedFolder, work: Path, progress: Progress) -> HealContext:
     """See that everything belongs together and is at hand, and read the corpus."""
-    if healer.needs == "text" and request.corpus is None:
+    if "text" in healer.needs and request.corpus is None:
         raise UsageError(f"{request.method} reads text: give a corpus, such as --corpus FILE or --corpus builtin")
     base = _base(request, healer, exported)
     check_folder(exported) if base is None else check_weights(exported, request.base)
@@ -171,7 +171,7 @@ def _base(request: HealConfig, healer: Healer, exported: ExportedFolder) -> str 
     if request.base is not None:
         return request.base
     base = exported.receipt.base
-    if healer.needs_base:
+    if "base" in healer.needs:
         return source_of(base)[0]
     home = lies_at(base)
     return None if home is None else str(home)

@@ -20,7 +20,7 @@ from layerprune.scoring.cached_evaluator import CachedEvaluator, own_answers
 from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics.ablation import INTACT
 from layerprune.scoring.racing import LEAST_ITEMS
-from layerprune.search import Constraints, Greedy, Search, asks
+from layerprune.search import Constraints, Greedy, Search
 from layerprune.search.base import last_layers_first
 from layerprune.util import Progress
 
@@ -123,7 +123,7 @@ def evaluations(search: Search, constraints: Constraints, drop: int) -> int:
     The search is run against a judge that knows no model and prefers the last layers. A lazy one may ask as many as
     one that is not; what a race stops early is not counted.
     """
-    if asks(search):
+    if search.asks:
         raise UsageError("--budget: this search asks other metrics, and how often is not known; use --limit instead")
     asked: set[Removal] = set()
 
@@ -133,5 +133,5 @@ def evaluations(search: Search, constraints: Constraints, drop: int) -> int:
 
     plain = Greedy() if isinstance(search, Greedy) else search
     with suppress(RefusedError):  # told when it is really looked for
-        asked.add(plain(judge, constraints, drop).removal)
+        asked.add(plain.find(judge, constraints, drop).removal)
     return max(1, len(asked))

@@ -25,7 +25,7 @@ from layerprune.registry import build
 from layerprune.scoring.aggregation import combined_losses, rounded
 from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics.ablation import INTACT
-from layerprune.search import SEARCHES, Constraints, SearchResult, next_to_go
+from layerprune.search import SEARCHES, Constraints, SearchResult
 from layerprune.util import SILENT, Progress
 
 # The whole trade-off at once: one path of removals, and a plan for each step of it.
@@ -42,9 +42,9 @@ def front_model(
     """
     _, metric = build(METRICS, request.metric)
     entry, search = build(SEARCHES, request.search or metric.search)
-    if not getattr(search, "nested", False):
+    if not search.nested:
         raise UsageError(f"--front follows one path, and the search {entry.name!r} lays none: use greedy or one-shot")
-    if (next_to_go(search, 2) or 0) > 1:
+    if (search.next_to_go(2) or 0) > 1:
         # a race says which layers go, not in what order, and the order is the path
         if request.racing:
             said = f"--racing does not tell the order of {entry.name}'s layers, which --front follows; leave it out"

@@ -307,7 +307,7 @@ class Faster(TargetGoal):
         for count in self.counts(session):
             for search in (OneShot(), Blocks()):
                 try:
-                    found.append(search(last_layers_first, session.constraints, count).removal)
+                    found.append(search.find(last_layers_first, session.constraints, count).removal)
                     break
                 except (RefusedError, UsageError):
                     pass

@@ -250,7 +250,7 @@ def replan(scores: Scores, config: PlanConfig) -> Plan:
         together = tuple(frozenset(move) for move in moves if len(move) > 1)
         constraints = rules.constraints(depth, config.protect, architecture, together=together, units=units)
         try:
-            found = chosen(table_judge(scores.rounds), constraints, wanted, seed=scores.seed)
+            found = chosen.find(table_judge(scores.rounds), constraints, wanted, seed=scores.seed)
         except KeyError as error:
             raise UsageError(
                 f"scores.json has no score for {error.args[0]}: it was made with {len(scores.rounds)} rounds; give "

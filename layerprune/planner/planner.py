@@ -35,7 +35,7 @@ from layerprune.removal import Removal
 from layerprune.scoring.aggregation import no_halves, unit_of
 from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics.ablation import INTACT
-from layerprune.search import SEARCHES, SearchResult, asks, next_to_go, require_finite, shortfall
+from layerprune.search import SEARCHES, Search, SearchResult, require_finite, shortfall
 from layerprune.search.base import require_one_finite
 from layerprune.stats import bootstrap_interval, displayed, mean_interval, paired_interval
 from layerprune.util import SILENT, Progress
@@ -67,7 +67,7 @@ class Planning:
     goal: Goal
     session: ScoringSession
     entry: Entry
-    search: Any
+    search: Search
     shown: set[str] = field(default_factory=set)
 
     @classmethod
@@ -78,12 +78,12 @@ class Planning:
         goal = goal_of(request)
         _, metric = build(METRICS, request.metric)
         entry, search = build(SEARCHES, request.search or metric.search)
-        if request.racing and (next_to_go(search, 2) is None or metric.needs != "items"):
+        if request.racing and (search.next_to_go(2) is None or "items" not in metric.needs):
             what = f"the search {spec_of(entry.name, search)!r} compares more than the next to go"
-            what = what if metric.needs == "items" else f"the metric {request.metric!r} answers no items"
+            what = what if "items" in metric.needs else f"the metric {request.metric!r} answers no items"
             raise UsageError(f"--racing: {what}; leave it out, or use ablation with one-shot or greedy")
-        for other in asks(search):
-            if build(METRICS, other)[1].needs == "items" != metric.needs:
+        for other in search.asks:
+            if "items" in build(METRICS, other)[1].needs and "items" not in metric.needs:
                 asked = f"the search {spec_of(entry.name, search)!r} asks the metric {other!r}"
                 raise UsageError(f"{asked}, which answers items, and {request.metric!r} answers none")
         session = ScoringSession.open(request, run_folder, progress, loaded)
@@ -156,7 +156,7 @@ def score_model(
     of so few layers that it cannot be told. ``loaded``: the model, where it is loaded already.
     """
     entry, metric = build(METRICS, request.metric)
-    if stability and metric.needs != "items":
+    if stability and "items" not in metric.needs:
         raise UsageError(f"--stability splits answered items, and the metric {entry.name!r} answers none; use ablation")
     with locked(run_folder, request.model):
         session = ScoringSession.open(request, run_folder, progress, loaded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from layerprune.artifacts import Candidate
@@ -15,7 +16,7 @@ from layerprune.scoring.aggregation import additive
 from layerprune.scoring.cached_evaluator import JOURNAL, Journal, journal_key
 from layerprune.scoring.metrics import METRICS, cheapest_search
 from layerprune.scoring.metrics.base import Data, Metric
-from layerprune.search import SEARCHES, Constraints, Judge, Others, SearchResult, Watch, bound, next_to_go
+from layerprune.search import SEARCHES, Constraints, Judge, Others, SearchResult, Watch
 from layerprune.util import source_of
 
 
@@ -49,7 +50,7 @@ class SearchRunner:
         entry, metric = build(METRICS, spec)
         known: dict[tuple[Removal, ...], list[Candidate]] = {}
         journal, fresh = None, False
-        if metric.needs == "text" and self.folder is not None:
+        if "text" in metric.needs and self.folder is not None:
             fresh = not (self.folder / JOURNAL).exists()
             journal = Journal(self.folder / JOURNAL, text_key(self.loaded, data, entry, metric))
             for line in journal.entries:
@@ -97,7 +98,7 @@ class SearchRunner:
         seed = self.data.seed if seed is None else seed
         alike = len({len(move) for move in constraints.moves}) == 1
         races = racing and alike and additive(self.data.objective)
-        plain = build(SEARCHES, search)[1]
+        looking = build(SEARCHES, search)[1]
 
         def own(keep: int | None) -> Judge:
             return self.judge(metric, seed=seed, keep=keep if races else None)
@@ -105,10 +106,12 @@ class SearchRunner:
         def choose(spec: str, within: Constraints, count: int) -> SearchResult:
             return self.find(spec, cheapest_search(spec), within, count, seed=seed, racing=False)
 
-        look = bound(plain, Others(choose, own))
-        found = look(own(next_to_go(plain, drop)), constraints, drop, seed=seed, watch=watch)
+        look = partial(
+            looking.find, constraints=constraints, drop=drop, seed=seed, watch=watch, others=Others(choose, own)
+        )
+        found: SearchResult = look(own(looking.next_to_go(drop)))
         if races and found.eliminated:  # constraints passed over winners of the race: all have to be ranked
-            found = look(own(None), constraints, drop, seed=seed, watch=watch)
+            found = look(own(None))
         return found
 
 

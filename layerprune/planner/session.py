@@ -90,7 +90,7 @@ def check_objective(objective: Objective, racing: bool | None, name: str, metric
     """Raise ``UsageError`` for an objective that the metric knows nothing of, or that a race cannot stand on."""
     if objective == MEAN:
         return
-    if metric.needs != "items":
+    if "items" not in metric.needs:
         raise UsageError(
             f"the metric {name!r} does not answer tasks: leave out --objective, --weights and --floor, or use ablation"
         )
@@ -130,12 +130,13 @@ class ScoringSession:
         began = time.monotonic()
         rules = SearchRules.of(request)
         entry, metric = build(METRICS, request.metric)
-        if request.budget is not None and metric.needs != "items":
+        if request.budget is not None and "items" not in metric.needs:
             raise UsageError(f"--budget: the metric {entry.name!r} answers no items; use --limit, or ablation")
         if prompting_of(request).apply_chat_template:
             progress.note("prompts go through the tokenizer's chat template")
-        if metric.needs != "nothing" and not request.tasks:
-            raise UsageError(f"the metric {entry.name!r} needs {metric.needs}: give tasks, such as --tasks arc_easy")
+        if metric.needs and not request.tasks:
+            wanted = " and ".join(metric.needs)
+            raise UsageError(f"the metric {entry.name!r} needs {wanted}: give tasks, such as --tasks arc_easy")
         objective = asked_objective(request.objective, request.weights, request.floor)
         racing = request.racing if isinstance(request, PlanConfig) else None
         check_objective(objective, racing, entry.name, metric)
@@ -187,7 +188,7 @@ class ScoringSession:
             self.progress.note(remark)
         check_turns(self.request.fewshot_as_multiturn, eval_set)
         check_tasks(self.data.objective, list(eval_set.tasks))
-        judged = self.metric.needs == "items"
+        judged = "items" in self.metric.needs
         if not judged and not shares.examined:
             self.everything = self.data.eval_set = eval_set
             return

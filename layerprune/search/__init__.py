@@ -7,10 +7,7 @@ from layerprune.search.base import (
     Search,
     SearchResult,
     Watch,
-    asks,
-    bound,
     by_importance,
-    next_to_go,
     require_finite,
     require_floors,
     shortfall,
@@ -22,11 +19,12 @@ from layerprune.search.constraints import (
     Contiguous,
     NoAdjacent,
 )
-from layerprune.search.searches import Greedy, OneShot, greedy, one_shot
+from layerprune.search.searches import Greedy, OneShot
 
 SEARCHES = Registry(
     kind="search",
     group="layerprune.searches",
+    base="layerprune.search.base:Search",
     builtin={
         "one-shot": "layerprune.search.searches:OneShot",
         "greedy": "layerprune.search.searches:Greedy",
@@ -48,12 +46,7 @@ __all__ = [
     "Search",
     "SearchResult",
     "Watch",
-    "asks",
-    "bound",
     "by_importance",
-    "greedy",
-    "next_to_go",
-    "one_shot",
     "require_finite",
     "require_floors",
     "shortfall",

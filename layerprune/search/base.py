@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from typing import ClassVar
 
 from layerprune.artifacts import Candidate, Ranked, Round, Units
 from layerprune.errors import RefusedError
+from layerprune.registry import Plugin
 from layerprune.removal import Removal
 from layerprune.search.constraints import Constraints, Move
 from layerprune.stats import clipped
@@ -26,7 +27,7 @@ Watch = Callable[[Removal, Candidate], None]
 
 @dataclass(frozen=True)
 class Others:
-    """What a search may ask beside its judge; whoever runs the search gives it to ``bound``."""
+    """What a search may ask beside its judge."""
 
     choose: Callable[[str, Constraints, int], SearchResult]  # what another metric removes by the cheapest search it has
     own: Callable[[int], Judge]  # the search's own metric, where so many candidates of a round matter
@@ -76,35 +77,29 @@ class SearchResult:
         return sorted(units for units in best if not set(units) <= set(self.order) and not set(units) & set(protect))
 
 
-class Search(Protocol):
+class Search(Plugin):
     """Looks for the removal of ``drop`` units that harms least. Same judge, constraints and seed: same answer.
 
-    A class attribute ``nested`` says that every beginning of ``SearchResult.order`` is a removal the search stood at. A
-    method ``next_to_go(drop) -> int | None`` says how many of a round's candidates matter, so that the judge may race
-    them. One that asks other metrics, too, names their specs in an attribute ``asks`` and takes a keyword ``others``: a
-    search itself never sees a model.
+    A search is a frozen dataclass whose fields are its options, and never sees a model.
     """
 
-    def __call__(
-        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> SearchResult: ...
+    nested: ClassVar[bool] = False  # every beginning of ``SearchResult.order`` is a removal the search stood at
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The specs of the other metrics that it asks through ``others``."""
+        return ()
 
-def next_to_go(search: Search, drop: int) -> int | None:
-    """Return how many of a round's candidates matter, so that others may be stopped early; None where all do."""
-    ask = getattr(search, "next_to_go", None)
-    return None if ask is None else ask(drop)
+    def next_to_go(self, drop: int) -> int | None:
+        """Return how many of a round's candidates matter, so that a race may stop others early; None where all do."""
+        return None
 
-
-def asks(search: Search) -> tuple[str, ...]:
-    """Return the specs of the other metrics that a search asks."""
-    return getattr(search, "asks", ())
-
-
-def bound(search: Search, others: Others) -> Search:
-    """Return the search with what it asks beside its judge at hand."""
-    asking: Callable[..., SearchResult] = search
-    return partial(asking, others=others) if asks(search) else search
+    @abstractmethod
+    def find(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None,
+        others: Others | None = None,
+    ) -> SearchResult:  # fmt: skip
+        """Return what to remove; raises ``RefusedError`` where the constraints leave no way to ``drop`` units."""
 
 
 def judged(judge: Judge, removals: Sequence[Removal]) -> tuple[Candidate, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from layerprune.artifacts import Candidate, Round
 from layerprune.errors import RefusedError, UsageError
@@ -13,6 +12,7 @@ from layerprune.search.base import (
     NOTHING,
     Judge,
     Others,
+    Search,
     SearchResult,
     Watch,
     ask_moves,
@@ -29,18 +29,21 @@ from layerprune.search.constraints import Constraints, Move
 
 
 @dataclass(frozen=True)
-class OneShot:
-    """Score every layer once, alone, and remove the lowest. Source: ShortGPT (arXiv:2403.03853)."""
+class OneShot(Search):
+    """Score every layer once, alone, and remove the lowest."""
 
-    nested: ClassVar[bool] = True
+    nested = True
+    cost = "each layer once"
+    source = "ShortGPT, arXiv:2403.03853"
 
     def next_to_go(self, drop: int) -> int:
         """Return how many of a round's candidates matter: the judge may stop the others early."""
         return drop
 
-    def __call__(
-        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> SearchResult:
+    def find(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None,
+        others: Others | None = None,
+    ) -> SearchResult:  # fmt: skip
         constraints.require(drop)
         found = ask_moves(judge, NOTHING, constraints.moves)
         require_one_finite(found.values())
@@ -62,8 +65,8 @@ LAZY_BATCH = 4
 
 
 @dataclass(frozen=True)
-class Greedy:
-    """Remove the layer that harms least, score the others again without it, and so on. Source: arXiv:2605.14075.
+class Greedy(Search):
+    """Remove the layer that harms least, score the others again without it, and so on.
 
     Lazily, a round asks about the layers that promised least harm when they were judged last, and ends once the best of
     them does less harm than any other had promised: right where the harm of removing a layer never falls as others go
@@ -71,7 +74,9 @@ class Greedy:
     the lower end of its interval, or by what the one did that it was behind, and the best of a round sees all items.
     """
 
-    nested: ClassVar[bool] = True
+    nested = True
+    cost = "each layer once for every layer that goes; lazily a part of that"
+    source = "arXiv:2605.14075"
 
     lazy: bool = field(
         default=False, metadata={"help": "judge a layer again only while its last harm could make it the next to go"}
@@ -81,9 +86,10 @@ class Greedy:
         """Return how many of a round's candidates matter: the judge may stop the others early."""
         return 1
 
-    def __call__(
-        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> SearchResult:
+    def find(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None,
+        others: Others | None = None,
+    ) -> SearchResult:  # fmt: skip
         constraints.require(drop)
         removed, order, rounds = NOTHING, list[int](), list[Round]()
         cost: Candidate | None = None
@@ -147,20 +153,20 @@ def _promise(one: Candidate, move: Move, before: float, least: float, promised: 
     return max(least, low, promised.get(move, least))
 
 
-one_shot = OneShot()
-greedy = Greedy()
-
-
 # Contiguous blocks: the run of neighbouring layers that harms least when it is taken out in one piece.
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Judge every run of ``drop`` neighbouring layers and remove the best. Source: arXiv:2403.17887."""
+class Blocks(Search):
+    """Judge every run of as many neighbouring layers as are to go, and remove the best."""
 
-    def __call__(
-        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None
-    ) -> SearchResult:
+    cost = "each run of layers once"
+    source = "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887"
+
+    def find(
+        self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None,
+        others: Others | None = None,
+    ) -> SearchResult:  # fmt: skip
         constraints.require(drop)
         runs = allowed_runs(constraints, drop)
         candidates = judged(judge, runs)
@@ -194,15 +200,16 @@ def allowed_runs(constraints: Constraints, drop: int) -> list[Removal]:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class Exchange(Search):
     """Judge whole removals that other metrics and the own one-shot ranking propose, and better the best by exchanges.
 
     An exchange puts one layer back and judges whatever could go in its place; the layer whose return helps most is
     tried first. It ends where no exchange of one layer does less harm, or after ``most`` exchanges: the oscillating
-    search of feature selection (Somol and Pudil, ICPR 2000) with swings of one, from given starts.
+    search of feature selection with swings of one, from given starts.
     """
 
-    nested: ClassVar[bool] = False
+    cost = "each layer once, then every exchange of one layer, until none helps"
+    source = "oscillating search, Somol and Pudil, ICPR 2000"
     by: str = field(default="cosine", metadata={"help": "specs of the metrics that propose, joined by +"})
     most: int = field(default=20, metadata={"help": "exchanges made at most"})
 
@@ -221,7 +228,7 @@ class Exchange:
         """Return how many of a round's candidates matter: whatever the round, its best."""
         return 1
 
-    def __call__(
+    def find(
         self, judge: Judge, constraints: Constraints, drop: int, *, seed: int = 0, watch: Watch | None = None,
         others: Others | None = None,
     ) -> SearchResult:  # fmt: skip
@@ -229,7 +236,7 @@ class Exchange:
             raise UsageError(f"the search 'exchange' asks {self.by} for proposals: plan from the model")
         constraints.require(drop)
         proposed = [self._proposed(others, metric, constraints, drop) for metric in self.asks]  # cheap: refused first
-        own = OneShot()(others.own(drop), constraints, drop, seed=seed)
+        own = OneShot().find(others.own(drop), constraints, drop, seed=seed)
         walk = _ExchangeWalk(judge, constraints, drop, list(own.rounds))
         best: Candidate | None = walk.visit(walk.ask(NOTHING, list(dict.fromkeys([own.removal, *proposed]))))
         for _ in range(self.most):

@@ -19,7 +19,7 @@ from layerprune.scoring.engine import Engine
 from layerprune.scoring.metrics import METRICS, proxies
 from layerprune.scoring.metrics.ablation import Ablation
 from layerprune.scoring.metrics.base import Data
-from layerprune.search import Constraints, greedy
+from layerprune.search import Constraints, Greedy
 
 SINGLES = [Removal.of(layer) for layer in range(audit_tiny.DEPTH)]
 
@@ -74,7 +74,7 @@ def tiny_call(tiny):
 def test_a_search_finds_what_it_finds_without_the_scorer(tiny):
     loaded, eval_set = tiny
     data = Data(eval_set=eval_set, evaluator=CachedEvaluator(Engine(loaded), eval_set))
-    plain = greedy(lambda removals: Ablation().score(loaded, removals, data), Constraints(audit_tiny.DEPTH), 3)
+    plain = Greedy().find(lambda removals: Ablation().score(loaded, removals, data), Constraints(audit_tiny.DEPTH), 3)
     for racing in (False, True):
         found = scorer(tiny).find("ablation", "greedy", Constraints(audit_tiny.DEPTH), 3, racing=racing)
         assert found.order == plain.order

@@ -11,19 +11,14 @@ from layerprune.artifacts import Plan, Scores
 METRIC = '''\
 """Prefers even layers."""
 from dataclasses import dataclass
-from typing import ClassVar
 from layerprune.artifacts import Candidate
+from layerprune.scoring.metrics.base import Metric
 
 @dataclass(frozen=True)
-class Parity:
+class Parity(Metric):
     """Odd layers are worth more."""
     bonus: float = 1.0
-    unit: ClassVar[str] = "oddness"
-    scope: ClassVar[str] = "any set"
-    needs: ClassVar[str] = "nothing"
-    cost: ClassVar[str] = "none"
-    source: ClassVar[str] = "a test"
-    search: ClassVar[str] = "one-shot"
+    unit, needs, cost, source = "oddness", (), "none", "a test"
 
     def score(self, model, removals, data):
         return [Candidate(removal=r.layers, score=sum(self.bonus * (layer % 2) for layer in r)) for r in removals]
@@ -32,16 +27,17 @@ SEARCH = '''\
 """Takes every other layer."""
 from dataclasses import dataclass
 from layerprune.artifacts import Round
-from layerprune.search import SearchResult, by_importance
+from layerprune.search import Search, SearchResult, by_importance
 from layerprune.removal import Removal
 
 @dataclass(frozen=True)
-class EveryOther:
+class EveryOther(Search):
     """Judge two combs of layers, the even ones from ``start`` and the odd ones, and take the better."""
     start: int = 0
     short: int = 0
+    cost, source = "two removals", "a test"
 
-    def __call__(self, judge, constraints, drop, *, seed=0, watch=None):
+    def find(self, judge, constraints, drop, *, seed=0, watch=None, others=None):
         combs = [range(first, first + 2 * (drop - self.short), 2) for first in (self.start, self.start + 1)]
         asked = tuple(judge([Removal.of(*comb) for comb in combs]))
         best = min(asked, key=by_importance)

@@ -128,9 +128,7 @@ def test_a_search_that_breaks_a_rule_is_found_out(home, tmp_path, monkeypatch):
     from layerprune.search.base import SearchResult
     from layerprune.search.searches import OneShot
 
-    monkeypatch.setattr(
-        OneShot, "__call__", lambda self, judge, constraints, drop, **more: SearchResult((0, 1), (), ())
-    )
+    monkeypatch.setattr(OneShot, "find", lambda self, judge, constraints, drop, **more: SearchResult((0, 1), (), ()))
     said = last_line(*random(home, tmp_path / "run", "--drop", 2, "--no-adjacent", "--search", "one-shot"))
     assert "found {0, 1}, which may not go: 0 and 1 are adjacent" in said
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from layerprune.artifacts import Candidate
 from layerprune.errors import RefusedError
 from layerprune.planner.goals import walk
 from layerprune.removal import Removal
-from layerprune.search import Constraints, SearchResult, greedy
+from layerprune.search import Constraints, Greedy, SearchResult
 from layerprune.stats import draw_mixture
 
 LIMIT, CONFIDENCE = 0.06, 0.95
@@ -45,7 +45,7 @@ class Simulated:
         return [Candidate(removal=removal.layers, score=self.judged[removal]) for removal in removals]
 
     def look(self, count):
-        return greedy(self.judge, self.constraints, count)
+        return Greedy().find(self.judge, self.constraints, count)
 
     def answers(self, removal):
         """Answer the certification items: an item's chance to turn wrong depends on its task."""

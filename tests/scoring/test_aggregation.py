@@ -25,7 +25,7 @@ from layerprune.scoring.aggregation import (
     values,
 )
 from layerprune.scoring.metrics.ablation import importance_of
-from layerprune.search import Constraints, by_importance, greedy, one_shot, require_floors
+from layerprune.search import Constraints, Greedy, OneShot, by_importance, require_floors
 from layerprune.search.base import order_moves
 
 CHANCES = {"a": 0.25, "b": 0.5}
@@ -245,11 +245,11 @@ def test_greedy_goes_round_what_breaks_a_floor_and_says_when_nothing_is_left():
             below(r.layers, sum(r), missed=0.05 if 0 in r.layers or len(r) > 2 else 0.0, kept=0.85) for r in removals
         ]
 
-    assert greedy(judge_all, Constraints(5), 2).removal.layers == (1, 2)
+    assert Greedy().find(judge_all, Constraints(5), 2).removal.layers == (1, 2)
     said = r"with \{1, 2\} gone, nothing more can go within the floors; the nearest: without \{0, 1, 2\} a keeps 0.850 "
     with pytest.raises(RefusedError, match=f"^{said}of its accuracy above chance, its floor is 0.9; lower"):
-        greedy(judge_all, Constraints(5), 3)
-    assert one_shot(judge_all, Constraints(5), 1).removal.layers == (1,)
+        Greedy().find(judge_all, Constraints(5), 3)
+    assert OneShot().find(judge_all, Constraints(5), 1).removal.layers == (1,)
 
 
 def test_the_nearest_to_the_floors_is_named():

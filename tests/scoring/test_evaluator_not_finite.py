@@ -20,7 +20,7 @@ from layerprune.scoring.evaluator import evaluate
 from layerprune.scoring.metrics.ablation import INTACT, Ablation
 from layerprune.scoring.metrics.base import Data
 from layerprune.scoring.metrics.loss import Output, Perplexity, Shapley, breaking_players
-from layerprune.search import Constraints, Greedy, by_importance, greedy, one_shot, require_finite
+from layerprune.search import Constraints, Greedy, OneShot, by_importance, require_finite
 from layerprune.util import SILENT
 
 BROKEN = 2  # the layer without which the model overflows
@@ -176,15 +176,15 @@ def judge_with(failed):
     return judge
 
 
-@pytest.mark.parametrize("search", [one_shot, greedy, Greedy(lazy=True)], ids=repr)
+@pytest.mark.parametrize("search", [OneShot(), Greedy(), Greedy(lazy=True)], ids=repr)
 def test_searches_leave_it_where_they_can_and_refuse_where_nothing_else_is_left(search):
-    found = search(judge_with({0}), Constraints(5), 2)
+    found = search.find(judge_with({0}), Constraints(5), 2)
     assert found.removal.layers == (1, 2)
     require_finite(found)
     with pytest.raises(RefusedError, match="not finite"):
-        require_finite(search(judge_with({0}), Constraints(3, protect=frozenset({2})), 2))
+        require_finite(search.find(judge_with({0}), Constraints(3, protect=frozenset({2})), 2))
     with pytest.raises(RefusedError, match=r"^nothing can go: whatever does, the model's figures are not finite"):
-        search(judge_with({0, 1, 2, 3, 4}), Constraints(5), 1)
+        search.find(judge_with({0, 1, 2, 3, 4}), Constraints(5), 1)
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import pytest
 from layerprune.errors import RefusedError, UsageError
 from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.search import SEARCHES, AnyShape, Constraints, Contiguous, NoAdjacent, bound
+from layerprune.search import SEARCHES, AnyShape, Constraints, Contiguous, NoAdjacent
 from table_judge import TableJudge, others
 
 
-def search(name, seed=0):
-    made = build(SEARCHES, name)[1]
-    return bound(made, others(TableJudge(seed + 100), own=TableJudge(seed)))
+def find(name, judge, constraints, drop, seed=0):
+    asked = others(TableJudge(seed + 100), own=TableJudge(seed))
+    return build(SEARCHES, name)[1].find(judge, constraints, drop, seed=seed, others=asked)
 
 
 def touching(units):
@@ -83,9 +83,9 @@ def test_every_search_obeys_or_refuses(name, shape, broken):
         judge = TableJudge(seed)
         if name == "blocks" and isinstance(shape, NoAdjacent) and drop > 1:
             with pytest.raises(RefusedError, match="no two adjacent ones may go"):
-                search(name, seed)(judge, constraints, drop, seed=seed)
+                find(name, judge, constraints, drop, seed)
             continue
-        found = search(name, seed)(judge, constraints, drop, seed=seed)
+        found = find(name, judge, constraints, drop, seed)
         assert len(found.removal) == drop
         assert not broken(found.removal.layers)
         assert 2 not in found.removal
@@ -116,6 +116,6 @@ def test_the_architecture_still_has_its_say():
             raise RefusedError("layer 4 produces what layer 5 reads")
 
     constraints = Constraints(6, shape=Contiguous(), check=check)
-    assert search("greedy")(TableJudge(score=sum), constraints, 3).removal.layers == (0, 1, 2)
+    assert find("greedy", TableJudge(score=sum), constraints, 3).removal.layers == (0, 1, 2)
     with pytest.raises(RefusedError, match=r"after 1 \(\{5\}\) none of the others may go; layer 4 produces"):
-        search("greedy")(TableJudge(score=lambda units: -sum(units)), constraints, 3)
+        find("greedy", TableJudge(score=lambda units: -sum(units)), constraints, 3)

@@ -12,7 +12,7 @@ from table_judge import TableJudge
 @pytest.mark.parametrize("seed", range(5))
 def test_blocks_finds_the_best_run(seed):
     judge = TableJudge(seed)
-    found = Blocks()(judge, Constraints(9, protect=frozenset({8})), 3)
+    found = Blocks().find(judge, Constraints(9, protect=frozenset({8})), 3)
     runs = [tuple(range(start, start + 3)) for start in range(6)]
     assert found.removal.layers == min(runs, key=judge.value)
     assert judge.asked == [runs]
@@ -20,7 +20,7 @@ def test_blocks_finds_the_best_run(seed):
 
 def test_a_run_that_is_interrupted_everywhere_is_refused():
     with pytest.raises(RefusedError, match="no 3 neighbouring layers may go together: layers that have to stay"):
-        Blocks()(TableJudge(), Constraints(8, protect=frozenset({2, 5})), 3)
+        Blocks().find(TableJudge(), Constraints(8, protect=frozenset({2, 5})), 3)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -30,7 +30,7 @@ def test_the_same_judge_gives_the_same_answer_and_the_constraints_hold(seed):
             raise RefusedError("one full-attention layer must stay")
 
     constraints = Constraints(10, protect=frozenset({9}), together=(frozenset({1, 2}),), check=keep_one)
-    first, second = (Blocks()(TableJudge(seed), constraints, 4) for _ in range(2))
+    first, second = (Blocks().find(TableJudge(seed), constraints, 4) for _ in range(2))
     assert first == second
     removed = set(first.removal.layers)
     assert len(removed) == 4
@@ -42,7 +42,7 @@ def test_the_same_judge_gives_the_same_answer_and_the_constraints_hold(seed):
 def test_an_impossible_count_is_refused_before_the_judge_is_asked():
     judge = TableJudge()
     with pytest.raises(UsageError):
-        Blocks()(judge, Constraints(5), 5)
+        Blocks().find(judge, Constraints(5), 5)
     assert judge.asked == []
 
 

@@ -8,7 +8,7 @@ from layerprune.artifacts import Candidate
 from layerprune.errors import RefusedError, UsageError
 from layerprune.registry import build
 from layerprune.removal import Removal
-from layerprune.search import SEARCHES, Constraints, NoAdjacent, Others, bound, one_shot
+from layerprune.search import SEARCHES, Constraints, NoAdjacent, OneShot, Others
 from layerprune.search.base import by_importance
 from layerprune.search.searches import Exchange
 from table_judge import TableJudge, others
@@ -18,12 +18,12 @@ DEPTH = 9
 
 def exchanged(seed, constraints, drop, **options):
     judge = TableJudge(seed)
-    search = bound(Exchange(**options), others(TableJudge(seed + 100), own=judge))
-    return judge, search(judge, constraints, drop)
+    asked = others(TableJudge(seed + 100), own=judge)
+    return judge, Exchange(**options).find(judge, constraints, drop, others=asked)
 
 
 def starts(seed, constraints, drop):
-    return [one_shot(TableJudge(one), constraints, drop).removal for one in (seed, seed + 100)]
+    return [OneShot().find(TableJudge(one), constraints, drop).removal for one in (seed, seed + 100)]
 
 
 def neighbours(units, allowed):
@@ -59,8 +59,8 @@ def test_races_that_err_in_turn_do_not_walk_in_circles():
         best = next(turn) % 3
         return [Candidate(removal=r.layers, score=float((r.layers[0] - best) % 3)) for r in removals]
 
-    asked = Others(lambda _, c, drop: one_shot(TableJudge(), c, drop), lambda _: TableJudge())
-    found = bound(Exchange(most=50), asked)(race, Constraints(3), 1)
+    asked = Others(lambda _, c, drop: OneShot().find(TableJudge(), c, drop), lambda _: TableJudge())
+    found = Exchange(most=50).find(race, Constraints(3), 1, others=asked)
     stood = [one.removal for one in found.rounds[-1].candidates]
     assert len(set(stood)) == len(stood) > 1
 
@@ -92,8 +92,12 @@ def test_every_set_stood_at_has_the_shape_asked_for():
 
 def test_watch_hears_of_every_set_it_stands_at():
     heard, judge = [], TableJudge(3)
-    search = bound(Exchange(), others(TableJudge(103), own=judge))
-    found = search(judge, Constraints(DEPTH), 4, watch=lambda removal, best: heard.append((removal, best.score)))
+    asked = others(TableJudge(103), own=judge)
+
+    def watch(removal, best):
+        heard.append((removal, best.score))
+
+    found = Exchange().find(judge, Constraints(DEPTH), 4, watch=watch, others=asked)
     assert heard[-1][0] == found.removal
     assert [score for _, score in heard] == sorted((score for _, score in heard), reverse=True)
     assert all(score == judge.value(removal.layers) for removal, score in heard)
@@ -109,8 +113,8 @@ def test_races_that_err_neither_keep_it_walking_nor_have_the_last_word(seed):
         asked.append(keep)
         return whole
 
-    search = bound(Exchange(most=10**6), Others(lambda _, c, drop: one_shot(TableJudge(seed + 9), c, drop), own))
-    found = search(race, Constraints(6), 2)
+    beside = Others(lambda _, c, drop: OneShot().find(TableJudge(seed + 9), c, drop), own)
+    found = Exchange(most=10**6).find(race, Constraints(6), 2, others=beside)
     stood = [one.removal for one in found.rounds[-1].candidates]
     assert asked == [2, len(stood)]  # none of them may be stopped early
     assert len(set(stood)) == len(stood) >= 2
@@ -131,12 +135,12 @@ def test_the_first_round_is_the_ranking_and_the_last_the_whole_removals_stood_at
 def test_cheap_metrics_are_asked_first_and_single_layers_race_for_all_places():
     asked, judge = [], TableJudge(1)
     own = Others(
-        lambda spec, c, drop: asked.append(spec) or one_shot(judge, c, drop),
+        lambda spec, c, drop: asked.append(spec) or OneShot().find(judge, c, drop),
         lambda keep: asked.append(keep) or judge,
     )
     search = Exchange(by="cosine+angular:tokens=all+cosine")
     assert search.next_to_go(3) == 1
-    bound(search, own)(judge, Constraints(6), 3)
+    search.find(judge, Constraints(6), 3, others=own)
     assert asked[:3] == ["cosine", "angular:tokens=all", 3]
 
 
@@ -149,7 +153,7 @@ def test_bad_options_and_a_search_without_its_metrics_are_refused():
         with pytest.raises(UsageError, match=message):
             build(SEARCHES, spec)
     with pytest.raises(UsageError, match="asks cosine for proposals: plan from the model"):
-        Exchange()(TableJudge(), Constraints(5), 2)
+        Exchange().find(TableJudge(), Constraints(5), 2)
     with pytest.raises((RefusedError, UsageError)):
         exchanged(0, Constraints(5, protect=frozenset({0, 1, 2, 3})), 2)
 
@@ -159,7 +163,7 @@ def test_a_metric_that_can_propose_nothing_is_named_before_anything_is_judged():
         raise RefusedError("no 2 neighbouring layers may go together")
 
     judge = TableJudge()
-    search = bound(Exchange(by="angular"), Others(choose, lambda _: judge))
+    search, beside = Exchange(by="angular"), Others(choose, lambda _: judge)
     with pytest.raises(UsageError, match="the metric 'angular' proposes nothing here: no 2 neighbouring"):
-        search(judge, Constraints(6), 2)
+        search.find(judge, Constraints(6), 2, others=beside)
     assert not judge.asked

@@ -5,7 +5,7 @@ import pytest
 
 from layerprune.artifacts import Candidate
 from layerprune.scoring.racing import Race
-from layerprune.search import Constraints, Greedy, greedy, table_judge
+from layerprune.search import Constraints, Greedy, table_judge
 
 LAZY = Greedy(lazy=True)
 
@@ -59,10 +59,10 @@ def test_a_race_leaves_lazy_greedys_order_and_spends_less():
     same = whole = raced = 0
     for seed in range(20):
         plain, lazy, both = ItemJudge(seed), ItemJudge(seed), ItemJudge(seed, races=True)
-        expected = greedy(plain, Constraints(30), 8)
-        assert LAZY(lazy, Constraints(30), 8).order == expected.order
-        found = LAZY(both, Constraints(30), 8)
-        assert LAZY(table_judge(found.rounds), Constraints(30), 8) == found  # planning again from what was written
+        expected = Greedy().find(plain, Constraints(30), 8)
+        assert LAZY.find(lazy, Constraints(30), 8).order == expected.order
+        found = LAZY.find(both, Constraints(30), 8)
+        assert LAZY.find(table_judge(found.rounds), Constraints(30), 8) == found  # planning again from what was written
         same += found.order == expected.order
         whole, raced = whole + lazy.spent, raced + both.spent
         assert not found.cost.stopped
@@ -102,7 +102,7 @@ def test_a_stopped_layer_promises_by_the_lower_end_of_its_interval(low, order, a
     first = {(0,): 0.1, (1,): 0.3, (2,): 0.31, (3,): 0.32, (4,): 0.33, (5,): (0.9, low)}
     second = {(0, unit): 0.6 for unit in (1, 2, 3, 4)}  # .5 more each; 5, which looked worse on a few items, .3 more
     judge = Script({**first, **second, (0, 5): 0.4})
-    assert LAZY(judge, Constraints(6), 2).order == order
+    assert LAZY.find(judge, Constraints(6), 2).order == order
     assert judge.asked[1:] == [[(0, unit) for unit in question] for question in asked]
 
 
@@ -120,7 +120,7 @@ def test_a_layer_stopped_in_two_rounds_promises_the_most_that_is_known(first, se
     pairs = {(0, unit): 0.6 for unit in range(1, 6)} | {(0, 6): (1.0, 0.1 + second)}
     triples = {(0, 1, unit): 0.6 + harm for unit in range(2, 6)} | {(0, 1, 6): 2.0}
     judge = Script({**alone, **pairs, **triples})
-    LAZY(judge, Constraints(7), 3)
+    LAZY.find(judge, Constraints(7), 3)
     assert judge.asked[2] == [(0, 1), (0, 5), (0, 6)]
     assert any((0, 1, 6) in question for question in judge.asked) == asked
 
@@ -130,12 +130,12 @@ def test_without_an_interval_a_stopped_layer_promises_what_the_best_of_its_round
         said = {(0,): 0.1, **{(unit,): 0.3 for unit in (1, 2, 3, 4)}, (5,): 0.9, (0, 5): 0.4}
         return [Candidate(removal=r.layers, score=said.get(r.layers, 0.6), stopped=r.layers == (5,)) for r in removals]
 
-    assert LAZY(judge, Constraints(6), 2).order == (0, 5)
+    assert LAZY.find(judge, Constraints(6), 2).order == (0, 5)
 
 
 def test_the_one_let_in_early_is_judged_on_all_the_items_before_the_others_are_left_alone():
     judge = Script({(0,): {"early": 0.1, "all": 0.3}, (1,): 0.2, (2,): (0.9, 0.8)})
-    found = LAZY(judge, Constraints(3), 1)
+    found = LAZY.find(judge, Constraints(3), 1)
     assert judge.asked == [[(0,), (1,), (2,)], [(0,)]]
     assert found.order == (1,)
     assert found.cost.score == 0.2

@@ -5,28 +5,25 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import audit_tiny
 import families
 from layerprune.exporter import export
-from layerprune.healing.base import StoredWeights
+from layerprune.healing.base import Healer, StoredWeights
 from layerprune.removal import Removal
 
 WORDS = ("river", "stone", "moves", "slowly", "under", "bright", "winter", "light", "and", "carries", "grain")
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(Healer):
     """Multiplies one parameter by a factor."""
 
     factor: float = field(default=2.0, metadata={"help": "what the weights are multiplied by"})
     parameter: str = "model.layers.0.mlp.down_proj.weight"
-    gradients: ClassVar[bool] = False
-    needs: ClassVar[str] = "nothing"
-    needs_base: ClassVar[bool] = False
-    cost: ClassVar[str] = "none"
-    source: ClassVar[str] = "a test"
+    needs = ()
+    cost = "none"
+    source = "a test"
 
     def heal(self, case):
         loaded = case.load_model()

@@ -3,7 +3,7 @@
 import random
 
 from layerprune.artifacts import Candidate
-from layerprune.search import Others, one_shot
+from layerprune.search import OneShot, Others
 
 
 class TableJudge:
@@ -24,4 +24,4 @@ class TableJudge:
 
 def others(judge, own=None):
     """What a search asks beside its judge: every other metric says what ``judge`` says."""
-    return Others(lambda _, constraints, drop: one_shot(judge, constraints, drop), lambda _: own)
+    return Others(lambda _, constraints, drop: OneShot().find(judge, constraints, drop), lambda _: own)

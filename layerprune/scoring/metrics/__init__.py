@@ -7,6 +7,7 @@ from layerprune.registry import Registry, build
 METRICS = Registry(
     kind="metric",
     group="layerprune.metrics",
+    base="layerprune.scoring.metrics.base:Metric",
     builtin={
         "ablation": "layerprune.scoring.metrics.ablation:Ablation",
         "angular": "layerprune.scoring.metrics.proxies:Angular",

@@ -46,7 +46,7 @@ class Ablation(Metric):
             )
 
     unit = "relevance"
-    needs = "items"
+    needs = ("items",)
     cost = "one forward pass over the items per removal, shared work computed once"
     source = "arXiv:2605.14075"
     search = "greedy"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from layerprune.artifacts import MEAN, Candidate, Interval, Objective
 from layerprune.data.items import EvalSet
 from layerprune.errors import ModelError, UsageError
 from layerprune.models.model import LoadedModel
+from layerprune.registry import Plugin
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator
 from layerprune.util import SILENT, Progress
@@ -25,7 +27,6 @@ from layerprune.util import SILENT, Progress
 
 
 Scope = Literal["single layers", "contiguous blocks", "any set"]
-Needs = Literal["items", "text", "nothing"]
 INTACT = Removal(())
 
 
@@ -34,9 +35,9 @@ class Data:
     """What a metric may look at beside the model."""
 
     eval_set: EvalSet | None = None
-    # answers the questions under any removal and remembers; for ``needs = "items"``
+    # answers the questions under any removal and remembers; for metrics that need items
     evaluator: CachedEvaluator | None = None
-    objective: Objective = MEAN  # over the tasks, for ``needs = "items"``
+    objective: Objective = MEAN  # over the tasks, for metrics that need items
     keep: int | None = None  # only this many of the candidates asked about matter; None: all of them
     seed: int = 0
     progress: Progress = SILENT
@@ -45,7 +46,7 @@ class Data:
 
     @cached_property
     def texts(self) -> list[tuple[int, ...]]:
-        """Token sequences for ``needs = "text"``: each item's prompt with its first listed answer.
+        """Token sequences for metrics that need text: each item's prompt with its first listed answer.
 
         The same items that ablation answers, so that metrics differ in what they measure and not in what they read.
         Raises ``UsageError`` where there is nothing to read.
@@ -60,23 +61,17 @@ class Data:
         return texts
 
 
-class Metric(Protocol):
-    """Scores removals; higher means more harm. A metric is a frozen dataclass whose fields are its options.
+class Metric(Plugin):
+    """Scores removals; higher means more harm. A metric is a frozen dataclass whose fields are its options."""
 
-    The class attributes are shown by ``layerprune metrics`` and written into scores.json. One that subclasses this
-    declares those that differ; a third party's may declare all of them instead.
-    """
-
+    needs: ClassVar[tuple[str, ...]] = ("text",)
     unit: ClassVar[str]  # of the score: "relevance", "1-cos"
     scope: ClassVar[Scope] = "any set"  # which removals it can score; a search that asks for more is refused
-    needs: ClassVar[Needs] = "text"
-    cost: ClassVar[str]  # in words, in forward passes over the data
-    source: ClassVar[str]  # paper, or where it comes from
     search: ClassVar[str] = "one-shot"  # the search it is used with unless told otherwise
 
+    @abstractmethod
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Return one candidate per removal, in the order given."""
-        ...
 
 
 def check_scope(name: str, scope: Scope, removals: Sequence[Removal]) -> None:

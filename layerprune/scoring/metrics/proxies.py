@@ -148,7 +148,7 @@ class Magnitude(Metric):
     )
 
     unit = "weight norm"
-    needs = "nothing"
+    needs = ()
     cost = "none"
     source = "Shortened LLaMA, arXiv:2402.02834"
 
@@ -180,7 +180,7 @@ class Random(Metric):
     """A number drawn with the seed: what a ranking without any information gives."""
 
     unit = "random"
-    needs = "nothing"
+    needs = ()
     cost = "none"
     source = "baseline"
 
@@ -196,7 +196,7 @@ class ReverseOrder(Metric):
 
     unit = "layers from the end"
     scope = "single layers"
-    needs = "nothing"
+    needs = ()
     cost = "none"
     source = "baseline"
 
