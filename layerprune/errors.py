@@ -22,6 +22,10 @@ class DocumentError(LayerpruneError):
     """A scores, plan, receipt, audit or recipe file that cannot be read, or contradicts another one."""
 
 
+class SeveralFaults(DocumentError):
+    """The faults of one document, a line each: the only message of more than one line."""
+
+
 class ModelError(LayerpruneError):
     """A model that cannot be found or loaded."""
 

@@ -293,8 +293,14 @@ def _fault(folder: Path, name: str) -> str:
     path = Path(folder)
     for part in name.split("/"):
         path = path / part
-        if path.is_symlink() and not _of_hub_cache(Path(folder), path):
-            inside = path.resolve().is_relative_to(Path(folder).resolve())
+        if not path.is_symlink():
+            continue
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):  # the latter: Python before 3.13, of a loop
+            return "a symbolic link that leads to itself"
+        if not _of_hub_cache(Path(folder), target):
+            inside = target.is_relative_to(Path(folder).resolve())
             return "a symbolic link" if inside else "a symbolic link out of the folder"
     try:
         mode = stat.S_IFMT(path.stat().st_mode)
@@ -305,9 +311,9 @@ def _fault(folder: Path, name: str) -> str:
     return "" if mode == stat.S_IFREG else f"not a regular file but {KINDS.get(mode, 'a special file')}"
 
 
-def _of_hub_cache(folder: Path, path: Path) -> bool:
-    """Whether ``path`` is <cache>/models--org--name/snapshots/<commit>/..., linked to a file of ../../blobs."""
-    home, target = folder.resolve(), path.resolve()
+def _of_hub_cache(folder: Path, target: Path) -> bool:
+    """Whether ``folder`` is <cache>/models--org--name/snapshots/<commit> and a link in it leads to ../../blobs."""
+    home = folder.resolve()
     return home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs" and target.is_file()
 
 

@@ -56,6 +56,48 @@ def in_words(size: float, byte: str = "B") -> str:
     return f"{size:.0f} {byte}"
 
 
+# Text from elsewhere (names, paths, what libraries say) in a line for people.
+
+
+# What moves the cursor or turns the direction of writing, and halves of surrogate pairs, which cannot be printed.
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]"
+)
+SECRETS = (
+    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
+    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
+    (re.compile(r"(?i)(?<=[?&])((?:[\w-]*token|[\w-]*signature|[\w-]*credential|api_?key|key)=)[^&\s'\"]+"), r"\1***"),
+)
+LONGEST_LINE = 1000  # characters of a message
+LONGEST_VALUE = 60
+
+
+def short(value: object) -> str:
+    """Return a value as Python writes it, in at most 60 characters: for a message that shows what was seen."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return text that is safe to print: no character that moves the cursor, no token, no line of more than 1,000.
+
+    ``lines``: the text may have several, which are kept; else the end of a line is written as ``\\n``, too.
+    """
+    for pattern, shown in SECRETS:
+        text = pattern.sub(shown, text)
+    parts = text.split("\n") if lines else [text.replace("\n", "\\n")]
+    return "\n".join(_cut(CONTROL.sub(lambda match: ascii(match[0])[1:-1], part)) for part in parts)
+
+
+def _cut(line: str) -> str:
+    if len(line) <= LONGEST_LINE:
+        return line
+    left = len(line) - 3 * LONGEST_LINE // 4
+    return f"{line[: LONGEST_LINE // 2]}... ({left:,} more characters) ...{line[-LONGEST_LINE // 4 :]}"
+
+
 # Figures as people read them; every report spells them alike.
 
 

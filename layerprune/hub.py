@@ -16,10 +16,10 @@ from layerprune.auditor.inputs import ExportedFolder, short
 from layerprune.auditor.verification import verify
 from layerprune.checkpoint import Checkpoint
 from layerprune.checkpoint.companions import companions, left_out
-from layerprune.checkpoint.location import lies_at
+from layerprune.checkpoint.location import HUB_ID, lies_at
 from layerprune.config import PushConfig
 from layerprune.errors import LayerpruneError, UsageError, one_line
-from layerprune.report.card import CARD, HUB_ID, OURS, nearest_on_hub, read_card, write_card
+from layerprune.report.card import CARD, OURS, nearest_on_hub, read_card, write_card
 from layerprune.report.page import REPORT
 from layerprune.util import SILENT, Progress
 
@@ -72,6 +72,8 @@ def push(
     """
     folder, config = Path(folder), PushConfig.of(**options)
     base_model = config.base_model
+    if not HUB_ID.fullmatch(repo):
+        raise UsageError(f"{repo!r} is no name of a Hub repo; write owner/name")
     if config.create_pr and config.revision is not None:
         said = f"leave --revision {config.revision} or --create-pr out"
         raise UsageError(f"a pull request is always made to main; {said}")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, ItemsView, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from layerprune.errors import UsageError
-from layerprune.formatting import parse_size
+from layerprune.formatting import parse_size, short
 
 MOST_ROWS = 10**6  # rows of one batch
+MOST_CHARACTERS = 4096  # of a text; a path has no more
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,16 @@ def _text(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text")
+        raise ValueError(f"{short(value)} is not text")
+    return _readable(value)
+
+
+def _readable(value: str) -> str:
+    """Return a text that documents can hold and the system takes as a name; raises ``ValueError`` for another."""
+    if len(value) > MOST_CHARACTERS:
+        raise ValueError(f"{short(value)} has {len(value):,} characters; at most {MOST_CHARACTERS:,} are read")
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{short(value)} holds what is no character of UTF-8, or a NUL")
     return value
 
 
@@ -60,9 +71,9 @@ def whole(least: int, most: int) -> OptionType:
         if isinstance(value, str) and value.strip().removeprefix("-").isdecimal() and len(value) <= 20:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{_short(value)} is not a whole number from {least} to {most}")
+            raise ValueError(f"{short(value)} is not a whole number from {least} to {most}")
         if not least <= value <= most:
-            raise ValueError(f"{_short(value)} is not in the range {least} to {most}")
+            raise ValueError(f"{short(value)} is not in the range {least} to {most}")
         return value
 
     return read
@@ -95,7 +106,7 @@ def rows(value: Any) -> int | str:
     try:
         return "auto" if value == "auto" else whole(1, MOST_ROWS).read(value)
     except ValueError:
-        raise ValueError(f"{_short(value)} is neither auto nor a number from 1 to {MOST_ROWS}") from None
+        raise ValueError(f"{short(value)} is neither auto nor a number from 1 to {MOST_ROWS}") from None
 
 
 @option_type("SIZE")
@@ -104,7 +115,7 @@ def size(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18:
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{_short(value)} is not a size; write 5GB or 500MB")
+        raise ValueError(f"{short(value)} is not a size; write 5GB or 500MB")
     try:
         return parse_size(value, "")
     except UsageError as error:
@@ -119,7 +130,7 @@ def duration(value: Any) -> float:
     if isinstance(value, float) and 0 < value < 10**9:
         return value
     if isinstance(value, bool) or not any(parts):
-        raise ValueError(f"{_short(value)} is not a time; write 20m, 1h30m or 90s")
+        raise ValueError(f"{short(value)} is not a time; write 20m, 1h30m or 90s")
     hours, minutes, seconds = parts
     return 3600.0 * hours + 60.0 * minutes + seconds
 
@@ -164,7 +175,7 @@ def choice(*names: str) -> OptionType:
     @option_type("NAME")
     def read(value: Any) -> str:
         if value not in names:
-            raise ValueError(f"{_short(value)} is not one of {', '.join(names)}")
+            raise ValueError(f"{short(value)} is not one of {', '.join(names)}")
         return str(value)
 
     return read
@@ -175,12 +186,18 @@ def path_to(metavar: str) -> OptionType:
 
     @option_type(metavar)
     def read(value: Any) -> Path:
-        if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
-            raise ValueError(f"{_short(value)} is not a path")
-        path = Path(value)
-        if metavar == "DIR" and path.is_file():
+        if not isinstance(value, str | os.PathLike):
+            raise ValueError(f"{short(value)} is not a path")
+        path = Path(_readable(os.fspath(value)))
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return path  # whoever reads it says so
+        except OSError as error:  # a name too long, a loop of links, a folder that may not be entered
+            raise ValueError(f"{short(str(path))} is not a path that can be read: {error.strerror}") from error
+        if metavar == "DIR" and not stat.S_ISDIR(mode):
             raise ValueError(f"{str(path)!r} is a file, and a folder is asked for")
-        if metavar == "FILE" and path.is_dir():
+        if metavar == "FILE" and stat.S_ISDIR(mode):
             raise ValueError(f"{str(path)!r} is a folder, and a file is asked for")
         return path
 
@@ -207,13 +224,6 @@ def labelled_plans(value: Any) -> dict[str, Any]:
     return {str(label): document.read(plan) for label, plan in _items(value)}
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, int) and abs(value) >= 10**30:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _pair(text: str) -> tuple[str, float]:
     name, equals, number = (piece.strip() for piece in text.partition("="))
     try:
@@ -226,5 +236,5 @@ def _pair(text: str) -> tuple[str, float]:
 
 def _items(value: Any) -> ItemsView[Any, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{_short(value)} is not a mapping by name")
+        raise ValueError(f"{short(value)} is not a mapping by name")
     return value.items()

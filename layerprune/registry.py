@@ -8,6 +8,7 @@ import types
 import typing
 from abc import ABC
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
@@ -25,6 +26,18 @@ class Plugin(ABC):
     needs: ClassVar[tuple[str, ...]] = ()  # "items" of tasks, "text", the intact "base"
     cost: ClassVar[str]  # in words
     source: ClassVar[str]  # paper, or where it comes from
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for an option outside of its bounds; a subclass with more to check calls this first."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # the subclasses are dataclasses
+            value, bounds = getattr(self, field.name), field.metadata.get("bounds")
+            if bounds and isinstance(value, int | float) and not bounds[0] <= value <= bounds[1]:
+                raise ValueError(f"{field.name} is {value:,} and has to be from {bounds[0]:,} to {bounds[1]:,}")
+
+
+def option(default: Any, words: str, bounds: tuple[float, float] | None = None) -> Any:
+    """Return a dataclass field that is an option: its line in the help, and the least and largest of a number."""
+    return dataclasses.field(default=default, metadata={"help": words, "bounds": bounds})
 
 
 # Names to implementations: built-ins as "module:attribute", third parties by entry points, loaded when asked for.
@@ -93,6 +106,7 @@ class Registry:
 
 
 Value = str | int | float | bool | None
+LARGEST = 2**63  # a number's size
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -163,13 +177,18 @@ def declared_options(entry: Entry) -> tuple[SpecOption, ...]:
     return tuple(
         SpecOption(
             name=field.name,
-            type=_words(hints[field.name]),
+            type=_words(hints[field.name]) + _bounds(field),
             default="needed" if _default(field) is dataclasses.MISSING else _written(_default(field)),
             help=str(field.metadata.get("help", "")),
         )
         for field in dataclasses.fields(cls)
         if field.init
     )
+
+
+def _bounds(field: dataclasses.Field[Any]) -> str:
+    bounds = field.metadata.get("bounds")
+    return f", {bounds[0]:,} to {bounds[1]:,}" if bounds else ""
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -198,10 +217,10 @@ def _parse(text: str, hint: Any, what: str) -> Value:
         if text.lower() in TRUE + FALSE:
             return text.lower() in TRUE
     elif hint in (int, float, str):
-        try:
-            return typing.cast(Value, hint(text))
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            value = typing.cast(Value, hint(text))
+            if isinstance(value, str) or (isinstance(value, int | float) and abs(value) < LARGEST):  # no inf, no nan
+                return value
     raise UsageError(f"{what} takes {_words(hint)}; got {text!r}")
 
 

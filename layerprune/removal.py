@@ -77,7 +77,7 @@ def layer_of(name: str, stack: str) -> tuple[int, str] | None:
     """Return layer and rest of a weight ``<stack>.<layer>.<rest>``, None for any other; ``stack`` may be empty."""
     head = f"{stack}." if stack else ""
     index, _, rest = name.removeprefix(head).partition(".")
-    return (int(index), rest) if name.startswith(head) and index.isdigit() and rest else None
+    return (int(index), rest) if name.startswith(head) and index.isdecimal() and rest else None
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def parse_layers(text: str | None, depth: int, option: str = "--protect") -> fro
     for part in (text or "").split(","):
         if not part.strip():
             continue
-        found = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        found = re.fullmatch(r"\s*(-?\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         if found is None:
             raise UsageError(f"{option} {text!r}: {part.strip()!r} is not a layer number or a range; write 0-3,-1")
         first, last = int(found[1]), int(found[2] or found[1])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from layerprune import __version__
-from layerprune.errors import ExportError, LayerpruneError
+from layerprune.errors import ExportError, LayerpruneError, UsageError
 
 # Which tools made a figure.
 
@@ -96,6 +96,32 @@ class Bars:
         from tqdm.auto import tqdm
 
         tqdm.write(message, file=sys.stderr)
+
+
+# What may never end: a template or a pattern that came with a model.
+
+
+@contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """Raise ``UsageError``, naming ``what``, where the block takes longer.
+
+    By a signal, which only the main thread of a Unix process gets: elsewhere there is no limit.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise UsageError(f"{what} has not ended after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # What needs torch, done in a process of its own, so that the one that copies weights stays small.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 import warnings
@@ -13,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprune.architecture.config_fields import depth_key, full_lists
+from layerprune.architecture.config_fields import DEPTH_KEYS, depth_key, full_lists
 from layerprune.checkpoint.safetensors import Checkpoint, file_names, why_no_weights
 from layerprune.errors import CheckpointError, ModelError, one_line
+from layerprune.formatting import short
+from layerprune.parsing import read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,12 +37,56 @@ def load_config(path: str, *, revision: str | None = None, trust_remote_code: bo
         said = why_no_weights(names := file_names(Path(path)))
         weights = any(name.startswith("model") and name.endswith(".safetensors") for name in names)
         raise ModelError(f"{path} has no config.json" if weights else f"{path} {said}, and no config.json")
+    if Path(path).is_dir():
+        _check_sizes(Path(path))
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # config classes raise anything from KeyError to strict-dataclass errors
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise ModelError(f"{path} brings its own model code, which runs only with --trust-remote-code") from error
         raise ModelError(f"the config of {path} cannot be read: {one_line(error)}{stale_depth(Path(path))}") from error
+
+
+# What a config repeats a module for. Building takes time and memory with each, on the meta device too.
+MOST_LAYERS = 2000
+MOST = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 10_000)
+MOST["num_labels"] = 100_000
+LARGEST = 2**63 - 1  # of any number
+POSITIVE = (*DEPTH_KEYS, "hidden_size", "n_embd", "d_model", "vocab_size", "num_attention_heads", "n_head")
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise ``ModelError`` for a config that is no JSON object, or asks for what cannot be built: seen before it is."""
+    try:
+        content = read_json(folder / "config.json", finite=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the config of {folder} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"the config of {folder} is a {type(content).__name__}, not an object")
+    named = content.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise ModelError(f"the config of {folder} says architectures {short(named)}; a list of class names is expected")
+    for fields in (content, *(value for value in content.values() if isinstance(value, dict))):
+        for key, value in fields.items():
+            most = MOST_LAYERS if key in DEPTH_KEYS else MOST.get(key, LARGEST)
+            if isinstance(value, int) and value > most:
+                raise ModelError(
+                    f"the config of {folder} says {key} {short(value)}; at most {most:,} are read{_depth_of(folder)}"
+                )
+    for fields in (content, content.get("text_config")):
+        for key in POSITIVE if isinstance(fields, dict) else ():
+            value = fields.get(key)
+            if isinstance(value, int) and value < 1:
+                raise ModelError(f"the config of {folder} says {key} {short(value)}; at least 1 is needed")
+
+
+def _depth_of(folder: Path) -> str:
+    """Return how many layers the weights of a folder hold by their names, to end a message with; empty if unknown."""
+    try:
+        layers = _layers(Checkpoint.open(folder).tensors)
+    except CheckpointError:
+        return ""
+    return f", and the weights hold {layers} layers" if layers else ""
 
 
 def build_on_meta(config: PretrainedConfig, *, trust_remote_code: bool = False) -> nn.Module:
@@ -146,7 +191,7 @@ def layer_index(name: str, stack: str) -> int | None:
         head = ".".join(parts[start:]) + "."
         if name.startswith(head):
             number = name[len(head) :].partition(".")[0]
-            return int(number) if number.isdigit() else None
+            return int(number) if number.isdecimal() else None
     return None
 
 
@@ -183,7 +228,7 @@ def stale_depth(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         return ""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "config.json", finite=False)
         layers = _layers(Checkpoint.open(folder).tensors)
     except (OSError, ValueError, CheckpointError):
         return ""  # no JSON, or no whole weights: no number of layers to go by

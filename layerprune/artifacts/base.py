@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from layerprune.errors import DocumentError
+from layerprune import parsing
+from layerprune.errors import DocumentError, one_line
 from layerprune.files import checked_name, same_file, shown, writing
+from layerprune.formatting import CONTROL
+from layerprune.parsing import parse_json
 from layerprune.removal import Removal
 
 if TYPE_CHECKING:
@@ -83,10 +86,11 @@ class Document(Part):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a document; raises ``DocumentError`` naming the file and the first fault."""
+        text = read_text(path, f"a {cls.filename}")
         try:
-            data = json.loads(read_text(path, f"a {cls.filename}"))
-        except json.JSONDecodeError as error:
-            raise DocumentError(f"{path} is not JSON: {error}") from error
+            data = parse_json(text)
+        except ValueError as error:
+            raise DocumentError(f"{path} cannot be read: {error}") from error
         return cls.parse(data, source=str(path))
 
     @classmethod
@@ -98,10 +102,10 @@ class Document(Part):
         if data.get("kind") != expected:
             raise DocumentError(f"{source} is a {data.get('kind')!r} document; expected {expected!r}")
         latest = cls.model_fields["format"].default
-        if data.get("format") != latest:
+        if data.get("format") != latest or isinstance(data["format"], bool):
             raise DocumentError(f"{source} has format {data.get('format')!r}; this layerprune reads format {latest}")
         try:
-            return cls.model_validate(data)
+            return cls.model_validate_json(json.dumps(data), strict=True)  # as JSON: a "1" is no number, a list a tuple
         except ValidationError as error:
             first = error.errors()[0]
             # none: the whole document
@@ -113,11 +117,11 @@ class Document(Part):
 def read_text(path: Path, expected: str) -> str:
     """Return a file's text; raises ``DocumentError`` when it is not there or cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return parsing.read_text(path)
     except FileNotFoundError:
         raise DocumentError(f"{path} does not exist; expected {expected}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise DocumentError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _cell(value: Any) -> str:
@@ -199,14 +203,23 @@ def _apart(files: dict[str, FileEntry]) -> dict[str, FileEntry]:
 Files = Annotated[dict[FileName, FileEntry], AfterValidator(_apart)]
 
 
+def _name(text: str) -> str:
+    if not text or "\n" in text or CONTROL.search(text):
+        raise ValueError(f"{text[:60]!a} is no name: it is empty, or holds what cannot be printed")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
 class ModelRef(Part):
     """One exact model: where it was read from and a fingerprint of its weights."""
 
-    id: str = Field(description="Hub id, or the name of a local folder; where that lies is no part of it")
+    id: Name = Field(description="Hub id, or the name of a local folder; where that lies is no part of it")
     revision: str | None = Field(default=None, description="Hub commit hash; None for a local folder")
     fingerprint: str = Field(description="see checkpoint.Checkpoint.fingerprint")
     model_type: str
-    layers: int = Field(ge=1, description="depth of the decoder stack")
+    layers: int = Field(ge=1, le=10**6, description="depth of the decoder stack")
     parameters: int = Field(ge=1, description="of the model in memory: one that is used or stored twice counts once")
 
 

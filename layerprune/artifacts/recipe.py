@@ -14,8 +14,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from layerprune import config
 from layerprune.artifacts.base import Document, Part, read_text
-from layerprune.errors import DocumentError, LayerpruneError, UsageError, did_you_mean
+from layerprune.errors import DocumentError, LayerpruneError, SeveralFaults, UsageError, did_you_mean, one_line
+from layerprune.formatting import printable
 from layerprune.option_types import OptionType, list_of
+from layerprune.parsing import parse_yaml
 
 Check = Callable[[Any], object]  # raises LayerpruneError
 Place = tuple[int | str, ...]  # the way to a value in a file: ("score", "tasks")
@@ -234,7 +236,7 @@ class MarkedYaml:
         head = [f"{self.path} has {len(ordered)} faults"] if len(ordered) > 1 else []
         for line, key, message in ordered:
             head.append(f"{self.path}{f':{line}' if line else ''}: {f'{key}: ' if key else ''}{message}")
-        return DocumentError("\n".join(head))
+        return (SeveralFaults if len(ordered) > 1 else DocumentError)("\n".join(map(printable, head)))
 
     def apply(self, change: str) -> None:
         """Set one value from outside, ``score.limit=100``; raises ``UsageError`` for what is no change."""
@@ -249,7 +251,7 @@ class MarkedYaml:
                 self.faults.append((0, key, f"{parent!r} has no keys below it (from --set {change})"))
                 return
         try:
-            target[last] = yaml.safe_load(text)
+            target[last] = parse_yaml(text)[1]
             self.lines[(*parents, last)] = 0
         except (yaml.YAMLError, ValueError):
             self.faults.append((0, key, f"{text!r} is not a YAML value (from --set)"))
@@ -277,11 +279,11 @@ def read_marked(path: Path) -> MarkedYaml:
     """Read a YAML mapping; raises ``DocumentError`` when the file cannot be read or is not one."""
     text = read_text(path, "a recipe (YAML)")
     try:
-        node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        node, data = parse_yaml(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
-        raise DocumentError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        raise DocumentError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or one_line(error)}") from error
     if not isinstance(data, dict):
         raise DocumentError(f"{path} holds {type(data).__name__} where a recipe's keys are expected")
     marked = MarkedYaml(path, data)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from layerprune.artifacts import OWN_ANSWER, AnswerAgreement, Continuation, Generation, Interval, Outcomes, OwnAnswers
+from layerprune.data.corpus import render
 from layerprune.data.items import (
     AgreementJudge,
     EvalSet,
@@ -165,7 +166,7 @@ def write(
 def _encoded(tokenizer: Any, prompt: str) -> list[int]:
     if getattr(tokenizer, "chat_template", None):
         turn = [{"role": "user", "content": prompt}]
-        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"])
+        return list(tokenizer(render(tokenizer, turn, True), add_special_tokens=False)["input_ids"])
     return list(tokenizer(prompt + "\n")["input_ids"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from layerprune import parsing
 from layerprune.artifacts import MeasuredSpeed, Speed, TextLoss
 from layerprune.errors import UsageError
 from layerprune.models.model import LoadedModel
+from layerprune.parsing import MOST_TEXT_BYTES, parse_json
 from layerprune.removal import Removal
 from layerprune.stats import bootstrap_interval
 from layerprune.util import SILENT, Progress
@@ -137,13 +138,13 @@ def read_text(path: Path) -> str:
     """Read a text file, or the ``text`` fields of a JSONL file, one after the other; raises ``UsageError``."""
     path = Path(path)
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = parsing.read_text(path, MOST_TEXT_BYTES)
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the text {path}: {error}") from error
     if path.suffix != ".jsonl":
         return content
     try:  # not splitlines: a string in JSON may hold U+2028, U+2029 and U+0085 as they are
-        return "\n\n".join(json.loads(line)["text"] for line in content.split("\n") if line.strip())
+        return "\n\n".join(parse_json(line)["text"] for line in content.split("\n") if line.strip())
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: each line of a .jsonl text is an object with a field 'text': {error}") from error
 

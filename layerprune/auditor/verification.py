@@ -111,7 +111,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[str]]:
             problems.append(one_line(error))
             continue
         documents[name] = document
-        if path.read_bytes() != (pretty(document.model_dump(mode="json")) + "\n").encode():
+        if not _holds(path, (pretty(document.model_dump(mode="json")) + "\n").encode()):
             problems.append(
                 f"{FOLDER}/{kind.filename}: the file's bytes are not those layerprune writes for its content"
             )
@@ -258,5 +258,10 @@ def _report(folder: Path, audit: Audit | None) -> Iterator[str]:
     path = folder / REPORT
     if audit is not None and not path.exists():
         yield f"{REPORT}: missing"
-    elif path.exists() and (audit is None or path.read_bytes() != render_report(folder).encode()):
+    elif path.exists() and (audit is None or not _holds(path, render_report(folder).encode())):
         yield f"{REPORT}: not what the documents give"
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file holds these bytes; one of another length is not read."""
+    return path.stat().st_size == len(content) and path.read_bytes() == content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -12,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from layerprune import parsing
 from layerprune.artifacts import ModelRef
 from layerprune.artifacts.base import pretty, write_atomically
 from layerprune.checkpoint.companions import MODULES, PATTERNS, TEMPLATES, is_companion, is_licence, pipeline_files
 from layerprune.checkpoint.safetensors import INDEX, PICKLES, WEIGHTS, Checkpoint, HubFile, read_json, why_no_weights
 from layerprune.errors import CheckpointError, DocumentError, ModelError, one_line
 from layerprune.files import check_plain
+from layerprune.formatting import CONTROL, in_words
 
 # MODEL as a user types it, a local folder or a Hub id, to a folder on this disk.
 
@@ -37,7 +38,7 @@ NOT_FETCHED = (
     "*/*.json", "*/*.txt", "*/*.py", "*/*.model", "onnx/*", "gguf/*", "original/*", "*.onnx*", "*.gguf", *PICKLES,
 )  # fmt: skip
 READ = ("config.json", "adapter_config.json")  # by transformers, beside the companions
-HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+HUB_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,15 @@ def _check_files(folder: Path) -> None:
         names += [f"{TEMPLATES}/{entry.name}" for entry in (folder / TEMPLATES).iterdir()]
     read = [name for name in names if name in READ or name.endswith(".py") or is_companion(name)]
     check_plain(folder, sorted(name for name in read if not is_licence(name)))
+    for name in read:
+        size = (folder / name).stat().st_size
+        if size > parsing.MOST_BYTES:
+            most = in_words(parsing.MOST_BYTES)
+            raise CheckpointError(f"{folder / name} is {in_words(size)} long; such a file has at most {most}")
+        with (folder / name).open("rb") as file:
+            if file.read(len(parsing.POINTER)) == parsing.POINTER:
+                said = "is a git-lfs pointer in place of the file; fetch it: git lfs pull"
+                raise CheckpointError(f"{folder / name} {said}")
 
 
 def fetch_documents(folder: Folder) -> None:
@@ -150,7 +160,7 @@ def _weight_files(small: Path) -> list[str]:
     if not index.exists():
         return [WEIGHTS]
     try:
-        names = sorted({WEIGHTS, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        names = sorted({WEIGHTS, *parsing.read_json(index)["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} has no weight_map of tensor names to file names") from error
     for name in names:
@@ -173,6 +183,8 @@ _known: dict[str, str] = {}  # folders of the local models that this process has
 
 def reference(folder: Folder, checkpoint: Checkpoint, *, model_type: str, layers: int, parameters: int) -> ModelRef:
     """Return how documents name the model in ``folder``; where a local one lies is kept for ``record``."""
+    if "\n" in folder.id or CONTROL.search(folder.id):
+        raise ModelError(f"the folder {folder.id!a} has a name that cannot be printed; rename it")
     fingerprint = checkpoint.fingerprint()
     if folder.revision is None:
         _known[fingerprint] = str(folder.path)
@@ -192,8 +204,8 @@ def learn(folder: Path) -> None:
     if path.is_symlink() or not path.is_file():  # a link is not what we wrote
         return
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found: Any = parsing.read_json(path)
+    except (OSError, ValueError) as error:
         raise DocumentError(f"{path} cannot be read: {one_line(error)}; remove it, and give --base") from error
     if not isinstance(found, dict) or not all(isinstance(place, str) for place in found.values()):
         raise DocumentError(f"{path} does not map fingerprints to folders; remove it, and give --base")

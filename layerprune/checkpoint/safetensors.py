@@ -16,8 +16,11 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
+from layerprune import parsing
 from layerprune.errors import CheckpointError, one_line
 from layerprune.files import checked_name, contained
+from layerprune.formatting import short
+from layerprune.parsing import POINTER, parse_json
 
 # A file of a Hub repo that has not been fetched: its size is asked for, its bytes are read by ranges.
 
@@ -115,6 +118,8 @@ def _opened(file: File, buffering: int = -1) -> Iterator[tuple[int, Callable[[in
 
 LENGTH_BYTES = 8
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers
+LONGEST_NAME = 1000  # of a tensor
+MOST_SIDES = 64  # of a shape, as many as torch takes
 METADATA = "__metadata__"
 
 DTYPE_BITS = {
@@ -164,6 +169,8 @@ def read_header(file: File) -> Header:
             if len(prefix) < LENGTH_BYTES:
                 raise CheckpointError(f"{file} is truncated: {size} bytes, not even a safetensors header length")
             length = int.from_bytes(prefix, "little")
+            if POINTER.startswith(prefix):
+                raise CheckpointError(f"{file} is a git-lfs pointer in place of the weights; fetch them: git lfs pull")
             if length > LARGEST_HEADER:
                 raise CheckpointError(f"{file} is not a safetensors file: it claims a header of {length} bytes")
             if LENGTH_BYTES + length > size:
@@ -178,8 +185,8 @@ def read_header(file: File) -> Header:
 
 def _parse(file: File, text: bytes, data_start: int, size: int) -> Header:
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=_no_repeats)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text.decode("utf-8"), repeats=False)
+    except ValueError as error:
         raise CheckpointError(f"{file} has a damaged safetensors header: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} has a damaged safetensors header: a {type(content).__name__}, not an object")
@@ -193,27 +200,21 @@ def _parse(file: File, text: bytes, data_start: int, size: int) -> Header:
     return Header(file, tuple(tensors), metadata)
 
 
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return found
-
-
 def _tensor(file: File, name: str, entry: Any, data_start: int) -> Tensor:
     def fault(what: str) -> CheckpointError:
-        return CheckpointError(f"{file}: tensor {name!r} {what}")
+        return CheckpointError(f"{file}: tensor {short(name)} {what}")
 
+    if len(name) > LONGEST_NAME:
+        raise fault(f"has a name of {len(name)} characters; at most {LONGEST_NAME} are read")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise fault("lacks dtype, shape or data_offsets in the header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPE_BITS:
-        raise fault(f"has the unknown dtype {dtype!r}; known: {', '.join(DTYPE_BITS)}")
-    if not isinstance(shape, list) or not all(_is_count(side) for side in shape):
-        raise fault(f"has the impossible shape {shape!r}")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise fault(f"has the unknown dtype {short(dtype)}; known: {', '.join(DTYPE_BITS)}")
+    if not isinstance(shape, list) or len(shape) > MOST_SIDES or not all(_is_count(side) for side in shape):
+        raise fault(f"has the impossible shape {short(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise fault(f"has the impossible data_offsets {offsets!r}")
+        raise fault(f"has the impossible data_offsets {short(offsets)}")
     begin, end = offsets
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if end < begin or bits != 8 * (end - begin):
@@ -222,7 +223,7 @@ def _tensor(file: File, name: str, entry: Any, data_start: int) -> Tensor:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _check_cover(file: File, tensors: list[Tensor], data_start: int, size: int) -> None:
@@ -369,9 +370,9 @@ def _weight_map(path: Path) -> dict[str, str] | None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; raises ``CheckpointError`` naming the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        return parsing.read_json(path, finite=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def file_names(folder: Path) -> list[str]:

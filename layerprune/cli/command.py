@@ -6,11 +6,13 @@ import functools
 import logging
 import os
 import pkgutil
+import shlex
+import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -18,8 +20,9 @@ import click
 from layerprune import __version__
 from layerprune.cli.console import Console
 from layerprune.config import MISSING, Config, Option, declared
-from layerprune.errors import LayerpruneError, did_you_mean, one_line
-from layerprune.option_types import OptionType
+from layerprune.errors import LayerpruneError, SeveralFaults, did_you_mean, one_line
+from layerprune.formatting import printable
+from layerprune.option_types import OptionType, file, folder
 
 # The ``layerprune`` command: names and one-line helps of its subcommands, each imported only when it is called.
 
@@ -41,6 +44,9 @@ COMMANDS = {  # name: (what it does, as `layerprune --help` says it; where it is
     "searches": ("List the searches that choose layers, with their options.", "layerprune.cli.inspect:searches"),
     "healers": ("List the ways to heal a pruned model, with their options.", "layerprune.cli.inspect:healers"),
 }
+
+
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class App(click.Group):
@@ -72,7 +78,7 @@ class App(click.Group):
             return super().parse_args(ctx, args)
 
 
-@click.command("layerprune", cls=App, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.command("layerprune", cls=App, context_settings=HELP, no_args_is_help=True)
 @click.version_option(__version__, message="layerprune %(version)s")
 def app() -> None:
     """Remove decoder layers from Hugging Face language models and prove what that cost.
@@ -98,7 +104,7 @@ class Verb(click.Command):
     """
 
     def __init__(self, *args: Any, examples: Iterable[str], after_interrupt: str = "nothing was written", **kw: Any):
-        super().__init__(*args, **kw)
+        super().__init__(*args, context_settings=HELP, **kw)
         self.examples = tuple(examples)
         self.after_interrupt = after_interrupt
         self.params += [
@@ -128,16 +134,22 @@ class Verb(click.Command):
         except (LayerpruneError, OSError) as error:  # an OSError is the machine's fault or the path's: no traceback
             if verbosity > 1:
                 traceback.print_exc()
-            raise CommandFault(str(error) if isinstance(error, LayerpruneError) else one_line(error)) from error
+            said = str(error) if isinstance(error, LayerpruneError) else one_line(error)
+            raise CommandFault(said if isinstance(error, SeveralFaults) else printable(said)) from error
         except KeyboardInterrupt:
             raise CommandFault(f"interrupted; {self.after_interrupt}", INTERRUPTED) from None
+        except (SystemExit, GeneratorExit, click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BaseException as error:  # the last resort: tokenizers' panics are no Exception
+            if verbosity > 1:
+                traceback.print_exc()
+            raise CommandFault(unforeseen(self.name or "", error)) from error
 
 
 # The options of a command, made from the fields of its Config.
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-FOLDER, FILE = click.Path(path_type=Path, file_okay=False), click.Path(path_type=Path, dir_okay=False)
 
 
 class Value(click.ParamType):
@@ -152,6 +164,9 @@ class Value(click.ParamType):
             return self.type.read(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+FOLDER, FILE = Value(folder), Value(file)
 
 
 def options(config: type[Config], without: Collection[str] = ()) -> Decorator:
@@ -189,6 +204,15 @@ def output(what: str) -> Decorator:
 FAULT, INTERRUPTED = 2, 130
 
 
+def unforeseen(command: str, error: BaseException) -> str:
+    """Write what is needed to mend a fault that nothing foresaw into a file, and return the line that names it."""
+    said = f"{type(error).__name__}: {one_line(error)}"
+    told = [f"layerprune {__version__}, Python {sys.version}, {sys.platform}", shlex.join(sys.argv), ""]
+    with tempfile.NamedTemporaryFile("w", prefix="layerprune-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write("\n".join(map(printable, told)) + "\n" + "".join(traceback.format_exception(error)))
+    return f"{command} stopped at what it does not expect: {said}; to have it mended, report it with {file.name}"
+
+
 class CommandFault(click.ClickException):
     """Ends the command with its message after ``layerprune:``."""
 
@@ -199,7 +223,7 @@ class CommandFault(click.ClickException):
         self.exit_code = exit_code
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"layerprune: {self.message}", file=file, err=file is None)
+        click.echo(f"layerprune: {printable(self.message, lines=True)}", file=file, err=file is None)
 
 
 @contextmanager
@@ -211,7 +235,7 @@ def in_one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         page = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        raise CommandFault(" ".join(error.format_message().split()) + page) from error
+        raise CommandFault(printable(" ".join(error.format_message().split(" "))) + page) from error
 
 
 # Keeps the libraries underneath from talking over our own output.
@@ -219,7 +243,7 @@ def in_one_line() -> Iterator[None]:
 
 VARIABLES = {  # read by the libraries when they are imported
     "TRANSFORMERS_VERBOSITY": "error",
-    "DATASETS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "critical",  # it logs what it also raises
     "HF_HUB_VERBOSITY": "error",
     "LMEVAL_LOG_LEVEL": "ERROR",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

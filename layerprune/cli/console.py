@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from layerprune.formatting import printable
 from layerprune.util import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class Console:
         from rich.console import Console as Screen
 
         screen = Screen(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
-        screen.width = max([screen.width, *map(_needed_width, what)])
-        screen.print(*what, soft_wrap=True)
+        shown = [printable(part, lines=True) if isinstance(part, str) else part for part in what]
+        screen.width = max([screen.width, *map(_needed_width, shown)])
+        screen.print(*shown, soft_wrap=True)
 
 
 def _needed_width(what: Any) -> int:
@@ -62,11 +64,11 @@ def table(
     from rich.table import Table
 
     flush, long = set(numbers), set(wrapped)
-    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=printable(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in flush else "left", no_wrap=column not in long)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     return made
 
 
@@ -105,7 +107,7 @@ class PlainProgress:
 
     def note(self, message: str) -> None:
         self._spoken = self.clock()
-        print(message, file=self.stream, flush=True)
+        print(printable(message, lines=True), file=self.stream, flush=True)
 
 
 class BarProgress:
@@ -133,9 +135,9 @@ class BarProgress:
 
     def note(self, message: str) -> None:
         if self._bars is not None:
-            self._bars.console.print(message, markup=False, highlight=False)
+            self._bars.console.print(printable(message, lines=True), markup=False, highlight=False)
         else:
-            print(message, file=sys.stderr, flush=True)
+            print(printable(message, lines=True), file=sys.stderr, flush=True)
 
 
 def _bars() -> Bars:

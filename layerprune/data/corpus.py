@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from layerprune.artifacts import CorpusOverlap, CorpusRef
 from layerprune.data.items import hash_share
 from layerprune.errors import UsageError, one_line
+from layerprune.parsing import MOST_TEXT_BYTES, parse_json, read_text
+from layerprune.util import time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,10 +93,10 @@ def _rows(file: Path) -> list[Any]:
             import pyarrow.parquet
 
             return pyarrow.parquet.read_table(file).to_pylist()
-        content = file.read_text(encoding="utf-8")
+        content = read_text(file, MOST_TEXT_BYTES)
         if file.suffix == ".jsonl":
             # Not splitlines: a string in JSON may hold U+2028, U+2029 and U+0085 as they are.
-            return [json.loads(line) for line in content.split("\n") if line.strip()]
+            return [parse_json(line) for line in content.split("\n") if line.strip()]
         return [{"text": part.strip()} for part in content.split(PARAGRAPHS) if part.strip()]
     except (OSError, ValueError) as error:  # pyarrow's own errors are these two
         raise UsageError(f"cannot read the corpus {file}: {one_line(error)}") from error
@@ -320,15 +322,27 @@ def chat_passage(tokenizer: PreTrainedTokenizerBase, messages: tuple[tuple[str, 
     return Passage(tuple(encoded["input_ids"]), counted)
 
 
+TEMPLATE_SECONDS = 10  # that rendering one chat may take; it takes milliseconds
+
+
 def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], asked: bool) -> str:
     """Return a chat as the template renders it; ``asked``: up to where the assistant is to speak. ``UsageError``."""
     if not turns:
         raise UsageError("a chat begins with the assistant; put the user's message before it")
+    with chat_template():
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asked))
+
+
+@contextmanager
+def chat_template() -> Iterator[None]:
+    """A block that renders a chat by a model's template: that it fails, or does not end, is a ``UsageError``."""
     try:
-        text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asked)
+        with time_limit(TEMPLATE_SECONDS, "the model's chat template"):
+            yield
+    except UsageError:
+        raise
     except Exception as error:  # a jinja template raises what it likes
-        raise UsageError(f"the model's chat template does not take a chat of the corpus: {one_line(error)}") from error
-    return str(text)
+        raise UsageError(f"the model's chat template does not take this chat: {one_line(error)}") from error
 
 
 # Items of benchmarks in a corpus, found by 13-grams of words as GPT-3's authors did (arXiv:2005.14165).

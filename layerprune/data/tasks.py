@@ -12,9 +12,10 @@ from unittest.mock import patch  # lends an object another method for a while, a
 
 from layerprune.artifacts import PLAIN, Prompting
 from layerprune.config import PromptOptions
+from layerprune.data.corpus import chat_template
 from layerprune.data.items import Encoder, EvalItem, EvalSet, EvalTask, encode, fingerprint, hash_share
 from layerprune.data.judging import LmEvalJudge, answerable, chance_of, content_of, definition_of
-from layerprune.errors import TaskError, UsageError, did_you_mean, one_line
+from layerprune.errors import LayerpruneError, TaskError, UsageError, did_you_mean, one_line
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that prompts agree with its published numbers
 
@@ -137,20 +138,32 @@ def _item(
     task: Any, doc: Any, index: int, mark: str, shots: int, encoder: Encoder, prompts: PromptArguments, use: Use
 ) -> EvalItem | None:
     """Build one item; None for a selection item that stands among its own few-shot examples."""
-    with _examples(task, doc if use == "selection" else None) as shown:
-        try:
-            context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc), **prompts[0])
-        except (IndexError, TypeError, AssertionError) as error:  # an example whose label is none of its choices
-            what = f"task {task.config.task!r}: lm-eval cannot lay out an item with {shots} examples"
-            raise TaskError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
+    laying_out = lm_eval_of(task, f"lay out an item with {shots} examples")
+    with laying_out, _examples(task, doc if use == "selection" else None) as shown:
+        context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc), **prompts[0])
     if use == "selection" and any(example == doc for example in shown):
         return None
-    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1), **prompts[1])
-    instances = made if isinstance(made, list) else [made]
-    queries = tuple(encode(instance, encoder) for instance in instances)
-    return EvalItem(
-        mark, chance_of(task, doc), queries, key=instances, answerable=answerable(task, doc), content=content_of(doc)
-    )
+    with lm_eval_of(task, f"ask item {index}"):
+        made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1), **prompts[1])
+        instances = made if isinstance(made, list) else [made]
+        queries = tuple(encode(instance, encoder) for instance in instances)
+        answers, content = answerable(task, doc), content_of(doc)
+        return EvalItem(mark, chance_of(task, doc), queries, key=instances, answerable=answers, content=content)
+
+
+@contextmanager
+def lm_eval_of(task: Any, what: str) -> Iterator[None]:
+    """A block in which lm-eval carries out a task's definition on its data: whatever it raises is a ``TaskError``.
+
+    A label that is none of the choices, a null for a text, a template that fails.
+    """
+    try:
+        yield
+    except LayerpruneError:
+        raise
+    except Exception as error:
+        said = f"task {task.config.task!r}: lm-eval cannot {what}"
+        raise TaskError(f"{said}: {type(error).__name__}: {one_line(error)}") from error
 
 
 @contextmanager
@@ -203,11 +216,15 @@ def task_manager(names: Sequence[str], include_path: list[str]) -> Any:
     """Index the given folders alone when they have every name: indexing lm-eval's own tasks takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    if include_path:
-        manager = TaskManager(include_path=include_path, include_defaults=False)
-        if set(names) <= set(manager.all_tasks):
-            return manager
-    return TaskManager(include_path=include_path or None)
+    try:
+        if include_path:
+            manager = TaskManager(include_path=include_path, include_defaults=False)
+            if set(names) <= set(manager.all_tasks):
+                return manager
+        return TaskManager(include_path=include_path or None)
+    except Exception as error:  # a task's file that is none
+        said = f"lm-eval cannot read the tasks in {', '.join(include_path) or 'its own folder'}"
+        raise TaskError(f"{said}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _reading_from(data_dir: Path | None) -> AbstractContextManager[Any]:
@@ -306,7 +323,7 @@ def _chat_template(name: str | bool, encoder: Encoder) -> Callable[..., str]:
             "to the model's folder"
         )
     if name is True:
-        return encoder.apply_chat_template
+        return chat_template()(encoder.apply_chat_template)
     names = sorted(known) if isinstance(known, dict) else []
     if name not in names:
         have = f"it has {', '.join(names)}" if names else "it has one, which needs no name"
@@ -315,6 +332,7 @@ def _chat_template(name: str | bool, encoder: Encoder) -> Callable[..., str]:
             f"{did_you_mean(str(name), names)}"
         )
 
+    @chat_template()
     def render(messages: list[dict[str, str]], **options: Any) -> str:
         with patch.object(tokenizer, "chat_template", known[name]):
             return encoder.apply_chat_template(messages, **options)

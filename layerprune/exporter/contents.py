@@ -16,11 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from layerprune import parsing
 from layerprune.artifacts import Change, DroppedHeads
 from layerprune.checkpoint import Checkpoint, contained
 from layerprune.checkpoint.companions import companions
 from layerprune.checkpoint.writer import TensorPart
-from layerprune.errors import CheckpointError, RefusedError
+from layerprune.errors import CheckpointError, RefusedError, one_line
 from layerprune.files import listed
 from layerprune.removal import LayerMap, Removal, layer_of, packed_axis
 from layerprune.util import apart
@@ -192,9 +193,9 @@ LAYER_FIELD = re.compile(r"layer|early_exit|alignment_heads")
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises ``CheckpointError`` naming the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsing.read_json(path, finite=False)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
     return content

@@ -29,12 +29,13 @@ from layerprune.architecture.layer_patterns import NO_PATTERN
 from layerprune.architecture.tiny import VOCABULARY, random_model, twin_config
 from layerprune.artifacts import LogitsProof
 from layerprune.checkpoint import contained
-from layerprune.errors import ExportError, ModelError, RefusedError, one_line
+from layerprune.errors import CheckpointError, ExportError, ModelError, RefusedError, one_line
 from layerprune.exporter.contents import read_json
 from layerprune.models.bypass import bypassed
 from layerprune.removal import LayerMap, Removal, layer_of, packed_axis
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PretrainedConfig
 
     from layerprune.models.model import LoadedModel
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 def draw(folder: str, layers: list[int], trust_remote_code: bool, shapes: str, name: str) -> dict[str, Any]:
     """Read, change and check; arguments and result as JSON has them, so that it can run in another process."""
     removal = Removal.from_layers(layers)
+    if (tokenizer := Path(folder) / "tokenizer.json").exists():
+        read_tokenizer(tokenizer)  # a damaged one is told of before anything is copied
     old = read_json(contained(Path(folder), "config.json"))
     config = load_config(folder, trust_remote_code=trust_remote_code)
     architecture = read_architecture(config, trust_remote_code=trust_remote_code)
@@ -263,13 +266,21 @@ def windows(folder: Path, vocabulary: int) -> torch.Tensor:
     """Return token windows, (WINDOWS, WINDOW_TOKENS): English text where there is a tokenizer.json, else drawn."""
     needed, ids, file = WINDOWS * WINDOW_TOKENS, list[int](), folder / "tokenizer.json"
     if file.exists():
-        from tokenizers import Tokenizer
-
-        ids = [token for token in Tokenizer.from_file(str(file)).encode(TEXT).ids if token < vocabulary]
+        ids = [token for token in read_tokenizer(file).encode(TEXT).ids if token < vocabulary]
     if len(ids) < needed:
         draws = torch.randint(vocabulary, (needed - len(ids),), generator=torch.Generator().manual_seed(0))
         ids += draws.tolist()
     return torch.tensor(ids[:needed]).view(WINDOWS, WINDOW_TOKENS)
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Return a tokenizer.json read; raises ``CheckpointError`` for a damaged one."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(f"{file} is no tokenizer that can be read: {one_line(error)}") from error
 
 
 def bypassed_logits(model: nn.Module, stack: str, removal: Removal, tokens: torch.Tensor) -> torch.Tensor:

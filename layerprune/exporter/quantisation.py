@@ -97,7 +97,7 @@ def module_names(pairs: Iterable[tuple[str, str | None]]) -> Names:
         for name, other in zip(_paths(old), repeat(None) if new is None else _paths(new), strict=False):
             found[name].add(other)
     for name, others in found.items():
-        if name in others and not any(part.isdigit() for part in name.split(".")):
+        if name in others and not any(part.isdecimal() for part in name.split(".")):
             others.discard(None)  # the stack, and what it stands in
     return {name: next(iter(others)) for name, others in found.items() if len(others) == 1}
 

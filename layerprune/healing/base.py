@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -25,11 +25,6 @@ from layerprune.util import SILENT, Progress
 
 
 Changed = tuple[str, torch.Tensor]  # name on disk, new value; shape as on disk, any floating dtype
-
-
-def option(default: Any, words: str) -> Any:
-    """A dataclass field with its line in the help."""
-    return field(default=default, metadata={"help": words})
 
 
 @dataclass
@@ -189,7 +184,7 @@ def _stored(name: str, checkpoint: Checkpoint) -> Iterator[Tensor]:
         yield checkpoint.tensors[name]
         return
     parts = name.split(".")
-    number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    number = next((place for place, part in enumerate(parts) if part.isdecimal()), 0)
     if number < 1:
         return
     end = "." + ".".join(parts[number - 1 :])  # ".layers.3.mlp.down_proj.weight"

@@ -12,10 +12,11 @@ from torch import nn
 
 from layerprune.data.corpus import Windows
 from layerprune.errors import ModelError, RefusedError
-from layerprune.healing.base import Changed, HealContext, Healer, StoredWeights, cuts, option
+from layerprune.healing.base import Changed, HealContext, Healer, StoredWeights, cuts
 from layerprune.healing.losses import id_batches
 from layerprune.healing.projections import CHECK_TOKENS, Projection, Stream, down_projection, output_projections, probe
 from layerprune.models.model import LoadedModel
+from layerprune.registry import option
 from layerprune.removal import Removal
 from layerprune.scoring.walk import replaced_forwards, split_hidden
 
@@ -52,18 +53,12 @@ class Linear(Healer):
         "weights", "weights: all of the projection's; map: a linear map on its output, as ReplaceMe has it"
     )
     ridge: Literal["auto"] | float = option(
-        "auto", "relative to the mean square of the inputs; auto: by windows left out"
+        "auto", "relative to the mean square of the inputs; auto: by windows left out", (0, 10**6)
     )
-    tokens: int = option(65_536, "of the corpus that are read")
+    tokens: int = option(65_536, "of the corpus that are read", (1, 10**9))
     needs = ("text", "base")
     cost = "one forward pass of base and pruned model over the tokens, fitted layers twice"
     source = "arXiv:2505.02819"
-
-    def __post_init__(self) -> None:
-        if self.ridge != "auto" and not 0 <= float(self.ridge) < float("inf"):
-            raise ValueError(f"ridge is {self.ridge}; it is auto or a number of at least 0")
-        if self.tokens < 1:
-            raise ValueError(f"tokens is {self.tokens}; it must be at least 1")
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the refitted projections, first to last."""
@@ -194,14 +189,10 @@ CHECK_TOLERANCE = 1e-3  # of the largest logit, float32; a norm's epsilon is not
 class Rescale(Healer):
     """Makes the stream behind each cut as long as it was, by dividing what later layers write."""
 
-    tokens: int = option(16_384, "of the corpus that are read")
+    tokens: int = option(16_384, "of the corpus that are read", (1, 10**9))
     needs = ("text", "base")
     cost = "one forward pass of the base over the tokens"
     source = "arXiv:2507.18212"
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"tokens is {self.tokens}; it must be at least 1")
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the output projections behind the first cut, each divided by the factors of the cuts before it."""

@@ -14,14 +14,24 @@ from torch import nn
 
 from layerprune.artifacts.base import write_atomically
 from layerprune.data.corpus import TextDocument, Windows, pack_documents, render
-from layerprune.errors import UsageError
+from layerprune.errors import DocumentError, UsageError, one_line
 from layerprune.files import reserve, writing
-from layerprune.healing.base import Changed, Cut, HealContext, cuts, option
-from layerprune.healing.finetune import Partial, Seams, WeightTraining, final_norm, precision_of, weights_of
+from layerprune.healing.base import Changed, Cut, HealContext, cuts
+from layerprune.healing.finetune import (
+    COUNTS,
+    RATES,
+    Partial,
+    Seams,
+    WeightTraining,
+    final_norm,
+    precision_of,
+    weights_of,
+)
 from layerprune.healing.losses import Head, LogitsLoss, NextToken, Top, cross_entropy, divergence, divergence_from_top
 from layerprune.healing.training import main_process_first, on_own_device
 from layerprune.models.generation import padded
 from layerprune.models.model import LoadedModel
+from layerprune.registry import option
 from layerprune.scoring.cached_evaluator import Journal
 from layerprune.util import SILENT, Progress
 
@@ -30,30 +40,27 @@ from layerprune.util import SILENT, Progress
 class Distill(WeightTraining):
     """Train towards the base's next-token distribution: all decoder layers unless told otherwise."""
 
-    lr: float = option(3e-4, "learning rate, at its height")
-    batch: int = option(2, "windows of a step, over all processes")
+    lr: float = option(3e-4, "learning rate, at its height", RATES)
+    batch: int = option(2, "windows of a step, over all processes", COUNTS)
     train: Literal["layers", "all", "seams", "last"] = option(
         "layers", "which weights: decoder layers and final norm, all, the layers at the cuts, or the last three"
     )
-    weight: float = option(1.0, "share of the base's word in the loss; the rest is the text's next token")
-    temperature: float = option(1.0, "of both distributions; above 1 the base's unlikely tokens count more")
-    match: float = option(0.0, "weight of the relative squared distance of hidden states at the cuts")
+    weight: float = option(1.0, "share of the base's word in the loss; the rest is the text's next token", (0, 1))
+    temperature: float = option(
+        1.0, "of both distributions; above 1 the base's unlikely tokens count more", (1e-3, 1000)
+    )
+    match: float = option(0.0, "weight of the relative squared distance of hidden states at the cuts", (0, 1e6))
     answers: Literal["corpus", "base"] = option(
         "corpus", "base: the base first writes the answers of the corpus's chats afresh, and they are what is read"
     )
-    answer_tokens: int = option(256, "of an answer that the base writes, at most")
-    keep: int = option(0, "keep the base's top so many tokens on disk, to read the text more than once; 0: ask anew")
+    answer_tokens: int = option(256, "of an answer that the base writes, at most", (1, 10**6))
+    keep: int = option(
+        0, "keep the base's top so many tokens on disk, to read the text more than once; 0: ask anew", (0, 10**6)
+    )
 
     needs = ("text", "base")
     cost = "a forward pass of the base, a forward and a backward pass over the text"
     source = "Hinton et al., arXiv:1503.02531; for removed layers: Minitron, arXiv:2408.11796"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.weight <= 1 or self.temperature <= 0 or self.match < 0 or self.keep < 0:
-            raise ValueError("weight is from 0 to 1, temperature above 0, match and keep at least 0")
-        if self.answer_tokens < 1:
-            raise ValueError(f"answer_tokens is {self.answer_tokens} and has to be at least 1")
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the distilled weights; the base is loaded once, and writes before it teaches."""
@@ -143,7 +150,10 @@ class TeacherCache:
     def done(self) -> int:
         """How many windows the teacher has been asked about."""
         path = self.folder / DONE
-        return int(path.read_text()) if path.exists() else 0
+        try:
+            return int(path.read_text()) if path.exists() else 0
+        except ValueError as error:
+            raise DocumentError(f"{path} is damaged ({error}); remove {self.folder} to ask the base anew") from error
 
     def read(self, rows: Tensor, wanted: Tensor) -> Top:
         """Return what the teacher said of some windows at the wanted places, (windows, tokens - 1) bool."""
@@ -161,7 +171,11 @@ class TeacherCache:
 
     def _table(self, mode: Any) -> Any:
         """Map the file, (windows, places, k)."""
-        return np.load(self.folder / TABLE, mmap_mode=mode)
+        try:
+            return np.load(self.folder / TABLE, mmap_mode=mode)
+        except (ValueError, EOFError) as error:
+            said = f"{self.folder / TABLE} is damaged ({one_line(error)}); remove {self.folder} to ask the base anew"
+            raise DocumentError(said) from error
 
 
 # The intact base as a teacher: what it says comes next, computed as it is needed or kept on disk beforehand.

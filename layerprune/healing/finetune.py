@@ -15,10 +15,11 @@ from torch import nn
 from layerprune.checkpoint import Checkpoint
 from layerprune.errors import RefusedError, UsageError
 from layerprune.files import writing
-from layerprune.healing.base import ATTENTION, MLP, Changed, HealContext, Healer, StoredWeights, cuts, option
+from layerprune.healing.base import ATTENTION, MLP, Changed, HealContext, Healer, StoredWeights, cuts
 from layerprune.healing.losses import NextToken
 from layerprune.healing.training import Precision, Training, is_main_process, make_trainable, on_own_device, train
 from layerprune.models.model import LoadedModel, fast_bfloat16
+from layerprune.registry import option
 from layerprune.removal import Removal
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # Tokens of one forward pass. Measured on two cores: more is no faster; a GPU wants more.
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}
+RATES, COUNTS = (1e-9, 10.0), (1, 10**7)  # bounds of options
 HELDOUT_TOKENS = 8192  # that a measurement on the way reads: it must not cost more than it tells
 
 
@@ -37,28 +39,23 @@ HELDOUT_TOKENS = 8192  # that a measurement on the way reads: it must not cost m
 class TrainingMethod(Healer):
     """The options of every method that trains."""
 
-    lr: float = option(2e-4, "learning rate, at its height")
-    epochs: float = option(1.0, "how many times the text is read; less than 1: a part of it")
-    steps: int | None = option(None, "how many steps, instead of epochs")
-    batch: int = option(4, "windows of a step, over all processes")
-    micro: int | None = option(None, "windows of one forward pass; none: as many as 1,024 tokens on a CPU, 8,192 else")
-    warmup: float = option(0.05, "share of the steps in which the learning rate rises; then it falls as a cosine")
-    decay: float = option(0.0, "weight decay")
-    clip: float = option(1.0, "largest norm of the gradient")
-    measures: int = option(5, "how many times the held-out loss is measured on the way")
-    patience: int = option(2, "measurements without improvement after which it stops")
+    lr: float = option(2e-4, "learning rate, at its height", RATES)
+    epochs: float = option(1.0, "how many times the text is read; less than 1: a part of it", (1e-6, 1000))
+    steps: int | None = option(None, "how many steps, instead of epochs", COUNTS)
+    batch: int = option(4, "windows of a step, over all processes", COUNTS)
+    micro: int | None = option(
+        None, "windows of one forward pass; none: as many as 1,024 tokens on a CPU, 8,192 else", COUNTS
+    )
+    warmup: float = option(
+        0.05, "share of the steps in which the learning rate rises; then it falls as a cosine", (0, 0.99)
+    )
+    decay: float = option(0.0, "weight decay", (0, 10))
+    clip: float = option(1.0, "largest norm of the gradient", (1e-6, 1e6))
+    measures: int = option(5, "how many times the held-out loss is measured on the way", COUNTS)
+    patience: int = option(2, "measurements without improvement after which it stops", COUNTS)
     recompute: bool = option(False, "gradient checkpointing: slower, far less memory")
 
     gradients = True
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "epochs", "batch", "clip", "measures", "patience"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)} and has to be above 0")
-        if (self.steps is not None and self.steps < 1) or (self.micro is not None and self.micro < 1):
-            raise ValueError("steps and micro are at least 1")
-        if not 0 <= self.warmup < 1 or self.decay < 0:
-            raise ValueError("warmup is a share from 0 to below 1, decay at least 0")
 
     def forward_windows(self, case: HealContext, loaded: LoadedModel) -> int:
         """Return how many windows one forward pass takes."""
@@ -127,18 +124,13 @@ ADAPTER = "adapter"  # folder of the adapter, inside the healed checkpoint's doc
 class Lora(TrainingMethod):
     """Train low-rank updates of every linear map in attention and MLP on the text (peft), and merge them."""
 
-    lr: float = option(1e-3, "learning rate, at its height")
-    rank: int = option(16, "rank of the updates")
-    alpha: float = option(32.0, "an update is scaled by alpha / rank")
-    dropout: float = option(0.0, "share of an adapter's inputs that is left out while training")
+    lr: float = option(1e-3, "learning rate, at its height", RATES)
+    rank: int = option(16, "rank of the updates", (1, 10_000))
+    alpha: float = option(32.0, "an update is scaled by alpha / rank", (1e-6, 1e6))
+    dropout: float = option(0.0, "share of an adapter's inputs that is left out while training", (0, 0.99))
 
     cost = "a forward pass and most of a backward pass over the text; little memory beyond the model"
     source = "LoRA, arXiv:2106.09685; peft"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError("rank is at least 1, alpha above 0, dropout from 0 to below 1")
 
     def heal(self, case: HealContext) -> Iterator[Changed]:
         """Yield the merged weights; the adapter itself is attached, for peft to load on the unhealed checkpoint."""
@@ -231,7 +223,7 @@ class WeightTraining(TrainingMethod):
 class Partial(WeightTraining):
     """Fine-tune the last layers, the final norm and the head on the text; everything before them is only read."""
 
-    layers: int = option(3, "how many of the last layers")
+    layers: int = option(3, "how many of the last layers", (0, 10_000))
     head: bool = option(True, "the output embeddings too, where tied the input's with them, and the final norm")
 
     cost = "a forward pass of everything and a backward pass of the part, over the text"
@@ -249,15 +241,10 @@ class Partial(WeightTraining):
 class Seams(WeightTraining):
     """Fine-tune, on the text, the layers on either side of every cut."""
 
-    width: int = option(1, "how many layers on each side")
+    width: int = option(1, "how many layers on each side", (1, 10_000))
 
     cost = "a forward pass of everything and a backward pass down to the first cut, over the text"
     source = "layerprune"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width < 1:
-            raise ValueError(f"width is {self.width} and has to be at least 1")
 
     def weights_to_train(self, case: HealContext, loaded: LoadedModel) -> set[str]:
         beside = seams(case.removal, case.receipt.base.layers, self.width)

@@ -18,7 +18,7 @@ from layerprune.checkpoint.location import lies_at, source_of
 from layerprune.config import HealConfig
 from layerprune.data.corpus import WINDOW, Corpus, build_corpus
 from layerprune.data.tasks import item_texts
-from layerprune.errors import ExportError, ModelError, UsageError, one_line
+from layerprune.errors import ExportError, UsageError
 from layerprune.exporter import proof
 from layerprune.files import check_plain, locked, refuse_link
 from layerprune.healing import HEALERS
@@ -26,7 +26,7 @@ from layerprune.healing.base import Changed, HealContext, Healer, Record
 from layerprune.healing.losses import mean_nats
 from layerprune.healing.training import is_main_process
 from layerprune.healing.writer import FOLDER, add_documents, carried_files, spooled, write_healed
-from layerprune.models.model import LoadedModel
+from layerprune.models.model import LoadedModel, load_tokenizer
 from layerprune.registry import Entry, build, options_of, spec_of
 from layerprune.util import SILENT, Progress, tool_versions
 
@@ -178,16 +178,11 @@ def _base(request: HealConfig, healer: Healer, exported: ExportedFolder) -> str 
 
 
 def _corpus(request: HealConfig, exported: ExportedFolder) -> Corpus:
-    from transformers import AutoTokenizer
-
     window, tasks = _window(request, exported), request.tasks
     if tasks is None:
         tasks = tuple(dict.fromkeys(data.task for data in exported.plan.data))
     items = item_texts(tasks, include_path=request.include_path, data_dir=request.data_dir) if tasks else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(exported.folder, trust_remote_code=request.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{exported.folder} has no tokenizer that transformers can read: {one_line(error)}") from error
+    tokenizer = load_tokenizer(exported.folder, str(exported.folder), trust_remote_code=request.trust_remote_code)
     return build_corpus(str(request.corpus), tokenizer, window=window, seed=request.seed, items=items)
 
 

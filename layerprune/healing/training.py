@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import nn
 
 from layerprune.artifacts import LossPoint
@@ -188,6 +188,8 @@ class _Run:
             self._measure()
             self._save()
             return
+        if found.step > self.options.steps:
+            raise self.saved_states.damaged(self.saved_states.last, ValueError(f"it is of step {found.step}"))
         self.state = found
         if found.step:
             self._note(f"going on from step {found.step} of {self.options.steps}")
@@ -320,8 +322,8 @@ SAMPLE = 1024  # elements of each weight that tell one model from another
 class TrainingState(BaseModel):
     """How far a run has come, in plain figures."""
 
-    step: int = 0  # steps done
-    tokens: int = 0
+    step: int = Field(default=0, ge=0)  # steps done
+    tokens: int = Field(default=0, ge=0)
     curve: list[LossPoint] = []
     losses: list[float] = []  # of the steps since the last measurement
     best: float | None = None  # lowest held-out loss so far, nats per token
@@ -367,18 +369,33 @@ class SavedStates:
             state = TrainingState.model_validate(state)
             if {name: value.shape for name, value in values.items()} != {n: w.shape for n, w in weights.items()}:
                 raise ValueError("it holds other weights")
-        except (OSError, EOFError, ValueError, LookupError, RuntimeError, pickle.UnpicklingError) as error:
-            said = f"{self.last} is damaged ({one_line(error)}); remove {self.last.parent} to begin anew"
-            raise DocumentError(said) from error
+        except (
+            OSError, EOFError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, pickle.UnpicklingError
+        ) as error:  # fmt: skip
+            raise self.damaged(self.last, error) from error
         _set_weights(weights, values)  # what fails from here on, such as for want of memory, is no damage
-        optimizer.load_state_dict(moments)
+        try:
+            optimizer.load_state_dict(moments)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self.damaged(self.last, error) from error
         return state
 
     def restore_best(self, weights: Weights) -> None:
         """Put the best weights in place."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        _set_weights(weights, load_file(self.best))
+        try:
+            values = load_file(self.best)
+            if {name: value.shape for name, value in values.items()} != {n: w.shape for n, w in weights.items()}:
+                raise ValueError("it holds other weights")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise self.damaged(self.best, error) from error
+        _set_weights(weights, values)
+
+    def damaged(self, path: Path, error: Exception) -> DocumentError:
+        """Return the error that names a damaged file and says what helps."""
+        return DocumentError(f"{path} is damaged ({one_line(error)}); remove {path.parent} to begin anew")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from torch.nn.utils.rnn import pad_sequence
 
 from layerprune.architecture.stack import quiet
-from layerprune.errors import RefusedError, TaskError
+from layerprune.errors import ModelError, RefusedError, TaskError
 from layerprune.models.bypass import pruned_view
 from layerprune.removal import Removal
 from layerprune.util import SILENT, Progress
@@ -55,6 +55,15 @@ class Wrapper(HFLM):
             return super()._model_generate(context, max_length, stop, **kwargs)
         finally:
             del self.model.generate
+
+    def tok_encode(self, string: Any, add_special_tokens: bool | None = None, **kwargs: Any) -> Any:
+        ids = super().tok_encode(string, add_special_tokens, **kwargs)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if beyond := [token for token in ids if isinstance(token, int) and token >= rows]:
+            raise ModelError(
+                f"the tokenizer gives token {beyond[0]}, and the model knows {rows}: they do not belong together"
+            )
+        return ids
 
     @cached_property
     def kept(self) -> dict[str, Written]:

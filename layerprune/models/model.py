@@ -59,7 +59,7 @@ class LoadedModel:
         a tokenizer is needed. Raises ``ModelError`` when weights are missing or the type has no decoder stack,
         ``RefusedError`` for what is not causal.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         folder = locate(model, revision)
         config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
@@ -67,10 +67,10 @@ class LoadedModel:
         architecture = read_architecture(config, trust_remote_code=trust_remote_code)
         check_weights(folder.id, checkpoint.shapes, config, architecture, trust_remote_code=trust_remote_code)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            tokenizer = load_tokenizer(folder.path, model, trust_remote_code=trust_remote_code)
+        except ModelError:
             if reads_text:
-                raise ModelError(f"{model} has no tokenizer that transformers can read: {one_line(error)}") from error
+                raise
             tokenizer = None
         place, wanted = _device(device), _dtype(dtype, config, device)
         try:
@@ -196,6 +196,22 @@ class LoadedModel:
             yield self.model
 
 
+def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer and try it; raises ``ModelError``, naming the model by ``name``, where it fails."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer("a b" * 10, verbose=False)
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}, not a number")
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            raise ValueError("it has neither a bos nor an eos token, one of which stands before a text")
+    except Exception as error:  # the readers of a hundred tokenizers raise what they like
+        raise ModelError(f"{name} has no tokenizer that transformers can read: {one_line(error)}") from error
+    return tokenizer  # type: ignore[no-any-return]
+
+
 def _reference(folder: Folder, checkpoint: Checkpoint, config: Any, architecture: Architecture) -> ModelRef:
     depth, parameters = architecture.depth, architecture.parameters()
     return reference(folder, checkpoint, model_type=config.model_type, layers=depth, parameters=parameters)
@@ -247,9 +263,11 @@ def _device(device: str) -> str:
     if device == "auto":
         return "auto" if torch.cuda.is_available() else "cpu"
     try:
-        torch.device(device)
+        known = torch.device(device).type != "meta"  # which has no numbers
     except RuntimeError:
-        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:0") from None
+        known = False
+    if not known:
+        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:0")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for but torch sees no CUDA device; use --device cpu")
     return device

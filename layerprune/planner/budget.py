@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from layerprune.artifacts import Candidate
 from layerprune.artifacts.base import pretty, write_atomically
 from layerprune.data.items import EvalSet
 from layerprune.errors import DocumentError, RefusedError, UsageError, one_line
+from layerprune.parsing import read_json
 from layerprune.removal import Removal
 from layerprune.scoring.cached_evaluator import CachedEvaluator, own_answers
 from layerprune.scoring.engine import Engine
@@ -105,9 +105,9 @@ class TimeBudget:
         if path is None or not path.exists():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             items = found["items"] if found["asked"] == self.asked else None
-        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DocumentError(f"{path} cannot be read: {one_line(error)}; remove it to measure anew") from error
         return items if isinstance(items, int) and items > 0 else None
 

@@ -154,6 +154,9 @@ class ScoringSession:
             progress.note(f"{request.model} has no tokenizer: the metric {entry.name!r} needs none")
         architecture = loaded.architecture
         constraints = rules.constraints(architecture.depth, request.protect, architecture)
+        if not constraints.moves:
+            said = f"none of the {architecture.depth} layers may go"
+            raise UsageError(f"{said}: --protect keeps {request.protect}" if request.protect else said)
         rows = request.batch_size if isinstance(request.batch_size, int) else None
         data = Data(objective=objective, seed=request.seed, progress=progress, rows=rows, memory=request.memory)
         return cls(request, entry, metric, loaded, constraints, data, progress, folder, began=began)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from layerprune.artifacts.base import write_atomically
 from layerprune.checkpoint.companions import is_licence
 from layerprune.errors import DocumentError
 from layerprune.files import check_plain
+from layerprune.parsing import parse_yaml, read_json, read_text
 
 BEGIN = "<!-- layerprune: generated from here to the end mark; text outside the marks is kept -->"
 END = "<!-- layerprune: end -->"
@@ -31,7 +31,6 @@ FILTERS = (
     "points", "points_interval", "percent", "percent_change", "percent_interval", "accuracy", "p_value", "size",
     "number", "units",
 )  # fmt: skip
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # The Hub knows adapter, merge, quantized and finetune. Whether healed or not, finetune is the honest one of the four:
 # it is what the Hub calls any full model made from one base. Merge would claim several models, quantized a lower
 # precision.
@@ -159,7 +158,7 @@ def own_code(folder: Path) -> tuple[str, ...]:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, finite=False)
         except (OSError, ValueError) as error:
             raise DocumentError(f"{path} cannot be read: {_one_line(error)}") from error
         named = content.get("auto_map") if isinstance(content, dict) else None
@@ -183,18 +182,19 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
     if not path.exists():
         return {}, ""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # a byte order mark would hide the metadata
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise DocumentError(f"{path} cannot be read, a card is text in UTF-8: {_one_line(error)}") from error
     match = FRONT_MATTER.match(text)
     if match is None:
         return {}, text
     try:
-        metadata = yaml.safe_load(match.group(1)) or {}
+        metadata = parse_yaml(match.group(1))[1] or {}
         if isinstance(metadata, dict) and metadata.get("language") is not None:
             # a bare no is Norwegian here, and false to YAML 1.1
-            metadata["language"] = yaml.load(match.group(1), yaml.BaseLoader).get("language", metadata["language"])
-    except yaml.YAMLError as error:
+            plain = parse_yaml(match.group(1), yaml.BaseLoader)[1]
+            metadata["language"] = plain.get("language", metadata["language"])
+    except (yaml.YAMLError, ValueError) as error:
         raise DocumentError(f"{path}: the metadata between the --- lines is not YAML: {_one_line(error)}") from error
     if not isinstance(metadata, dict):
         raise DocumentError(f"{path}: the metadata between the --- lines is a {type(metadata).__name__}, not a mapping")
@@ -272,6 +272,8 @@ def render_template(template: str, **given: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=template.endswith(".html.jinja"),
+        # a name in a card that looked like the mark of its end would cut the card in two
+        finalize=lambda value: value.replace("<!--", "&lt;!--") if type(value) is str else value,
     )
     made.filters |= {name: getattr(formatting, name) for name in FILTERS}
     made.filters |= {

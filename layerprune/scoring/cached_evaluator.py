@@ -19,6 +19,7 @@ from layerprune.errors import DocumentError, TaskError
 from layerprune.files import write_all, writing
 from layerprune.models.generation import generate
 from layerprune.models.model import LoadedModel
+from layerprune.parsing import parse_json
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import joined
 from layerprune.scoring.engine import Account, Engine
@@ -209,6 +210,11 @@ def journal_key(loaded: LoadedModel, eval_set: EvalSet | None, **settings: Any) 
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _check(entry: dict[str, Any]) -> str:
+    """Return what tells a line that was changed since it was written."""
+    return hashlib.sha256(json.dumps(entry, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
 class Journal:
     """An append-only file of JSON lines. Lines of a run with other settings (another ``key``) are left alone."""
 
@@ -225,17 +231,25 @@ class Journal:
         if len(whole) < len(data):
             with writing(self.path):
                 os.truncate(self.path, len(whole))
-        try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise DocumentError(f"{self.path} is damaged ({error}); remove it to measure again") from error
-        if not all(isinstance(line, dict) for line in lines):
-            raise DocumentError(f"{self.path} is damaged (a line is no object); remove it to measure again")
-        return [line for line in lines if line.get("key") == self.key]
+        entries = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = parse_json(line.decode())
+                if not isinstance(entry, dict):
+                    raise ValueError("it is no object")
+                if entry.get("key") == self.key and entry.pop("check", None) != _check(entry):
+                    raise ValueError("it is not as it was written")
+            except ValueError as error:
+                said = f"{self.path} is damaged (line {number}: {error}); remove it to measure again"
+                raise DocumentError(said) from error
+            if entry.get("key") == self.key:
+                entries.append(entry)
+        return entries
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one entry and have it on the disk before returning; on a ``WriteError`` the file is as it was."""
-        line = json.dumps({"key": self.key, **entry}, separators=(",", ":"), allow_nan=False) + "\n"
+        entry = {"key": self.key, **entry}
+        line = json.dumps(entry | {"check": _check(entry)}, separators=(",", ":"), allow_nan=False) + "\n"
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             before = self.path.stat().st_size if self.path.exists() else 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from layerprune.artifacts import Candidate, Round
 from layerprune.errors import RefusedError, UsageError
+from layerprune.registry import option
 from layerprune.removal import Removal
 from layerprune.search.base import (
     NOTHING,
@@ -78,9 +79,7 @@ class Greedy(Search):
     cost = "each layer once for every layer that goes; lazily a part of that"
     source = "arXiv:2605.14075"
 
-    lazy: bool = field(
-        default=False, metadata={"help": "judge a layer again only while its last harm could make it the next to go"}
-    )
+    lazy: bool = option(False, "judge a layer again only while its last harm could make it the next to go")
 
     def next_to_go(self, drop: int) -> int:
         """Return how many of a round's candidates matter: the judge may stop the others early."""
@@ -210,12 +209,11 @@ class Exchange(Search):
 
     cost = "each layer once, then every exchange of one layer, until none helps"
     source = "oscillating search, Somol and Pudil, ICPR 2000"
-    by: str = field(default="cosine", metadata={"help": "specs of the metrics that propose, joined by +"})
-    most: int = field(default=20, metadata={"help": "exchanges made at most"})
+    by: str = option("cosine", "specs of the metrics that propose, joined by +")
+    most: int = option(20, "exchanges made at most", (0, 10**6))
 
     def __post_init__(self) -> None:
-        if self.most < 0:
-            raise ValueError(f"most must be at least 0, got {self.most}")
+        super().__post_init__()
         if not all(self.asks):
             raise ValueError(f"by names metrics joined by +, got {self.by!r}")
 

@@ -95,7 +95,16 @@ def test_a_faulty_document_is_refused_by_file_and_field(tmp_path, change, messag
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "is not JSON"), (b"[]", "holds list where a plan.json object"), (b"\xff\xfe", "cannot read")],
+    [
+        (b"{", "cannot be read: not JSON: Expecting"),
+        (b"[]", "holds list where a plan.json object"),
+        (b"\xff\xfe", "cannot be read: 'utf-8' codec"),
+        (b"[" * 9999, "cannot be read: nested more than 100 levels deep"),
+        (b'{"kind": ' + b"9" * 5000 + b"}", "cannot be read: a number of 5000 digits; 100 are read"),
+        (b'{"kind": "\\ud800"}', r"cannot be read: half a surrogate pair, '\\ud800'"),
+        (b'{"kind": NaN}', "cannot be read: NaN is no JSON number"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "cannot be read: a git-lfs pointer in place of the file"),
+    ],
 )
 def test_what_is_no_document_is_refused(tmp_path, content, message):
     path = tmp_path / "plan.json"
@@ -107,7 +116,7 @@ def test_what_is_no_document_is_refused(tmp_path, content, message):
 def test_a_missing_document_is_refused(tmp_path):
     with pytest.raises(DocumentError, match=r"plan.json does not exist; expected a plan.json"):
         Plan.load(tmp_path / "plan.json")
-    with pytest.raises(DocumentError, match="cannot read"):
+    with pytest.raises(DocumentError, match="cannot be read"):
         Plan.load(tmp_path)
 
 

@@ -71,8 +71,8 @@ def test_loss_of_a_chat_is_on_answers_only(tokenizer):
     [
         (TEMPLATE, (("assistant", "hello"),), "a chat begins with the assistant"),
         ("{{ messages | length }}", (("user", "a"), ("assistant", "b"), ("user", "c")), "rewrites earlier messages"),
-        ("{{ raise_exception('no system') }}", (("user", "a"), ("assistant", "b")), "does not take a chat.*no system"),
-        (None, (("user", "a"), ("assistant", "b")), "does not take a chat of the corpus"),
+        ("{{ raise_exception('no system') }}", (("user", "a"), ("assistant", "b")), "not take this chat.*no system"),
+        (None, (("user", "a"), ("assistant", "b")), "does not take this chat"),
     ],
 )
 def test_a_template_that_cannot_mark_answers_is_refused(tokenizer, monkeypatch, template, messages, message):

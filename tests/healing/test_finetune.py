@@ -243,11 +243,11 @@ def test_bfloat16_trains_float32_weights(home, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Lora(rank=0), "rank is at least 1"),
-        (lambda: Seams(width=0), "width is 0 and has to be at least 1"),
-        (lambda: Distill(weight=1.5), "weight is from 0 to 1"),
-        (lambda: Distill(lr=0), "lr is 0 and has to be above 0"),
-        (lambda: Distill(steps=0), "steps and micro are at least 1"),
+        (lambda: Lora(rank=0), "rank is 0 and has to be from 1 to 10,000"),
+        (lambda: Seams(width=0), "width is 0 and has to be from 1 to 10,000"),
+        (lambda: Distill(weight=1.5), "weight is 1.5 and has to be from 0 to 1"),
+        (lambda: Distill(lr=0), "lr is 0 and has to be from 1e-09 to 10.0"),
+        (lambda: Distill(steps=0), "steps is 0 and has to be from 1 to 10,000,000"),
     ],
 )
 def test_impossible_options_are_refused(make, message):

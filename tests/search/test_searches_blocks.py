@@ -51,7 +51,7 @@ def test_searches_are_known_by_name_and_take_options():
     _, search = build(SEARCHES, "greedy:lazy=true")
     assert search == Greedy(lazy=True)
     assert spec_of("greedy", search) == "greedy:lazy=true"
-    with pytest.raises(UsageError, match="most must be at least 0"):
+    with pytest.raises(UsageError, match="most is -1 and has to be from 0 to"):
         build(SEARCHES, "exchange:most=-1")
     with pytest.raises(RegistryError, match=r"unknown search 'beam'.* Known: blocks, exchange, greedy, one-shot"):
         build(SEARCHES, "beam:width=8")

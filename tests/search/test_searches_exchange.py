@@ -148,7 +148,7 @@ def test_bad_options_and_a_search_without_its_metrics_are_refused():
     for spec, message in {
         "exchange:by=": "by names metrics",
         "exchange:by=cosine+": "by names metrics",
-        "exchange:most=-1": "most must be at least 0",
+        "exchange:most=-1": "most is -1 and has to be from 0 to 1,000,000",
     }.items():
         with pytest.raises(UsageError, match=message):
             build(SEARCHES, spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from layerprune.artifacts import BaseTask, Candidate, Outcomes
 from layerprune.data.items import EvalSet
 from layerprune.errors import TaskError, UsageError
 from layerprune.models.model import LoadedModel
+from layerprune.registry import option
 from layerprune.removal import Removal
 from layerprune.scoring import aggregation
 from layerprune.scoring.aggregation import BaseOutcomes, Signal, rounded
@@ -26,20 +27,19 @@ SIGNIFICANT = 0.05  # one-sided; a task the intact model does not pass says noth
 class Ablation(Metric):
     """Share of the accuracy above chance that is lost when the layers are skipped, mean over tasks."""
 
-    signal: Signal = field(
-        default="accuracy",
-        metadata={
-            "help": "what is lost: accuracy, the gold answer's probability (sharper on few items), its margin over the "
-            "best wrong answer (in standard deviations of the intact model's), a blend, the mean of the first two, or "
-            "answers: the likelihood of what the intact model itself writes (nats per token), beside the accuracy of "
-            "tasks that offer choices"
-        },
+    signal: Signal = option(
+        "accuracy",
+        "what is lost: accuracy, the gold answer's probability (sharper on few items), its margin over the best wrong "
+        "answer (in standard deviations of the intact model's), a blend, the mean of the first two, or answers: the "
+        "likelihood of what the intact model itself writes (nats per token), beside the accuracy of tasks that offer "
+        "choices",
     )
-    only: Literal["all", "right"] = field(
-        default="all", metadata={"help": "with signal=answers: all answers, or those that the task counts as right"}
+    only: Literal["all", "right"] = option(
+        "all", "with signal=answers: all answers, or those that the task counts as right"
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.only == "right" and self.signal != "answers":
             raise UsageError(
                 "only=right is about answers that the model writes; give signal=answers too, or leave it out"

@@ -115,7 +115,7 @@ def finite(value: float, label: str, of: object) -> float:
 BATCH_TOKENS = 4096  # of a batch, padding counted
 
 Tokens = Literal["all", "last"]
-TOKENS_HELP = {"help": "average over all tokens of each text, or take its last token only"}
+TOKENS_HELP = "average over all tokens of each text, or take its last token only"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from layerprune.artifacts import Candidate
 from layerprune.data.items import Request
 from layerprune.models.model import LoadedModel
+from layerprune.registry import option
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import failures_last
 from layerprune.scoring.engine import MEMORY, Engine
@@ -88,11 +89,8 @@ LOGIT_TENSORS = 8
 class Output(Metric):
     """Distance between the predictions of the intact and the smaller model, mean over tokens."""
 
-    by: Distance = field(
-        default="kl",
-        metadata={"help": "KL(intact || smaller) in nats, 1 - cosine of the logits, or their Euclidean distance"},
-    )
-    tokens: Tokens = field(default="all", metadata=TOKENS_HELP)
+    by: Distance = option("kl", "KL(intact || smaller) in nats, 1 - cosine of the logits, or their Euclidean distance")
+    tokens: Tokens = option("all", TOKENS_HELP)
 
     unit = "distance"
     cost = "one forward pass per removal"
@@ -149,16 +147,12 @@ class Shapley(Metric):
     is worth the sum of its layers.
     """
 
-    permutations: int = field(default=8, metadata={"help": "random orders; the interval shrinks with their root"})
-    texts: int = field(default=64, metadata={"help": "texts read at most, evenly spread over the items"})
+    permutations: int = option(8, "random orders; the interval shrinks with their root", (2, 10_000))
+    texts: int = option(64, "texts read at most, evenly spread over the items", (1, 10**6))
 
     unit = "nats/token, shared out"
     cost = "permutations x layers forward passes over the texts, half of each on average"
     source = "arXiv:2409.14381"
-
-    def __post_init__(self) -> None:
-        if self.permutations < 2 or self.texts < 1:
-            raise ValueError(f"needed are 2 permutations and 1 text, got {self.permutations} and {self.texts}")
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Let all layers go in random orders; the 95 % interval covers the choice of orders, not of texts."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from layerprune.artifacts import Candidate
 from layerprune.errors import ModelError
 from layerprune.models.model import LoadedModel
+from layerprune.registry import option
 from layerprune.removal import Removal
 from layerprune.scoring.metrics.base import (
     TOKENS_HELP,
@@ -42,7 +43,7 @@ class HiddenStateMetric(Metric):
     A metric of this kind is its declaration and its formula, ``distance``.
     """
 
-    tokens: Tokens = field(default="all", metadata=TOKENS_HELP)
+    tokens: Tokens = option("all", TOKENS_HELP)
 
     figure: ClassVar[str]  # what progress and errors call it
     scope = "single layers"
@@ -75,9 +76,7 @@ class Cosine(HiddenStateMetric):
 class Angular(HiddenStateMetric):
     """arccos(cos(block input, block output)) / pi, mean over texts: 0 the same direction, 1 the opposite one."""
 
-    tokens: Tokens = field(
-        default="last", metadata={"help": "take the last token of each text, as the paper does, or average over all"}
-    )
+    tokens: Tokens = option("last", "take the last token of each text, as the paper does, or average over all")
 
     figure = "angular distance"
     unit = "angle/pi"
@@ -143,9 +142,7 @@ def state_distances(metric: HiddenStateMetric, loaded: LoadedModel, data: Data, 
 class Magnitude(Metric):
     """Norm of all weight matrices of the removed layers together (biases and norm weights left out)."""
 
-    norm: Literal["l1", "l2"] = field(
-        default="l1", metadata={"help": "sum of absolute values, or root of the sum of squares"}
-    )
+    norm: Literal["l1", "l2"] = option("l1", "sum of absolute values, or root of the sum of squares")
 
     unit = "weight norm"
     needs = ()

@@ -205,7 +205,7 @@ def test_texts_are_spread_evenly():
 
 
 def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(UsageError, match="needed are 2 permutations and 1 text, got 1 and 64"):
+    with pytest.raises(UsageError, match="permutations is 1 and has to be from 2 to 10,000"):
         build(METRICS, "shapley:permutations=1")
 
 
