@@ -95,10 +95,10 @@ def test_the_pure_rooms_tests_do_without_anything_heavy():
     assert not {"test_recipes.py", "models/test_bypass.py"} & expected
 
 
-def test_without_being_asked_nothing_is_left_out():
-    given = ("tests/test_registry.py", "tests/models/test_bypass.py")
-    assert collected(*given)[0] == {name.removeprefix("tests/") for name in given}
-    assert collected("--pure", *given)[0] == {"test_registry.py"}
+def test_a_test_of_another_row_that_is_named_all_the_same_is_refused():
+    _, code, said = collected("--pure", "tests/models/test_bypass.py")
+    assert code != 0
+    assert "torch is heavy: the pure rooms and their tests do without it" in said
 
 
 def test_what_is_heavy_is_refused_by_name():
