@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PURE := .venv-pure
 
-.PHONY: demo test coverage slow engines bench lint clean
+.PHONY: demo test pure coverage slow engines bench lint clean
 
 demo: $(STAMP)
 	$(RUN) examples/demo
@@ -15,7 +16,13 @@ demo: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
-# The same tests under a tracer, which takes a third longer.
+# The tests of the rooms that need no torch, without it, in seconds: for other Pythons (make pure PYTHON=python3.13).
+pure:
+	$(PYTHON) -m venv --clear $(PURE)
+	$(PURE)/bin/python -m pip install --constraint constraints.txt numpy scipy pydantic pyyaml filelock pytest
+	$(PURE)/bin/python -m pytest --pure
+
+# What `make test` runs, under a tracer, which takes a third longer.
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
@@ -44,4 +51,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PURE) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache

@@ -1,63 +1,24 @@
 """One run at a time in a run folder."""
 
-import subprocess
-import sys
 import time
 
 import pytest
 
-import cli_tiny
-from cli_tiny import done, refused
+from disk import held
 from layerprune.errors import UsageError
 from layerprune.files import locked
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from layerprune.files import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
 
-
-@pytest.fixture
-def holder():
-    """A process that holds a folder until it is killed."""
-    started = []
-
-    def hold(folder):
-        process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
-
-    yield hold
-    for process in started:
-        process.kill()
+def test_a_folder_that_another_process_holds_is_refused_until_it_is_killed(tmp_path):
+    with held(tmp_path / "run") as process:
+        with pytest.raises(UsageError, match="another layerprune is at work in "), locked(tmp_path / "run"):
+            pytest.fail("entered")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        process.kill()  # as -9 does: the system lets go, and the file that is left keeps nobody out
         process.wait()
-        process.stdout.close()
-
-
-def test_a_folder_that_another_process_holds_is_refused_in_one_line(holder, tmp_path):
-    folder = cli_tiny.make(tmp_path / "home")
-    process = holder(tmp_path / "run")
-    words = ["plan", folder / "base", "--metric", "random", "--drop", 1, "-o", tmp_path / "run"]
-    said = refused(*words)
-    assert said == (
-        f"another layerprune is at work in {tmp_path / 'run'}; wait until it is done, or give another folder with -o"
-    )
-    recipe = tmp_path / "recipe.yaml"
-    tasks = f"include_path: [{folder / 'tasks'}]\nscore:\n  metric: random\n  tasks: toy\n"
-    recipe.write_text(f"model: {folder / 'base'}\n{tasks}plan:\n  drop: 1\n")
-    assert "another layerprune is at work" in refused("run", recipe, "-o", tmp_path / "run")
-    score = ["score", folder / "base", "--metric", "random", "-o", tmp_path / "run"]
-    assert "another layerprune is at work" in refused(*score)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-    process.kill()  # as -9 does: the system lets go, and the file that is left keeps nobody out
-    process.wait()
-    done(*words)
-    assert not (tmp_path / "run" / ".lock").exists()
+        with locked(tmp_path / "run"):
+            pass
+    assert list((tmp_path / "run").iterdir()) == []  # the folder was not made here
 
 
 def test_blocks_nest_and_leave_no_trace_of_their_own(tmp_path):

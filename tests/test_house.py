@@ -12,21 +12,7 @@ import sys
 import pytest
 
 from checkout import ROOT
-
-PACKAGE = ROOT / "layerprune"
-HEAVY = {"torch", "transformers", "lm_eval", "datasets", "safetensors", "accelerate", "peft", "huggingface_hub"}
-
-
-def rows():
-    """Return the rooms of each row of the table, top row first."""
-    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
-    lines = re.findall(r"^\| (\w+)[^|]*\| (`.*) \|$", text, re.M)
-    found = [(row, re.findall(r"`(\w+)`", cells)) for row, cells in lines]
-    assert [row for row, _ in found] == ["pure", "reading", "torch", "verbs", "shell"]
-    return found
-
-
-ROW_OF = {room: number for number, (_, rooms) in enumerate(rows()) for room in rooms}
+from rooms import HEAVY, PACKAGE, PROJECT, PURE, ROW_OF, TESTS, Refusal, is_pure
 
 
 def room_of(path):
@@ -77,11 +63,48 @@ def test_the_pure_row_names_nothing_heavy(path):
         assert module.partition(".")[0] not in HEAVY, f"{path.name}:{line}: the pure row must not import {module}"
 
 
+def loaded_by(code):
+    """Return which heavy packages a process of its own has loaded after ``code``."""
+    code = f"{code}\nimport sys; print(sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout.strip()
+
+
 def test_the_pure_row_loads_nothing_heavy():
-    pure = [f"layerprune.{room}" for room, row in ROW_OF.items() if row == 0]
-    code = f"import sys, {', '.join(pure)}; print(sorted({HEAVY!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    modules = [dotted(path) for path in MODULES if room_of(path) in PURE]
+    assert len(modules) > len(PURE)
+    assert loaded_by(f"import {', '.join(modules)}") == "[]"
+    assert loaded_by("import sys; sys.modules['torch'] = None") == "['torch']"  # what is asked can be seen
+
+
+def collected(*options):
+    """Return which files of tests pytest reads with ``options``, relative to ``tests/``, and how it ended."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", "-o", "addopts=-q", *options]
+    done = subprocess.run([*command, "--import-mode=importlib"], capture_output=True, text=True, cwd=ROOT)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("tests/")]
+    return {line.partition("::")[0].removeprefix("tests/") for line in lines}, done.returncode, done.stdout
+
+
+def test_the_pure_rooms_tests_do_without_anything_heavy():
+    """`make pure` runs them; here they are only read, while importing torch is an error."""
+    found, code, said = collected("--pure")
+    assert code == 0, said
+    expected = {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py") if is_pure(path)}
+    assert found == expected
+    assert {"test_house.py", "test_files_output.py", "artifacts/test_base.py", "stats/test_ranking.py"} <= expected
+    assert not {"test_recipes.py", "models/test_bypass.py"} & expected
+
+
+def test_a_test_of_another_row_that_is_named_all_the_same_is_refused():
+    _, code, said = collected("--pure", "tests/models/test_bypass.py")
+    assert code != 0
+    assert "torch is heavy: the pure rooms and their tests do without it" in said
+
+
+def test_what_is_heavy_is_refused_by_name():
+    with pytest.raises(ImportError, match=r"torch\.nn is heavy"):
+        Refusal().find_spec("torch.nn")
+    assert Refusal().find_spec("numpy") is None
 
 
 def test_every_room_of_the_table_exists():
@@ -155,8 +178,6 @@ def test_no_class_name_has_two_meanings():
     assert {name: where for name, where in homes.items() if len(where) > 1} == {}
 
 
-TESTS = ROOT / "tests"
-BESIDE = {"house", "dependencies"}  # tests of the project as a whole
 OUTSIDE = {"support", "end_to_end", "demo"}  # not of one room
 
 
@@ -168,7 +189,7 @@ def test_tests_stand_where_their_module_does(path):
     subject = path.stem.removeprefix("test_")
     modules = {module.stem for module in (PACKAGE / room).glob("*.py")}
     named = any(subject == module or subject.startswith(f"{module}_") for module in modules)
-    assert named or (not room.parts and subject in BESIDE), f"no module of {PACKAGE.name}/{room} is called so"
+    assert named or (not room.parts and subject in PROJECT), f"no module of {PACKAGE.name}/{room} is called so"
 
 
 def private_names():

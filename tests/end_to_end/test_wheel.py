@@ -1,9 +1,9 @@
 """The wheel in a folder of its own, without the checkout beside it: what it says, and the recipes that it brings."""
 
 import os
-import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,16 +11,13 @@ import pytest
 from checkout import ROOT
 from layerprune.cli.command import COMMANDS
 from layerprune.recipes import find_recipe
+from source_tree import copied, tracked, unpacked
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     home = tmp_path_factory.mktemp("wheel")
-    source = home / "source"  # a build leaves its own files beside what it builds
-    for name in ("layerprune", "optimum", "recipes"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(ROOT / name, source / name)
+    source = unpacked(copied(tracked(), home / "source"), home)  # as `python -m build` makes it
     pip = [sys.executable, "-m", "pip"]
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "wheel", *options, "--wheel-dir", home, source], check=True, capture_output=True, cwd=home)
@@ -50,6 +47,14 @@ def test_it_is_the_wheel_that_answers_with_every_command_and_its_recipes(install
     (installed / "look.py").write_text(script)
     listed = " ".join(said(installed, "look").split())
     assert all(text in listed for text, _ in COMMANDS.values())
+
+
+def test_it_holds_the_packages_and_the_recipes_and_nothing_else(installed):
+    (wheel,) = installed.glob("layerprune-*.whl")
+    found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {name for name in tracked() if name.startswith(("layerprune/", "optimum/"))}
+    data = f"{'-'.join(wheel.name.split('-')[:2])}.data/data/share/layerprune/"
+    assert found == expected | {data + name for name in tracked() if name.startswith("recipes/")}
 
 
 def test_a_checkout_finds_its_own_recipes():

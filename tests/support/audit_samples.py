@@ -19,7 +19,6 @@ from layerprune.artifacts import (
     SearchRef,
     TaskData,
 )
-from layerprune.auditor.comparison import compare_task
 
 
 def model_ref(**changes):
@@ -104,6 +103,8 @@ def task(name, base, chance=0.25, gold=None, **models):
         metric="acc",
         chance=chance,
     )
+    from layerprune.auditor.comparison import compare_task  # loads torch, which the other samples do without
+
     made = {PRUNED if label == "pruned" else label: outcomes(*given) for label, given in models.items()}
     return compare_task(data, [chance] * len(base), 3, outcomes(base, gold), made, seed=0)
 
