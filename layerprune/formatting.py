@@ -68,7 +68,7 @@ SECRETS = (
     (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
     (re.compile(r"(?i)(?<=[?&])((?:[\w-]*token|[\w-]*signature|[\w-]*credential|api_?key|key)=)[^&\s'\"]+"), r"\1***"),
 )
-LONGEST_LINE = 1000  # characters of a message
+LONGEST_LINE = 800  # characters of a message
 LONGEST_VALUE = 60
 
 
@@ -81,7 +81,7 @@ def short(value: object) -> str:
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return text that is safe to print: no character that moves the cursor, no token, no line of more than 1,000.
+    """Return text that is safe to print: no character that moves the cursor, no token, no line of more than 800.
 
     ``lines``: the text may have several, which are kept; else the end of a line is written as ``\\n``, too.
     """

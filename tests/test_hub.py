@@ -298,6 +298,15 @@ def test_a_hub_that_stays_down_is_given_up_in_words(hub, made):
     assert waits == [2.0, 4.0, 8.0]
 
 
+@pytest.mark.parametrize("place", ["/api/repos/create", "/preupload/", "/commit/"])
+def test_a_page_in_place_of_an_answer_is_told_of_as_such(hub, made, place):
+    hub.faults = [(place, "page")]
+    said, waits = refused(made)
+    assert "the answer is not the Hub's" in said
+    assert "a proxy or a login page may stand in between" in said
+    assert waits == []
+
+
 @pytest.mark.parametrize(("status", "said"), [(403, "may not write there"), (400, "does not accept the content")])
 def test_a_refusal_says_why_and_is_not_repeated(hub, made, status, said):
     hub.faults = [("/commit/", status)]

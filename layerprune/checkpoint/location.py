@@ -92,7 +92,7 @@ def fetch(folder: Folder, files: Iterable[HubFile]) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise ``CheckpointError`` where a file that a model is loaded from is a link or no regular file.
+    """Raise ``CheckpointError`` where a file that a model is loaded from is a link, no regular file, or not fetched.
 
     transformers would follow it wherever it leads, or wait for ever on a named pipe. A licence may be one here: export,
     which would carry it along, refuses it.
@@ -101,7 +101,8 @@ def _check_files(folder: Path) -> None:
     if (folder / TEMPLATES).is_dir():
         names += [f"{TEMPLATES}/{entry.name}" for entry in (folder / TEMPLATES).iterdir()]
     read = [name for name in names if name in READ or name.endswith(".py") or is_companion(name)]
-    check_plain(folder, sorted(name for name in read if not is_licence(name)))
+    read = sorted(name for name in read if not is_licence(name))
+    check_plain(folder, read)
     for name in read:
         size = (folder / name).stat().st_size
         if size > parsing.MOST_BYTES:

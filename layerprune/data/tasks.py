@@ -54,32 +54,33 @@ def load_eval_set(
     tasks = load_tasks(names, include_path, data_dir)
     with templates_compiled_once():
         for name, task in tasks.items():
-            shots = _set_fewshot(task, num_fewshot)
-            judge = LmEvalJudge(task, ungraded=ungraded and task.OUTPUT_TYPE == "generate_until")
-            docs, split = _docs(task, use)
-            order: Iterable[int] = range(len(docs))
-            if use == "selection" and limit is not None:
-                order = sorted(random.Random(seed).sample(order, min(limit, len(docs))))
-            items: list[EvalItem] = []
-            excluded = 0
-            for index in order:
-                if limit is not None and len(items) == limit:
-                    break
-                mark = fingerprint(_texts(task, docs[index]))
-                if mark in exclude:
-                    excluded += 1
-                elif (item := _item(task, docs[index], index, mark, shots, encoder, prompts, use)) is not None:
-                    items.append(item)
-            if use == "selection":
-                # an order that has nothing to do with the content: racing looks at the first ones first
-                items.sort(key=lambda item: hash_share(item.fingerprint, "order"))
-            if not items:
-                seen = f"{len(docs)} in {split}, {excluded} already seen by the plan"
-                raise TaskError(f"task {name!r} has no items left for {use} ({seen})")
-            found[name] = EvalTask(
-                name, split, judge.metric, shots, tuple(items), judge, excluded=excluded, prompting=prompting,
-                definition=definition_of(task),
-            )  # fmt: skip
+            with lm_eval_of(task, "make its items"):
+                shots = _set_fewshot(task, num_fewshot)
+                judge = LmEvalJudge(task, ungraded=ungraded and task.OUTPUT_TYPE == "generate_until")
+                docs, split = _docs(task, use)
+                order: Iterable[int] = range(len(docs))
+                if use == "selection" and limit is not None:
+                    order = sorted(random.Random(seed).sample(order, min(limit, len(docs))))
+                items: list[EvalItem] = []
+                excluded = 0
+                for index in order:
+                    if limit is not None and len(items) == limit:
+                        break
+                    mark = fingerprint(_texts(task, docs[index]))
+                    if mark in exclude:
+                        excluded += 1
+                    elif (item := _item(task, docs[index], index, mark, shots, encoder, prompts, use)) is not None:
+                        items.append(item)
+                if use == "selection":
+                    # an order that has nothing to do with the content: racing looks at the first ones first
+                    items.sort(key=lambda item: hash_share(item.fingerprint, "order"))
+                if not items:
+                    seen = f"{len(docs)} in {split}, {excluded} already seen by the plan"
+                    raise TaskError(f"task {name!r} has no items left for {use} ({seen})")
+                found[name] = EvalTask(
+                    name, split, judge.metric, shots, tuple(items), judge, excluded=excluded, prompting=prompting,
+                    definition=definition_of(task),
+                )  # fmt: skip
     return EvalSet(found)
 
 
@@ -94,13 +95,14 @@ def item_texts(
     tasks = load_tasks(names, include_path, data_dir)
     with templates_compiled_once():
         for name, task in tasks.items():
-            docs, split = _docs(task, "evaluation")
-            texts = {}
-            for doc in docs:
-                question, choices, target = content = _texts(task, doc)
-                shown = [*(question if isinstance(question, list) else [question]), *(choices or [target])]
-                texts[fingerprint(content)] = " ".join(map(str, shown))
-            found[name] = (split, texts)
+            with lm_eval_of(task, "make its items"):
+                docs, split = _docs(task, "evaluation")
+                texts = {}
+                for doc in docs:
+                    question, choices, target = content = _texts(task, doc)
+                    shown = [*(question if isinstance(question, list) else [question]), *(choices or [target])]
+                    texts[fingerprint(content)] = " ".join(map(str, shown))
+                found[name] = (split, texts)
     return found
 
 

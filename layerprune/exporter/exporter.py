@@ -21,7 +21,7 @@ from layerprune.exporter import contents
 from layerprune.exporter.contents import Extras, PrunedConfig, Weight, WeightPlan
 from layerprune.files import check_plain
 from layerprune.removal import LayerMap, Removal, parse_layers
-from layerprune.report.card import OURS, read_card, unlike_the_card, write_card
+from layerprune.report.card import OURS, own_code, read_card, unlike_the_card, write_card
 from layerprune.util import SILENT, Progress, apart, tool_versions
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beside the weights: tokenizer, documents, file-system overhead
@@ -76,6 +76,7 @@ def export(
     old_config = contents.read_json(contained(folder.path, "config.json"))
     shards = writer.plan_shards(weights.parts, max_shard_size)
     extras = contents.plan_extras(folder.path, checkpoint, pruned)
+    own_code(folder.path)  # which the card will ask for: a file that cannot be read is told of now
     _check_space(weights, out)
     for note in _remarks(extras):
         progress.note(note)

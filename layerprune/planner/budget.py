@@ -109,7 +109,7 @@ class TimeBudget:
             items = found["items"] if found["asked"] == self.asked else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DocumentError(f"{path} cannot be read: {one_line(error)}; remove it to measure anew") from error
-        return items if isinstance(items, int) and items > 0 else None
+        return items if type(items) is int and items >= LEAST_ITEMS else None
 
     def _record(self, items: int) -> None:
         if self.folder is not None:

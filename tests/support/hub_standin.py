@@ -73,6 +73,8 @@ class Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return None
+                if fault[1] == "page":
+                    return self.send_page()
                 return self.send({"error": "asked to fail"}, fault[1])
         if not self.path.startswith(("/lfs/", "/cdn/")) and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.send({"error": "Invalid username or password."}, 401)
@@ -93,6 +95,15 @@ class Handler(BaseHTTPRequestHandler):
             if match:
                 return act(body, *match.groups())
         return self.send({"error": f"no such place: {self.path}"}, 404)
+
+    def send_page(self):
+        """Answer as a proxy that wants a login does."""
+        page = b"<!doctype html><html><body>Sign in to the network</body></html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
 
     def create(self, body):
         asked = json.loads(body)
