@@ -12,6 +12,9 @@ import malformed
 import scores_samples
 from answers import PROBLEMS, REFUSED, broken_rules
 from layerprune import config
+from layerprune.healing import HEALERS
+from layerprune.scoring.metrics import METRICS
+from layerprune.search import SEARCHES
 
 MODEL = ["{home}/base", "--tasks=toy", "--include-path={home}/tasks"]
 # How each command is called, without its options, and where it would write.
@@ -66,7 +69,12 @@ def check(cases, home, tmp_path):
 def options(command, pairs, call):
     """Yield a case for each (flag, value): the command called as it should be, but for that."""
     for flag, value in pairs:
-        yield f"{command} {flag}={value[:40]!r}", None, [command, *call, f"{flag}={value}"], (REFUSED,)
+        yield (
+            f"{command} {flag}={value[:40]!r} ({len(value)} characters)",
+            None,
+            [command, *call, f"{flag}={value}"],
+            (REFUSED,),
+        )
 
 
 def test_malformed_values_of_every_option_are_refused(home, tmp_path):
@@ -90,6 +98,34 @@ def test_odd_values_of_every_option_end_in_one_line(home, tmp_path):
         case
         for command, (declared, call) in nowhere.items()
         for case in options(command, list(malformed.odd_values(declared))[:: 1 if command == "prune" else 7], call)
+    ]
+    check(cases, home, tmp_path)
+
+
+def test_odd_options_of_every_plug_in_end_in_one_line(home, tmp_path):
+    """Of a model that is not there, as above: what these specs say has to be refused, or is, whatever the model."""
+    calls = {
+        METRICS: ("--metric", ["score", "{home}/no-base", "--tasks=toy", "-o", "{out}"]),
+        SEARCHES: ("--search", ["plan", "{home}/no-base", "--tasks=toy", "--drop=1", "-o", "{out}"]),
+        HEALERS: ("--heal", ["prune", "{home}/no-base", "--tasks=toy", "--drop=1", "--corpus=builtin", "-o", "{out}"]),
+    }
+    cases = [
+        (f"{spec[:60]!r} ({len(spec)} characters)", None, [*words, f"{flag}={spec}"], (REFUSED,))
+        for registry, (flag, words) in calls.items()
+        for spec in malformed.odd_specs(registry)
+    ]
+    assert len(cases) >= 300
+    check(cases, home, tmp_path)
+
+
+def test_numbers_without_end_are_no_options_of_a_plug_in(home, tmp_path):
+    """No learning rate or weight is infinite or not a number, and no count has 400 digits."""
+    endless = [f"={value}" for value in ("nan", "inf", "1e400", "9" * 400)]
+    words = ["heal", "{home}/pruned-3", "--corpus={home}/text.txt", "--window=32", "-o", "{out}"]
+    cases = [
+        (f"{spec[:60]!r}", None, [*words, f"--method={spec}"], (REFUSED,))
+        for spec in malformed.odd_specs(HEALERS)
+        if spec.endswith(tuple(endless))
     ]
     check(cases, home, tmp_path)
 

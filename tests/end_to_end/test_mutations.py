@@ -34,6 +34,7 @@ def home(tmp_path_factory):
     done("plan", folder / "base", "--metric", "cosine", *tasks, "--drop", 1, "-o", folder / "run")
     done("run", folder / "recipe.yaml", "-o", folder / "recipe")
     shutil.copytree(folder / "recipe" / "checkpoint", folder / "smaller")
+    done("plan", folder / "base", *tasks, "--limit", 20, "--drop", 1, "-o", folder / "journal")
     done("heal", folder / "smaller", "-o", folder / "healed", "--method", "linear", "--corpus", folder / "text.txt",
          "--window", 32, "--include-path", folder / "tasks")  # fmt: skip
     done("audit", folder / "healed", *quick)
@@ -41,7 +42,7 @@ def home(tmp_path_factory):
 
 
 def run_case(home, folder, source, name, words, change, rng, codes):
-    """Copy ``source`` of home, change its file ``name``, run the command; return what was changed, and what is wrong."""
+    """Copy ``source`` of home, change its file ``name``, run the command; return the change and what is wrong."""
     shutil.copytree(home / source, folder / source)
     path = folder / source / name
     before = path.read_bytes()
@@ -109,6 +110,13 @@ def test_verify_finds_every_change_that_is_written_as_layerprune_writes(home, tm
         for number, (source, name) in enumerate(VOUCHED[:7])
         for seed in range(1000 * number + 500, 1000 * number + 510)
     ]
+    check(cases, home, tmp_path)
+
+
+def test_a_changed_journal_is_refused_or_goes_on(home, tmp_path):
+    """Its lines are read by the same command again, which measures anew what they do not hold."""
+    words = ["plan", "{home}/base", *TASKS, "--drop", "1", "--limit", "20", "--force", "-o", "{here}/journal"]
+    cases = [("journal", "journal.jsonl", words, malformed.changed_line, seed, refused_or_works) for seed in range(40)]
     check(cases, home, tmp_path)
 
 

@@ -2,12 +2,13 @@
 
 The rules: exit code 2 and, as the last line of stderr, one line that begins with ``layerprune:``; no traceback; nothing
 that would move a terminal's cursor; every folder as it was. ``verify`` lists problems and
-ends with 1.
+ends with 1; a recipe's faults follow the line that counts them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import stat
 import sys
@@ -35,13 +36,13 @@ def state(folder: Path) -> dict[str, str]:
     """Return what lies below a folder: a hash of each file, where links lead, the kind of everything else."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
+        name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            found[str(path)] = f"link to {path.readlink()}"
+            found[name] = f"link to {path.readlink()}"
         elif stat.S_ISREG(mode):
-            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         else:
-            found[str(path)] = f"kind {stat.S_IFMT(mode)}"
+            found[name] = f"kind {stat.S_IFMT(mode)}"
     return found
 
 
@@ -86,7 +87,7 @@ def broken_rules(folder: Path, words: list[str], codes: tuple[int, ...] = (REFUS
     before = state(folder)
     try:
         with limited():
-            result = CliRunner().invoke(app, words)
+            result = CliRunner().invoke(app, words, color=True)  # as on a terminal: escapes are not stripped
     except TookTooLong:
         return [f"no answer in {SECONDS} s"]
     found = list(_faults(result, codes))
@@ -112,10 +113,12 @@ def _faults(result: Result, codes: tuple[int, ...]) -> Iterator[str]:
     if result.exit_code not in codes:
         yield f"exit code {result.exit_code}: {(result.stderr or result.stdout)[-200:]!r}"
     if result.exit_code == REFUSED:
-        lines = result.stderr.splitlines()
-        if not lines or not lines[-1].startswith("layerprune: "):
-            yield f"the last line is {lines[-1:]}"
-        elif "Traceback" in result.stderr:
+        lines = result.stderr.split("\n")[:-1]
+        said = next((number for number, line in enumerate(lines) if line.startswith("layerprune: ")), len(lines))
+        several = re.search(r" has (\d+) faults$", lines[said]) if said < len(lines) else None  # of a recipe
+        if said + 1 + int(several[1] if several else 0) != len(lines):
+            yield f"not one line: {lines[-2:]}"
+        if "Traceback" in result.stderr:
             yield "a traceback"
     text = result.stdout + result.stderr
     if (longest := max(map(len, text.splitlines()), default=0)) > LONGEST:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from layerprune.config import MISSING, Config, declared
+from layerprune.registry import Registry, declared_options
 
 Key = str | int
 MARK = "@@here@@"  # stands in JSON for what no Python value is written as
@@ -397,3 +398,30 @@ def headers(name: str) -> Iterator[tuple[str, Callable[[dict[str, Any]], Any]]]:
     yield "5,000 digits", lambda header: f'{{"a": {"7" * DIGITS}}}'
     yield "metadata that is no text", lambda header: header.update(__metadata__={"format": 1})
     yield "a key twice", lambda header: twice(header, (name,))
+
+
+# Specs of plug-ins, ``cosine:tokens=last``: odd values of every option of everything that is registered.
+
+NUMBERS = (
+    "",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "9" * 400,
+    "9" * DIGITS,
+    str(2**64),
+    "-1",
+    "²",
+    "x",
+    "1\n2",
+    "\x1b[31mred",
+)
+
+
+def odd_specs(registry: Registry) -> Iterator[str]:
+    """Yield specs that name what is registered, each with one odd value of one of its options."""
+    for name, entry in registry.entries().items():
+        for one in declared_options(entry):
+            for value in NUMBERS:
+                yield f"{name}:{one.name}={value}"
