@@ -97,7 +97,7 @@ def test_odd_values_of_every_option_end_in_one_line(home, tmp_path):
     cases = [
         case
         for command, (declared, call) in nowhere.items()
-        for case in options(command, list(malformed.odd_values(declared))[:: 1 if command == "prune" else 7], call)
+        for case in options(command, list(malformed.odd_values(declared))[:: 2 if command == "prune" else 7], call)
     ]
     check(cases, home, tmp_path)
 
@@ -112,7 +112,7 @@ def test_odd_options_of_every_plug_in_end_in_one_line(home, tmp_path):
     cases = [
         (f"{spec[:60]!r} ({len(spec)} characters)", None, [*words, f"{flag}={spec}"], (REFUSED,))
         for registry, (flag, words) in calls.items()
-        for spec in malformed.odd_specs(registry)
+        for spec in list(malformed.odd_specs(registry))[::3]  # 13 values an option: each has its turn
     ]
     assert len(cases) >= 300
     check(cases, home, tmp_path)

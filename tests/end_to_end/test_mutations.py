@@ -83,9 +83,9 @@ def test_verify_finds_every_change(home, tmp_path):
     cases = [
         (source, name, ["verify", f"{{here}}/{source}"], malformed.changed, seed, must_be_found)
         for number, (source, name) in enumerate(VOUCHED)
-        for seed in range(1000 * number, 1000 * number + 11)
+        for seed in range(1000 * number, 1000 * number + 8)
     ]
-    assert len(cases) == 143
+    assert len(cases) == 104
     check(cases, home, tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_verify_finds_every_change_that_is_written_as_layerprune_writes(home, tm
 def test_a_changed_journal_is_refused_or_goes_on(home, tmp_path):
     """Its lines are read by the same command again, which measures anew what they do not hold."""
     words = ["plan", "{home}/base", *TASKS, "--drop", "1", "--limit", "20", "--force", "-o", "{here}/journal"]
-    cases = [("journal", "journal.jsonl", words, malformed.changed_line, seed, refused_or_works) for seed in range(40)]
+    cases = [("journal", "journal.jsonl", words, malformed.changed_line, seed, refused_or_works) for seed in range(24)]
     check(cases, home, tmp_path)
 
 
