@@ -13,7 +13,10 @@ class Panic(BaseException):
     """What a library in Rust raises is no Exception."""
 
 
-@pytest.mark.parametrize("error", [KeyError("path"), RecursionError("maximum"), Panic("unwrap\non None"), MemoryError()])
+FAULTS = [KeyError("path"), RecursionError("maximum"), Panic("unwrap\non None"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", FAULTS)
 def test_it_ends_in_one_line_that_names_command_fault_and_file(monkeypatch, tmp_path, error):
     def fail(*args, **options):
         raise error

@@ -118,6 +118,8 @@ def _faults(result: Result, codes: tuple[int, ...]) -> Iterator[str]:
         several = re.search(r" has (\d+) faults$", lines[said]) if said < len(lines) else None  # of a recipe
         if said + 1 + int(several[1] if several else 0) != len(lines):
             yield f"not one line: {lines[-2:]}"
+        if "stopped at what it does not expect" in result.stderr:
+            yield f"unforeseen: {lines[-1]}"
         if "Traceback" in result.stderr:
             yield "a traceback"
     text = result.stdout + result.stderr
