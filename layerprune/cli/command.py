@@ -104,7 +104,7 @@ class Verb(click.Command):
     """
 
     def __init__(self, *args: Any, examples: Iterable[str], after_interrupt: str = "nothing was written", **kw: Any):
-        super().__init__(*args, context_settings=HELP, **kw)
+        super().__init__(*args, **({"context_settings": HELP} | kw))
         self.examples = tuple(examples)
         self.after_interrupt = after_interrupt
         self.params += [
