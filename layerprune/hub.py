@@ -182,11 +182,11 @@ def _patiently(
             raise PushError("no Hugging Face token was found; run hf auth login, or set HF_TOKEN") from error
         except OfflineModeIsEnabled as error:
             raise PushError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it") from error
+        except (HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
+            said = _passing(error, repo, last=attempt == ATTEMPTS - 1, opens=opens)
         except (ValueError, LookupError, TypeError) as error:  # what was sent is no JSON, or not what the Hub sends
             said = f"the answer is not the Hub's ({one_line(error)}); a proxy or a login page may stand in between"
             raise PushError(f"{repo}: {said}") from error
-        except (HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
-            said = _passing(error, repo, last=attempt == ATTEMPTS - 1, opens=opens)
         pause = FIRST_WAIT * 2**attempt
         progress.note(f"{said}; trying again in {pause:.0f} s")
         wait(pause)

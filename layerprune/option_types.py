@@ -191,7 +191,7 @@ def path_to(metavar: str) -> OptionType:
         path = Path(_readable(os.fspath(value)))
         try:
             mode = path.stat().st_mode
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return path  # whoever reads it says so
         except OSError as error:  # a name too long, a loop of links, a folder that may not be entered
             raise ValueError(f"{short(str(path))} is not a path that can be read: {error.strerror}") from error

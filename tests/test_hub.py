@@ -329,7 +329,7 @@ def test_a_wrong_token_is_named_and_not_shown(hub, made, monkeypatch, capsys):
 
 
 def test_a_name_that_is_no_repo_is_refused(hub, made):
-    with pytest.raises(PushError, match="is not a repo name"):
+    with pytest.raises(UsageError, match="'a/b/c' is no name of a Hub repo; write owner/name"):
         push(made, "a/b/c", wait=lambda _: None)
 
 

@@ -16,7 +16,7 @@ from layerprune.checkpoint import Checkpoint, Folder, contained, fetch, fetch_do
 from layerprune.checkpoint.companions import left_out
 from layerprune.checkpoint.location import record, reference, source_of
 from layerprune.checkpoint.safetensors import INDEX
-from layerprune.errors import CheckpointError, DocumentError, ExportError, RefusedError, UsageError
+from layerprune.errors import CheckpointError, DocumentError, ExportError, UsageError
 from layerprune.exporter import contents
 from layerprune.exporter.contents import Extras, PrunedConfig, Weight, WeightPlan
 from layerprune.files import check_plain
@@ -56,14 +56,11 @@ def export(
     folder = locate(*source, shards=False)
     checkpoint = folder.open()
     removal = as_removal(plan.removal)
-    if not removal:
-        raise RefusedError("the plan removes no layer, so there is nothing to export")
     with progress.task("checking that the removal can be written down", None):
         pruned = contents.pruned_config(
             folder.path, removal, checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
         )
     _check_planned(plan, folder, f"{plan.model.layers} layers", f"{pruned.sources.depth} layers")
-    _check_planned(plan, folder, f"type {plan.model.model_type}", f"type {pruned.model_type}")
     _check_planned(plan, folder, f"{plan.model.parameters} parameters", f"{pruned.parameters[0]} parameters")
     checkpoint, weights = _fetched(folder, checkpoint, pruned, progress)
     found = _reference(folder, checkpoint, pruned)

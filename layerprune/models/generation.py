@@ -18,7 +18,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from torch.nn.utils.rnn import pad_sequence
 
 from layerprune.architecture.stack import quiet
-from layerprune.errors import ModelError, RefusedError, TaskError
+from layerprune.errors import ModelError, RefusedError, TaskError, one_line
 from layerprune.models.bypass import pruned_view
 from layerprune.removal import Removal
 from layerprune.util import SILENT, Progress
@@ -57,7 +57,10 @@ class Wrapper(HFLM):
             del self.model.generate
 
     def tok_encode(self, string: Any, add_special_tokens: bool | None = None, **kwargs: Any) -> Any:
-        ids = super().tok_encode(string, add_special_tokens, **kwargs)
+        try:
+            ids = super().tok_encode(string, add_special_tokens, **kwargs)
+        except TypeError as error:  # of a tokenizer without the token that stands before a text
+            raise ModelError(f"the tokenizer cannot encode a text for lm-eval: {one_line(error)}") from error
         rows = self.model.get_input_embeddings().weight.shape[0]
         if beyond := [token for token in ids if isinstance(token, int) and token >= rows]:
             raise ModelError(

@@ -205,8 +205,6 @@ def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool = False) 
         tokenizer("a b" * 10, verbose=False)
         if not isinstance(tokenizer.model_max_length, int | float):
             raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}, not a number")
-        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-            raise ValueError("it has neither a bos nor an eos token, one of which stands before a text")
     except Exception as error:  # the readers of a hundred tokenizers raise what they like
         raise ModelError(f"{name} has no tokenizer that transformers can read: {one_line(error)}") from error
     return tokenizer  # type: ignore[no-any-return]

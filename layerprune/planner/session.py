@@ -154,7 +154,7 @@ class ScoringSession:
             progress.note(f"{request.model} has no tokenizer: the metric {entry.name!r} needs none")
         architecture = loaded.architecture
         constraints = rules.constraints(architecture.depth, request.protect, architecture)
-        if not constraints.moves:
+        if not constraints.moves and not isinstance(request, PlanConfig):  # a plan's goal says it in its own words
             said = f"none of the {architecture.depth} layers may go"
             raise UsageError(f"{said}: --protect keeps {request.protect}" if request.protect else said)
         rows = request.batch_size if isinstance(request.batch_size, int) else None
