@@ -18,10 +18,12 @@ from layerprune.formatting import in_words
 
 
 MOST_BYTES = 128 * 2**20
+MOST_DOCUMENT_BYTES = 512 * 2**20  # scores.json: every item's figures under every candidate, some 13 bytes each
 MOST_TEXT_BYTES = 2**30  # of a corpus
 MOST_YAML_BYTES = 2**20  # PyYAML reads some 100 kB a second
 MOST_DEPTH = 100  # levels of nesting
 MOST_DIGITS = 100  # of one number
+MOST_CONTAINERS = 10**7  # lists and objects; each takes some hundred bytes, and two or three in a file
 MOST_NODES = 100_000  # of YAML once every alias is written out
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -59,9 +61,11 @@ def parse_json(text: str, *, finite: bool = True, repeats: bool = True) -> Any:
     """Return the value of a JSON text; raises ``ValueError`` with one line for what is none.
 
     Beyond the grammar it refuses what some reader behind it cannot take: more than ``MOST_DEPTH`` levels, numbers of
-    more than ``MOST_DIGITS`` digits or beyond a double, half a surrogate pair, with ``finite`` NaN and Infinity, and
-    unless ``repeats`` a key that occurs twice in one object.
+    more than ``MOST_DIGITS`` digits or beyond a double, half a surrogate pair, more than ``MOST_CONTAINERS`` lists and
+    objects, with ``finite`` NaN and Infinity, and unless ``repeats`` a key that occurs twice in one object.
     """
+    if text.count("[") + text.count("{") > MOST_CONTAINERS:
+        raise ValueError(f"more than {MOST_CONTAINERS:,} lists and objects")
     hooks: dict[str, Any] = {"parse_int": _whole, "parse_float": _number}
     if finite:
         hooks["parse_constant"] = _constant

@@ -1,7 +1,6 @@
 """JSON, YAML and text that others wrote: what is read as it is, and the one line that each fault gets."""
 
 import os
-import time
 
 import pytest
 import yaml
@@ -31,6 +30,7 @@ def test_what_is_json_is_read_as_python_reads_it(text, value):
         ("[" * (MOST_DEPTH + 1) + "]" * (MOST_DEPTH + 1), "nested more than 100 levels deep"),
         ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested more than 100 levels deep"),
         ("[" + "7" * 5000 + "]", "a number of 5000 digits; 100 are read"),
+        ("[" + "[]," * 10**7 + "[]]", "more than 10,000,000 lists and objects"),
         ("1e400", "the number 1e400 is beyond what is read"),
         ("[NaN]", "NaN is no JSON number"),
         ("-Infinity", "-Infinity is no JSON number"),
@@ -105,11 +105,3 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]
 def test_yaml_that_would_not_end_or_is_none_is_refused(text, said):
     with pytest.raises((ValueError, yaml.YAMLError), match=said):
         parse_yaml(text)
-
-
-def test_an_alias_bomb_is_seen_without_being_written_out():
-    """Written out it has 10 to the 29 values: whoever did so would not come back."""
-    before = time.process_time()
-    with pytest.raises(ValueError, match="aliases"):
-        parse_yaml(BOMB)
-    assert time.process_time() - before < 60

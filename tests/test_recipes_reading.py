@@ -4,26 +4,9 @@ import pytest
 
 from layerprune.errors import DocumentError
 from layerprune.recipes import read_recipe
+from recipe_samples import GOOD, written
 
-GOOD = """\
-model: org/name
-score:
-  tasks: [arc_easy, hellaswag]
-  limit: 20
-plan:
-  drop: 25%
-  protect: [0, 1, -1]
-"""
-
-
-@pytest.fixture
-def written(tmp_path):
-    def write(text):
-        path = tmp_path / "recipe.yaml"
-        path.write_text(text)
-        return path
-
-    return write
+__all__ = ["written"]  # a fixture
 
 
 @pytest.mark.parametrize(

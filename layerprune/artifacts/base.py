@@ -16,8 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from layerprune import parsing
 from layerprune.errors import DocumentError, one_line
 from layerprune.files import checked_name, same_file, shown, writing
-from layerprune.formatting import CONTROL
-from layerprune.parsing import parse_json
+from layerprune.formatting import CONTROL, in_words
+from layerprune.parsing import MOST_BYTES, MOST_DOCUMENT_BYTES, parse_json
 from layerprune.removal import Removal
 
 if TYPE_CHECKING:
@@ -79,14 +79,23 @@ class Document(Part):
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
     def save(self, path: Path) -> Path:
-        """Write the document for people to read and diff (same bytes for the same content); never half a file."""
-        write_atomically(path, (pretty(self.model_dump(mode="json")) + "\n").encode())
+        """Write the document for people to read and diff (same bytes for the same content); never half a file.
+
+        Raises ``DocumentError`` for one that is too large to be read back.
+        """
+        data = (pretty(self.model_dump(mode="json")) + "\n").encode()
+        if len(data) > MOST_DOCUMENT_BYTES:
+            raise DocumentError(
+                f"{path} would be {in_words(len(data))} long, and {in_words(MOST_DOCUMENT_BYTES)} are read; use fewer "
+                "items (--limit) or tasks"
+            )
+        write_atomically(path, data)
         return path
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a document; raises ``DocumentError`` naming the file and the first fault."""
-        text = read_text(path, f"a {cls.filename}")
+        text = read_text(path, f"a {cls.filename}", MOST_DOCUMENT_BYTES)
         try:
             data = parse_json(text)
         except ValueError as error:
@@ -114,10 +123,10 @@ class Document(Part):
             raise DocumentError(": ".join([source, *where, said])) from error
 
 
-def read_text(path: Path, expected: str) -> str:
+def read_text(path: Path, expected: str, most: int = MOST_BYTES) -> str:
     """Return a file's text; raises ``DocumentError`` when it is not there or cannot be read."""
     try:
-        return parsing.read_text(path)
+        return parsing.read_text(path, most)
     except FileNotFoundError:
         raise DocumentError(f"{path} does not exist; expected {expected}") from None
     except (OSError, ValueError) as error:

@@ -207,10 +207,17 @@ FAULT, INTERRUPTED = 2, 130
 def unforeseen(command: str, error: BaseException) -> str:
     """Write what is needed to mend a fault that nothing foresaw into a file, and return the line that names it."""
     said = f"{type(error).__name__}: {one_line(error)}"
-    told = [f"layerprune {__version__}, Python {sys.version}, {sys.platform}", shlex.join(sys.argv), ""]
-    with tempfile.NamedTemporaryFile("w", prefix="layerprune-", suffix=".txt", delete=False, encoding="utf-8") as file:
-        file.write("\n".join(map(printable, told)) + "\n" + "".join(traceback.format_exception(error)))
-    return f"{command} stopped at what it does not expect: {said}; to have it mended, report it with {file.name}"
+    told = [f"layerprune {__version__}, Python {sys.version}, {sys.platform}", shlex.join(sys.argv)]
+    text = "\n".join([*told, "", *traceback.format_exception(error)])
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="layerprune-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(printable(text, lines=True))  # no token of a URL goes into a report
+        how = f"report it with {file.name}"
+    except OSError as fault:
+        how = f"run it again with -vv and report what it says (no file could be written: {one_line(fault)})"
+    return f"{command} stopped at what it does not expect: {said}; to have it mended, {how}"
 
 
 class CommandFault(click.ClickException):
@@ -235,7 +242,7 @@ def in_one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         page = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        raise CommandFault(printable(" ".join(error.format_message().split(" "))) + page) from error
+        raise CommandFault(printable(" ".join(error.format_message().split())) + page) from error
 
 
 # Keeps the libraries underneath from talking over our own output.

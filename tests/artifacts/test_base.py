@@ -229,3 +229,10 @@ def test_two_names_that_are_one_file_where_case_does_not_count():
     both = samples.receipt().model_dump(mode="json") | {"files": {"LICENSE": ENTRY, "license": ENTRY}}
     with pytest.raises(DocumentError, match="'LICENSE' and 'license', which are one file"):
         Receipt.parse(both, "receipt.json")
+
+
+def test_a_document_that_could_not_be_read_back_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("layerprune.artifacts.base.MOST_DOCUMENT_BYTES", 500)
+    with pytest.raises(DocumentError, match=r"would be .* long, and 500 B are read; use fewer items \(--limit\)"):
+        samples.plan().save(tmp_path / "plan.json")
+    assert not list(tmp_path.iterdir())

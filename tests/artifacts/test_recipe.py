@@ -6,27 +6,10 @@ from checkout import ROOT
 from layerprune.artifacts import Recipe, StudyRecipe
 from layerprune.artifacts.recipe import difference
 from layerprune.errors import DocumentError, UsageError
+from recipe_samples import GOOD, written
 
+__all__ = ["written"]  # a fixture
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-GOOD = """\
-model: org/name
-score:
-  tasks: [arc_easy, hellaswag]
-  limit: 20
-plan:
-  drop: 25%
-  protect: [0, 1, -1]
-"""
-
-
-@pytest.fixture
-def written(tmp_path):
-    def write(text):
-        path = tmp_path / "recipe.yaml"
-        path.write_text(text)
-        return path
-
-    return write
 
 
 def faults(path, *changes):

@@ -32,6 +32,19 @@ def test_it_ends_in_one_line_that_names_command_fault_and_file(monkeypatch, tmp_
     assert "in fail" in told
 
 
+def test_no_token_goes_into_the_file_and_a_disk_that_takes_none_is_no_second_fault(monkeypatch, tmp_path):
+    def fail(*args, **options):
+        raise KeyError("https://me:hf_secretsecret@host/x \ud800")
+
+    monkeypatch.setattr(api, "inspect", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert "secret" not in refused("inspect", "somewhere")
+    assert "secret" not in "".join(path.read_text() for path in tmp_path.iterdir())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    said = refused("inspect", "somewhere")
+    assert "run it again with -vv and report what it says (no file could be written: [Errno 2]" in said
+
+
 def test_twice_verbose_shows_the_traceback_too(monkeypatch, tmp_path):
     def fail(*args, **options):
         raise KeyError("path")
