@@ -236,3 +236,29 @@ def test_a_document_that_could_not_be_read_back_is_not_written(tmp_path, monkeyp
     with pytest.raises(DocumentError, match=r"would be .* long, and 500 B are read; use fewer items \(--limit\)"):
         samples.plan().save(tmp_path / "plan.json")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": True}, "has format True; this layerprune reads format 1"),
+        ({"seed": "0"}, "seed: Input should be a valid integer"),
+        ({"seed": True}, "seed: Input should be a valid integer"),
+        ({"removal": ["3", "11"]}, r"removal\.0: "),
+        ({"requested": 6}, "requested: Input should be a valid string"),
+    ],
+)
+def test_a_value_of_another_type_is_not_taken_for_the_right_one(tmp_path, changes, said):
+    data = json.loads(samples.plan().save(tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(data | changes))
+    with pytest.raises(DocumentError, match=said):
+        Plan.load(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("name", ["", "\x1b[31mred", "one\ntwo", "a\0b"])
+def test_a_models_name_can_be_printed(tmp_path, name):
+    data = json.loads(samples.plan().save(tmp_path / "plan.json").read_text())
+    data["model"]["id"] = name
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(DocumentError, match=r"model\.id: .* is no name: it is empty, or holds what cannot be printed"):
+        Plan.load(tmp_path / "plan.json")

@@ -134,3 +134,15 @@ def test_figures_are_short():
     assert {value: number(value) for value in figures} == figures
     times = {0.44: "0.4 s", 14.2: "14 s", 59.6: "1 min 0 s", 200: "3 min 20 s", 7500: "2 h 5 min"}
     assert {seconds: duration(seconds) for seconds in times} == times
+
+
+def test_what_is_shown_moves_no_cursor(plain, capsys):
+    progress, _, stream = plain
+    progress.note("\x1b[31mred")
+    assert stream.getvalue() == "\\x1b[31mred\n"
+    Console().print("\x1b[31mred", table("\x1b[2J", "one", rows=[["\x1b[1mbold"]]))
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred" in shown
+    assert "\\x1b[2J" in shown
+    assert "\\x1b[1mbold" in shown

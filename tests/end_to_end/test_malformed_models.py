@@ -73,6 +73,13 @@ def test_a_damaged_tokenizer_is_told_of_before_anything_is_written(copy, content
     assert not broken_rules(copy, command(copy))
 
 
+def test_a_file_that_no_model_has_so_large_is_not_read(copy):
+    with (copy / "base" / "tokenizer.json").open("wb") as file:
+        file.truncate(20 * 10**9)  # sparse
+    for words in (score(copy), export(copy)):
+        assert "tokenizer.json is 20 GB long; such a file has at most 134 MB" in refused(*words)
+
+
 def test_tokens_that_the_model_does_not_know_are_refused(copy):
     path = copy / "base" / "tokenizer.json"
     whole = json.loads(path.read_text())

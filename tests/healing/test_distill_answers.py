@@ -8,10 +8,10 @@ import torch
 import audit_tiny
 import heal_tiny
 from layerprune.data.corpus import TextDocument, build_corpus
-from layerprune.errors import UsageError
+from layerprune.errors import DocumentError, UsageError
 from layerprune.exporter import export
 from layerprune.healing import finetune
-from layerprune.healing.distill import rewrite_answers
+from layerprune.healing.distill import TeacherCache, rewrite_answers
 from layerprune.healing.healer import heal
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
@@ -116,3 +116,18 @@ def test_a_healing_reads_what_the_base_has_written(home, base, tmp_path, monkeyp
 def test_prose_asks_nothing(base, tmp_path):
     with pytest.raises(UsageError, match="the corpus holds none: give chats"):
         rewrite_answers([TextDocument(text="prose")], base, 6, tmp_path)
+
+
+def test_damaged_files_of_what_the_base_said_are_named(tmp_path):
+    kept = TeacherCache(tmp_path / "kept", 2, 1.0)
+    kept.make_room(3, 4)
+    rows, wanted = torch.tensor([0]), torch.ones(1, 4, dtype=torch.bool)
+    assert kept.read(rows, wanted).tokens.shape == (4, 2)
+    for content in (b"", b"x", b"\xff"):
+        (tmp_path / "kept" / "done").write_bytes(content)
+        with pytest.raises(DocumentError, match=r"done is damaged .* remove .*kept to ask the base anew"):
+            assert kept.done
+    for content in (b"", b"no table", (tmp_path / "kept" / "top.npy").read_bytes()[:150]):
+        (tmp_path / "kept" / "top.npy").write_bytes(content)
+        with pytest.raises(DocumentError, match=r"top\.npy is damaged .* remove .*kept to ask the base anew"):
+            kept.read(rows, wanted)

@@ -330,3 +330,34 @@ def test_divergence_from_the_whole_vocabulary_is_the_whole_divergence():
     top_of = {k: divergence_from_top(student.detach().clone(), Top.of(teacher, k, 1.0), 1.0)[0] for k in (9, 31)}
     assert float(top_of[31]) == pytest.approx(whole, rel=1e-5)
     assert float(top_of[9]) < whole
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("optimizer", {}, ""), ("optimizer", None, ""), ("optimizer", "x", ""), ("weights", [1], ""),
+        ("state", {"step": -5}, ""), ("state", {"step": 3}, "it is of step 3"),
+    ],
+)  # fmt: skip
+def test_a_state_with_another_part_is_called_damaged(tmp_path, part, value, said):
+    train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
+    [path] = tmp_path.glob("*/last.pt")
+    torch.save(torch.load(path) | {part: value}, path)
+    with pytest.raises(DocumentError, match=rf"last.pt is damaged .*{said}.* to begin anew"):
+        train(trainee(), NextToken(), text_of(), options_of(steps=2), tmp_path)
+
+
+def test_damaged_best_weights_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    text, options = text_of(4), options_of(steps=60, lr=5e-3, measures=30, warmup=0, patience=3)
+    train(trainee(), NextToken(), text, options, tmp_path)  # stops early: the best step is not the last
+    [path] = tmp_path.glob("*/best.safetensors")
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", None):
+        path.write_bytes(damaged) if damaged is not None else save_file({"other": torch.zeros(2)}, path)
+        with pytest.raises(DocumentError, match=r"best.safetensors is damaged .* remove .* to begin anew"):
+            train(trainee(), NextToken(), text, options, tmp_path)
+    path.unlink()
+    with pytest.raises(DocumentError, match=r"best.safetensors is damaged"):
+        train(trainee(), NextToken(), text, options, tmp_path)

@@ -97,6 +97,16 @@ def test_a_damaged_record_is_told(tmp_path):
         fitting(tmp_path, 60).items(None, None, [], answers=False)
 
 
+@pytest.mark.parametrize("items", [True, 1, 2.5, "40", None])
+def test_a_number_that_nobody_would_have_written_is_measured_anew(tmp_path, monkeypatch, items):
+    monkeypatch.setattr(TimeBudget, "seconds_of", lambda self, *rest: (0.0, 0.1))
+    asked = (fitting(tmp_path, 3600), lambda count: count, None, [Removal.of(0)])
+    expected = asked[0].items(*asked[1:], answers=False)
+    path = tmp_path / "budget.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"items": items}))
+    assert fitting(tmp_path, 3600).items(*asked[1:], answers=False) == pytest.approx(expected, abs=1)
+
+
 def test_a_run_takes_what_fits_and_goes_on_with_it(home, tmp_path, monkeypatch):
     toy = {"tasks": ["toy"], "include_path": home / "tasks"}
     real = TimeBudget.seconds_of
