@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 ROWS = 4  # of each tensor's beginning and end, to see that a model in memory is still the one on disk
+ONE_CARD = 0.8  # of a card's free memory, which a model may fill: over several cards only one works at a time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -55,9 +56,9 @@ class LoadedModel:
         """Load a local folder or a Hub model for evaluation.
 
         ``dtype``: auto (the checkpoint's own, except that a CPU without fast bfloat16 gets float32), float32, bfloat16
-        or float16. ``device``: auto (all CUDA devices, else the CPU) or a torch device name. ``reads_text``: whether
-        a tokenizer is needed. Raises ``ModelError`` when weights are missing or the type has no decoder stack,
-        ``RefusedError`` for what is not causal.
+        or float16. ``device``: auto (one card that holds the model, else as many as do, else the CPU) or a torch device
+        name. ``reads_text``: whether a tokenizer is needed. Raises ``ModelError`` when weights are missing or the type
+        has no decoder stack, ``RefusedError`` for what is not causal.
         """
         from transformers import AutoModelForCausalLM
 
@@ -72,7 +73,8 @@ class LoadedModel:
             if reads_text:
                 raise
             tokenizer = None
-        place, wanted = _device(device), _dtype(dtype, config, device)
+        wanted = _dtype(dtype, config, device)
+        place = _device(device, architecture.parameters() * wanted.itemsize)
         try:
             loaded, info = AutoModelForCausalLM.from_pretrained(
                 folder.path,
@@ -142,7 +144,7 @@ class LoadedModel:
             "code": self._code,
             "tokenizer": self._tokenizer,
             "dtype": str(self.dtype),
-            "device": self.device.type,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
         }
 
     @cached_property
@@ -257,9 +259,14 @@ def _quantised(config: Any) -> str:
     return f"; its weights are quantised ({method}), which may take a package or a device that is not here"
 
 
-def _device(device: str) -> str:
+def _device(device: str, weights: int) -> str:
+    """Return where a model of so many bytes goes: one device, or "auto" for as many cards as hold it."""
     if device == "auto":
-        return "auto" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        free = [torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count())]
+        roomiest = max(range(len(free)), key=free.__getitem__)
+        return f"cuda:{roomiest}" if weights <= ONE_CARD * free[roomiest] else "auto"
     try:
         known = torch.device(device).type != "meta"  # which has no numbers
     except RuntimeError:

@@ -32,6 +32,7 @@ CUDA_TOKENS = 32768
 MEMORY = 4 * 1024**3
 # The share that the intact model's states from earlier rounds may fill; the rest is for the removals of one batch.
 KEPT_SHARE = 0.25
+PATIENCE = 8  # batches that must fit, after the device ran out of memory, before larger ones are tried; then twice that
 
 
 @dataclass
@@ -58,9 +59,11 @@ class Engine:
         self.memory = memory or MEMORY
         self.tokens = tokens or (CUDA_TOKENS if loaded.device.type == "cuda" else CPU_TOKENS)
         self.rows = rows  # --batch-size: a fixed number of rows instead of a number of tokens
-        # Tokens of a batch that the device had room for, once it ran out. Apart from what was asked for, which stands
-        # in journals' keys: a run that is taken up again has not run out yet.
+        # Removals and tokens of a batch that the device had room for, once it ran out. Apart from what was asked for,
+        # which stands in journals' keys: a run that is taken up again has not run out yet.
+        self.beside: int | None = None
         self.fits: int | None = None
+        self._patience, self._fitted = PATIENCE, 0  # batches that must fit before more is tried; those that have
         self.account = Account()
         self.path: EvaluationPath = PlainPath(loaded)
         self.remarks: list[str] = []  # why faster paths were not taken
@@ -131,10 +134,13 @@ class Engine:
     ) -> Iterator[tuple[list[int], list[int], Grades]]:
         """Measure a batch under a part of the removals; out of device memory, do it in halves.
 
-        Yields (requests, numbers of removals, their grades). Rows are halved first, and batches to come are no larger.
+        Yields (requests, numbers of removals, their grades). Removals are halved first, which changes no figure; rows
+        only under a single one. What comes next is no larger, until enough of it has fitted.
         """
         tokens = batch[0].length * len(batch)
-        if self.fits is None or tokens <= self.fits or len(batch) == 1:
+        crowded = self.beside is not None and len(part) > self.beside
+        large = self.fits is not None and tokens > self.fits and len(batch) > 1
+        if not crowded and not large:
             try:
                 members, grades = path.run(batch, [removals[number] for number in part])
             except (RuntimeError, MemoryError) as error:
@@ -144,20 +150,33 @@ class Engine:
                     length, device = batch[0].length, path.loaded.device
                     raise ModelError(f"a single row of {length} tokens does not fit on {device}") from error
             else:
+                self._has_fitted()
                 yield members, part, grades
                 return
             path.read = None
+            self._patience, self._fitted = 2 * self._patience, 0
+            crowded = len(part) > 1
+            if crowded:
+                self.beside = len(part) // 2
+            else:
+                self.fits = max(len(batch) // 2 * batch[0].length, 1)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        if len(batch) > 1:
-            half = len(batch) // 2
-            self.fits = min(self.fits or tokens, max(half * batch[0].length, 1))
-            halves = [(batch[:half], part), (batch[half:], part)]
-        else:
-            half = len(part) // 2
+        if crowded:
+            half = min(len(part) // 2, self.beside or 1)
             halves = [(batch, part[:half]), (batch, part[half:])]
+        else:
+            half = len(batch) // 2
+            halves = [(batch[:half], part), (batch[half:], part)]
         for rows, numbers in halves:
             yield from self._run(path, rows, removals, numbers)
+
+    def _has_fitted(self) -> None:
+        """Try twice as much again, once enough batches have fitted: the device may have been full of others' work."""
+        self._fitted += 1
+        if self._fitted >= self._patience:
+            self._fitted = 0
+            self.beside, self.fits = (None if most is None else 2 * most for most in (self.beside, self.fits))
 
 
 def _sections(made: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
@@ -170,7 +189,9 @@ def _sections(made: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
 def _out_of_memory(error: BaseException) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error):
+        return True
+    return "CUBLAS_STATUS_ALLOC_FAILED" in str(error)  # a matrix product that finds no room for its workspace
 
 
 # Before a fast path is trusted with a model, it must give what plain forwards give, on the user's own requests.

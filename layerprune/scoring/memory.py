@@ -48,6 +48,9 @@ TOKEN = 3  # every token of a trial: experts then meet their worst case, all tok
 # Of each answer token that is read where another one is: its number, row, place, and what is found.
 ANSWER_BYTES = 64
 GRADE: Stage = ("grade", 0)
+# Of each answer token under each removal: what is found (float32 and bool); when it is added up also the same of all
+# removals together, and in float64.
+FOUND_BYTES = {"grade": 5, "sum": 17}
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,6 @@ class MemoryEstimate:
     like: list[int]  # for each layer the one that ran in its place
     state: np.ndarray  # (depth + 1, sizes) bytes of a state in front of each layer, and behind the last
     cache: np.ndarray  # (depth,) bytes of one token of a beginning in each layer
-    vocabulary: int
     peak: int  # bytes that the trials themselves took
 
     @classmethod
@@ -172,7 +174,7 @@ class MemoryEstimate:
         trial, known = traffic(depth, (frozenset(removals[0]),)), np.stack(sizes)
         fitted = [_fit(known, seen) for seen in np.array(states, dtype=float).T]
         state = np.stack([fitted[like[max(layer - 1, 0)]] for layer in range(depth + 1)])
-        return cls(*_moments(runs, known), trial, like, state, cache[like], path.loaded.vocabulary, peak)
+        return cls(*_moments(runs, known), trial, like, state, cache[like], peak)
 
     def of_batch(self, shape: BatchShape, states: Traffic, piece: int) -> int:
         """Return the bytes of one batch under some removals; ``piece``: places whose logits are computed at once."""
@@ -200,10 +202,11 @@ class MemoryEstimate:
             found = kept[min(max(layer, 0), depth - 1)] if what == "read" else kept[-1]
             if what in ("run", "read") and layer >= 0:
                 found += extra[layer] * (batch if what == "run" else begun)[layer]
-            if (what, layer) == GRADE:  # the other removals' last states are there, at graded places
+            if what in FOUND_BYTES:  # the other removals' last states are there, at graded places
                 found += (states.removals - 1) * shape.places * float(self.state[-1] @ BatchShape(1, 1, 0, 0).sizes(1))
-                # in the trials every place has one answer token, and none is looked for among all before it
-                found += ANSWER_BYTES * max(shape.answers - shape.places, 0) + self.vocabulary
+                found += (states.removals - 1) * shape.answers * FOUND_BYTES[what]
+                # in the trials every place has one answer token
+                found += ANSWER_BYTES * max(shape.answers - shape.places, 0)
             more[what, layer] = float(found)
         return more
 

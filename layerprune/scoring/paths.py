@@ -93,16 +93,18 @@ class ChainPath(EvaluationPath):
         super().__init__(loaded)
         self.piece = max(1, LOGIT_BYTES // (4 * loaded.vocabulary))
         self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=loaded.device)})
+        self.walk.learn_head()
 
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         self.walk.stage = "inputs", 0
-        places = Places(rows)
+        places = Places(rows, self.loaded.device)
         drops = [frozenset(removal) for removal in removals]
         beginning = self.beginning(rows[0].beginning, drops)
         self.walk.stage = "inputs", 1
         found = self.walk.hidden(self.inputs(rows), drops, places.rows, places.nodes, beginning)
-        graded = [grade(self.walk, hidden, places, self.piece) for hidden in found]
-        return places.requests, (np.stack([sums for sums, _ in graded]), np.stack([greedy for _, greedy in graded]))
+        figures = [graded(self.walk, hidden, places, self.piece) for hidden in found]
+        self.walk.stage = "sum", 0
+        return places.requests, summed(figures, places)
 
     def beginning(self, tokens: tuple[int, ...], drops: list[frozenset[int]]) -> SharedBeginning | None:
         """Return what follows on these tokens may look back at; None where there are none."""
@@ -195,19 +197,25 @@ LOGIT_BYTES = 64 * 1024**2
 
 
 class Places:
-    """The distinct places of a batch whose next token is graded, and which answer tokens are graded there."""
+    """The distinct places of a batch whose next token is graded, and which answer tokens are graded there.
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    What indexes tensors is on the device, brought there once for all removals.
+    """
+
+    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
         targets = [(number, target) for number, row in enumerate(rows) for target in row.targets]
         read_at = [(number, node) for number, target in targets for node in target.nodes.tolist()]
         index = {place: position for position, place in enumerate(dict.fromkeys(read_at))}
         self.requests = [target.request for _, target in targets]
-        self.rows = torch.tensor([row for row, _ in index])
-        self.nodes = torch.tensor([node for _, node in index])
-        self.place = np.array([index[place] for place in read_at])  # (graded,) which place each answer token is read at
-        self.tokens = np.concatenate([target.tokens for _, target in targets])  # (graded,)
-        # (graded,) which of ``requests`` it belongs to
-        self.owner = np.repeat(np.arange(len(targets)), [len(target.tokens) for _, target in targets])
+        self.rows = torch.tensor([row for row, _ in index], device=device)
+        self.nodes = torch.tensor([node for _, node in index], device=device)
+        place = np.array([index[place] for place in read_at])
+        order = np.argsort(place, kind="stable")
+        self.place = place[order]  # (graded,) which place each answer token is read at, ascending
+        owner = np.repeat(np.arange(len(targets)), [len(target.tokens) for _, target in targets])
+        self.owner = owner[order]  # (graded,) which of ``requests`` it belongs to
+        self.which = torch.from_numpy(self.place).to(device)
+        self.asked = torch.from_numpy(np.concatenate([target.tokens for _, target in targets])[order]).to(device)
 
 
 def widened(logits: Tensor) -> Tensor:
@@ -224,39 +232,36 @@ def _normalised(logits: Tensor, which: Tensor, asked: Tensor) -> tuple[Tensor, T
     """
     wide = widened(logits)
     wide = logits.clone() if wide is logits else wide
-    chosen, top = wide[which, asked], wide.amax(dim=-1)
-    best = chosen == top[which]
-    for place in torch.nonzero(best)[:, 0].tolist():  # of equal logits the first is the greedy one
-        best[place] = not (wide[which[place], : asked[place]] == top[which[place]]).any()
+    chosen = wide[which, asked]
+    top, first = wide.max(dim=-1)  # of equal logits the first is the greedy one, and torch names the first
     total = wide.sub_(top[:, None]).exp_().sum(dim=-1, dtype=wide.dtype)
-    return chosen - top[which] - total.log()[which], best
+    return chosen - top[which] - total.log()[which], first[which] == asked
 
 
-def _graded(walk: Walk, hidden: Tensor, which: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``_normalised`` of one piece; its logits are gone before the next one's are made."""
-    logits = walk.logits(hidden)  # (piece, vocabulary)
-    rows, tokens = (torch.as_tensor(numbers, device=logits.device) for numbers in (which, asked))
-    found, best = _normalised(logits, rows, tokens)
-    return found.double().cpu().numpy(), best.cpu().numpy()
-
-
-def grade(walk: Walk, hidden: Tensor, places: Places, piece: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (sums of log-probabilities in nats, how many tokens are greedy) of a batch's requests, both (requests,).
+def graded(walk: Walk, hidden: Tensor, places: Places, piece: int) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and greedy flags of a batch's answer tokens, (graded,) in the order of their places.
 
     ``hidden`` is (places, hidden), the last layer's output; ``piece``: for how many places logits are computed at once.
-    Log-probabilities are taken in float32 whatever the model's dtype.
+    Both stay on the device: nothing here waits for it. Log-probabilities are taken in float32 whatever the dtype.
     """
-    order = np.argsort(places.place, kind="stable")
-    logs = np.empty(len(order), dtype=np.float64)
-    greedy = np.empty(len(order), dtype=bool)
     walk.stage = "grade", 0
-    sorted_places = places.place[order]
+    logs, greedy = [], []
     for start in range(0, len(hidden), piece):
-        inside = slice(*np.searchsorted(sorted_places, [start, start + piece]))
-        which, asked = sorted_places[inside] - start, places.tokens[order[inside]]
-        logs[order[inside]], greedy[order[inside]] = _graded(walk, hidden[start : start + piece], which, asked)
-    sums = np.zeros(len(places.requests))
-    np.add.at(sums, places.owner, logs)
-    counts = np.zeros(len(places.requests), dtype=np.int64)
-    np.add.at(counts, places.owner, greedy)
+        inside = slice(*np.searchsorted(places.place, [start, start + piece]).tolist())
+        logits = walk.logits(hidden[start : start + piece])  # (piece, vocabulary)
+        found, best = _normalised(logits, places.which[inside] - start, places.asked[inside])
+        del logits  # they go before the next ones are made
+        logs.append(found)
+        greedy.append(best)
+    return torch.cat(logs), torch.cat(greedy)
+
+
+def summed(found: Sequence[tuple[Tensor, Tensor]], places: Places) -> Grades:
+    """Bring what ``graded`` found for each removal to the host, at once, and add it up by request."""
+    logs = torch.stack([logs for logs, _ in found]).cpu().double().numpy()  # (removals, graded)
+    greedy = torch.stack([greedy for _, greedy in found]).cpu().numpy()
+    sums = np.zeros((len(found), len(places.requests)))
+    np.add.at(sums, (slice(None), places.owner), logs)
+    counts = np.zeros(sums.shape, dtype=np.int64)
+    np.add.at(counts, (slice(None), places.owner), greedy)
     return sums, counts

@@ -79,6 +79,7 @@ class Walk:
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
         self.model, self.layers = model, layers
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
+        self.masked_head = False  # the head's forward is given a mask, though no layer looks at it
         self.shares = False  # layers hand each other more than hidden states, through mappings that they write to
         self.work = Work()
         self.base_states: BaseStateCache | None = None  # what is left of earlier batches; None: nothing is kept
@@ -98,6 +99,18 @@ class Walk:
         with torch.no_grad(), wrapped_layers(self.layers, forward):
             self.model(**inputs, use_cache=False)
         self.wraps = [wraps[index] for index in range(len(self.layers))]
+
+    @torch.no_grad()
+    def learn_head(self) -> None:
+        """See whether the head takes a mask that is made: a model that makes its own waits for the device to do so."""
+        weight = self.model.get_output_embeddings().weight  # type: ignore[operator]
+        hidden = torch.ones(2, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        expected = self.logits(hidden)
+        self.masked_head = True
+        try:
+            self.masked_head = torch.equal(self.logits(hidden), expected)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):  # it makes its own, then
+            self.masked_head = False
 
     @torch.no_grad()
     def hidden(
@@ -207,8 +220,9 @@ class Walk:
             return self.wraps[index](rows if index == last else incoming)
 
         ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.model.device)  # type: ignore[arg-type]
+        mask = {"attention_mask": hidden.new_zeros(len(hidden), 1, 1, 1)} if self.masked_head else {}
         with wrapped_layers(self.layers, forward):
-            return self.model(input_ids=ids, use_cache=False).logits[:, 0]
+            return self.model(input_ids=ids, use_cache=False, **mask).logits[:, 0]
 
 
 def _wrapper(output: Any) -> Callable[[Tensor], Any]:

@@ -137,6 +137,40 @@ def test_the_states_that_are_kept_stay_within_the_memory():
     assert sum(hidden.numel() * hidden.element_size() for hidden in kept) == cache.used <= 500_000
 
 
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("made for the test"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+])  # fmt: skip
+def test_out_of_memory_splits_removals_first_and_more_is_tried_again_later(monkeypatch, error):
+    loaded = tiny_loaded("llama")
+    requests, groups = multiple_choice(loaded.vocabulary, count=12)
+    removals = [Removal.of(layer) for layer in range(len(loaded.layers))]
+    expected, _ = Engine(loaded, rows=2).measure(requests, groups, removals)
+    monkeypatch.setattr("layerprune.scoring.engine.PATIENCE", 2)
+    engine, sizes = Engine(loaded, rows=2), []
+    engine.choose_path(requests, groups)
+    run, room = engine.path.run, [2]
+
+    def crowded(rows, part):
+        sizes.append((len(rows), len(part)))
+        if len(part) > room[0]:
+            raise error
+        return run(rows, part)
+
+    monkeypatch.setattr(engine.path, "run", crowded)
+    sums, _ = engine.measure(requests, groups, removals)
+    assert (sums == expected).all()  # bit for bit: rows stay together
+    assert engine.fits is None
+    assert engine.beside is not None
+    refused = sum(part > room[0] for _, part in sizes)
+    assert 0 < refused < len(sizes) / 3  # what was too much once is not asked for with every batch
+    room[0] = 100
+    sizes.clear()
+    for _ in range(30):
+        engine.measure(requests, groups, removals)
+    assert max(part for _, part in sizes) == len(removals)
+
+
 @pytest.mark.parametrize("rows", [None, 5])
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch, rows):
     loaded = tiny_loaded("llama")

@@ -1,0 +1,32 @@
+"""``--device auto``: one card where one holds the model, as many as do where none does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from families import tiny_model
+from layerprune.errors import ModelError
+from layerprune.models.model import LoadedModel
+
+
+@pytest.mark.parametrize(
+    ("free", "place"),
+    [([10**9, 2 * 10**9], "cuda:1"), ([2 * 10**9, 10**9], "cuda:0"), ([1000, 1000], "auto")],
+)
+def test_a_model_that_one_card_holds_goes_to_the_roomiest(tmp_path, monkeypatch, free, place):
+    tiny_model("llama").save_pretrained(tmp_path)
+    asked = []
+
+    def refused(folder, **options):
+        asked.append(options["device_map"])
+        raise RuntimeError("no card is here")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (free[card], 2 * free[card]))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refused)
+    with pytest.raises(ModelError, match="no card is here"):
+        LoadedModel.load(str(tmp_path), reads_text=False)
+    assert asked == [place]
