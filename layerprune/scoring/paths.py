@@ -92,12 +92,13 @@ class ChainPath(EvaluationPath):
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
         self.piece = max(1, LOGIT_BYTES // (4 * loaded.vocabulary))
-        self.walk.learn_outputs({"input_ids": torch.zeros(1, 2, dtype=torch.long, device=loaded.device)})
-        self.walk.learn_head()
+        few = torch.zeros(1, 2, dtype=torch.long, device=loaded.device)
+        self.walk.learn_head(self.walk.learn_outputs({"input_ids": few})[0])
 
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         self.walk.stage = "inputs", 0
-        places = Places(rows, self.loaded.device)
+        head = self.loaded.model.get_output_embeddings().weight
+        places = Places(rows, head.device)
         drops = [frozenset(removal) for removal in removals]
         beginning = self.beginning(rows[0].beginning, drops)
         self.walk.stage = "inputs", 1
@@ -249,7 +250,8 @@ def graded(walk: Walk, hidden: Tensor, places: Places, piece: int) -> tuple[Tens
     for start in range(0, len(hidden), piece):
         inside = slice(*np.searchsorted(places.place, [start, start + piece]).tolist())
         logits = walk.logits(hidden[start : start + piece])  # (piece, vocabulary)
-        found, best = _normalised(logits, places.which[inside] - start, places.asked[inside])
+        which, asked = (numbers[inside].to(logits.device) for numbers in (places.which, places.asked))
+        found, best = _normalised(logits, which - start, asked)
         del logits  # they go before the next ones are made
         logs.append(found)
         greedy.append(best)

@@ -86,25 +86,32 @@ class Walk:
         self.stage: Stage = ("inputs", 0)
         self.handed_on: dict[int, int] = {}  # bytes of the state that each layer made last
 
-    def learn_outputs(self, inputs: Mapping[str, Tensor]) -> None:
-        """Run the intact model once on a small input to see in what form each layer returns its result."""
+    def learn_outputs(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Run the intact model once on a small input to see in what form each layer returns its result.
+
+        Returns what leaves the last layer, (rows, tokens, hidden).
+        """
+        left: list[Tensor] = []
         wraps: dict[int, Callable[[Tensor], Any]] = {}
 
         def forward(index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
             self.shares |= any(map(_is_shared, kwargs.values()))
             output = original(*args, **kwargs)
             wraps[index] = _wrapper(output)
+            left[:] = [output[0] if isinstance(output, tuple) else output]
             return output
 
         with torch.no_grad(), wrapped_layers(self.layers, forward):
             self.model(**inputs, use_cache=False)
         self.wraps = [wraps[index] for index in range(len(self.layers))]
+        return left[0]
 
     @torch.no_grad()
-    def learn_head(self) -> None:
-        """See whether the head takes a mask that is made: a model that makes its own waits for the device to do so."""
-        weight = self.model.get_output_embeddings().weight  # type: ignore[operator]
-        hidden = torch.ones(2, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    def learn_head(self, hidden: Tensor) -> None:
+        """See whether the head takes a mask that is made: a model that makes its own waits for the device to do so.
+
+        ``hidden`` is (places, hidden), of the last layer.
+        """
         expected = self.logits(hidden)
         self.masked_head = True
         try:
@@ -156,6 +163,8 @@ class Walk:
 
         with wrapped_layers(self.layers, forward):
             self._call_body({**inputs, "past_key_values": beginning} if beginning is not None else inputs)
+        device = states[drops[0]].hidden.device  # the last layer's, where a model is spread over several
+        rows, nodes = rows.to(device), nodes.to(device)
         found = {drop: states.pop(drop).hidden[rows, nodes] for drop in set(drops)}  # a state goes as it is read
         return [found[drop] for drop in drops]
 
