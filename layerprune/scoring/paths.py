@@ -97,8 +97,7 @@ class ChainPath(EvaluationPath):
 
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         self.walk.stage = "inputs", 0
-        head = self.loaded.model.get_output_embeddings().weight
-        places = Places(rows, head.device)
+        places = Places(rows, self.loaded.device)
         drops = [frozenset(removal) for removal in removals]
         beginning = self.beginning(rows[0].beginning, drops)
         self.walk.stage = "inputs", 1
