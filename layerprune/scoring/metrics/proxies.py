@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.artifacts import Candidate
-from layerprune.errors import ModelError
+from layerprune.errors import ModelError, UsageError
+from layerprune.formatting import in_words, rounded_up
 from layerprune.models.model import LoadedModel
 from layerprune.registry import option
 from layerprune.removal import Removal
+from layerprune.scoring.engine import MEMORY
+from layerprune.scoring.memory import GRADE, LiveBytes
 from layerprune.scoring.metrics.base import (
     TOKENS_HELP,
     Batch,
@@ -224,7 +228,7 @@ class Taylor(Metric):
     )
 
     unit = "nats/token, first order"
-    cost = "one forward and one backward pass over the text for all layers"
+    cost = "one forward and backward pass over the text for all layers; of=weights takes more if --memory is small"
     source = "Shortened LLaMA, arXiv:2402.02834 (of=weights)"
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
@@ -257,26 +261,144 @@ def update_slopes(loaded: LoadedModel, data: Data) -> list[float]:
     return [float(value) for value in totals / predicted_tokens(data.texts)]
 
 
+# Elements of a weight that are multiplied with their slopes at once, and the most bytes that takes of each.
+SLICE, SLICE_BYTES = 2**20, 24
+SLICE_SHARE = 0.25  # of the memory, at most, for that
+BATCH_SHARE = 0.5  # of the memory, at most, for what a batch keeps for its backward pass; sums take the rest
+
+Portion = dict[nn.Parameter, slice]  # which elements of which weights, flattened
+
+
 def weight_slopes(loaded: LoadedModel, data: Data) -> list[float]:
-    """Return per layer the sum over its weights of |w dL/dw|, nats/token; L is the mean loss per predicted token."""
-    weights = weight_matrices(loaded.layers, "taylor:of=weights")
-    flat = [weight for own in weights for weight in own]
-    learned = [weight.requires_grad for weight in flat]
-    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in flat]
+    """Return per layer the sum over its weights of |w dL/dw|, nats/token; L is the mean loss per predicted token.
+
+    A gradient is used up as soon as it is there, so that one is held at a time, and all there is beside the weights
+    stays within ``data.memory``. Slopes are added up over the batches in float32; where that takes more than there is
+    for all weights at once, the texts are read again for each portion of them. Raises ``UsageError`` where the memory
+    does not hold the longest text alone.
+    """
+    memory = data.memory or MEMORY
+    layers = weight_matrices(loaded.layers, "taylor:of=weights")
+    weights = list(dict.fromkeys(weight for own in layers for weight in own))  # one may serve several layers
+    size = max(1, min(SLICE, int(SLICE_SHARE * memory) // SLICE_BYTES))
+    longest = max(map(len, data.texts))
+    with _nothing_learned(loaded.model):
+        row = _bytes_of_row(loaded, max(data.texts, key=len), weights)
+        rows = min(int(BATCH_SHARE * memory) // row, max(1, BACKWARD_TOKENS // longest))
+        if not rows:
+            raise UsageError(
+                f"--memory {in_words(memory)} does not hold a text of {longest} tokens with its backward pass "
+                f"(taylor:of=weights); the least that does is {rounded_up(math.ceil(row / BATCH_SHARE))}"
+            )
+        tokens = BACKWARD_TOKENS if rows == max(1, BACKWARD_TOKENS // longest) else rows * longest
+        alone = len(data.texts) == 1 or len(data.texts) * longest <= tokens  # one batch: nothing is to be added up
+        room = memory - rows * row - size * SLICE_BYTES
+        totals = dict.fromkeys(weights, 0.0)
+        for portion in portions(weights, sum(map(nn.Parameter.numel, weights)) if alone else max(1, room // 4)):
+            for weight, total in _weights_times_slopes(loaded, data, tokens, portion, size, alone=alone).items():
+                totals[weight] += total
+    return [sum(totals[weight] for weight in own) / predicted_tokens(data.texts) for own in layers]
+
+
+def _weights_times_slopes(
+    loaded: LoadedModel, data: Data, tokens: int, portion: Portion, size: int, *, alone: bool
+) -> dict[nn.Parameter, float]:
+    """Return the sum of |w dL/dw| over a portion of each weight, ``size`` elements at a time.
+
+    ``alone``: the texts are one batch of up to ``tokens`` tokens, and no sum over batches is kept.
+    """
+    totals = dict.fromkeys(portion, 0.0)
+    slopes = {} if alone else {w: torch.zeros(own.stop - own.start, device=w.device) for w, own in portion.items()}
+
+    def multiply(weight: nn.Parameter, part: slice, slope: Tensor) -> None:
+        totals[weight] += float((weight.detach().view(-1)[part].double() * slope).abs_().sum())
+
+    def use(weight: nn.Parameter) -> None:
+        assert weight.grad is not None
+        for place, part in _parts(portion[weight], size):
+            slope = weight.grad.view(-1)[part].float()
+            if alone:
+                multiply(weight, part, slope)
+            else:
+                slopes[weight][place] += slope
+
+    for batch in read(loaded, data, "Taylor", tokens):
+        _backward(loaded, batch, list(portion), use)
+    for weight, slope in slopes.items():
+        for place, part in _parts(portion[weight], size):
+            multiply(weight, part, slope[place])
+    return totals
+
+
+def _parts(whole: slice, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield parts of up to ``size`` elements: their places in ``whole``, and beyond it."""
+    for start in range(0, whole.stop - whole.start, size):
+        stop = min(start + size, whole.stop - whole.start)
+        yield slice(start, stop), slice(whole.start + start, whole.start + stop)
+
+
+def portions(weights: Sequence[nn.Parameter], most: int) -> list[Portion]:
+    """Divide the elements of the weights, in order, into as few portions of up to ``most`` as there can be."""
+    total = sum(weight.numel() for weight in weights)
+    size = math.ceil(total / math.ceil(total / most))
+    made: list[Portion] = []
+    left = 0
+    for weight in weights:
+        start = 0
+        while start < weight.numel():
+            if not left:
+                made.append({})
+                left = size
+            stop = min(weight.numel(), start + left)
+            made[-1][weight] = slice(start, stop)
+            start, left = stop, left - (stop - start)
+    return made
+
+
+def _bytes_of_row(loaded: LoadedModel, text: tuple[int, ...], weights: Sequence[nn.Parameter]) -> int:
+    """Return the most bytes that are alive at once beside the weights while a text is read forward and backward."""
+    ids = torch.tensor([text], device=loaded.device)
+    batch = Batch(ids, torch.tensor([len(text)], device=loaded.device))
+    with LiveBytes(lambda: GRADE) as counter:
+        _backward(loaded, batch, weights, lambda weight: None)
+    return max(event.alive for event in counter.events)
+
+
+def _backward(
+    loaded: LoadedModel, batch: Batch, weights: Sequence[nn.Parameter], use: Callable[[nn.Parameter], None]
+) -> None:
+    """Read a batch forward and backward; each weight is given to ``use`` with its gradient, which is then freed."""
+
+    def used(weight: Tensor) -> None:
+        use(weight)  # type: ignore[arg-type]  # a hook of a parameter is given the parameter
+        weight.grad = None
+
+    handles = [weight.requires_grad_(True).register_post_accumulate_grad_hook(used) for weight in weights]
     try:
-        for weight in flat:
-            weight.requires_grad_(True)
-        for batch in read(loaded, data, "Taylor", BACKWARD_TOKENS):
-            with torch.enable_grad():  # weights that this text never reached (experts) have no slope
-                slopes = torch.autograd.grad(summed_loss(loaded, batch), flat, allow_unused=True)
-            for total, slope in zip(sums, slopes, strict=True):
-                if slope is not None:
-                    total += slope
+        with torch.enable_grad():
+            loss = summed_loss(loaded, batch)
+            if loss.requires_grad:  # weights that this text never reached (experts) have no slope
+                loss.backward()  # type: ignore[no-untyped-call]
     finally:
-        for weight, before in zip(flat, learned, strict=True):
-            weight.requires_grad_(before)
-    products = iter([float((w.detach().double() * s).abs().sum()) for w, s in zip(flat, sums, strict=True)])
-    return [sum(next(products) for _ in own) / predicted_tokens(data.texts) for own in weights]
+        for weight, handle in zip(weights, handles, strict=True):
+            handle.remove()
+            weight.requires_grad_(False)
+            weight.grad = None
+
+
+@contextmanager
+def _nothing_learned(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient and none has one; afterwards all are as they were."""
+    before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
+    try:
+        for weight, _, _ in before:
+            weight.requires_grad_(False)
+            weight.grad = None
+        yield
+    finally:
+        for weight, learned, slope in before:
+            weight.requires_grad_(learned)
+            weight.grad = slope
 
 
 def summed_loss(loaded: LoadedModel, batch: Batch) -> Tensor:

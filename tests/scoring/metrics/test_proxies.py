@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 from families import FAMILIES
 from layerprune.data.items import EvalSet
 from layerprune.errors import ModelError, UsageError
+from layerprune.formatting import parse_size
 from layerprune.removal import Removal
+from layerprune.scoring.memory import GRADE, LiveBytes
 from layerprune.scoring.metrics import base, proxies
 from layerprune.scoring.metrics.base import Data
 from layerprune.scoring.metrics.proxies import Angular, Cosine, HiddenStateMetric, Magnitude, Relative, Taylor
@@ -266,9 +269,83 @@ def test_taylor_of_weights_is_the_sum_of_finite_differences_of_every_weight():
     assert found < everything
 
 
+def slopes_at_once(loaded, texts, tokens):
+    """|w dL/dw| of every layer's weights the obvious way: all gradients of a batch, all sums in float32 copies."""
+    weights = [[w for w in layer.parameters() if w.dim() >= 2] for layer in loaded.layers]
+    flat = [w.requires_grad_(True) for own in weights for w in own]
+    sums = [torch.zeros_like(w, dtype=torch.float32) for w in flat]
+    for batch in base.read(loaded, data_of(texts), "", tokens):
+        slopes = torch.autograd.grad(proxies.summed_loss(loaded, batch), flat, allow_unused=True)
+        for total, slope in zip(sums, slopes, strict=True):
+            if slope is not None:
+                total += slope
+    products = iter([float((w.detach().double() * s).abs().sum()) for w, s in zip(flat, sums, strict=True)])
+    return [sum(next(products) for _ in own) / sum(len(text) - 1 for text in texts) for own in weights]
+
+
+def counted(loaded, texts, memory=None):
+    """Taylor of weights, the most bytes that were alive on the way, and how often the texts were read backward."""
+    backward, passes = torch.Tensor.backward, []
+    data = replace(data_of(texts), memory=memory)
+    with pytest.MonkeyPatch.context() as patch, LiveBytes(lambda: GRADE) as counter:
+        patch.setattr(torch.Tensor, "backward", lambda self: (passes.append(1), backward(self)))
+        found = [c.score for c in Taylor(of="weights").score(loaded, singles(loaded), data)]
+    return found, max(event.alive for event in counter.events), len(passes) - 1  # one says what a row takes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2_moe"])
+@pytest.mark.parametrize("lengths", [(17, 16, 17, 9), (2, 2, 2, 2)])
+def test_taylor_of_weights_in_little_memory_is_what_copies_of_all_weights_give(kind, dtype, lengths, monkeypatch):
+    """The same batches, so the same figures, with everything counted within the memory: gradients, sums, states."""
+    loaded, texts, longest = subject_of(kind, dtype), texts_of(lengths), max(lengths)
+    monkeypatch.setattr(proxies, "BACKWARD_TOKENS", longest)  # four batches: slopes are added up
+    expected = slopes_at_once(loaded, texts, longest)
+    copies = 4 * sum(w.numel() for layer in loaded.layers for w in layer.parameters() if w.dim() >= 2)
+    roomy, with_copies, passes = counted(loaded, texts, memory=10**9)
+    assert roomy == pytest.approx(expected, rel=1e-6)
+    assert passes == len(texts)
+    assert with_copies > copies
+    with pytest.raises(UsageError, match=r"--memory 1 B does not hold a text of \d+ tokens .* does is \d") as refused:
+        counted(loaded, texts, memory=1)
+    least = parse_size(re.search(r"does is (\S+)$", str(refused.value))[1], "")
+    for memory in (least, least + copies // 3):
+        tight, most, passes = counted(loaded, texts, memory=memory)
+        assert tight == pytest.approx(expected, rel=1e-6)
+        assert passes > len(texts)
+        assert most <= memory
+        assert most < with_copies
+
+
+def test_taylor_of_weights_keeps_no_sums_of_a_text_in_one_batch():
+    loaded, texts = subject_of("llama"), texts_of((17,))
+    weights = 4 * sum(w.numel() for layer in loaded.layers for w in layer.parameters() if w.dim() >= 2)
+    largest = 4 * max(w.numel() for w in loaded.model.parameters())
+    found, most, passes = counted(loaded, texts)
+    assert found == pytest.approx(slopes_at_once(loaded, texts, 1024), rel=1e-6)
+    assert passes == 1
+    with LiveBytes(lambda: GRADE) as counter, torch.enable_grad():
+        kept = proxies.summed_loss(loaded, next(iter(base.read(loaded, data_of(texts), ""))))
+    assert kept.requires_grad
+    forward = max(event.alive for event in counter.events)
+    assert most <= forward + 8 * largest < forward + weights  # one gradient, its products in float64
+
+
+def test_portions_hold_every_weight_once():
+    weights = [nn.Parameter(torch.zeros(size)) for size in [(3, 5), (2, 2), (7, 7)]]
+    for most in (1, 4, 15, 16, 40, 68, 100):
+        made = proxies.portions(weights, most)
+        held = {w: [i for part in made if w in part for i in range(part[w].start, part[w].stop)] for w in weights}
+        assert all(held[w] == list(range(w.numel())) for w in weights)
+        sizes = [sum(part.stop - part.start for part in own.values()) for own in made]
+        assert max(sizes) <= most
+        assert len(made) == math.ceil(68 / most)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("qwen2_moe", torch.float32), ("llama", torch.float64)])
 @pytest.mark.parametrize("of", ["update", "weights"])
-def test_taylor_leaves_the_model_as_it_was(of):
-    loaded = subject_of("qwen2_moe")  # experts that no token reached have no slope
+def test_taylor_leaves_the_model_as_it_was(of, kind, dtype):
+    loaded = subject_of(kind, dtype)  # experts that no token reached have no slope
     first = next(loaded.layers[0].parameters()).requires_grad_(False)
     before = loss(loaded, TEXTS)
     assert all(math.isfinite(score) for score in scores_of(Taylor(of=of), loaded))
