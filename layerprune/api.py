@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     PathLike = str | Path
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-LOADING = ("dtype", "device", "revision", "trust_remote_code")  # what a pair has settled already
+LOADING = ("dtype", "device", "attn_implementation", "revision", "trust_remote_code")  # what a pair has settled already
 
 
 def _takes(config: type[configs.Config]) -> Callable[[Function], Function]:

@@ -155,6 +155,9 @@ class LoadOptions(TrustOptions):
 
     dtype: str = option(types.text("NAME"), "float32, bfloat16, float16 or auto.", "auto")
     device: str = option(types.text("NAME"), "cpu, cuda, cuda:1 or auto.", "auto")
+    attn_implementation: str = option(
+        types.text("NAME"), "eager, sdpa, flash_attention_2 or another that transformers knows.", "auto"
+    )
     seed: int = option(types.whole(0, LARGEST_SEED), "Seed of everything that is drawn.", 0)
 
 

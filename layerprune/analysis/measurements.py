@@ -116,6 +116,7 @@ def provenance(bench: Bench) -> dict[str, Any]:
         },
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": loaded.device.type,
+        "attention": loaded.attention,
         "seed": bench.request.seed,
         "versions": tool_versions(),
     }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from layerprune.artifacts.base import Document, Interval, ModelRef, Outcomes, Part, Ranked, TaskData, Units
+from layerprune.artifacts.base import Computed, Document, Interval, ModelRef, Outcomes, Part, Ranked, TaskData, Units
 
 # The part of an audit that goes layer by layer: what each removed layer costs alone, and what the path to it cost.
 
@@ -223,7 +223,7 @@ class Speed(Part):
     layers_kept: float = Field(description="share of layers kept: the ideal for time per token")
 
 
-class Audit(Document):
+class Audit(Computed, Document):
     """What a checkpoint lost and gained beside its base."""
 
     filename: ClassVar[str] = "audit.json"

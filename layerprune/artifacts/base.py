@@ -11,7 +11,17 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from layerprune import parsing
 from layerprune.errors import DocumentError, one_line
@@ -30,6 +40,22 @@ class Part(BaseModel):
     """A frozen piece of a document; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Computed(Part):
+    """A piece that says how figures were computed."""
+
+    attention: str | None = Field(
+        default=None, description="attention implementation that was asked for; no key where transformers chose"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out where nothing was asked for: such documents keep the hash they had before it existed."""
+        data: dict[str, Any] = serialize(self)
+        if self.attention is None:
+            data.pop("attention", None)
+        return data
 
 
 class Document(Part):

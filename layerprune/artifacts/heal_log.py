@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from layerprune.artifacts.base import Document, Files, ModelRef, Part
+from layerprune.artifacts.base import Computed, Document, Files, ModelRef, Part
 
 
 class HealerRef(Part):
@@ -68,7 +68,7 @@ class HeldOut(Part):
         return (self.before - self.after) / (self.before - self.base)
 
 
-class HealLog(Document):
+class HealLog(Computed, Document):
     """Healing's account of itself; it stands beside the plan and the receipt of the checkpoint it healed."""
 
     filename: ClassVar[str] = "heal.json"

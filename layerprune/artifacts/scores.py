@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerprune.artifacts.base import Document, Interval, MetricRef, ModelRef, Outcomes, Part, TaskData, Units
+from layerprune.artifacts.base import Computed, Document, Interval, MetricRef, ModelRef, Outcomes, Part, TaskData, Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ class BaseTask(Part):
     outcomes: Outcomes
 
 
-class EngineReport(Part):
+class EngineReport(Computed):
     """How the figures were computed."""
 
     path: str = Field(description="which evaluation path passed the self-test")

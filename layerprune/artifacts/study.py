@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from layerprune.artifacts.base import Document, Interval, MetricRef, ModelRef, Part, TaskData, Units
+from layerprune.artifacts.base import Computed, Document, Interval, MetricRef, ModelRef, Part, TaskData, Units
 
 MEAN = "mean of tasks"  # where a task's name stands otherwise
 ALL_TASKS, TEXT = "all tasks", "text"  # calibrations; a task's own name is the third kind
@@ -162,7 +162,7 @@ class TextSource(Part):
     tokens: int
 
 
-class Study(Document):
+class Study(Computed, Document):
     """Everything a study found."""
 
     filename: ClassVar[str] = "study.json"

@@ -90,6 +90,7 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
                 config.batch_size if isinstance(config.batch_size, int) else None,
                 config.memory,
                 config.trust_remote_code,
+                config.attn_implementation,
             ),
             rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in scores),
         )
@@ -163,6 +164,7 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
     written = write(pruned, PROMPTS, progress, "pruned model writes") if config.generation else []
     pruned_cache = cache_bytes_per_token(pruned)
     dtype, device = str(pruned.dtype).removeprefix("torch."), str(pruned.device)
+    attention = pruned.attention
     if text is None and not config.speed:
         pruned = None  # kept in memory only for what needs both models at once
 
@@ -230,6 +232,7 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
         rankings=rankings,
         dtype=dtype,
         device=device,
+        attention=attention,
         limit=config.limit,
         seed=config.seed,
         versions=tool_versions("torch", "transformers", "lm-eval", "numpy", "scipy"),

@@ -128,6 +128,7 @@ class Loading:
     rows: int | None = None  # a fixed number of rows in a batch; None: the engine's own token budget
     memory: int | None = None  # bytes that evaluating may hold beside the weights
     trust_remote_code: bool = False
+    attn_implementation: str = "auto"
 
     def load_model(self, model: str, revision: str | None = None) -> LoadedModel:
         return LoadedModel.load(
@@ -135,6 +136,7 @@ class Loading:
             revision=revision,
             dtype=self.dtype,
             device=self.device,
+            attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
         )
 

@@ -63,7 +63,7 @@ def repeat(
     exported = ExportedFolder.read(folder)
     audit = exported.audit or Audit.load(Path(folder) / "layerprune" / Audit.filename)
     drawn = _draw(audit, count, seed)
-    loading = replace(loading or Loading(), dtype=audit.dtype)
+    loading = replace(loading or Loading(), dtype=audit.dtype, attn_implementation=audit.attention or "auto")
     pruned = loading.load_model(str(folder))
     load = partial(
         load_eval_set, encoder=pruned.encoder, use="evaluation", include_path=include_path, data_dir=data_dir

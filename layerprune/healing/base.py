@@ -37,6 +37,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     dtype: str = ""  # of the last model that was loaded
     device: str = ""
+    attention: str | None = None  # its implementation, where one was asked for
     seconds: float = 0.0  # in the method's own code
 
 
@@ -56,6 +57,7 @@ class HealContext:
     device: str = "auto"
     seed: int = 0
     trust_remote_code: bool = False
+    attn_implementation: str = "auto"
     record: Record = field(default_factory=Record)
     progress: Progress = SILENT
 
@@ -95,10 +97,11 @@ class HealContext:
             revision=revision,
             dtype=dtype or self.dtype,
             device=self.device,
+            attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
         )
         self.record.dtype = str(loaded.dtype).removeprefix("torch.")
-        self.record.device = loaded.device.type
+        self.record.device, self.record.attention = loaded.device.type, loaded.attention
         return loaded
 
 

@@ -119,6 +119,7 @@ def _published(entry: Entry, healer: Healer, case: HealContext, exported: Export
             heldout=_heldout(case, new),
             dtype=told.dtype,
             device=told.device,
+            attention=told.attention,
             seed=case.seed,
             versions=tool_versions("torch", "transformers", "peft", "accelerate"),
         )
@@ -162,6 +163,7 @@ def _case(request: HealConfig, healer: Healer, exported: ExportedFolder, work: P
         device=request.device,
         seed=request.seed,
         trust_remote_code=request.trust_remote_code,
+        attn_implementation=request.attn_implementation,
         progress=progress,
     )
 

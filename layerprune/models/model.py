@@ -41,6 +41,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase | None  # None: the model has none, and nothing that reads text was asked
     architecture: Architecture
     ref: ModelRef
+    attention: str | None = None  # its implementation, where one was asked for
 
     @classmethod
     def load(
@@ -50,6 +51,7 @@ class LoadedModel:
         revision: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        attn_implementation: str = "auto",
         trust_remote_code: bool = False,
         reads_text: bool = True,
     ) -> LoadedModel:
@@ -57,11 +59,13 @@ class LoadedModel:
 
         ``dtype``: auto (the checkpoint's own, except that a CPU without fast bfloat16 gets float32), float32, bfloat16
         or float16. ``device``: auto (one card that holds the model, else as many as do, else the CPU) or a torch device
-        name. ``reads_text``: whether a tokenizer is needed. Raises ``ModelError`` when weights are missing or the type
-        has no decoder stack, ``RefusedError`` for what is not causal.
+        name. ``attn_implementation``: auto (as transformers chooses) or a name it knows. ``reads_text``: whether a
+        tokenizer is needed. Raises ``ModelError`` when weights are missing or the type has no decoder stack,
+        ``RefusedError`` for what is not causal.
         """
         from transformers import AutoModelForCausalLM
 
+        attention = _attention(attn_implementation)
         folder = locate(model, revision)
         config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
         checkpoint = Checkpoint.open(folder.path)
@@ -80,6 +84,7 @@ class LoadedModel:
                 folder.path,
                 dtype=wanted,
                 device_map=place,
+                **attention,
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
@@ -91,7 +96,8 @@ class LoadedModel:
             raise ModelError(f"{model} lacks {len(info['missing_keys'])} of its weights, {first} for one")
         loaded.eval()
         require_causal(loaded, config)
-        return cls(loaded, tokenizer, architecture, _reference(folder, checkpoint, config, architecture))
+        used = str(loaded.config._attn_implementation) if attention else None
+        return cls(loaded, tokenizer, architecture, _reference(folder, checkpoint, config, architecture), used)
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
@@ -276,6 +282,19 @@ def _device(device: str, weights: int) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for but torch sees no CUDA device; use --device cpu")
     return device
+
+
+def _attention(name: str) -> dict[str, str]:
+    """Return what transformers is told, nothing for its own choice; raises ``UsageError`` for what it does not know.
+
+    Names of Hub repos, whose code it would fetch and run, are not among those.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ["eager", *sorted(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if not key.startswith("paged|"))]
+    if name != "auto" and name not in known:
+        raise UsageError(f"unknown attn_implementation {name!r}; use auto, {', '.join(known)}")
+    return {} if name == "auto" else {"attn_implementation": name}
 
 
 def _dtype(dtype: str, config: Any, device: str) -> torch.dtype:

@@ -147,6 +147,7 @@ class ScoringSession:
                 revision=request.revision,
                 dtype=request.dtype,
                 device=request.device,
+                attn_implementation=request.attn_implementation,
                 trust_remote_code=request.trust_remote_code,
                 reads_text=bool(request.tasks),  # a metric that needs items or text was refused without them
             )
@@ -255,6 +256,7 @@ class ScoringSession:
                 path=evaluator.path,
                 dtype=str(self.loaded.dtype).removeprefix("torch."),
                 device=self.loaded.device.type,
+                attention=self.loaded.attention,
                 computed=evaluator.account.computed,
                 naive=evaluator.account.naive,
             )

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import audit_samples as samples
 from audit_samples import scores
-from layerprune.artifacts import Candidate, Document, Front, HealLog, Outcomes, Plan, Receipt, as_removal
+from layerprune.artifacts import Candidate, Document, EngineReport, Front, HealLog, Outcomes, Plan, Receipt, as_removal
 from layerprune.artifacts.base import pretty, write_atomically
 from layerprune.errors import DocumentError
 
@@ -168,6 +168,21 @@ def test_layers_of_a_document_become_a_removal():
     assert as_removal((5, 2)).layers == (2, 5)
     with pytest.raises(ValidationError, match=r"2\.5 is not a whole layer"):
         Candidate(removal=(1, 2.5), score=0.0)
+
+
+def test_an_attention_implementation_stands_in_a_document_only_where_one_was_asked_for(tmp_path):
+    """A document without keeps the bytes and the hash that it had before there was the option."""
+    plain = EngineReport(path="trees", dtype="float32", device="cpu", computed=1, naive=2)
+    assert plain.model_dump(mode="json") == {
+        "path": "trees", "dtype": "float32", "device": "cpu", "computed": 1, "naive": 2,
+    }  # fmt: skip
+    told = plain.model_copy(update={"attention": "eager"})
+    assert told.model_dump(mode="json") == {**plain.model_dump(mode="json"), "attention": "eager"}
+    log = HealLog.model_validate(healed())
+    assert "attention" not in log.canonical_json()
+    told = log.model_copy(update={"attention": "eager"})
+    assert HealLog.load(told.save(tmp_path / "heal.json")).attention == "eager"
+    assert told.sha256() != log.sha256()
 
 
 BAD_NAMES = ("../x", "/etc/passwd", "a/../../x", "a\\b", "C:\\x", "a\0b", "a\nb", "", ".", "a//b", "\ud800")

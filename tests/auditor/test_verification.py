@@ -16,6 +16,7 @@ from layerprune.auditor.rerun import on_the_edge, repeat
 from layerprune.auditor.verification import verify
 from layerprune.data.items import EvalItem, EvalTask
 from layerprune.errors import UsageError
+from layerprune.models.model import LoadedModel
 from layerprune.report.card import read_card, write_card
 from layerprune.report.page import write_report
 from layerprune.stats import above_chance
@@ -218,6 +219,15 @@ def test_items_asked_again_give_what_the_audit_says(out, made):
     assert found.largest_change <= 1e-4
     with pytest.raises(UsageError, match="the audit has 40"):
         repeat(out, 41, include_path=[made / "tasks"])
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+def test_items_are_asked_again_with_the_attention_of_the_audit(out, made, attention, monkeypatch):
+    forge(out, the_task(out), attention=attention)
+    used, load = [], LoadedModel.load
+    monkeypatch.setattr(LoadedModel, "load", lambda *a, **kw: (used.append(load(*a, **kw)), used[-1])[1])
+    assert repeat(out, 4, include_path=[made / "tasks"], seed=3).problems == ()
+    assert [loaded.attention for loaded in used] == [attention] * 2
 
 
 def the_task(out):

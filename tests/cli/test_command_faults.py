@@ -96,6 +96,7 @@ def test_a_task_the_model_is_at_chance_on(home, out):
 def test_an_unknown_dtype_and_device(home, out):
     assert "unknown dtype 'float8'" in plan(home, out, "--dtype", "float8")
     assert "unknown device 'gpu'" in plan(home, out, "--device", "gpu")
+    assert "unknown attn_implementation 'fast'; use auto, eager" in plan(home, out, "--attn-implementation", "fast")
 
 
 def test_neither_model_nor_scores(out):

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine_requests import multiple_choice
 from families import tiny_config, tiny_model
@@ -16,7 +17,7 @@ from layerprune.data.items import Request
 from layerprune.errors import ModelError
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
-from layerprune.scoring.engine import Engine, Trial, renamed, trial_removals, twin_of
+from layerprune.scoring.engine import Engine, Trial, WrongPath, renamed, trial_removals, twin_of
 from layerprune.scoring.paths import BeginningPath, ChainPath, PlainPath, TreePath
 from layerprune.scoring.prefix_tree import batches
 
@@ -164,3 +165,45 @@ def test_layers_that_others_depend_on_are_not_removed_for_their_kind(dtype):
     engine = Engine(loaded)
     engine.choose_path(*multiple_choice(90))
     assert engine.path.name == "plain"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_implementations_that_take_masks_agree_on_path_and_figures(dtype):
+    requests, groups = multiple_choice(90)
+    found = {}
+    for name in ("eager", "sdpa"):
+        loaded = subject_of("llama", dtype)
+        loaded.model.set_attn_implementation(name)
+        engine = Engine(loaded)
+        sums, _ = engine.measure(requests, groups, [Removal(()), Removal.of(2)])
+        found[name] = engine.path.name, sums
+        assert twin_of(loaded).model.config._attn_implementation == name
+    assert found["eager"][0] == found["sdpa"][0] == "trees"
+    tolerance = 1e-3 if dtype == torch.float32 else 0.5
+    np.testing.assert_allclose(found["eager"][1], found["sdpa"][1], atol=tolerance)
+
+
+def flash_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Causal, half precision only, and no mask but one of padding: like the kernels."""
+    assert attention_mask is None or attention_mask.ndim == 2, "a mask of four dimensions"
+    assert query.dtype != torch.float64, "float64"
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flash_attention_goes_along_chains_and_is_given_no_mask(dtype, monkeypatch):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash_attention)
+    requests, groups = multiple_choice(90)
+    removals = [Removal(()), Removal.of(2)]
+    loaded = subject_of("llama", dtype)
+    expected, _ = Engine(loaded).measure(requests, groups, removals)
+    loaded.model.config._attn_implementation = "flash_attention_2"
+    engine = Engine(loaded)
+    found, _ = engine.measure(requests, groups, removals)
+    assert (engine.path.name, engine.remarks) == ("chains", ["trees: flash_attention_2 takes no mask"])
+    np.testing.assert_allclose(found, expected, atol=1e-3 if dtype == torch.float32 else 0.5)
+    with pytest.raises(WrongPath, match="a mask of four dimensions"):
+        Trial(engine, loaded, requests, groups, removals).compared(TreePath)
