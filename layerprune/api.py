@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     PathLike = str | Path
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-LOADING = ("dtype", "device", "attn_implementation", "revision", "trust_remote_code")  # what a pair has settled already
+# What a pair has settled already.
+LOADING = ("dtype", "device", "attn_implementation", "offload", "revision", "trust_remote_code")
 
 
 def _takes(config: type[configs.Config]) -> Callable[[Function], Function]:

@@ -158,6 +158,11 @@ class LoadOptions(TrustOptions):
     attn_implementation: str = option(
         types.text("NAME"), "eager, sdpa, flash_attention_2 or another that transformers knows.", "auto"
     )
+    offload: str = option(
+        types.choice("auto", "none", "cpu", "disk"),
+        "Where decoder layers stay until they run; auto: on the device if the model fits.",
+        "auto",
+    )
     seed: int = option(types.whole(0, LARGEST_SEED), "Seed of everything that is drawn.", 0)
 
 

@@ -91,6 +91,7 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
                 config.memory,
                 config.trust_remote_code,
                 config.attn_implementation,
+                config.offload,
             ),
             rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in scores),
         )

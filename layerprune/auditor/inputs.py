@@ -129,6 +129,7 @@ class Loading:
     memory: int | None = None  # bytes that evaluating may hold beside the weights
     trust_remote_code: bool = False
     attn_implementation: str = "auto"
+    offload: str = "auto"
 
     def load_model(self, model: str, revision: str | None = None) -> LoadedModel:
         return LoadedModel.load(
@@ -137,6 +138,7 @@ class Loading:
             dtype=self.dtype,
             device=self.device,
             attn_implementation=self.attn_implementation,
+            offload=self.offload,
             trust_remote_code=self.trust_remote_code,
         )
 

@@ -58,6 +58,7 @@ class HealContext:
     seed: int = 0
     trust_remote_code: bool = False
     attn_implementation: str = "auto"
+    offload: str = "auto"
     record: Record = field(default_factory=Record)
     progress: Progress = SILENT
 
@@ -81,23 +82,32 @@ class HealContext:
             raise UsageError("this method reads text: give it a corpus with --corpus")
         return self.corpus
 
-    def load_model(self, dtype: str | None = None) -> LoadedModel:
-        """Load the unhealed checkpoint."""
-        return self._load(str(self.folder), None, dtype)
+    def load_model(self, dtype: str | None = None, *, streams: bool = False) -> LoadedModel:
+        """Load the unhealed checkpoint, whole unless its layers may come and go (``streams``).
+
+        Raises ``UsageError`` where they may not and were asked to.
+        """
+        if not streams and self.offload in ("cpu", "disk"):
+            raise UsageError(
+                f"offload {self.offload!r}: this method changes all weights in memory, where they have to be; use "
+                "--offload none, or --method linear"
+            )
+        return self._load(str(self.folder), None, dtype, self.offload if streams else "none")
 
     def load_base(self, dtype: str | None = None) -> LoadedModel:
         """Load the intact base model; ``UsageError`` where it is not at hand."""
         if self.base is None:
             raise UsageError("this method looks at the base model: say where it is with --base")
-        return self._load(self.base, self.base_revision, dtype)
+        return self._load(self.base, self.base_revision, dtype, self.offload)
 
-    def _load(self, model: str, revision: str | None, dtype: str | None) -> LoadedModel:
+    def _load(self, model: str, revision: str | None, dtype: str | None, offload: str) -> LoadedModel:
         loaded = LoadedModel.load(
             model,
             revision=revision,
             dtype=dtype or self.dtype,
             device=self.device,
             attn_implementation=self.attn_implementation,
+            offload=offload,
             trust_remote_code=self.trust_remote_code,
         )
         self.record.dtype = str(loaded.dtype).removeprefix("torch.")

@@ -64,7 +64,7 @@ class Linear(Healer):
         """Yield the refitted projections, first to last."""
         places = self._places(case)
         windows = case.text.train.first(max(2, -(-self.tokens // case.text.train.window)))
-        loaded, base = case.load_model(), case.load_base()
+        loaded, base = case.load_model(streams=True), case.load_base()
         projections = probe(loaded, windows, places, down_projection)
         wanted = [name for each in projections.values() for name in each.weights]
         stored = StoredWeights.of(loaded.model, case.folder, wanted)
@@ -77,7 +77,7 @@ class Linear(Healer):
                 if layer in places:
                     _follow(intact, healed, places[layer], first=min(places))
                     correction = self._correction(projections[layer], healed, intact, case)
-                    yield from self._corrected(projections[layer], correction.cpu(), stored)
+                    yield from self._corrected(projections[layer], correction.cpu(), stored, loaded)
                 healed.advance()
                 advance()
 
@@ -107,7 +107,7 @@ class Linear(Healer):
         """Read all windows once; return the sums to fit by and those to choose the ridge by."""
         hidden, inputs = projection.matrix.shape
         biased = self.fit == "weights" and len(projection.weights) == 2
-        width, device = hidden if self.fit == "map" else inputs + biased, projection.matrix.device
+        width, device = hidden if self.fit == "map" else inputs + biased, healed.states[0].device
         pair = Sums.of(width, hidden, device), Sums.of(width, hidden, device)
         seen: dict[str, torch.Tensor] = {}
         window = 0
@@ -127,9 +127,11 @@ class Linear(Healer):
         return pair
 
     @torch.no_grad()
-    def _corrected(self, projection: Projection, correction: torch.Tensor, stored: StoredWeights) -> Iterator[Changed]:
+    def _corrected(
+        self, projection: Projection, correction: torch.Tensor, stored: StoredWeights, loaded: LoadedModel
+    ) -> Iterator[Changed]:
         """Add the correction to the weights as they are on disk, in float64; give the model in memory the same."""
-        for name, parameter in projection.weights.items():
+        for name in projection.weights:
             value = stored.read(name).double()
             turned = projection.transposed and value.dim() == 2
             matrix = value.T if turned else value  # (out, in); a bias (out,)
@@ -138,7 +140,7 @@ class Linear(Healer):
             else:
                 change = correction[-1] if matrix.dim() == 1 else correction[: matrix.shape[1]].T
             value = value + (change.T if turned else change)
-            parameter.copy_(value)
+            loaded.change(name, value)
             yield from stored.changed(name, value)
 
 
@@ -153,11 +155,16 @@ def _follow(intact: Stream, healed: Stream, depth: int, first: int) -> None:
 
 def _same(one: LoadedModel, other: LoadedModel, layers: int) -> bool:
     """Whether two models do the same up to a layer: equal embeddings and equal layers."""
-    a, b = (
-        nn.ModuleList([loaded.model.get_input_embeddings(), *loaded.layers[:layers]]).state_dict()
-        for loaded in (one, other)
-    )
-    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+    def equal(a: nn.Module, b: nn.Module) -> bool:
+        pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+        return all(torch.equal(x, y) for x, y in pairs)
+
+    for layer in range(layers):
+        with one.layer(layer) as a, other.layer(layer) as b:
+            if not equal(a, b):
+                return False
+    return equal(one.model.get_input_embeddings(), other.model.get_input_embeddings())
 
 
 # ``rescale``: the stream behind a cut is as long as it was behind the removed run, by a factor folded into weights.

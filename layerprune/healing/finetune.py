@@ -18,7 +18,8 @@ from layerprune.files import writing
 from layerprune.healing.base import ATTENTION, MLP, Changed, HealContext, Healer, StoredWeights, cuts
 from layerprune.healing.losses import NextToken
 from layerprune.healing.training import Precision, Training, is_main_process, make_trainable, on_own_device, train
-from layerprune.models.model import LoadedModel, fast_bfloat16
+from layerprune.models.model import LoadedModel
+from layerprune.models.placement import fast_bfloat16
 from layerprune.registry import option
 from layerprune.removal import Removal
 

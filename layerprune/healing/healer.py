@@ -164,6 +164,7 @@ def _case(request: HealConfig, healer: Healer, exported: ExportedFolder, work: P
         seed=request.seed,
         trust_remote_code=request.trust_remote_code,
         attn_implementation=request.attn_implementation,
+        offload=request.offload,
         progress=progress,
     )
 
@@ -208,5 +209,8 @@ def _heldout(case: HealContext, folder: Path) -> HeldOut | None:
     def nats(loaded: LoadedModel, which: str) -> float:
         return mean_nats(loaded.model, windows, case.progress, f"held-out loss of the {which} model")
 
-    before, after = nats(case.load_model(), "unhealed"), nats(replace(case, folder=folder).load_model(), "healed")
+    before, after = (
+        nats(told.load_model(streams=True), said)
+        for told, said in ((case, "unhealed"), (replace(case, folder=folder), "healed"))
+    )
     return HeldOut(before=before, after=after, base=None if case.base is None else nats(case.load_base(), "base"))

@@ -163,7 +163,7 @@ class Stream:
         Raises ``RefusedError`` where layers hand each other more than the residual stream.
         """
         self.loaded = loaded
-        self.walk = Walk(loaded.model, loaded.layers)
+        self.walk = Walk(loaded.model, loaded.layers, loaded.held)
         few = ids[0][:1, :CHECK_TOKENS]
         self.walk.learn_outputs({"input_ids": few.to(loaded.device)})
         self._check(few)
@@ -173,8 +173,9 @@ class Stream:
 
     def outputs(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield, batch by batch, its number and what the layer at ``depth`` makes of it; nothing is moved on."""
-        for number, (ids, states) in enumerate(zip(self.ids, self.states, strict=True)):
-            yield number, self.through(self.depth, ids, states)
+        with self.loaded.held(self.depth):
+            for number, (ids, states) in enumerate(zip(self.ids, self.states, strict=True)):
+                yield number, self.through(self.depth, ids, states)
 
     def advance(self) -> None:
         """Carry every window through the layer at ``depth``."""

@@ -6,9 +6,9 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,14 @@ from torch import nn
 
 from layerprune.architecture import Architecture, check_weights, find_stack, load_config, positions, read_architecture
 from layerprune.architecture.architecture import require_causal
+from layerprune.architecture.stack import build_on_meta
 from layerprune.artifacts import ModelRef
 from layerprune.checkpoint import Checkpoint, Folder, locate
 from layerprune.checkpoint.location import reference
 from layerprune.errors import ModelError, UsageError, one_line
 from layerprune.models.bypass import bypassed
+from layerprune.models.offload import LayerStream, load_streamed
+from layerprune.models.placement import asked_attention, placed, wanted_dtype
 from layerprune.removal import Removal
 
 if TYPE_CHECKING:
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 
 
 ROWS = 4  # of each tensor's beginning and end, to see that a model in memory is still the one on disk
-ONE_CARD = 0.8  # of a card's free memory, which a model may fill: over several cards only one works at a time
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -42,6 +43,7 @@ class LoadedModel:
     architecture: Architecture
     ref: ModelRef
     attention: str | None = None  # its implementation, where one was asked for
+    stream: LayerStream | None = None  # brings layers in as they run; None: all weights are in memory
 
     @classmethod
     def load(
@@ -52,6 +54,7 @@ class LoadedModel:
         dtype: str = "auto",
         device: str = "auto",
         attn_implementation: str = "auto",
+        offload: str = "auto",
         trust_remote_code: bool = False,
         reads_text: bool = True,
     ) -> LoadedModel:
@@ -59,13 +62,14 @@ class LoadedModel:
 
         ``dtype``: auto (the checkpoint's own, except that a CPU without fast bfloat16 gets float32), float32, bfloat16
         or float16. ``device``: auto (one card that holds the model, else as many as do, else the CPU) or a torch device
-        name. ``attn_implementation``: auto (as transformers chooses) or a name it knows. ``reads_text``: whether a
-        tokenizer is needed. Raises ``ModelError`` when weights are missing or the type has no decoder stack,
-        ``RefusedError`` for what is not causal.
+        name. ``attn_implementation``: auto (as transformers chooses) or a name it knows. ``offload``: where decoder
+        layers stay while they do not run: none (on the device), cpu, disk, or auto (none where the model fits, else the
+        first of the two that holds it). ``reads_text``: whether a tokenizer is needed. Raises ``ModelError`` when
+        weights are missing or the type has no decoder stack, ``RefusedError`` for what is not causal.
         """
         from transformers import AutoModelForCausalLM
 
-        attention = _attention(attn_implementation)
+        attention = asked_attention(attn_implementation)
         folder = locate(model, revision)
         config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
         checkpoint = Checkpoint.open(folder.path)
@@ -77,18 +81,25 @@ class LoadedModel:
             if reads_text:
                 raise
             tokenizer = None
-        wanted = _dtype(dtype, config, device)
-        place = _device(device, architecture.parameters() * wanted.itemsize)
+        wanted = wanted_dtype(dtype, config, device)
+        # packed weights take what they take on disk
+        weights = checkpoint.nbytes if _quantised(config) else architecture.parameters() * wanted.itemsize
+        place, kept = placed(device, offload, weights)
+        load = partial(
+            AutoModelForCausalLM.from_pretrained,
+            folder.path,
+            dtype=wanted,
+            **attention,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
         try:
-            loaded, info = AutoModelForCausalLM.from_pretrained(
-                folder.path,
-                dtype=wanted,
-                device_map=place,
-                **attention,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-            )
+            if kept is None:
+                stream, (loaded, info) = None, load(device_map=place)
+            else:
+                skeleton = build_on_meta(config, trust_remote_code=trust_remote_code)
+                stream, loaded, info = load_streamed(load, skeleton, architecture.stack, torch.device(place), kept)
         except Exception as error:  # loaders and quantisers raise what they like, NameError for a missing package too
             raise ModelError(f"{model} cannot be loaded: {one_line(error)}{_quantised(config)}") from error
         if info["missing_keys"]:  # transformers fills these at random and says nothing
@@ -97,7 +108,9 @@ class LoadedModel:
         loaded.eval()
         require_causal(loaded, config)
         used = str(loaded.config._attn_implementation) if attention else None
-        return cls(loaded, tokenizer, architecture, _reference(folder, checkpoint, config, architecture), used)
+        return cls(
+            loaded, tokenizer, architecture, _reference(folder, checkpoint, config, architecture), used, stream
+        )  # fmt: skip
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
@@ -127,7 +140,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.model.device if self.stream is None else self.stream.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -197,6 +210,26 @@ class LoadedModel:
 
         return wrapped(self.model, self.tokenizer)
 
+    def held(self, index: int) -> AbstractContextManager[None]:
+        """Keep the weights of a layer that has run in the block until the block ends, where layers come and go."""
+        return nullcontext() if self.stream is None else self.stream.held(index)
+
+    @torch.no_grad()
+    def change(self, name: str, value: torch.Tensor) -> None:
+        """Give a parameter, by its name in the model, other values; of any dtype, which becomes the parameter's own."""
+        inside, _, own = name.removeprefix(f"{self.architecture.stack}.").partition(".")
+        if self.stream is not None and inside.isdigit():
+            self.stream.replace(int(inside), own, value)
+        else:
+            self.model.get_parameter(name).copy_(value)
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """A decoder layer with its weights in it while the context is open: elsewhere they may be on disk."""
+        layer = self.layers[index]
+        with nullcontext() if self.stream is None else self.stream.present(index, layer):
+            yield layer
+
     @contextmanager
     def without(self, removal: Removal) -> Iterator[PreTrainedModel]:
         """The model with the removed layers bypassed, in place, while the context is open."""
@@ -251,11 +284,6 @@ def _check_unchanged(model: PreTrainedModel, checkpoint: Checkpoint, where: str)
         raise UsageError(f"no weight of the model in memory stands as it is in {where}; give the folder itself")
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (measured with AMX: 7 to 8 times float32's rate)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def _quantised(config: Any) -> str:
     """Return what to add to why a model cannot be loaded, where its weights are quantised."""
     settings = getattr(config, "quantization_config", None)
@@ -263,46 +291,3 @@ def _quantised(config: Any) -> str:
         return ""
     method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
     return f"; its weights are quantised ({method}), which may take a package or a device that is not here"
-
-
-def _device(device: str, weights: int) -> str:
-    """Return where a model of so many bytes goes: one device, or "auto" for as many cards as hold it."""
-    if device == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        free = [torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count())]
-        roomiest = max(range(len(free)), key=free.__getitem__)
-        return f"cuda:{roomiest}" if weights <= ONE_CARD * free[roomiest] else "auto"
-    try:
-        known = torch.device(device).type != "meta"  # which has no numbers
-    except RuntimeError:
-        known = False
-    if not known:
-        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:0")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} was asked for but torch sees no CUDA device; use --device cpu")
-    return device
-
-
-def _attention(name: str) -> dict[str, str]:
-    """Return what transformers is told, nothing for its own choice; raises ``UsageError`` for what it does not know.
-
-    Names of Hub repos, whose code it would fetch and run, are not among those.
-    """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    known = ["eager", *sorted(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if not key.startswith("paged|"))]
-    if name != "auto" and name not in known:
-        raise UsageError(f"unknown attn_implementation {name!r}; use auto, {', '.join(known)}")
-    return {} if name == "auto" else {"attn_implementation": name}
-
-
-def _dtype(dtype: str, config: Any, device: str) -> torch.dtype:
-    if dtype in DTYPES:
-        return DTYPES[dtype]
-    if dtype != "auto":
-        raise UsageError(f"unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}")
-    own = getattr(config, "dtype", None) or torch.float32
-    if own == torch.float32 or (torch.cuda.is_available() and device != "cpu"):
-        return own  # type: ignore[no-any-return]
-    return torch.bfloat16 if fast_bfloat16() else torch.float32

@@ -148,6 +148,7 @@ class ScoringSession:
                 dtype=request.dtype,
                 device=request.device,
                 attn_implementation=request.attn_implementation,
+                offload=request.offload,
                 trust_remote_code=request.trust_remote_code,
                 reads_text=bool(request.tasks),  # a metric that needs items or text was refused without them
             )

@@ -39,7 +39,7 @@ class EvaluationPath(ABC):
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
-        self.walk = Walk(loaded.model, loaded.layers)  # plain forwards only count their work in it
+        self.walk = Walk(loaded.model, loaded.layers, loaded.held)  # plain forwards only count their work in it
         self.piece = 1  # for how many places logits are computed at once
         self.read: tuple[tuple[int, ...], list[frozenset[int]], SharedBeginning] | None = (
             None  # a beginning that is kept

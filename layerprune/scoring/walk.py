@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,8 +76,12 @@ def wrapped_layers(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> 
 class Walk:
     """Runs batches through a model for many removals at once."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
-        self.model, self.layers = model, layers
+    def __init__(
+        self, model: nn.Module, layers: Sequence[nn.Module],
+        held: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext(),
+    ) -> None:  # fmt: skip
+        """``held(index)`` is open while a layer runs, for all removals: its weights stay in memory for so long."""
+        self.model, self.layers, self.held = model, layers, held
         self.wraps: list[Callable[[Tensor], Any]] = []  # how each layer returns its hidden states
         self.masked_head = False  # the head's forward is given a mask, though no layer looks at it
         self.shares = False  # layers hand each other more than hidden states, through mappings that they write to
@@ -149,14 +153,15 @@ class Walk:
                 states[frozenset()] = WalkState(incoming, {k: dict(v) for k, v in kwargs.items() if _is_shared(v)})
             wanted = wanted_after(index, drops)
             fresh: dict[Key, WalkState] = {}
-            for key in list(states):
-                state = states.pop(key)  # it goes as soon as it is carried
-                if beginning is not None:
-                    beginning.key = key
-                for way, new in ways(key, index, wanted):
-                    through = way == "through"
-                    left = None if key else known
-                    fresh[new] = self._through(index, original, args, kwargs, state, left) if through else state
+            with self.held(index):
+                for key in list(states):
+                    state = states.pop(key)  # it goes as soon as it is carried
+                    if beginning is not None:
+                        beginning.key = key
+                    for way, new in ways(key, index, wanted):
+                        through = way == "through"
+                        left = None if key else known
+                        fresh[new] = self._through(index, original, args, kwargs, state, left) if through else state
             states.update(fresh)
             self.stage = what, index + 1
             return self.wraps[index](incoming if index < last else next(iter(states.values())).hidden)

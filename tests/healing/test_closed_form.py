@@ -20,7 +20,8 @@ from layerprune.healing.base import HealContext
 from layerprune.healing.closed_form import Linear, Rescale, Sums, best, divisors_of, solve
 from layerprune.healing.projections import Stream, down_projection, output_projections
 from layerprune.models.bypass import bypassed
-from layerprune.models.model import DTYPES, LoadedModel
+from layerprune.models.model import LoadedModel
+from layerprune.models.placement import DTYPES
 from layerprune.registry import build
 from layerprune.removal import Removal
 

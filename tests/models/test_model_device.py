@@ -13,10 +13,13 @@ from layerprune.models.model import LoadedModel
 
 @pytest.mark.parametrize(
     ("free", "place"),
-    [([10**9, 2 * 10**9], "cuda:1"), ([2 * 10**9, 10**9], "cuda:0"), ([1000, 1000], "auto")],
+    [([3, 4], "cuda:1"), ([4, 3], "cuda:0"), ([0.9, 0.9], "auto")],  # times the model's weights
 )
 def test_a_model_that_one_card_holds_goes_to_the_roomiest(tmp_path, monkeypatch, free, place):
-    tiny_model("llama").save_pretrained(tmp_path)
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    free = [int(share * weights) for share in free]
     asked = []
 
     def refused(folder, **options):

@@ -158,8 +158,9 @@ class Magnitude(Metric):
         power = 1 if self.norm == "l1" else 2
         sums = {}
         for layer in {layer for removal in removals for layer in removal}:
-            (matrices,) = weight_matrices([loaded.layers[layer]], "magnitude")
-            sums[layer] = sum(float(weight.detach().double().abs().pow(power).sum()) for weight in matrices)
+            with loaded.layer(layer) as module:
+                (matrices,) = weight_matrices([module], "magnitude")
+                sums[layer] = sum(float(weight.detach().double().abs().pow(power).sum()) for weight in matrices)
         norms = [sum(sums[i] for i in removal.layers) ** (1 / power) for removal in removals]
         return candidates(removals, norms, "magnitude")
 
@@ -233,6 +234,8 @@ class Taylor(Metric):
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Read the texts once, forward and backward, and add up the layers of each removal."""
+        if loaded.stream is not None:
+            raise UsageError("taylor: gradients need all layers in memory, where this model does not fit; use ablation")
         values = update_slopes(loaded, data) if self.of == "update" else weight_slopes(loaded, data)
         sums = [sum(values[layer] for layer in removal.layers) for removal in removals]
         return candidates(removals, sums, "the Taylor score of")
