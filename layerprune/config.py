@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -215,8 +216,27 @@ class ScoreConfig(PromptOptions, ModelOptions, MachineOptions):
     protect: str | None = option(types.layers, "Layers never to remove: 0-3,-1 (negative: from the end).")
 
 
+VLLM = "vllm"
+
+
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(ScoreConfig):
+class SpeedOptions(Config):
+    """What runs the models that are timed."""
+
+    speed_engine: str = option(
+        types.choice("transformers", VLLM),
+        "What runs the models that are timed: transformers, or vllm, as a server would (audit only).",
+        "transformers",
+    )
+
+    def _check_engine(self, owner: str, timed: bool) -> None:
+        """Raise ``UsageError`` where the engine is chosen and ``owner``, the option that times, is not given."""
+        if self.speed_engine == VLLM and not timed:
+            raise UsageError(f"--speed-engine {VLLM} belongs to {owner}, which is not given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(SpeedOptions, ScoreConfig):
     """Options of ``plan``: those of ``score``, how far to go, and by which search."""
 
     drop: str | None = option(types.text("N|N%"), "How many layers to remove, or which share of them.")
@@ -257,6 +277,15 @@ class PlanConfig(ScoreConfig):
     )
     no_adjacent: bool = option(types.flag(), "No two neighbouring layers.", False)
     contiguous: bool = option(types.flag(), "Only one run of neighbouring layers.", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_engine("--target-speedup", self.target_speedup is not None)
+        if self.speed_engine == VLLM:
+            raise UsageError(
+                f"--speed-engine {VLLM} reads checkpoints, and a plan has written none yet: plan by transformers, "
+                f"export, then layerprune audit FOLDER --speed --speed-engine {VLLM}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +332,7 @@ class HealConfig(SourceOptions, LoadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig(PromptOptions, MachineOptions):
+class AuditConfig(SpeedOptions, PromptOptions, MachineOptions):
     """Options of ``audit``."""
 
     tasks: tuple[str, ...] | None = option(
@@ -319,12 +348,21 @@ class AuditConfig(PromptOptions, MachineOptions):
     )
     text: Path | None = option(types.file, "A .txt or .jsonl text for perplexity and KL, too.")
     generation: bool = option(types.flag(negative=True), "Look at what both models write, too.", True)
-    speed: bool = option(types.flag(negative=True), "Time both models, too.", False)
+    speed: bool = option(types.flag(negative=True), "Time both models, too, at batch sizes 1, 8 and 32.", False)
     layerwise: bool = option(
         types.flag(negative=True),
         "Ask the base without each removed layer alone, too, on up to 200 items a task.",
         True,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_engine("--speed", self.speed)
+        if self.speed_engine == VLLM and find_spec(VLLM) is None:
+            raise UsageError(
+                f"--speed-engine {VLLM}: vLLM is not installed; pip install 'layerprune[{VLLM}]' (which also "
+                "installs the releases of torch and transformers that it names), or leave the option out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -362,6 +362,8 @@ def _checks() -> Mapping[Place, Check]:
         ("heal", "method"): lambda value: build(HEALERS, str(value)),
         ("heal", "corpus"): lambda value: find_source(str(value)),
         ("audit", "text"): file,
+        ("audit", "speed_engine"): lambda value: AuditConfig.of(speed=True, speed_engine=value),
+        ("plan", "speed_engine"): lambda value: PlanConfig.of(model="", target_speedup="2x", speed_engine=value),
         ("study", "metrics"): lambda value: isinstance(value, list) and [build(METRICS, str(spec)) for spec in value],
         ("study", "greedy"): lambda value: check_drop(str(value), "--greedy"),
         ("study", "protect"): lambda value: isinstance(value, str) and parse_layers(value, ANY_DEPTH),

@@ -13,7 +13,7 @@ import pytest
 from checkout import ROOT
 
 DISTRIBUTION = {"yaml": "pyyaml"}  # where a distribution is not called as its module is
-OPTIONAL: dict[str, str] = {}  # modules that work is done without, and the extra that brings them
+OPTIONAL: dict[str, str] = {"vllm": "vllm"}  # modules that work is done without, and the extra that brings them
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -5,6 +5,7 @@ from layerprune.artifacts.audit import UNHEALED as UNHEALED
 from layerprune.artifacts.audit import AnswerAgreement as AnswerAgreement
 from layerprune.artifacts.audit import Audit as Audit
 from layerprune.artifacts.audit import AuditedTask as AuditedTask
+from layerprune.artifacts.audit import BatchSpeed as BatchSpeed
 from layerprune.artifacts.audit import Compared as Compared
 from layerprune.artifacts.audit import Comparison as Comparison
 from layerprune.artifacts.audit import Compensated as Compensated

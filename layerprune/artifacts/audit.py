@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from layerprune.artifacts.base import Computed, Document, Interval, ModelRef, Outcomes, Part, Ranked, TaskData, Units
 
@@ -209,18 +216,64 @@ class MeasuredSpeed(Part):
     high: float
 
 
+FIGURES = ("prefill_tokens_per_s", "decode_tokens_per_s", "first_token_s")
+
+
+def _figures(found: dict[str, MeasuredSpeed]) -> dict[str, MeasuredSpeed]:
+    for name in FIGURES:
+        if name not in found or not found[name].median > 0:
+            raise ValueError(f"{name} is missing, or no time and no rate at all")
+    return found
+
+
+Figures = Annotated[dict[str, MeasuredSpeed], AfterValidator(_figures)]
+
+
+class BatchSpeed(Part):
+    """Both models timed on so many sequences at once, or why they were not."""
+
+    batch_size: int = Field(ge=1)
+    base: Figures | None = Field(default=None, description="tokens of all sequences together; None: left out")
+    pruned: Figures | None = None
+    left_out: str | None = Field(default=None, description="why nothing was measured; None where it was")
+
+    @model_validator(mode="after")
+    def _is_measured_or_left_out(self) -> Self:
+        if not (self.base is None) == (self.pruned is None) == (self.left_out is not None):
+            raise ValueError(f"batch size {self.batch_size} has figures of both models, or says why it was left out")
+        return self
+
+
+LATER = ("engine", "threads", "batches")  # parts of Speed that documents of older versions lack
+
+
 class Speed(Part):
-    """Both models timed alternately in one process."""
+    """Both models timed alternately on one machine; ``base`` and ``pruned`` with one sequence at a time."""
 
     device: str
     dtype: str
     repeats: int
     prompt_tokens: int
     new_tokens: int
-    base: dict[str, MeasuredSpeed] = Field(description="prefill_tokens_per_s, decode_tokens_per_s, first_token_s")
-    pruned: dict[str, MeasuredSpeed]
+    base: Figures = Field(description="prefill_tokens_per_s, decode_tokens_per_s, first_token_s")
+    pruned: Figures
     peak_bytes: dict[str, int] | None = Field(description="by model, on an accelerator; None where it cannot be told")
     layers_kept: float = Field(description="share of layers kept: the ideal for time per token")
+    engine: str | None = Field(default=None, description="what ran the models, with its version")
+    threads: int | None = Field(default=None, description="of torch; None where another process computes")
+    batches: tuple[BatchSpeed, ...] | None = Field(default=None, description="larger batches; None: not asked for")
+
+    @property
+    def by_batch(self) -> tuple[BatchSpeed, ...]:
+        """The speed at every batch size, one sequence first; empty where larger batches were not asked for."""
+        alone = BatchSpeed(batch_size=1, base=self.base, pruned=self.pruned)
+        return () if self.batches is None else (alone, *self.batches)
+
+    @model_serializer(mode="wrap")
+    def _as_older_versions_wrote_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the later parts where they are not there, so that an older document keeps its hash."""
+        written: dict[str, Any] = handler(self)
+        return {name: value for name, value in written.items() if value is not None or name not in LATER}
 
 
 class Audit(Computed, Document):

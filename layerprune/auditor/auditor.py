@@ -38,8 +38,9 @@ from layerprune.auditor.inputs import (
     columns,
 )
 from layerprune.auditor.layerwise import layer_by_layer, recorded_ranking
-from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, time_both, windows_of
-from layerprune.checkpoint.location import record, source_of
+from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, windows_of
+from layerprune.auditor.speed import LARGER, time_both, time_vllm
+from layerprune.checkpoint.location import locate, record, source_of
 from layerprune.config import AuditConfig
 from layerprune.data.items import Encoder, EvalSet, is_written
 from layerprune.data.tasks import check_turns, load_eval_set, prompting_of
@@ -155,6 +156,12 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
     config, exported, loading = job.config, job.exported, job.loading
     check_weights(exported, config.base)
     text = read_text(config.text) if config.text else None
+    model, revision = source_of(exported.receipt.base, config.base)
+    speed = None
+    if config.speed and config.speed_engine == "vllm":  # first: its engines need the card for themselves
+        kept = exported.result.layers / exported.receipt.base.layers
+        trust, where = config.trust_remote_code, locate(model, revision).path
+        speed = time_vllm(where, exported.folder, kept, dtype=config.dtype, trust_remote_code=trust, progress=progress)
 
     progress.note(f"loading the pruned model {exported.folder}")
     pruned: LoadedModel | None = loading.load_model(str(exported.folder))
@@ -166,10 +173,9 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
     pruned_cache = cache_bytes_per_token(pruned)
     dtype, device = str(pruned.dtype).removeprefix("torch."), str(pruned.device)
     attention = pruned.attention
-    if text is None and not config.speed:
+    if text is None and not (config.speed and speed is None):
         pruned = None  # kept in memory only for what needs both models at once
 
-    model, revision = source_of(exported.receipt.base, config.base)
     progress.note(f"loading the base model {model}")
     base = loading.load_model(model, revision)
     check_same_tokens(eval_set, base.encoder)
@@ -185,7 +191,8 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
         by_layer, rankings = layer_by_layer(engine, exported.plan, eval_set, tasks, whole, job.rankings, progress)
     caches = cache_bytes_per_token(base), pruned_cache
     loss = None if text is None or pruned is None else _text_loss(job, text, base, pruned, progress)
-    speed = time_both(base, pruned, progress=progress) if config.speed and pruned else None
+    if config.speed and speed is None and pruned:
+        speed = time_both(base, pruned, larger=LARGER, progress=progress)
 
     generation, own_answers = None, ()
     if config.generation:

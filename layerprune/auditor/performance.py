@@ -1,8 +1,7 @@
-"""Both models timed in turn in one process, their memory, and both on running text."""
+"""Both models on running text, and the memory that one more token takes in their caches."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,20 +9,13 @@ import numpy as np
 import torch
 
 from layerprune import parsing
-from layerprune.artifacts import MeasuredSpeed, Speed, TextLoss
+from layerprune.artifacts import TextLoss
 from layerprune.errors import UsageError
 from layerprune.models.model import LoadedModel
 from layerprune.parsing import MOST_TEXT_BYTES, parse_json
 from layerprune.removal import Removal
 from layerprune.stats import bootstrap_interval
 from layerprune.util import SILENT, Progress
-
-# What was gained: both models timed in turn in one process, and the memory their caches take.
-
-
-REPEATS = 7
-PROMPT_TOKENS = 256
-NEW_TOKENS = 32
 
 
 def cache_bytes_per_token(loaded: LoadedModel) -> int | None:
@@ -39,92 +31,6 @@ def _cache_bytes(loaded: LoadedModel, tokens: int) -> int | None:
     if not layers or any(not isinstance(getattr(layer, "keys", None), torch.Tensor) for layer in layers):
         return None
     return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in layers)
-
-
-def time_both(
-    base: LoadedModel,
-    pruned: LoadedModel,
-    *,
-    repeats: int = REPEATS,
-    prompt_tokens: int = PROMPT_TOKENS,
-    new_tokens: int = NEW_TOKENS,
-    progress: Progress = SILENT,
-) -> Speed:
-    """Time prefill and greedy decoding of one sequence, base and pruned alternating, after a warm-up of each.
-
-    The prompt is shorter where the model does not read as many tokens.
-    """
-    if base.positions is not None:
-        prompt_tokens = max(1, min(prompt_tokens, base.positions - new_tokens))
-    taken: dict[str, list[dict[str, float]]] = {"base": [], "pruned": []}
-    subjects = {"base": base, "pruned": pruned}
-    with progress.task("timing both models", 2 * (repeats + 1), "runs") as advance:
-        for repeat in range(repeats + 1):
-            # who goes first changes from round to round: a machine that warms up or slows down favours neither
-            for name in sorted(subjects, reverse=bool(repeat % 2)):
-                found = _time(subjects[name], prompt_tokens, new_tokens)
-                if repeat:  # the first is the warm-up
-                    taken[name].append(found)
-                advance(1)
-    return Speed(
-        device=_device_name(base),
-        dtype=str(base.dtype).removeprefix("torch."),
-        repeats=repeats,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        base=_medians(taken["base"]),
-        pruned=_medians(taken["pruned"]),
-        peak_bytes={name: _peak(subjects[name], prompt_tokens, new_tokens) for name in subjects}
-        if base.device.type == "cuda"
-        else None,
-        layers_kept=pruned.architecture.depth / base.architecture.depth,
-    )
-
-
-@torch.no_grad()
-def _time(loaded: LoadedModel, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
-    """Return seconds to the first token and rates in tokens per second of one run."""
-    ids = torch.arange(prompt_tokens, device=loaded.device)[None] % loaded.vocabulary
-    start = _now(loaded)
-    out = loaded.model(input_ids=ids, use_cache=True)
-    token = out.logits[:, -1:].argmax(-1)
-    first = _now(loaded)
-    for _ in range(new_tokens):
-        out = loaded.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-        token = out.logits[:, -1:].argmax(-1)
-    end = _now(loaded)
-    return {
-        "first_token_s": first - start,
-        "prefill_tokens_per_s": prompt_tokens / (first - start),
-        "decode_tokens_per_s": new_tokens / (end - first),
-    }
-
-
-def _now(loaded: LoadedModel) -> float:
-    if loaded.device.type == "cuda":
-        torch.cuda.synchronize(loaded.device)
-    return time.perf_counter()
-
-
-def _peak(loaded: LoadedModel, prompt_tokens: int, new_tokens: int) -> int:
-    """Return the accelerator memory of one run above what both models' weights take, plus this model's weights."""
-    torch.cuda.reset_peak_memory_stats(loaded.device)
-    before = torch.cuda.memory_allocated(loaded.device)
-    _time(loaded, prompt_tokens, new_tokens)
-    weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
-    return int(torch.cuda.max_memory_allocated(loaded.device) - before + weights)
-
-
-def _medians(runs: list[dict[str, float]]) -> dict[str, MeasuredSpeed]:
-    found = {name: np.quantile([run[name] for run in runs], [0.25, 0.5, 0.75]).tolist() for name in runs[0]}
-    return {name: MeasuredSpeed(median=median, low=low, high=high) for name, (low, median, high) in found.items()}
-
-
-def _device_name(loaded: LoadedModel) -> str:
-    if loaded.device.type == "cuda":
-        return torch.cuda.get_device_name(loaded.device)
-    threads = torch.get_num_threads()
-    return f"{loaded.device.type}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 # Both models on running text: perplexity, and how far their next-token distributions are apart.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from layerprune import api
-from layerprune.artifacts import PRUNED, Audit, HealLog
+from layerprune.artifacts import PRUNED, Audit, HealLog, Speed
 from layerprune.cli import command as opt
 from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console, table
@@ -153,7 +153,22 @@ def audited(audit: Audit) -> Iterator[Table | str]:
             if (after := speed.pruned.get(name)) is not None:
                 change = percent_change(after.median / before.median - 1)
                 changes.append(f"{name.replace('_', ' ')} {before.median:.4g} -> {after.median:.4g} ({change})")
-        yield f"speed on {speed.device}, {speed.dtype}: {', '.join(changes)}"
+        by = f" by {speed.engine}" if speed.engine else ""
+        yield f"speed{by} on {speed.device}, {speed.dtype}: {', '.join(changes)}"
+        yield from _batches(speed)
+
+
+def _batches(speed: Speed) -> Iterator[str]:
+    for batch in speed.batches or ():
+        if batch.base is None or batch.pruned is None:
+            yield f"batch size {batch.batch_size}: left out, {batch.left_out}"
+            continue
+        changes = [
+            f"{name} {batch.base[key].median:.4g} -> {batch.pruned[key].median:.4g} "
+            f"({percent_change(batch.pruned[key].median / batch.base[key].median - 1)})"
+            for name, key in (("prefill", "prefill_tokens_per_s"), ("decode", "decode_tokens_per_s"))
+        ]
+        yield f"batch size {batch.batch_size}: tokens per s {', '.join(changes)}"
 
 
 def tasks(audit: Audit) -> Table:

@@ -258,9 +258,10 @@ def target(found: Target) -> str:
     if (speed := found.speed) is not None:
         phases = ("prefill_tokens_per_s", "decode_tokens_per_s")
         prefill, decoding = (speed.pruned[phase].median / speed.base[phase].median for phase in phases)
+        by = f"by {speed.engine} " if speed.engine else ""
         return (
             f"target: {found.reached:.2f} times as fast, wanted {found.wanted:g}; "
-            f"measured on {speed.device} in {speed.dtype}: prefill {prefill:.2f}, decoding {decoding:.2f} "
+            f"measured {by}on {speed.device} in {speed.dtype}: prefill {prefill:.2f}, decoding {decoding:.2f} "
             f"(medians of {speed.repeats} runs of {speed.prompt_tokens} prompt and {speed.new_tokens} new tokens, "
             "alternating with the intact model)"
         )

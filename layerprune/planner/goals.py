@@ -10,7 +10,7 @@ from typing import Literal
 
 from layerprune import stats
 from layerprune.artifacts import OWN_ANSWER, Certificate, CertifiedStep, Outcomes, Round, Speed, Target
-from layerprune.auditor.performance import REPEATS, time_both
+from layerprune.auditor.speed import REPEATS, time_both
 from layerprune.config import CERTIFY_LIMIT, PlanConfig
 from layerprune.data.items import EvalSet, is_written
 from layerprune.errors import RefusedError, UsageError

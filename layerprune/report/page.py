@@ -243,6 +243,7 @@ def _audit(audit: Audit, folder: str) -> str:
             no_generation=audit.generation is None,
             no_layerwise=audit.layerwise is None and not audit.rankings,
             speed=audit.speed is not None,
+            speed_engine="vllm" if audit.speed and (audit.speed.engine or "").startswith("vllm") else None,
         ),
     )
 

@@ -144,7 +144,7 @@ class Engine:
             try:
                 members, grades = path.run(batch, [removals[number] for number in part])
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if len(batch) == len(part) == 1:
                     length, device = batch[0].length, path.loaded.device
@@ -186,7 +186,8 @@ def _sections(made: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
         yield from [own] if beginning else [[batch] for batch in own]
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device, or the machine, has no room; a smaller batch may fit."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error):
