@@ -349,6 +349,10 @@ def _checks() -> Mapping[Place, Check]:
             if "text" in healer.needs:
                 raise UsageError(f"{entry.name} reads text: give a corpus, a file or builtin")
 
+    def engine(value: Any) -> None:
+        if isinstance(value, dict) and value.get("speed_engine") is not None:
+            AuditConfig.of(speed=value.get("speed"), speed_engine=value["speed_engine"])
+
     return {
         ("score",): objective,
         ("score", "metric"): lambda value: build(METRICS, str(value)),
@@ -362,7 +366,7 @@ def _checks() -> Mapping[Place, Check]:
         ("heal", "method"): lambda value: build(HEALERS, str(value)),
         ("heal", "corpus"): lambda value: find_source(str(value)),
         ("audit", "text"): file,
-        ("audit", "speed_engine"): lambda value: AuditConfig.of(speed=True, speed_engine=value),
+        ("audit",): engine,
         ("plan", "speed_engine"): lambda value: PlanConfig.of(model="", target_speedup="2x", speed_engine=value),
         ("study", "metrics"): lambda value: isinstance(value, list) and [build(METRICS, str(spec)) for spec in value],
         ("study", "greedy"): lambda value: check_drop(str(value), "--greedy"),

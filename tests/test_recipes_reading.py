@@ -1,5 +1,7 @@
 """What a recipe says, held against what goals, searches and healers take, before anything slow."""
 
+import sys
+
 import pytest
 
 from layerprune.errors import DocumentError
@@ -50,3 +52,23 @@ def test_healing_that_reads_text_asks_for_it_before_anything_slow(written):
         read_recipe(written(GOOD + "heal:\n  method: linear\n"))
     with pytest.raises(DocumentError, match=r"heal\.window"):
         read_recipe(written(GOOD + "heal:\n  method: linear\n  corpus: builtin\n  window: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("audit:\n  speed: true\n  speed_engine: vllm\n", "audit: --speed-engine vllm: vLLM is not installed; pip"),
+        ("audit:\n  speed_engine: vllm\n", "audit: --speed-engine vllm belongs to --speed, which is not given"),
+        ("audit:\n  speed: true\n  speed_engine: sglang\n", "audit.speed_engine: 'sglang' is not one of transformers"),
+    ],
+)
+def test_an_engine_that_is_not_here_is_told_of_before_anything_slow(written, monkeypatch, lines, message):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(DocumentError) as raised:
+        read_recipe(written(GOOD + lines))
+    assert message in str(raised.value)
+
+
+def test_a_plan_is_not_timed_by_vllm(written):
+    with pytest.raises(DocumentError, match=r"plan.speed_engine: --speed-engine vllm reads checkpoints"):
+        read_recipe(written(GOOD.replace("plan:\n", "plan:\n  speed_engine: vllm\n")))

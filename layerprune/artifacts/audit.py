@@ -235,11 +235,12 @@ class BatchSpeed(Part):
     batch_size: int = Field(ge=1)
     base: Figures | None = Field(default=None, description="tokens of all sequences together; None: left out")
     pruned: Figures | None = None
+    repeats: int | None = Field(default=None, ge=1, description="of each model")
     left_out: str | None = Field(default=None, description="why nothing was measured; None where it was")
 
     @model_validator(mode="after")
     def _is_measured_or_left_out(self) -> Self:
-        if not (self.base is None) == (self.pruned is None) == (self.left_out is not None):
+        if {part is None for part in (self.base, self.pruned, self.repeats)} != {self.left_out is not None}:
             raise ValueError(f"batch size {self.batch_size} has figures of both models, or says why it was left out")
         return self
 
@@ -252,7 +253,7 @@ class Speed(Part):
 
     device: str
     dtype: str
-    repeats: int
+    repeats: int = Field(ge=1)
     prompt_tokens: int
     new_tokens: int
     base: Figures = Field(description="prefill_tokens_per_s, decode_tokens_per_s, first_token_s")
@@ -266,7 +267,7 @@ class Speed(Part):
     @property
     def by_batch(self) -> tuple[BatchSpeed, ...]:
         """The speed at every batch size, one sequence first; empty where larger batches were not asked for."""
-        alone = BatchSpeed(batch_size=1, base=self.base, pruned=self.pruned)
+        alone = BatchSpeed(batch_size=1, base=self.base, pruned=self.pruned, repeats=self.repeats)
         return () if self.batches is None else (alone, *self.batches)
 
     @model_serializer(mode="wrap")

@@ -23,6 +23,7 @@ from layerprune.scoring.engine import out_of_memory
 from layerprune.util import SILENT, Progress
 
 REPEATS = 7
+CPU_REPEATS = 3  # of a larger batch on a CPU, where 32 prompts take minutes and vary less than one does
 PROMPT_TOKENS = 256
 NEW_TOKENS = 32
 LARGER = (8, 32)  # batch sizes of an audit beside one sequence: a few users, and a small server
@@ -48,9 +49,10 @@ def time_both(
     prompt_tokens = _prompt_tokens(prompt_tokens, new_tokens, base.positions)
     subjects = {"base": base, "pruned": pruned}
     clocks = {name: _clock(loaded, prompt_tokens, new_tokens) for name, loaded in subjects.items()}
+    fewer = min(repeats, CPU_REPEATS) if base.device.type == "cpu" else repeats
     return Speed(
         **_alternate(clocks, 1, repeats, progress),
-        batches=_batches(clocks, larger, repeats, progress),
+        batches=_batches(clocks, larger, fewer, progress),
         device=_devices(base, pruned),
         dtype=str(base.dtype).removeprefix("torch."),
         repeats=repeats,
@@ -95,7 +97,8 @@ def _batches(
     for size in sizes or ():
         if not why:
             try:
-                found.append(BatchSpeed(batch_size=size, **_alternate(clocks, size, repeats, progress)))
+                timed = _alternate(clocks, size, repeats, progress)
+                found.append(BatchSpeed(batch_size=size, repeats=repeats, **timed))
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):

@@ -91,8 +91,10 @@ def test_the_clock_asks_for_no_more_tokens_than_the_model_reads(subjects):
 
 def test_larger_batches_hold_as_many_different_prompts(subjects, monkeypatch):
     seen = Watched(monkeypatch, *subjects).shapes
-    found = time_both(*subjects, repeats=2, prompt_tokens=16, new_tokens=2, larger=(8, 32))
-    assert [batch.batch_size for batch in found.batches] == [8, 32]
+    found = time_both(*subjects, repeats=4, prompt_tokens=16, new_tokens=2, larger=(8, 32))
+    assert [(batch.batch_size, batch.repeats) for batch in found.batches] == [(8, 3), (32, 3)]  # fewer, on a CPU
+    prompts = [shape[:3] for shape in seen if shape[2] == 16]
+    assert [prompts.count((1, size, 16)) for size in (1, 8, 32)] == [5, 4, 4]  # a warm-up more
     assert [batch.batch_size for batch in found.by_batch] == [1, 8, 32]
     assert {shape[1] for shape in seen} == {1, 8, 32}
     for batch in found.by_batch:
@@ -139,6 +141,35 @@ def test_another_fault_is_no_lack_of_room(subjects, monkeypatch):
         time_both(*subjects, repeats=1, prompt_tokens=16, new_tokens=2, larger=(8, 32))
 
 
+def test_every_card_that_a_model_lies_on_is_waited_for_before_the_clock_is_read(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda card: events.append(str(card)))
+    real = clock.time.perf_counter
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: events.append("read") or real())
+
+    class Spread:
+        """Layers on two cards, of which this machine has none: only where they lie is told."""
+
+        device, dtype, positions, vocabulary = torch.device("cpu"), torch.float32, None, 10
+        architecture = SimpleNamespace(depth=2)
+
+        class Model:
+            @staticmethod
+            def parameters():
+                return [SimpleNamespace(device=torch.device(place)) for place in ("cuda:1", "cpu", "cuda:0", "cuda:1")]
+
+            @staticmethod
+            def forward(input_ids, past_key_values=None, use_cache=True):  # it knows no logits_to_keep
+                return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 10), past_key_values=None)
+
+            __call__ = forward
+
+        model = Model()
+
+    time_both(Spread, Spread, repeats=1, prompt_tokens=4, new_tokens=2)
+    assert events == ["cuda:0", "cuda:1", "read"] * 3 * 4  # three readings a run, two runs of each model
+
+
 def audited(out, tasks, *words):
     return ["audit", out, "--tasks", "toy", "--include-path", tasks, "--limit", "8", "--no-generation", *words]
 
@@ -166,6 +197,16 @@ def test_an_audit_tells_of_every_batch_size_in_document_card_report_and_on_scree
     assert f"batch size 8: tokens per s prefill {prefill} -> " in said
     assert "batch size 32: left out, no room in memory for 32 sequences" in said
     assert "--speed-engine" not in page
+    assert verify(out).problems == ()
+
+
+def test_an_audit_in_which_only_one_sequence_fits_says_so_of_all_others(out, tasks, monkeypatch):
+    monkeypatch.setattr(clock.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    done(*audited(out, tasks, "--speed"))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    for size in (8, 32):
+        assert f"| {size} | left out: no room in memory for 8 sequences | | | |" in card
+    assert "runs at the larger sizes" not in card
     assert verify(out).problems == ()
 
 
@@ -198,7 +239,8 @@ def test_an_audit_of_an_older_version_keeps_its_hash_card_and_report(out, tasks)
         ({"batch_size": 8}, "batch size 8 has figures of both models, or says why it was left out"),
         ({"batch_size": 8, "base": OLDER["base"]}, "figures of both models"),
         ({"batch_size": 8, "base": OLDER["base"], "pruned": OLDER["base"], "left_out": "no"}, "figures of both models"),
-        ({"batch_size": 8, "base": {}, "pruned": OLDER["base"]}, "prefill_tokens_per_s is missing"),
+        ({"batch_size": 8, "base": OLDER["base"], "pruned": OLDER["base"]}, "figures of both models"),
+        ({"batch_size": 8, "base": {}, "pruned": OLDER["base"], "repeats": 3}, "prefill_tokens_per_s is missing"),
         ({"batch_size": 0, "left_out": "no"}, "greater than or equal to 1"),
     ],
 )
@@ -280,7 +322,8 @@ def test_an_audit_by_vllm_names_it_and_asks_its_tasks_as_ever(out, base_folder, 
     assert [model for model, _ in vllm.loaded] == [str(base_folder), str(out)]
     assert {options["dtype"] for _, options in vllm.loaded} == {"float32"}
     assert "by vllm 0.33.0 on" in (out / "README.md").read_text()
-    assert "<span>--speed-engine</span> <span>vllm</span>" in (out / "report.html").read_text()  # the line that makes it again
+    again = "<span>--speed-engine</span> <span>vllm</span>"
+    assert again in (out / "report.html").read_text()
     assert verify(out).problems == ()
 
 

@@ -164,7 +164,7 @@ def test_text_and_speed_are_measured_when_asked_for_and_generation_can_be_left_o
     audit = Audit.load(tmp_path / "all" / "layerprune" / "audit.json")
     assert f"{audit.text.base_nats:.3f} -> {audit.text.nats:.3f} nats per token" in said
     assert f"{audit.generation.faulty} of {audit.generation.prompts} texts faulty" in said
-    assert f"speed on {audit.speed.device}" in said
+    assert f"speed by {audit.speed.engine} on {audit.speed.device}" in said
     done("audit", tmp_path / "none", *words, "--no-generation")
     bare = Audit.load(tmp_path / "none" / "layerprune" / "audit.json")
     assert (bare.text, bare.generation, bare.speed) == (None, None, None)

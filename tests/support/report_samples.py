@@ -10,6 +10,7 @@ from layerprune.artifacts import (
     PRUNED,
     UNHEALED,
     Audit,
+    BatchSpeed,
     Continuation,
     FlippedItem,
     Generation,
@@ -160,4 +161,8 @@ def _speed():
     return Speed(
         device="cpu, 1 thread", dtype="bfloat16", repeats=7, prompt_tokens=256, new_tokens=32,
         base=timed(1446, 16.6, 0.177), pruned=timed(1611, 18.0, 0.159), peak_bytes=None, layers_kept=26 / 30,
+        engine="transformers 5.23.0", threads=1, batches=(
+            BatchSpeed(batch_size=8, repeats=3, base=timed(1820, 96.1, 1.125), pruned=timed(2045, 109.3, 1.001)),
+            BatchSpeed(batch_size=32, left_out="no room in memory for 32 sequences"),
+        ),
     )  # fmt: skip
