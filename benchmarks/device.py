@@ -6,7 +6,8 @@ Rows are printed as they are measured, so a run that is killed has shown what it
 too short for is skipped with a row. By default the shape is 8b in bfloat16 on a card, small in float32 elsewhere. In
 this order:
 
-1. The device's matrix rate: the fastest of several large products in the model's dtype.
+1. The device's matrix rate: the fastest of several large products in the model's dtype; again before 2 and 4, for the
+   share of it that the engine reaches.
 2. The removal of every layer on zero-shot items (contexts of 30 to 150 tokens, mostly 4 answers), as the first round of
    a search has it. Time is taken undisturbed. The shares of layers and grading come from a second run that waits for
    the device around both; waits, and memory where the device does not count it, from a third of few items. FLOPs are
@@ -72,8 +73,11 @@ WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.eq
 
 def main() -> None:
     try:
-        with quiet_libraries(True):
-            Bench(arguments()).run()
+        with quiet_libraries(True), tempfile.TemporaryDirectory() as scratch:
+            options = arguments()
+            if options.offload and not options.folder:
+                options.folder = Path(scratch) / "model"  # both ways load the same weights
+            Bench(options).run()
     except LayerpruneError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -249,8 +253,9 @@ class Bench:
         self.row("model", "weights", in_words(shape.bytes(dtype)))
         self.row("model", "made or loaded", time.perf_counter() - self.start, "s")
         self.engine = Engine(loaded, tokens=self.options.tokens, memory=self.memory)
-        self.rate = matrix_rate(self.device, loaded.dtype)  # FLOP/s
-        self.row("device", "matrix products", self.rate / 1e12, "TFLOP/s")
+        rate = matrix_rate(self.device, loaded.dtype)
+        self.row("device", "matrix products", rate / 1e12, "TFLOP/s")
+        self.expected = LEAST_RATE * rate  # FLOP/s that the next section is taken to reach
         sections = {}
         for name, kind in (("zero-shot", zero_shot), ("few-shot", few_shot)):
             items = kind(random.Random(0), shape.vocabulary)
@@ -311,10 +316,9 @@ class Bench:
         """Measure one kind of item, as many as there is time for."""
         block = Block.of(drawn)
         probe = block.first(PROBE)
-        tried = sum(len(block.requests[i].tokens) for group in sample(block.requests, block.groups) for i in group)
-        trials = 2 * len(trial_removals(self.engine.loaded)) * tried + probe.tokens * self.shape.layers
-        expected = 2 * trials * self.shape.layers * self.shape.layer_weights / (LEAST_RATE * self.rate)
-        if not self.enough(name, expected):
+        inputs = {block.requests[i].tokens[:-1] for group in sample(block.requests, block.groups) for i in group}
+        trials = 2 * len(trial_removals(self.engine.loaded)) * sum(map(len, inputs)) + probe.tokens * self.shape.layers
+        if not self.enough(name, 2 * trials * self.shape.layers * self.shape.layer_weights / self.expected):
             return None
         start = time.perf_counter()
         self.engine.choose_path(block.requests, block.groups)
@@ -327,18 +331,19 @@ class Bench:
             block = block.first(max(PROBE, int(0.8 * len(block.groups))))
         if not self.enough(name, block.tokens * each):
             return None
-        weights = self.weights()
+        rate, weights = matrix_rate(self.device, self.engine.loaded.dtype), self.weights()
         found = self.round(block)
         flops = 2 * self.shape.layer_weights * found.computed
         flops += 2 * self.shape.hidden * self.shape.vocabulary * found.watch.places
         section = Section(block, found, flops / found.seconds, {"layers": 1.0, "grading": 0.0})
+        self.expected = section.flops / 2
         self.row(name, "items", len(block.groups))
         self.row(name, "tokens of their prefix tree", block.tokens)
         self.row(name, "batches", found.watch.batches)
         self.row(name, "time", found.seconds, "s")
         self.row(name, "tokens x layers", found.computed / found.seconds, "a second")
         self.row(name, "arithmetic", section.flops / 1e12, "TFLOP/s")
-        self.row(name, "of the matrix rate", 100 * section.flops / self.rate, "%")
+        self.row(name, "of the matrix rate", 100 * section.flops / rate, "%")
         if weights:
             peak = (torch.cuda.max_memory_allocated(self.device) - weights) / 1e6
             self.row(name, "peak memory", peak, "MB")
@@ -376,7 +381,7 @@ class Bench:
         self.weights()
         forward = self.shape.layers * self.shape.layer_weights + self.shape.hidden * self.shape.vocabulary
         tokens = sum(len(each.tokens) for each in section.block.requests) / len(section.block.groups)
-        runs = 2 * 2 * forward * tokens / section.flops  # seconds of an item and removal, at half the engine's rate
+        runs = 2 * forward * tokens / self.expected  # seconds of an item and removal
         items = max(1, min(len(section.block.groups), int(SHARE * self.limit / (2 * runs))))
         if not self.enough("lm-eval", 4 * items * runs):
             return
@@ -428,7 +433,8 @@ class Bench:
             self.row("greedy", f"exact, {drop} of {depth} layers, {counts[name]:,} {name} items", minutes, "minutes")
             total += minutes
         both = " and ".join(sections)
-        self.row("greedy", f"exact, {both}", total, "minutes")
+        if len(sections) > 1:
+            self.row("greedy", f"exact, {both}", total, "minutes")
         self.row("greedy", f"lazy in a race, {both}", total / factor, "minutes")
         if math.isfinite(self.lm_eval_item):
             asked = sum(depth - gone for gone in range(drop)) * counts["zero-shot"]
@@ -441,20 +447,19 @@ class Bench:
             self.row("offload", "skipped", "LoadedModel.load has no such option")
             return
         where, block = self.options.offload, section.block.first(COUNTED)
+        self.engine.choose_path(block.requests, block.groups)  # few-shot items have another
         near = self.round(block)
         if not self.enough("offload", 20 * near.seconds):
             return
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = self.options.folder or Path(scratch) / "model"
-            loaded = load(self.shape, folder, self.options.dtype, self.device, offload=where)
-            engine = Engine(loaded, tokens=self.options.tokens, memory=self.memory)
-            start = time.perf_counter()
-            engine.choose_path(block.requests, block.groups)
-            self.row("offload", "self-test", time.perf_counter() - start, "s")
-            self.row("offload", "path", "; ".join([engine.path.name, *engine.remarks]))
-            reads = self.layers_read(loaded)
-            far = self.round(block, engine=engine)
-            reads = self.layers_read(loaded) - reads
+        loaded = load(self.shape, self.options.folder, self.options.dtype, self.device, offload=where)
+        engine = Engine(loaded, tokens=self.options.tokens, memory=self.memory)
+        start = time.perf_counter()
+        engine.choose_path(block.requests, block.groups)
+        self.row("offload", "self-test", time.perf_counter() - start, "s")
+        self.row("offload", "path", "; ".join([engine.path.name, *engine.remarks]))
+        reads = layers_read(loaded)
+        far = self.round(block, engine=engine)
+        reads = layers_read(loaded) - reads
         self.row("offload", "a batch in memory", near.seconds / near.watch.batches, "s")
         self.row("offload", f"a batch from {where}", far.seconds / far.watch.batches, "s")
         if reads:
@@ -462,9 +467,10 @@ class Bench:
             self.row("offload", "read", reads * layer / far.watch.batches / 1e6, "MB a batch")
         self.row("offload", "largest difference", float(np.abs(near.sums - far.sums).max()), "nats")
 
-    def layers_read(self, loaded: LoadedModel) -> int:
-        """Return how many layers were read so far; 0 where the model does not count them."""
-        return sum(getattr(getattr(loaded, "stream", None), "reads", []))
+
+def layers_read(loaded: LoadedModel) -> int:
+    """Return how many layers were read so far; 0 where the model does not count them."""
+    return sum(getattr(getattr(loaded, "stream", None), "reads", []))
 
 
 def greedy_seconds(depth: int, drop: int, section: Section, items: int) -> float:

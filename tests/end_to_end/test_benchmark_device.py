@@ -100,5 +100,5 @@ def test_a_model_that_has_no_room_is_not_written(program, tmp_path, monkeypatch)
 def test_a_folder_of_another_shape_is_refused(program, tmp_path):
     shapes, device = program["SHAPES"], torch.device("cpu")
     program["load"](shapes["tiny"], tmp_path / "model", "float32", device)
-    with pytest.raises(UsageError, match="holds a model with hidden_size 64, and 512 was asked for"):
+    with pytest.raises(UsageError, match="holds a model with hidden_size 64, and 384 was asked for"):
         program["load"](shapes["small"], tmp_path / "model", "float32", device)
