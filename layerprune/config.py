@@ -172,7 +172,11 @@ class MachineOptions(LoadOptions):
     """How a model is loaded and evaluated."""
 
     batch_size: int | str = option(types.rows, "Rows computed at once.", "auto")
-    memory: int | None = option(types.size, "What evaluating may hold beside the weights.", default="4GiB")
+    memory: int | None = option(
+        types.size,
+        "What evaluating may hold beside the weights.",
+        default="of what the weights leave, 40% of a CPU's memory (up to 32GiB) or 80% of a card's",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

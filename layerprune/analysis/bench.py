@@ -154,7 +154,10 @@ def _text(request: StudyConfig, content: str, session: ScoringSession) -> tuple[
         windows=len(windows),
         tokens=sum(len(window) - 1 for window in windows),
     )
-    data = Data(eval_set=EvalSet({"text": task}), seed=request.seed, progress=session.data.progress)
+    data = Data(
+        eval_set=EvalSet({"text": task}), seed=request.seed, progress=session.data.progress, rows=session.data.rows,
+        memory=session.data.memory,
+    )  # fmt: skip
     return source, data
 
 

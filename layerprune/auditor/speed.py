@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from layerprune.architecture import load_config
 from layerprune.artifacts import BatchSpeed, MeasuredSpeed, Speed
 from layerprune.errors import ModelError, one_line
 from layerprune.models.model import LoadedModel
-from layerprune.scoring.engine import out_of_memory
+from layerprune.models.placement import free_memory, out_of_memory
 from layerprune.util import SILENT, Progress
 
 REPEATS = 7
@@ -162,7 +161,7 @@ def _clock(loaded: LoadedModel, prompt_tokens: int, new_tokens: int) -> Clock:
 def _check_room(loaded: LoadedModel, tokens: int) -> None:
     """Raise ``MemoryError`` where main memory has no room for the cache: a system may end the process instead."""
     needed = 2 * tokens * loaded.cache_bytes  # a layer's part is copied when a token comes
-    if needed > psutil.virtual_memory().available:
+    if needed > free_memory("cpu"):
         raise MemoryError(f"the key-value cache of {tokens} tokens takes {needed} bytes")
 
 

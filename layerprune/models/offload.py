@@ -51,6 +51,7 @@ class LayerStream:
 
     device: torch.device
     sources: Sequence[dict[str, Source]]  # of each layer: its parameters by name
+    room: int = 0  # bytes on the device for two of the layers
     folder: TemporaryDirectory[str] | None = None  # weights in a form that the checkpoint does not have them in
     reads: list[int] = field(init=False)  # how often each layer was read
     _after: dict[int, int] = field(default_factory=dict)  # which layer ran after which
@@ -188,7 +189,8 @@ def load_streamed(
         vars(model).pop(name, None)
     layers = list(model.get_submodule(stack).children())
     sources = [sources_of(layer, f"{stack}.{number}", index, device) for number, layer in enumerate(layers)]
-    stream = LayerStream(device, sources, scratch)
+    largest = max(sum(weight.nbytes for weight in layer.parameters()) for layer in layers)
+    stream = LayerStream(device, sources, 2 * largest, scratch)
     stream.attach(layers)
     return stream, model, info
 

@@ -1,7 +1,11 @@
-"""Where a model's weights go: in which dtype, on which device, and whether its layers stay elsewhere until they run."""
+"""Where a model's weights go: in which dtype, on which device, whether its layers stay elsewhere until they run."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -24,24 +28,23 @@ def placed(device: str, offload: str, weights: int) -> tuple[str, Offload | None
     here and for layers in CPU memory where the model runs on the CPU.
     """
     device = _known(device)
-    if device == "auto" and not torch.cuda.is_available():
-        device = "cpu"
-    spread = device == "auto"
-    free = _free(device)
+    spread = device == "auto" and torch.cuda.is_available()
+    cards = [torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count())] if spread else []
     if spread:
-        cards = [torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count())]
-        free = max(cards)
-        device = f"cuda:{cards.index(free)}"
+        device = f"cuda:{cards.index(max(cards))}"
+    elif device == "auto":
+        device = "cpu"
     if offload == "cpu" and device == "cpu":
         raise UsageError("offload 'cpu' keeps layers in CPU memory for a card, and the model runs on the CPU; use disk")
     if offload in ("cpu", "disk"):
         return device, offload  # type: ignore[return-value]
-    if offload == "none" or free is None or weights <= WEIGHTS_SHARE * free:
-        fits = free is None or weights <= WEIGHTS_SHARE * free
-        return device if fits or not spread else "auto", None
-    if spread and weights <= WEIGHTS_SHARE * sum(cards):
+    if weights <= WEIGHTS_SHARE * free_memory(device):
+        return device, None
+    if spread and (offload == "none" or weights <= WEIGHTS_SHARE * sum(cards)):
         return "auto", None
-    return device, "cpu" if device != "cpu" and weights <= WEIGHTS_SHARE * psutil.virtual_memory().available else "disk"
+    if offload == "none":
+        return device, None
+    return device, "cpu" if device != "cpu" and weights <= WEIGHTS_SHARE * free_memory("cpu") else "disk"
 
 
 def _known(device: str) -> str:
@@ -59,11 +62,14 @@ def _known(device: str) -> str:
     return device
 
 
-def _free(device: str) -> int | None:
-    """Return the free bytes of a device's memory; None where it does not say."""
+def free_memory(device: str) -> float:
+    """Return the free bytes of a device's memory; infinity where it does not say.
+
+    Of main memory no more than control groups leave the process, whatever is free beside them.
+    """
     if device == "cpu":
-        return int(psutil.virtual_memory().available)
-    return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else None
+        return min(psutil.virtual_memory().available, process_memory())
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else math.inf
 
 
 def wanted_dtype(dtype: str, config: Any, device: str) -> torch.dtype:
@@ -97,3 +103,41 @@ def asked_attention(name: str) -> dict[str, str]:
     if name != "auto" and name not in known:
         raise UsageError(f"unknown attn_implementation {name!r}; use auto, {', '.join(known)}")
     return {} if name == "auto" else {"attn_implementation": name}
+
+
+# Where the memory of a process is limited, by Linux's control groups: the process's own group, and the mounted tree.
+OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # by controller: version 2 names none, version 1 each
+
+
+def process_memory() -> int:
+    """Return the most bytes this process may use: the machine's memory, or less where a control group limits it."""
+    return min([psutil.virtual_memory().total, *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """Yield the limits of this process's control groups and of those around them."""
+    try:
+        lines = OWN_GROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux, or no such file in this sandbox
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        for controller in controllers.split(","):
+            if (name := LIMITS.get(controller)) is None:
+                continue
+            top = GROUPS / controller
+            # in a container the tree may begin at the process's own group, whose name is the one outside
+            folder = top / group.lstrip("/")
+            for place in [folder, *(parent for parent in folder.parents if parent.is_relative_to(top))]:
+                with suppress(OSError, ValueError):  # no such file at this level, or "max"
+                    yield int((place / name).read_text(encoding="utf-8"))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device has no room left; some of those are plain ``RuntimeError``."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error):
+        return True
+    return "CUBLAS_STATUS_ALLOC_FAILED" in str(error)  # a matrix product that finds no room for its workspace

@@ -26,6 +26,7 @@ from layerprune.removal import Removal, parse_layers
 from layerprune.scoring.aggregation import additive, asked_objective, check_tasks, signal_of, unit_of
 from layerprune.scoring.cached_evaluator import JOURNAL, CachedEvaluator, own_answers
 from layerprune.scoring.engine import Engine
+from layerprune.scoring.memory import default_memory
 from layerprune.scoring.metrics import METRICS
 from layerprune.scoring.metrics.ablation import Ablation, examine_base
 from layerprune.scoring.metrics.base import Data, Metric
@@ -160,7 +161,8 @@ class ScoringSession:
             said = f"none of the {architecture.depth} layers may go"
             raise UsageError(f"{said}: --protect keeps {request.protect}" if request.protect else said)
         rows = request.batch_size if isinstance(request.batch_size, int) else None
-        data = Data(objective=objective, seed=request.seed, progress=progress, rows=rows, memory=request.memory)
+        memory = request.memory or default_memory(loaded)
+        data = Data(objective=objective, seed=request.seed, progress=progress, rows=rows, memory=memory)
         return cls(request, entry, metric, loaded, constraints, data, progress, folder, began=began)
 
     def bring_items(self, shares: SplitShares, evaluations: int | None = None) -> None:

@@ -14,8 +14,9 @@ from layerprune.architecture.tiny import LENGTHS, VOCABULARY, twin_config, with_
 from layerprune.data.items import Request
 from layerprune.errors import LayerpruneError, ModelError, one_line
 from layerprune.models.model import LoadedModel
+from layerprune.models.placement import out_of_memory
 from layerprune.removal import Removal
-from layerprune.scoring.memory import Allowance, kinds
+from layerprune.scoring.memory import Allowance, default_memory, default_tokens, kinds
 from layerprune.scoring.paths import BeginningPath, ChainPath, EvaluationPath, Grades, Groups, PlainPath, TreePath
 from layerprune.scoring.prefix_tree import BEGINNING_GROUPS, Row, batches, beginnings, chains, tree_size
 from layerprune.scoring.walk import BaseStateCache
@@ -23,13 +24,6 @@ from layerprune.scoring.walk import BaseStateCache
 # The ablation engine: log-likelihoods of many requests under many removals, at a fraction of the price.
 
 
-# Tokens in a batch. On two cores 512 to 4,096 take about the same time (measured, SmolLM2-135M, bfloat16): larger ones
-# multiply faster and pad more. A card wants more in flight; that figure is not measured yet.
-CPU_TOKENS = 1024
-CUDA_TOKENS = 32768
-# What the engine may hold beside the weights, unless --memory says otherwise. With less, removals are measured in
-# portions and batches shrink; with more, more of the intact model's states stay for the rounds to come.
-MEMORY = 4 * 1024**3
 # The share that the intact model's states from earlier rounds may fill; the rest is for the removals of one batch.
 KEPT_SHARE = 0.25
 PATIENCE = 8  # batches that must fit, after the device ran out of memory, before larger ones are tried; then twice that
@@ -54,10 +48,10 @@ class Engine:
     def __init__(
         self, loaded: LoadedModel, *, tokens: int | None = None, rows: int | None = None, memory: int | None = None
     ) -> None:
-        """``memory``: bytes of all tensors beside the weights, at any time."""
+        """``memory``: bytes of all tensors beside the weights, at any time; by default what the machine has for it."""
         self.loaded = loaded
-        self.memory = memory or MEMORY
-        self.tokens = tokens or (CUDA_TOKENS if loaded.device.type == "cuda" else CPU_TOKENS)
+        self.memory = memory or default_memory(loaded)
+        self.tokens = tokens or default_tokens(loaded)
         self.rows = rows  # --batch-size: a fixed number of rows instead of a number of tokens
         # Removals and tokens of a batch that the device had room for, once it ran out. Apart from what was asked for,
         # which stands in journals' keys: a run that is taken up again has not run out yet.
@@ -186,15 +180,6 @@ def _sections(made: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
         yield from [own] if beginning else [[batch] for batch in own]
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the machine, has no room; a smaller batch may fit."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error):
-        return True
-    return "CUBLAS_STATUS_ALLOC_FAILED" in str(error)  # a matrix product that finds no room for its workspace
-
-
 # Before a fast path is trusted with a model, it must give what plain forwards give, on the user's own requests.
 #
 # In float32 that is one comparison. In half precision rounding would hide a path that is wrong in structure, so there
@@ -266,9 +251,7 @@ class Trial:
             reason = str(error)
         if reason is not None:
             return PlainPath(self.loaded), [f"trees and chains: {reason}"]
-        if (
-            flash := _flash(self.loaded)
-        ) is not None:  # not tried: a kernel misled about lengths reads beyond its memory
+        if (flash := _flash(self.loaded)) is not None:  # not tried: a kernel misled about lengths may end the process
             return chain, [f"trees: {flash} takes no mask"]
         limit = HALF_NOISE * float(differences.mean()) + HALF_FLOOR
         reasons: dict[str, None] = {}

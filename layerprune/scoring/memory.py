@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layerprune.errors import UsageError
 from layerprune.formatting import in_words, rounded_up
 from layerprune.models.model import LoadedModel
+from layerprune.models.placement import process_memory
 from layerprune.removal import Removal
 from layerprune.scoring.paths import EvaluationPath
 from layerprune.scoring.prefix_tree import ROW_TOKENS, AnswerSpan, Row
@@ -415,3 +416,63 @@ def _build(layer: nn.Module) -> tuple[object, ...]:
 
     parts = layer.named_modules()
     return tuple((name, type(part).__name__, *sizes(part), *switches(part)) for name, part in parts)
+
+
+# The default of ``--memory`` and of a batch's tokens.
+#
+# How much may be held beside the weights, unless --memory says so. With less, removals are measured in portions and
+# batches shrink; with more, more of the intact model's states stay for the rounds to come.
+#
+# It stands in the keys of journals. So it is made from what a machine has and not from what is free just now, and
+# rounded down: a run that is taken up again on the same machine finds its entries.
+
+
+# Of a device that is neither a CPU nor a CUDA card, whose memory nobody has looked at.
+MEMORY = 4 * 1024**3
+# Shares of what the weights leave. A CPU's memory is also that of other processes, the page cache holds the checkpoint,
+# and what a kernel holds inside itself is not counted. A card is rarely shared; the rest is for its context, for
+# workspaces and for what the allocator cannot use in one piece. Neither has been measured against others.
+CPU_SHARE, CUDA_SHARE = 0.4, 0.8
+CPU_MOST = 32 * 1024**3  # batches on a CPU have CPU_TOKENS however much there is: more only keeps more states
+LEAST = 64 * 1024**2  # also the step below a GiB
+
+
+def default_memory(loaded: LoadedModel) -> int:
+    """Return the bytes that evaluating a model may hold beside its weights, unless the user says otherwise.
+
+    A share of the memory of the device that the weights leave; of several cards, that of the fullest. Whole GiB, below
+    one GiB whole steps of 64 MiB, at least one.
+    """
+    weights: dict[torch.device, int] = {}
+    for parameter in loaded.model.parameters():
+        weights[parameter.device] = weights.get(parameter.device, 0) + parameter.numel() * parameter.element_size()
+    if loaded.stream is not None:
+        weights[loaded.device] = weights.get(loaded.device, 0) + loaded.stream.room
+    kind = loaded.device.type
+    if kind == "cpu":
+        here = sum(nbytes for device, nbytes in weights.items() if device.type == kind)
+        room = min(CPU_SHARE * (process_memory() - here), CPU_MOST)
+    elif kind == "cuda":
+        cards = {loaded.device: 0} | {device: nbytes for device, nbytes in weights.items() if device.type == kind}
+        room = CUDA_SHARE * min(torch.cuda.mem_get_info(card)[1] - nbytes for card, nbytes in cards.items())
+    else:
+        room = MEMORY
+    step = 1024**3 if room >= 1024**3 else LEAST
+    return max(LEAST, int(room) // step * step)
+
+
+# Tokens in a batch. On two cores 512 to 4,096 take about the same time (measured, SmolLM2-135M, bfloat16): larger ones
+# multiply faster and pad more. A card wants more in flight. Its figures have not been measured on one: 32,768 tokens of
+# a model as wide as an 8B, as many more as a model is narrower, since launching a kernel takes the same time. What such
+# a batch holds is bounded by the memory, as that of every batch.
+CPU_TOKENS = 1024
+CUDA_TOKENS, CUDA_MOST_TOKENS = 32768, 262144
+CUDA_WIDTH = 4096  # hidden size of an 8B
+
+
+def default_tokens(loaded: LoadedModel) -> int:
+    """Return how many tokens a batch has where memory allows it; a card's from the model's hidden size."""
+    if loaded.device.type != "cuda":
+        return CPU_TOKENS
+    width = getattr(loaded.model.config.get_text_config(decoder=True), "hidden_size", None) or CUDA_WIDTH
+    return min(max(CUDA_TOKENS, CUDA_TOKENS * CUDA_WIDTH // int(width)), CUDA_MOST_TOKENS)

@@ -128,7 +128,7 @@ def test_a_batch_without_room_is_left_out_and_said_so(subjects, monkeypatch, err
 
 def test_main_memory_without_room_is_seen_before_it_is_full(subjects, monkeypatch):
     needed = 2 * 32 * (16 + 2) * subjects[0].cache_bytes
-    monkeypatch.setattr(clock.psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - 1))
+    monkeypatch.setattr(clock, "free_memory", lambda device: needed - 1)
     seen = Watched(monkeypatch, *subjects).shapes
     found = time_both(*subjects, repeats=1, prompt_tokens=16, new_tokens=2, larger=(8, 32))
     assert [batch.left_out is None for batch in found.batches] == [True, False]
@@ -201,7 +201,7 @@ def test_an_audit_tells_of_every_batch_size_in_document_card_report_and_on_scree
 
 
 def test_an_audit_in_which_only_one_sequence_fits_says_so_of_all_others(out, tasks, monkeypatch):
-    monkeypatch.setattr(clock.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr(clock, "free_memory", lambda device: 0)
     done(*audited(out, tasks, "--speed"))
     card = (out / "README.md").read_text(encoding="utf-8")
     for size in (8, 32):

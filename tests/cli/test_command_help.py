@@ -103,9 +103,13 @@ def told_defaults(name):
 
 def test_the_default_of_memory_is_told_as_it_is():
     from layerprune.formatting import parse_size
-    from layerprune.scoring.engine import MEMORY
+    from layerprune.scoring.memory import CPU_MOST, CPU_SHARE, CUDA_SHARE
 
-    assert parse_size(told_defaults("score")["memory"], "") == MEMORY
+    said = re.fullmatch(
+        r".* (\d+)% of a CPU's memory \(up to (\w+)\) or (\d+)% of a card's", told_defaults("score")["memory"]
+    )
+    assert (int(said[1]), int(said[3])) == (round(100 * CPU_SHARE), round(100 * CUDA_SHARE))
+    assert parse_size(said[2], "") == CPU_MOST
 
 
 CONFIGS = {

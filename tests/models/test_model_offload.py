@@ -88,7 +88,7 @@ def test_a_walk_reads_each_layer_once_whatever_the_removals(tmp_path):
         engine.measure(requests, groups, removals)
         assert len(batches) > 2
         assert model.stream.reads[1:] == [len(batches)] * (depth - 1)
-        assert model.stream.reads[0] in (len(batches), len(batches) + 1)  # the next batch's, read ahead
+        assert abs(model.stream.reads[0] - len(batches)) <= 1  # read ahead by the batch before, and for the next one
 
 
 def test_a_layer_that_is_bypassed_is_not_read_again_and_again(tmp_path):
@@ -124,7 +124,7 @@ def test_two_layers_at_most_are_in_memory(tmp_path, monkeypatch):
     finally:
         gc.enable()
     assert len(arrived) >= 2 * layers - 1  # and one was read ahead when the model was loaded
-    assert most == 2
+    assert most <= 2
 
 
 def test_weights_come_in_the_dtype_that_was_asked_for(tmp_path):
@@ -219,7 +219,7 @@ def test_layers_stay_elsewhere_where_the_model_does_not_fit(monkeypatch, device,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
     monkeypatch.setattr(torch.cuda, "mem_get_info", free)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 20 * GB}))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 20 * GB, "total": 32 * GB}))
     assert placed(device, asked, weights) == expected
 
 

@@ -94,3 +94,27 @@ def test_going_further_asks_only_what_is_new(home, tmp_path, monkeypatch):
         done(*plan(home, tmp_path / "steps", *words, "--drop", 3))
     assert stepwise[0] == alone[0] == 3
     assert documents(tmp_path / "steps") == documents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("metric", "owner", "name"), [
+    ("ablation", CachedEvaluator, "measure"),
+    ("perplexity", Perplexity, "score"),
+])  # fmt: skip
+def test_a_machine_of_another_size_answers_anew_and_one_of_the_same_size_does_not(
+    home, tmp_path, monkeypatch, metric, owner, name
+):
+    """The default of --memory stands in the keys as what the machine has for it, as if it had been given."""
+    words = ("--metric", metric, "--drop", 2, "--search", "greedy")
+    machine = "layerprune.scoring.memory.process_memory"
+
+    def asked(gibibytes, *more):
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, lambda: gibibytes * 1024**3)
+            calls = dying(patch, owner, name, 0)
+            done(*plan(home, tmp_path / "run", "--force", *words, *more))
+        return calls[0]
+
+    first = asked(16)
+    assert first > 0
+    assert asked(16) == asked(2, "--memory", "6GiB") == 0
+    assert asked(2) == first

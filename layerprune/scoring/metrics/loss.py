@@ -16,8 +16,9 @@ from layerprune.models.model import LoadedModel
 from layerprune.registry import option
 from layerprune.removal import Removal
 from layerprune.scoring.aggregation import failures_last
-from layerprune.scoring.engine import MEMORY, Engine
+from layerprune.scoring.engine import Engine
 from layerprune.scoring.evaluator import not_finite
+from layerprune.scoring.memory import default_memory
 from layerprune.scoring.metrics.base import INTACT, TOKENS_HELP, Data, Metric, Tokens, candidate, read, spread
 from layerprune.stats import bootstrap_interval
 
@@ -99,7 +100,7 @@ class Output(Metric):
 
     def score(self, loaded: LoadedModel, removals: Sequence[Removal], data: Data) -> list[Candidate]:
         """Run every batch intact and under each removal; logits are compared in float32."""
-        most = min(LOGIT_BYTES, (data.memory or MEMORY) // LOGIT_TENSORS)
+        most = min(LOGIT_BYTES, (data.memory or default_memory(loaded)) // LOGIT_TENSORS)
         budget = max(1, most // (4 * loaded.vocabulary))
         sums, count = [0.0] * len(removals), 0
         for batch in read(loaded, data, "output distance", budget):

@@ -19,8 +19,7 @@ from layerprune.formatting import in_words, rounded_up
 from layerprune.models.model import LoadedModel
 from layerprune.registry import option
 from layerprune.removal import Removal
-from layerprune.scoring.engine import MEMORY
-from layerprune.scoring.memory import GRADE, LiveBytes
+from layerprune.scoring.memory import GRADE, LiveBytes, default_memory
 from layerprune.scoring.metrics.base import (
     TOKENS_HELP,
     Batch,
@@ -280,7 +279,7 @@ def weight_slopes(loaded: LoadedModel, data: Data) -> list[float]:
     for all weights at once, the texts are read again for each portion of them. Raises ``UsageError`` where the memory
     does not hold the longest text alone.
     """
-    memory = data.memory or MEMORY
+    memory = data.memory or default_memory(loaded)
     layers = weight_matrices(loaded.layers, "taylor:of=weights")
     weights = list(dict.fromkeys(weight for own in layers for weight in own))  # one may serve several layers
     size = max(1, min(SLICE, int(SLICE_SHARE * memory) // SLICE_BYTES))
