@@ -29,7 +29,7 @@ def placed(device: str, offload: str, weights: int) -> tuple[str, Offload | None
     """
     device = _known(device)
     spread = device == "auto" and torch.cuda.is_available()
-    cards = [torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count())] if spread else []
+    cards = [free_memory(f"cuda:{card}") for card in range(torch.cuda.device_count())] if spread else []
     if spread:
         device = f"cuda:{cards.index(max(cards))}"
     elif device == "auto":

@@ -28,7 +28,7 @@ def test_a_model_that_one_card_holds_goes_to_the_roomiest(tmp_path, monkeypatch,
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (free[card], 2 * free[card]))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (free[torch.device(card).index], 0))
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refused)
     with pytest.raises(ModelError, match="no card is here"):
         LoadedModel.load(str(tmp_path), reads_text=False)

@@ -214,7 +214,7 @@ GB = 10**9
 )
 def test_layers_stay_elsewhere_where_the_model_does_not_fit(monkeypatch, device, asked, weights, cards, expected):
     def free(card):
-        return cards[torch.device(card).index if isinstance(card, str) else card], 0
+        return cards[torch.device(card).index], 0
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
