@@ -40,7 +40,7 @@ Importance = Callable[[dict[str, Outcomes]], dict[str, np.ndarray]]
 
 JOURNAL = "journal.jsonl"
 # Raised when an entry's form, a block or the way to measure changes: entries of another format are left alone.
-JOURNAL_FORMAT = 5
+JOURNAL_FORMAT = 6
 
 Piece = dict[str, Outcomes]  # one removal on one block, by task
 

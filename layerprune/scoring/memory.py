@@ -21,7 +21,7 @@ from layerprune.formatting import in_words, rounded_up
 from layerprune.models.model import LoadedModel
 from layerprune.models.placement import process_memory
 from layerprune.removal import Removal
-from layerprune.scoring.paths import EvaluationPath
+from layerprune.scoring.paths import EvaluationPath, by_length
 from layerprune.scoring.prefix_tree import ROW_TOKENS, AnswerSpan, Row
 from layerprune.scoring.walk import Stage, Traffic, tensors_in, traffic
 
@@ -39,8 +39,7 @@ TRIALS = (
     (1, 5, 3, 1, 99), (2, 5, 4, 2, 99), (3, 4, 7, 1, 99), (1, 9, 10, 4, 99), (2, 8, 6, 3, 3), (4, 6, 5, 2, 99),
     (1, 12, 8, 6, 2), (3, 7, 3, 5, 99), (2, 11, 12, 1, 99), (1, 16, 9, 2, 1), (5, 3, 11, 2, 99), (2, 6, 14, 4, 4),
 )  # fmt: skip
-ALONE = 9  # of these are enough where nothing stands before the rows,
-ONE_ROW = 6  # of these where each row runs by itself
+ALONE = 9  # of these are enough where nothing stands before the rows
 # Recurrent layers pad a row to whole chunks of so many tokens (Mamba-2, gated delta rule). So rows of one token more
 # are tried, too, where rows may be as wide.
 CHUNKS = (64, 128, 256)
@@ -113,12 +112,13 @@ class BatchShape:
     before: int  # tokens of the beginning
     places: int  # whose next token is graded
     answers: int = 0  # answer tokens that are graded there
+    branches: bool = True  # a row that is a tree is among them
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> BatchShape:
         width = max(row.length for row in rows)
         places, answers = sum(row.places for row in rows), sum(row.answers for row in rows)
-        return cls(len(rows), width, len(rows[0].beginning), places, answers)
+        return cls(len(rows), width, len(rows[0].beginning), places, answers, any(row.branches for row in rows))
 
     def sizes(self, piece: int) -> np.ndarray:
         """Return the products that tensors' sizes are sums of; ``piece``: places whose logits are computed at once."""
@@ -143,8 +143,8 @@ class MemoryEstimate:
     peak: int  # bytes that the trials themselves took
 
     @classmethod
-    def of(cls, path: EvaluationPath, longest: int, *, beginning: bool = False) -> MemoryEstimate:
-        """Run tiny batches, ``beginning``: such as follow on one, and see what is alive when.
+    def of(cls, path: EvaluationPath, longest: int, *, beginning: bool = False, masked: bool = False) -> MemoryEstimate:
+        """Run tiny batches, ``beginning``: such as follow on one, ``masked``: of trees, and see what is alive when.
 
         ``longest``: tokens of the longest row there will be without a mask. Of layers that are alike one runs; all do
         where what one holds depends on those before.
@@ -154,14 +154,13 @@ class MemoryEstimate:
         removals = [Removal.from_layers(set(range(depth)) - set(like))]
         trials = TRIALS if beginning else [(r, w, 0, p, piece) for r, w, _, p, piece in TRIALS[:ALONE]]
         if not path.together:
-            trials = [(1, w, 0, p, piece) for _, w, _, p, piece in TRIALS[:ONE_ROW]]
             removals *= 2  # the last logits under one removal are there while the next one runs
-        if not path.masked:
+        if not beginning and not masked:
             trials = [*trials, *((rows, width, 0, 2, 99) for rows, width in WIDER if width <= longest)]
         runs, sizes, states, cache = [], [], [], np.zeros(depth)
         usual, computed = path.piece, path.walk.work.computed
         for rows, width, before, places, path.piece in trials:
-            made = _rows(rows, width, before, places)
+            made = _rows(rows, width, before, places, branches=masked)
             with LiveBytes(lambda: path.walk.stage) as counter:
                 path.run(made, removals)
             runs.append(counter.events)
@@ -235,12 +234,13 @@ def _highest(moments: Sequence[np.ndarray]) -> list[np.ndarray]:
     return kept
 
 
-def _rows(count: int, width: int, before: int, places: int) -> list[Row]:
-    """Return rows of one branch each, the last ``places`` tokens of each graded."""
+def _rows(count: int, width: int, before: int, places: int, *, branches: bool) -> list[Row]:
+    """Return rows of one branch each, or of two, the last ``places`` tokens of each graded."""
     tokens = np.full(width, TOKEN)
     nodes, positions = np.arange(width - places, width), np.arange(before, before + width)
     targets = [(AnswerSpan(number, nodes, tokens[:places]),) for number in range(count)]
-    return [Row(tokens, positions, ((0, width, -1),), target, (TOKEN,) * before) for target in targets]
+    spans = ((0, width - 1, -1), (width - 1, width, 0)) if branches else ((0, width, -1),)
+    return [Row(tokens, positions, spans, target, (TOKEN,) * before) for target in targets]
 
 
 def _aligned(runs: Sequence[Sequence[Event]]) -> Iterator[np.ndarray]:
@@ -294,6 +294,7 @@ class Allowance:
         """
         self.path, self.memory, self.kept_share, self.longest = path, memory, kept_share, longest
         self.weights = 0 if own else sum(p.numel() * p.element_size() for p in path.loaded.model.parameters())
+        self.estimates: dict[tuple[bool, bool], MemoryEstimate] = {}
         self.each = self.states_of([Removal.of(layer) for layer in range(len(path.loaded.layers))])
         self.alone = self.states_of([Removal(())])
         self.usual_piece = path.piece
@@ -339,7 +340,7 @@ class Allowance:
 
     def check(self, rows: Sequence[Row]) -> None:
         """Raise ``UsageError``, with the least memory that works, where one row under one removal takes too much."""
-        trials = max((self._behind if row.beginning else self._plain).peak for row in rows)
+        trials = max(self._estimate(bool(row.beginning), row.branches).peak for row in rows)
         if max(trials, *(self.need([row], self.alone) for row in rows)) <= self.room:
             return
         room = trials
@@ -357,19 +358,17 @@ class Allowance:
         piece = self.path.piece if piece is None else piece
         if self.path.together:
             return self._bytes(BatchShape.of(batch), states, piece)
-        return max(self._bytes(BatchShape.of([row]), states, piece) for row in batch)
+        return max(self._bytes(BatchShape.of(rows), states, piece) for rows in by_length(batch))
 
     def _bytes(self, shape: BatchShape, states: Traffic, piece: int) -> int:
-        estimate = self._behind if shape.before else self._plain
-        return estimate.of_batch(shape, states, piece)
+        return self._estimate(shape.before > 0, shape.branches).of_batch(shape, states, piece)
 
-    @cached_property
-    def _plain(self) -> MemoryEstimate:
-        return MemoryEstimate.of(self.path, self.longest)
-
-    @cached_property
-    def _behind(self) -> MemoryEstimate:
-        return MemoryEstimate.of(self.path, self.longest, beginning=True)
+    def _estimate(self, beginning: bool, branches: bool) -> MemoryEstimate:
+        """Return what batches hold: behind a beginning, with a mask of their own, or without."""
+        kind = beginning, not beginning and self.path.masked(branches)
+        if kind not in self.estimates:
+            self.estimates[kind] = MemoryEstimate.of(self.path, self.longest, beginning=kind[0], masked=kind[1])
+        return self.estimates[kind]
 
     def states_of(self, removals: Sequence[Removal]) -> Traffic:
         """Return the states of a walk for these removals."""
@@ -377,7 +376,8 @@ class Allowance:
 
     def _piece(self, room: int) -> int:
         """Return for how many places logits are computed at once."""
-        most = int(LOGITS_SHARE * room / self._plain.logits) if self._plain.logits else self.usual_piece
+        logits = self._estimate(beginning=False, branches=True).logits
+        most = int(LOGITS_SHARE * room / logits) if logits else self.usual_piece
         return max(1, min(self.usual_piece, most))
 
 

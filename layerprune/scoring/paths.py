@@ -34,8 +34,7 @@ class EvaluationPath(ABC):
     """One way to measure."""
 
     name: str
-    masked = False  # masks and positions are given to the model, not left to it
-    together = True  # the rows of a batch, and all removals, run at once
+    together = True  # the rows of a batch, of whatever length, and all removals run at once
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
@@ -52,13 +51,20 @@ class EvaluationPath(ABC):
         """
         return chains(requests)
 
+    def masked(self, branches: bool) -> bool:
+        """Whether masks and positions are given to the model, not left to it; ``branches``: for rows that are trees."""
+        return False
+
     @abstractmethod
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         """Measure one batch: (indices of the requests in it, their grades in that order)."""
 
 
 class PlainPath(EvaluationPath):
-    """Ordinary forwards of the bypassed model: what the other paths are checked against, and the last resort."""
+    """Ordinary forwards of the bypassed model: what the other paths are checked against, and the last resort.
+
+    Rows of one length run together: no padding, no mask, nothing to get wrong.
+    """
 
     name = "plain"
     together = False
@@ -66,22 +72,31 @@ class PlainPath(EvaluationPath):
     @torch.no_grad()
     def run(self, rows: Sequence[Row], removals: Sequence[Removal]) -> tuple[list[int], Grades]:
         requests = [target.request for row in rows for target in row.targets]
+        columns = {request: column for column, request in enumerate(requests)}
         sums = np.zeros((len(removals), len(requests)))
         greedy = np.zeros((len(removals), len(requests)), dtype=np.int64)
         for number, removal in enumerate(removals):
             with self.loaded.without(removal) as model:
-                column = 0
-                for row in rows:  # one at a time: no padding, no batch, nothing to get wrong
-                    ids = torch.from_numpy(row.tokens)[None].to(self.loaded.device)
-                    logits = model(input_ids=ids, use_cache=False).logits[0]
-                    self.walk.work.computed += row.length * (len(self.loaded.layers) - len(removal))
-                    for target in row.targets:
-                        asked = torch.from_numpy(target.tokens).to(logits.device)
-                        lines = widened(logits[torch.from_numpy(target.nodes).to(logits.device)]).log_softmax(-1)
-                        sums[number, column] = float(lines.gather(1, asked[:, None]).double().sum())
-                        greedy[number, column] = int((lines.argmax(-1) == asked).sum())
-                        column += 1
+                for alike in by_length(rows):
+                    ids = torch.from_numpy(np.stack([row.tokens for row in alike])).to(self.loaded.device)
+                    logits = model(input_ids=ids, use_cache=False).logits  # (rows, tokens, vocabulary)
+                    self.walk.work.computed += ids.numel() * (len(self.loaded.layers) - len(removal))
+                    for line, row in zip(logits, alike, strict=True):
+                        for target in row.targets:
+                            asked = torch.from_numpy(target.tokens).to(line.device)
+                            logs = widened(line[torch.from_numpy(target.nodes).to(line.device)]).log_softmax(-1)
+                            column = columns[target.request]
+                            sums[number, column] = float(logs.gather(1, asked[:, None]).double().sum())
+                            greedy[number, column] = int((logs.argmax(-1) == asked).sum())
         return requests, (sums, greedy)
+
+
+def by_length(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return rows in groups of one length, in their order."""
+    alike: dict[int, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(row.length, []).append(row)
+    return list(alike.values())
 
 
 class ChainPath(EvaluationPath):
@@ -120,7 +135,6 @@ class TreePath(ChainPath):
     """Every shared token once: prefix trees within a batch, one walk over the layers for all removals."""
 
     name = "trees"
-    masked = True
 
     def __init__(self, loaded: LoadedModel, windows: Windows = "none") -> None:
         super().__init__(loaded)
@@ -132,10 +146,15 @@ class TreePath(ChainPath):
         window = window_of(loaded)
         return ("none",) if window is None or longest <= window else ("by kind", "everywhere")
 
+    def masked(self, branches: bool) -> bool:
+        return branches or self.windows != "none"  # ordinary rows go without, where the fastest kernels run
+
     def layout(self, requests: Sequence[Request], groups: Groups, most: Limit = unlimited) -> list[Row]:
         return trees(requests, groups, most(0))
 
     def inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
+        if not rows[0].beginning and not self.masked(any(row.branches for row in rows)):
+            return super().inputs(rows)
         device, dtype = self.loaded.device, self.loaded.dtype
         positions = pad_sequence([torch.from_numpy(row.positions) for row in rows], batch_first=True)
         full = _mask(rows, None, dtype).to(device)

@@ -66,6 +66,11 @@ class Row:
     def length(self) -> int:
         return len(self.tokens)
 
+    @property
+    def branches(self) -> bool:
+        """Whether it is a tree, and no ordinary causal row."""
+        return len(self.spans) > 1
+
     @cached_property
     def places(self) -> int:
         """How many of its tokens predict answer tokens."""
@@ -95,12 +100,18 @@ def chains(requests: Sequence[Request]) -> list[Row]:
     return [_row(requests, members) for members in groups.values()]
 
 
-def trees(requests: Requests, groups: Iterable[Sequence[int]], most: int = ROW_TOKENS) -> list[Row]:
+def trees(requests: Requests, groups: Iterable[Sequence[int]], most: int = ROW_TOKENS, before: int = 0) -> list[Row]:
     """Lay out one row per group of request indices, joining groups that share much and packing those that are short.
 
-    Neither makes a row longer than ``most`` tokens.
+    Neither makes a row longer than ``most`` tokens, behind ``before`` others. Where there is no tree among them, and
+    nothing before them, they stay apart: batches of ordinary rows need no mask, which saves more than their padding
+    costs (measured, SmolLM2-135M, answers of one token: 0.83 to 0.97 of the time at 40 to 160 tokens, 1.0 at 300).
     """
-    return [_row(requests, members) for members in _packed(_joined(requests, groups, most), most)]
+    joined = _joined(requests, groups, most)
+    rows = [_row(requests, members) for _, members in joined]
+    if not before and not any(row.branches for row in rows):
+        return rows
+    return [_row(requests, members) for members in _packed(joined, most)]
 
 
 def trees_after_beginnings(requests: Requests, groups: Iterable[Sequence[int]], most: Limit = unlimited) -> list[Row]:
@@ -112,7 +123,7 @@ def trees_after_beginnings(requests: Requests, groups: Iterable[Sequence[int]], 
     for shared, members in beginnings(requests, groups):
         beginning = requests[members[0][0]].tokens[:shared]
         rest = {i: Request(requests[i].tokens[shared:], requests[i].scored) for group in members for i in group}
-        for row in trees(rest, members, most(shared)):
+        for row in trees(rest, members, most(shared), shared):
             rows.append(replace(row, positions=row.positions + shared, beginning=beginning))
     return rows
 
@@ -259,6 +270,11 @@ def batches(
 Tensor = torch.Tensor
 
 
+def _alone(part: Tensor) -> Tensor:
+    """Return a tensor in memory of its own: a view of fused queries, keys and values would keep all of them."""
+    return part if part.untyped_storage().nbytes() == part.nbytes else part.clone()
+
+
 class SharedBeginning(Cache):  # type: ignore[misc]  # transformers carries no types
     """Keys and values of one beginning, by what is removed below a layer. First written by one row, then read by many.
 
@@ -288,7 +304,7 @@ class SharedBeginning(Cache):  # type: ignore[misc]  # transformers carries no t
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         if not self.length:
-            self.kept[self.key, layer_idx] = key_states, value_states
+            self.kept[self.key, layer_idx] = _alone(key_states), _alone(value_states)
             return key_states, value_states
         rows = key_states.shape[0]
         keys, values = (part.expand(rows, -1, -1, -1) for part in self.kept[self.key, layer_idx])

@@ -297,3 +297,43 @@ def test_what_fails_in_every_kind_of_mask_is_said_once_in_plain_words(monkeypatc
     assert remarks == [
         "trees: the model's code does not take such inputs (AttributeError: 'dict' object has no attribute 'ndim')"
     ]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])
+def test_rows_that_are_no_trees_are_given_no_mask(kind):
+    """Answers of one token: the rows of a task's questions are ordinary ones, of different lengths."""
+    loaded = tiny_loaded(kind)
+    trees, groups = multiple_choice(60)
+    asked = [trees[group[0]].tokens[: -trees[group[0]].scored] for group in groups]
+    requests = [Request((*tokens, answer), 1) for tokens in asked for answer in (5, 6, 7)]
+    removals = [Removal(()), *map(Removal.of, range(len(loaded.layers)))]
+    path, given = TreePath(loaded), []
+    inputs = path.inputs
+    path.inputs = lambda rows: given.append(inputs(rows)) or given[-1]
+    engine = Engine(loaded)
+    engine.measure_along(path, requests, groups, removals)  # what a path holds is tried before its first batch
+    given.clear()
+    found = engine.measure_along(path, requests, groups, removals)[0]
+    assert given
+    assert all(one.keys() == {"input_ids"} for one in given)
+    np.testing.assert_allclose(found, plainly(loaded, requests, removals), atol=2e-4)
+    given.clear()
+    engine.measure_along(path, trees, groups, removals)
+    assert any("attention_mask" in one for one in given)
+
+
+def test_plain_forwards_run_rows_of_one_length_together():
+    loaded = tiny_loaded("mixtral")
+    requests, groups = multiple_choice(60)
+    removals = [Removal(()), Removal.of(1)]
+    path, calls, engine = PlainPath(loaded), [], Engine(loaded)
+    engine.measure_along(path, requests, groups, removals)  # what a path holds is tried before its first batch
+    handle = loaded.model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    found = engine.measure_along(path, requests, groups, removals)[0]
+    handle.remove()
+    lengths = {len(request.tokens) - 1 for request in requests}
+    assert {length for _, length in calls} == lengths
+    assert len(calls) < len(removals) * len({request.tokens[:-1] for request in requests})
+    np.testing.assert_allclose(found, plainly(loaded, requests, removals), atol=2e-4)
