@@ -45,8 +45,8 @@ ALONE = 9  # of these are enough where nothing stands before the rows
 CHUNKS = (64, 128, 256)
 WIDER = ((1, 65), (3, 65), (2, 129), (1, 257))  # rows, width
 TOKEN = 3  # every token of a trial: experts then meet their worst case, all tokens in the same few of them
-# Of each answer token that is read where another one is: its number, row, place, and what is found.
-ANSWER_BYTES = 64
+# Of each answer token that is read where another one is: its number and place, and what is made of them on the way.
+ANSWER_BYTES = {"grade": 25, "sum": 17}
 GRADE: Stage = ("grade", 0)
 # Of each answer token under each removal: what is found (float32 and bool); when it is added up also the same of all
 # removals together, and in float64.
@@ -206,7 +206,7 @@ class MemoryEstimate:
                 found += (states.removals - 1) * shape.places * float(self.state[-1] @ BatchShape(1, 1, 0, 0).sizes(1))
                 found += (states.removals - 1) * shape.answers * FOUND_BYTES[what]
                 # in the trials every place has one answer token
-                found += ANSWER_BYTES * max(shape.answers - shape.places, 0)
+                found += ANSWER_BYTES[what] * max(shape.answers - shape.places, 0)
             more[what, layer] = float(found)
         return more
 

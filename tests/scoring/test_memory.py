@@ -68,6 +68,12 @@ def letters(count: int) -> tuple[list[Request], list[list[int]]]:
     )
 
 
+def menus(count: int, answers: int = 80) -> tuple[list[Request], list[list[int]]]:
+    """Short questions with many answers of one token: what is found under all removals is most of what is held."""
+    requests = [Request((5 + number, 7, 9, answer), 1) for number in range(count) for answer in range(3, 3 + answers)]
+    return requests, [list(range(answers * number, answers * (number + 1))) for number in range(count)]
+
+
 def pairs(depth: int) -> list[Removal]:
     return [Removal.of(one, other) for one in range(depth) for other in range(one + 1, depth)]
 
@@ -94,14 +100,27 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("asked", [eval_set(4), eval_set(10), eval_set(6, 70), letters(12)])
-@pytest.mark.parametrize("model", MODELS)
+ASKED = {
+    "four": eval_set(4),
+    "ten": eval_set(10),
+    "beginning": eval_set(6, 70),
+    "letters": letters(12),
+    "menus": menus(20),
+}
+# Rows within a window of eight tokens are given no mask, and the account's trials are wider: it says more than is held.
+TRIALS_BEYOND_THE_WINDOW = {("windows", "menus"), ("experts", "menus")}
+
+
+@pytest.mark.parametrize(
+    ("model", "asked"),
+    [(model, asked) for model in MODELS for asked in ASKED if (model, asked) not in TRIALS_BEYOND_THE_WINDOW],
+)
 def test_the_account_is_what_is_held(model, asked, monkeypatch):
     """Over tokens x removals, on the path that is taken, with nothing kept for later rounds."""
     monkeypatch.setattr(module, "KEPT_SHARE", 0.0)
     kind, changes = MODELS[model]
     loaded = subject_of(kind, **changes)
-    requests, groups = asked
+    requests, groups = ASKED[asked]
     engine = Engine(loaded)
     engine.choose_path(requests, groups)
     engine.path.read = None

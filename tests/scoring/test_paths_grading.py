@@ -8,7 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine_requests import multiple_choice, plainly, tiny_loaded
+from families import tiny_config, tiny_model
+from layerprune.architecture import read_architecture
 from layerprune.data.items import Request
+from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.paths import BeginningPath, ChainPath, TreePath
 
@@ -86,3 +89,37 @@ def test_pieces_of_the_head_change_nothing():
         members, (sums, greedy) = path.run(path.layout(requests, groups), removals)
         np.testing.assert_allclose(sums, expected[:, members], atol=2e-4)
         assert greedy.shape == sums.shape
+
+
+def test_a_head_that_looks_at_masks_is_given_none():
+    loaded = tiny_loaded("llama")
+    assert ChainPath(loaded).walk.masked_head
+    requests, groups = multiple_choice(loaded.vocabulary)
+    removals = [Removal.of(1)]
+    expected = plainly(loaded, requests, removals)
+    forward = loaded.model.forward
+
+    def other(*args, attention_mask=None, **kwargs):
+        found = forward(*args, attention_mask=attention_mask, **kwargs)
+        if attention_mask is not None:
+            found.logits = found.logits + torch.arange(found.logits.shape[-1])
+        return found
+
+    loaded.model.forward = other
+    path = ChainPath(loaded)
+    assert not path.walk.masked_head
+    members, (sums, _) = path.run(path.layout(requests, groups), removals)
+    np.testing.assert_allclose(sums, expected[:, members], atol=2e-4)
+
+
+@pytest.mark.parametrize("path", [ChainPath, TreePath])
+def test_a_head_behind_a_projection_is_given_what_leaves_the_layers(path):
+    """OPT-350m: the stack is wider than the embeddings that head and input share."""
+    loaded = LoadedModel(tiny_model("opt", word_embed_proj_dim=16).eval(), None, None, None)
+    assert loaded.model.get_output_embeddings().weight.shape[1] == 16
+    loaded.architecture = read_architecture(tiny_config("opt", word_embed_proj_dim=16))
+    requests, groups = multiple_choice(loaded.vocabulary)
+    removals = [Removal(()), Removal.of(1)]
+    made = path(loaded)
+    members, (sums, _) = made.run(made.layout(requests, groups), removals)
+    np.testing.assert_allclose(sums, plainly(loaded, requests, removals)[:, members], atol=2e-4)
