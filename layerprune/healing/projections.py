@@ -169,7 +169,8 @@ class Stream:
         self._check(few)
         self.depth = 0
         self.ids = list(ids)
-        self.states = [_around(loaded, rows, 0)[0] for rows in ids]  # each (windows, tokens, hidden)
+        with loaded.held(0):
+            self.states = [_around(loaded, rows, 0)[0] for rows in ids]  # each (windows, tokens, hidden)
 
     def outputs(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield, batch by batch, its number and what the layer at ``depth`` makes of it; nothing is moved on."""

@@ -379,3 +379,39 @@ def test_the_step_publishes_what_the_method_yields(home, tmp_path, method):
     assert log.tokens > 0
     assert log.found
     assert verify(tmp_path / "healed", base=str(home / "plain")).ok
+
+
+def test_layers_on_disk_are_healed_as_in_memory_and_read_once_for_all_windows(home, tmp_path, monkeypatch):
+    """A base of its own, so that both streams run from the first layer; a changed weight is what later layers see."""
+    torch.manual_seed(1)
+    spoilt = edited(home / "pruned", tmp_path / "spoilt",
+                    lambda tensors: [tensors[DOWN.format(layer)].normal_() for layer in (1, 2)])  # fmt: skip
+    streams = []
+    load = LoadedModel.load
+
+    def noted(*args, **kwargs):
+        loaded = load(*args, **kwargs)
+        if loaded.stream is not None:
+            loaded.stream.reads[:] = [0] * len(loaded.layers)
+            streams.append(loaded.stream)
+        return loaded
+
+    monkeypatch.setattr(LoadedModel, "load", noted)
+    healed, reads = {}, {}
+    for where, count in (("none", 24), ("disk", 24), ("disk", 96)):
+        streams.clear()
+        job = case(home / "base", spoilt, Removal.of(2, 4), tmp_path, count=count, offload=where)
+        healed[where, count] = dict(Linear(tokens=count * 32).heal(job))
+        reads[where, count] = [sum(stream.reads) for stream in streams]
+    assert healed["none", 24].keys() == healed["disk", 24].keys()
+    for name, value in healed["none", 24].items():
+        assert torch.equal(value, healed["disk", 24][name])
+    assert reads["none", 24] == []
+    assert len(reads["disk", 24]) == 2
+    assert reads["disk", 24] == reads["disk", 96]
+
+
+def test_a_method_that_needs_all_weights_refuses_layers_elsewhere(home, tmp_path):
+    job = case(home / "base", home / "pruned", Removal.of(2, 4), tmp_path, offload="disk")
+    with pytest.raises(UsageError, match="--offload none, or --method linear"):
+        dict(Rescale().heal(job))

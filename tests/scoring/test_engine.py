@@ -17,7 +17,7 @@ from layerprune.data.items import Request
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
 from layerprune.scoring.engine import Engine, Trial
-from layerprune.scoring.paths import ChainPath, PlainPath, TreePath
+from layerprune.scoring.paths import BeginningPath, ChainPath, PlainPath, TreePath
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -337,3 +337,17 @@ def test_plain_forwards_run_rows_of_one_length_together():
     assert {length for _, length in calls} == lengths
     assert len(calls) < len(removals) * len({request.tokens[:-1] for request in requests})
     np.testing.assert_allclose(found, plainly(loaded, requests, removals), atol=2e-4)
+
+
+def test_ordinary_rows_are_packed_behind_a_beginning_and_masked_beside_a_window():
+    questions = [Request((*range(3, 83), number, number + 1, 9), 1) for number in range(3, 40)]
+    groups = [[number] for number in range(len(questions))]
+    loaded = tiny_loaded("gemma3_text")
+    for windows, keys in (("none", {"input_ids"}), ("everywhere", {"input_ids", "attention_mask", "position_ids"})):
+        path = TreePath(loaded, windows)
+        rows = path.layout([Request(request.tokens[80:], 1) for request in questions], groups)
+        assert len(rows) == len(questions)
+        assert path.inputs(rows).keys() == keys
+    behind = BeginningPath(loaded).layout(questions, groups)
+    assert {len(row.beginning) for row in behind} == {80}
+    assert len(behind) < len(questions) / 4  # every row would bring a copy of the beginning's keys and values

@@ -22,7 +22,7 @@ from metric_tiny import data_of, texts_of
 GIB, MIB = 1024**3, 1024**2
 
 
-def model_of(weights: dict[str, int], hidden_size: int = 4096):
+def model_of(weights: dict[str, int], hidden_size: int = 4096, room: int = 0):
     """A model that is nothing but bytes on devices, the first one its own."""
     parts = [
         SimpleNamespace(device=torch.device(device), numel=lambda size=size: size // 2, element_size=lambda: 2)
@@ -31,7 +31,7 @@ def model_of(weights: dict[str, int], hidden_size: int = 4096):
     config = SimpleNamespace(hidden_size=hidden_size)
     config.get_text_config = lambda decoder: config
     model = SimpleNamespace(parameters=lambda: iter(parts), config=config)
-    return SimpleNamespace(model=model, device=parts[0].device, stream=None)
+    return SimpleNamespace(model=model, device=parts[0].device, stream=SimpleNamespace(room=room) if room else None)
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ def test_a_card_gives_a_share_of_what_the_weights_leave_of_its_total(box, monkey
     assert default_memory(model_of({"cuda:1": 16 * GIB, "cpu": 40 * GIB})) == 6 * GIB
     assert default_memory(model_of({"cuda:0": 70 * GIB, "cuda:1": 20 * GIB})) == 3 * GIB  # the fullest
     assert default_memory(model_of({"cuda:1": 24 * GIB})) == 64 * MIB
+    assert default_memory(model_of({"cuda:0": 16 * GIB}, room=20 * GIB)) == 35 * GIB  # layers that come and go
     assert default_memory(model_of({"mps": 2 * GIB})) == memory.MEMORY
 
 
