@@ -152,19 +152,25 @@ def planned(
 
 @_takes(configs.ExportConfig)
 def export(
-    plan: PathLike | Plan | Pair, out: PathLike, *, progress: Progress | bool | None = None, **options: Any
-) -> Receipt:
+    plan: PathLike | Plan | Pair, out: PathLike | None = None, *, progress: Progress | bool | None = None, **options: Any
+) -> Receipt | str:
     """Write the smaller model that ``plan`` describes to the new folder ``out``, and check it against its base.
 
     ``plan`` is a plan, the path of one or the folder that holds it; with ``remove`` it is a model, which loses exactly
-    these layers: nothing is measured, and no plan is needed.
+    these layers: nothing is measured, and no plan is needed. With ``form`` nothing is written: the removal is returned
+    as another tool takes it.
     """
     from layerprune.checkpoint import try_new_folder
     from layerprune.exporter import export as write
-    from layerprune.exporter import removal_plan
+    from layerprune.exporter import removal_plan, translated
 
-    shown, target = _progress(progress), Path(out)
-    config = configs.ExportConfig.of(**options)
+    shown, config = _progress(progress), configs.ExportConfig.of(**options)
+    target = None if out is None else Path(out)
+    if config.form is None and target is None:
+        raise UsageError("say where the smaller model goes with -o DIR, or with --as for which tool to print it")
+    if config.form is not None and (target is not None or config.max_shard_size is not None):
+        unused = "-o" if target is not None else "--max-shard-size"
+        raise UsageError(f"--as {config.form} prints the removal and writes nothing: {unused} cannot be given with it")
     if config.remove is None:
         if config.revision is not None:
             raise UsageError("--revision is for a MODEL with --remove; a plan names its own")
@@ -173,7 +179,8 @@ def export(
         if config.base is not None:
             raise UsageError("--base is for a PLAN; with --remove the first argument is the model")
         model, revision = _named(plan)
-        try_new_folder(target, model)
+        if target is not None:
+            try_new_folder(target, model)
         read = removal_plan(
             model,
             config.remove,
@@ -181,14 +188,10 @@ def export(
             trust_remote_code=config.trust_remote_code,
             progress=shown,
         )
-    return write(
-        read,
-        target,
-        base=config.base,
-        max_shard_size=config.max_shard_size,
-        trust_remote_code=config.trust_remote_code,
-        progress=shown,
-    )
+    common: Any = {"base": config.base, "trust_remote_code": config.trust_remote_code, "progress": shown}
+    if target is None:
+        return translated(read, str(config.form), **common)
+    return write(read, target, max_shard_size=config.max_shard_size, **common)
 
 
 @_takes(configs.HealConfig)

@@ -304,12 +304,24 @@ class PruneConfig(PlanConfig):
     audit_limit: int | None = option(ITEMS, "Items of each task of the audit.", default="all")
 
 
+FORMS = ("mergekit", "minitron", "llama-quantize", "list")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(TrustOptions):
     """Options of ``export``."""
 
     remove: str | None = option(
-        types.layers, "Remove exactly these layers of MODEL: 21-24 or 3,-1 (0-based).", in_recipes=False
+        types.removal,
+        "Remove exactly these layers of MODEL: 21-24 or 3,-1 (0-based), or those that a mergekit passthrough (.yaml) "
+        "leaves out.",
+        in_recipes=False,
+    )
+    form: str | None = option(
+        types.choice(*FORMS),
+        f"Print the removal as another tool takes it, and write nothing: {', '.join(FORMS)}.",
+        flag="--as",
+        in_recipes=False,
     )
     revision: str | None = option(types.text("REV"), "Branch, tag or commit of a Hub model.", in_recipes=False)
     base: str | None = option(types.text("MODEL"), BASE, default="where the plan found it", in_recipes=False)

@@ -63,6 +63,12 @@ def layers(value: Any) -> str:
     return _text(",".join(map(str, value)) if isinstance(value, list | tuple | range) else value)
 
 
+@option_type("LAYERS|FILE")
+def removal(value: Any) -> str:
+    """Layers by number and range, or the path of a file that says which."""
+    return layers.read(os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
 def whole(least: int, most: int) -> OptionType:
     """A whole number between two bounds, both included."""
 

@@ -107,14 +107,39 @@ class Architecture:
 
     def misread(self, removal: Removal) -> tuple[str, ...]:
         """Return warnings about readers (llama.cpp, vLLM, mlx-lm) that would take the result for another model."""
-        sources = LayerMap.after(removal, self.depth)
-        found = tuple(text for text, _ in compatibility.misreadings(self.model_type, self.fields, sources))
+        found = tuple(text for text, _ in self.misreadings(removal))
         if self._rope is None:
             found += (
                 f"the rotary embedding of this {self.model_type} model stands in rope_parameters of config.json and "
                 "cannot be said in the fields that transformers 4 and mlx-lm read (rope_theta, rope_scaling): they "
                 "would misread the result, as they misread the base",
             )
+        return found
+
+    def misreadings(self, removal: Removal) -> tuple[tuple[str, bool], ...]:
+        """Return warnings about readers that guess at periods or depths, each with whether it reads the base right."""
+        sources = LayerMap.after(removal, self.depth)
+        return tuple(compatibility.misreadings(self.model_type, self.fields, sources))
+
+    def left_behind(self, removal: Removal) -> dict[str, bool]:
+        """Return the fields of single layers that a tool which changes the depth alone leaves as they are.
+
+        Of each, whether a reader that goes by the new depth takes it right: a list whose first entries are those of the
+        layers that are left, indices below the new depth that name the same ones.
+        """
+        sources = LayerMap.after(removal, self.depth)
+        left, lists = len(sources), layer_patterns.lists_of(self.fields)
+        found = {}
+        for key, new in self._edits(sources, {}).items():
+            old = self.fields.get(key)
+            if key in (depth_key(self.fields), *ALSO_DEPTH, *MTP_KEYS):
+                continue
+            if key == "max_window_layers" and "layer_types" in lists:
+                continue  # readers of layer_types do not ask it
+            if isinstance(old, list) and config_fields.FIELDS.get(key) == "indices":
+                found[key] = [layer for layer in old if layer < left] == new
+            else:
+                found[key] = isinstance(old, list) and old[:left] == new
         return found
 
     def heads(self) -> tuple[str, ...]:
@@ -134,8 +159,7 @@ class Architecture:
                 every = f" every {it.period} layers" if it.period else ""
                 said = f"{it.name} of this {self.model_type} model repeats{every}"
                 found.append(f"{said}, and would not without {removal}")
-        misreadings = compatibility.misreadings(self.model_type, self.fields, sources)
-        return (*found, *(text for text, reads_base in misreadings if reads_base))
+        return (*found, *(text for text, reads_base in self.misreadings(removal) if reads_base))
 
     def prune_config(self, config: dict[str, Any], removal: Removal) -> dict[str, Any]:
         """Return the content of config.json for the pruned model; ``config`` is the base's, and is not changed.

@@ -72,7 +72,7 @@ class Receipt(Document):
     missing_keys: tuple[str, ...] = ()
     unexpected_keys: tuple[str, ...] = ()
     proof: LogitsProof | None = None
-    notes: tuple[str, ...] = Field(default=(), description="what could not be checked in full, and why")
+    notes: tuple[str, ...] = Field(default=(), description="what was not checked in full or not measured, and why")
     dropped_heads: DroppedHeads | None = Field(
         default=None, description="multi-token-prediction heads of the base, which read the intact stack"
     )

@@ -34,18 +34,24 @@ if TYPE_CHECKING:
         "layerprune export run/plan.json -o smaller/",
         "layerprune export HuggingFaceTB/SmolLM2-135M --remove 21-24 -o smaller/",
         "layerprune export run/plan.json --base /models/base -o smaller/ --max-shard-size 5GB",
+        "layerprune export run/plan.json --as mergekit > passthrough.yaml",
+        "layerprune export HuggingFaceTB/SmolLM2-135M --remove passthrough.yaml -o smaller/",
     ],
 )
 @click.argument("plan", metavar="PLAN|MODEL")
 @opt.options(ExportConfig)
-@opt.output("Folder to make; it must not exist yet.")
+@opt.output("Folder to make; it must not exist yet. Not with --as.", required=False)
 @pass_console
-def export(console: Console, plan: str, output: Path, **options: Any) -> Iterator[Table | str]:
+def export(console: Console, plan: str, output: Path | None = None, **options: Any) -> Iterator[Table | str]:
     """Write the smaller model that PLAN (a plan.json, or the folder with it) describes, ready to be loaded.
 
     With --remove it is MODEL (a folder or a Hub id) without these layers: nothing is measured, and no plan is needed.
+    With --as only the removal is printed, for another tool to carry out.
     """
     receipt = api.export(plan, output, progress=console.progress, **options)
+    if isinstance(receipt, str):
+        yield receipt
+        return
     yield (
         f"{receipt.base.layers} layers, {in_words(receipt.bytes_before)} -> "
         f"{receipt.result.layers} layers, {in_words(receipt.bytes_after)}"

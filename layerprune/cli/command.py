@@ -193,9 +193,9 @@ def _default(one: Option) -> str:
     return "" if one.value in (None, (), MISSING) else f" Default: {one.value}."
 
 
-def output(what: str) -> Decorator:
+def output(what: str, *, required: bool = True) -> Decorator:
     """Return the ``-o`` option; ``what`` says what is written there."""
-    return click.option("-o", "--output", type=FOLDER, required=True, metavar="DIR", help=what)
+    return click.option("-o", "--output", type=FOLDER, required=required, metavar="DIR", help=what)
 
 
 # How a fault reaches whoever typed the command: one line on stderr, exit code 2; 130 after Ctrl-C.

@@ -17,7 +17,7 @@ from layerprune.checkpoint.companions import left_out
 from layerprune.checkpoint.location import record, reference, source_of
 from layerprune.checkpoint.safetensors import INDEX
 from layerprune.errors import CheckpointError, DocumentError, ExportError, UsageError
-from layerprune.exporter import contents
+from layerprune.exporter import contents, interchange
 from layerprune.exporter.contents import Extras, PrunedConfig, Weight, WeightPlan
 from layerprune.files import check_plain
 from layerprune.removal import LayerMap, Removal, parse_layers
@@ -70,6 +70,7 @@ def export(
     changed = [CHANGED] if earlier is not None and earlier.changed else []
     for note in changed:
         progress.note(note)
+    given = [f"the layers were given ({plan.requested}): nothing was measured"] if plan.metric is None else []
     old_config = contents.read_json(contained(folder.path, "config.json"))
     shards = writer.plan_shards(weights.parts, max_shard_size)
     extras = contents.plan_extras(folder.path, checkpoint, pruned)
@@ -94,7 +95,7 @@ def export(
             bytes_before=checkpoint.nbytes, bytes_after=written.nbytes,
             config_changes=contents.config_changes(old_config, pruned.config) | extras.changes,
             missing_keys=proven["missing_keys"], unexpected_keys=proven["unexpected_keys"], proof=proven["proof"],
-            notes=(*proven["notes"], *changed), dropped_heads=weights.heads, earlier=earlier,
+            notes=(*proven["notes"], *changed, *given), dropped_heads=weights.heads, earlier=earlier,
             versions=tool_versions(*TOOLS),
         )  # fmt: skip
         plan.save(partial / FOLDER / Plan.filename)
@@ -248,10 +249,14 @@ def removal_plan(
 ) -> Plan:
     """Return the plan that removes exactly ``layers`` of ``model``: ``"21-24"`` or ``"3,-1"``; no metric, no items.
 
+    ``layers`` may be the path of a mergekit config (.yaml) of a passthrough merge; the layers that it leaves out go.
     ``model`` is a local folder or a Hub id. Only its config and the headers and samples of its weights are read. Raises
     ``UsageError`` for layers that the model does not have or of which none would stay, ``RefusedError`` for a removal
     that cannot be represented exactly and ``ModelError`` for a model that is not found.
     """
+    theirs = interchange.read_mergekit(Path(layers)) if interchange.is_file(layers) else None
+    if theirs is not None:
+        revision = theirs.revision_of(model, revision)
     folder = locate(model, revision)
     checkpoint = folder.open()
     with progress.task("reading the model", None):
@@ -259,6 +264,10 @@ def removal_plan(
             folder.path, Removal(()), checkpoint=checkpoint, name=folder.id, trust_remote_code=trust_remote_code
         )
     depth = intact.sources.depth
+    if theirs is not None:
+        for note in theirs.remarks(model, {tensor.dtype for tensor in checkpoint.tensors.values()}):
+            progress.note(note)
+        layers = ",".join(map(str, theirs.removal(depth)))  # a plan says the same however its layers were named
     named = parse_layers(layers, depth, "--remove")
     if not named:
         raise UsageError(f"--remove {layers!r} names no layer; write 3,7 or 21-24")
@@ -270,6 +279,34 @@ def removal_plan(
         metric=None, search=None, limits=PlanLimits(), requested=f"--remove {layers}", removal=units, order=units,
         ranking=(), scores_sha256=None, data=(), seed=0, versions=tool_versions(*TOOLS),
     )  # fmt: skip
+
+
+def translated(
+    plan: Plan, form: str, *, base: str | None = None, progress: Progress = SILENT, trust_remote_code: bool = False
+) -> str:
+    """Return the removal of ``plan`` as another tool takes it: "mergekit", "minitron", "llama-quantize" or "list".
+
+    Of the base only the config and the headers and samples of its weights are read, and nothing for a list. Raises
+    ``RefusedError`` where the tool's result would not be the base without these layers, and ``DocumentError`` when
+    the base is not the plan's model.
+    """
+    from layerprune.architecture import load_config, read_architecture
+
+    removal, depth = as_removal(plan.removal), plan.model.layers
+    if form == "list":
+        return interchange.write(form, removal, depth)
+    folder = locate(*source_of(plan.model, base), shards=False, weights=False)
+    checkpoint = folder.open()
+    with progress.task("reading the model", None):
+        config = load_config(str(folder.path), trust_remote_code=trust_remote_code)
+        architecture = read_architecture(config, trust_remote_code=trust_remote_code)
+    _check_planned(plan, folder, f"{depth} layers", f"{architecture.depth} layers")
+    _check_planned(plan, folder, f"weights {plan.model.fingerprint}", f"weights {checkpoint.fingerprint()}")
+    for note in interchange.check_form(form, architecture, removal):
+        progress.note(f"warning: {note}")
+    if form == "mergekit":
+        return interchange.write_mergekit(removal, depth, folder, checkpoint)
+    return interchange.write(form, removal, depth)
 
 
 def weigh(folder: Path, removals: Sequence[Removal], *, trust_remote_code: bool = False) -> list[Weight]:
