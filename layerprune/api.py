@@ -152,7 +152,11 @@ def planned(
 
 @_takes(configs.ExportConfig)
 def export(
-    plan: PathLike | Plan | Pair, out: PathLike | None = None, *, progress: Progress | bool | None = None, **options: Any
+    plan: PathLike | Plan | Pair,
+    out: PathLike | None = None,
+    *,
+    progress: Progress | bool | None = None,
+    **options: Any,
 ) -> Receipt | str:
     """Write the smaller model that ``plan`` describes to the new folder ``out``, and check it against its base.
 

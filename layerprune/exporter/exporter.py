@@ -302,7 +302,7 @@ def translated(
         architecture = read_architecture(config, trust_remote_code=trust_remote_code)
     _check_planned(plan, folder, f"{depth} layers", f"{architecture.depth} layers")
     _check_planned(plan, folder, f"weights {plan.model.fingerprint}", f"weights {checkpoint.fingerprint()}")
-    for note in interchange.check_form(form, architecture, removal):
+    for note in interchange.check_form(form, architecture, removal, checkpoint.tensors):
         progress.note(f"warning: {note}")
     if form == "mergekit":
         return interchange.write_mergekit(removal, depth, folder, checkpoint)

@@ -6,7 +6,7 @@ a config says of single layers, so a removal is only written for a tool whose re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,15 +33,11 @@ HABITS = {
     "minitron": "ModelOpt numbers the layers that are left anew, and changes no other setting than their number",
     "llama-quantize": "llama-quantize renumbers the blocks of the GGUF, and changes no other metadata than their count",
 }
-# Model types that mergekit was seen to write wrongly, with no layer missing from what it was told.
-MISWRITTEN = {
-    "deepseek_v3": "with layers of random weights, and without an error",
-    "gemma2": "not at all: it stops at layer_types",
-    "gemma3": "not at all: it stops at layer_types",
-    "gemma3_text": "not at all: it stops at layer_types",
-    "qwen2_moe": "with layers of random weights, and without an error",
-    "smollm3": "as another model, and without an error",
-}
+# Part of the names of experts' weights. mergekit 0.1.5 left them out of deepseek_v3, mixtral and qwen2_moe models, and
+# reported no error.
+EXPERTS = ".experts."
+# It stops where a class of transformers 5 wants lists as long as the depth (tried on qwen3 and gemma2).
+STOPS = "mergekit 0.1.5 stops there with transformers 5"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # that mergekit knows, as safetensors spells them
 INSTEAD = "layerprune export PLAN -o DIR writes it exactly"
 
@@ -96,29 +92,39 @@ def _quoted(text: str) -> str:
     return yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
 
 
-def check_form(form: str, architecture: Architecture, removal: Removal) -> Iterator[str]:
-    """Yield what to know of the tool's result; raises ``RefusedError`` where it would be another model, or none."""
+def check_form(form: str, architecture: Architecture, removal: Removal, names: Iterable[str]) -> Iterator[str]:
+    """Yield what to know of the tool's result; raises ``RefusedError`` where it would be another model.
+
+    ``names`` are those of the base's weights.
+    """
     name, habit = architecture.model_type, HABITS[form]
     architecture.check(removal)
-    if form == "mergekit" and name in MISWRITTEN:
-        raise RefusedError(f"--as {form}: mergekit was seen to write {name} models {MISWRITTEN[name]}; {INSTEAD}")
+    if form == "mergekit" and any(EXPERTS in each for each in names):
+        raise RefusedError(
+            f"--as {form}: mergekit was seen to leave out the experts' weights of such models as this {name} one, with "
+            f"no error; {INSTEAD}"
+        )
     if architecture.counts.packed:
         raise RefusedError(
             f"--as {form}: weights outside the layers of a {name} model hold a slice for each layer, which {form} "
             f"does not cut; {INSTEAD}"
         )
     kept = architecture.left_behind(removal)
-    for field, right in kept.items():
-        if not right:
-            raise RefusedError(f"--as {form}: {habit}, and without {removal} {field} of this {name} model is another; "
-                               f"{INSTEAD}")  # fmt: skip
+    if wrong := [field for field, right in kept.items() if not right]:
+        raise RefusedError(
+            f"--as {form}: {habit}, and without layers {removal} {' and '.join(wrong)} of this {name} model would be "
+            f"another; {INSTEAD}"
+        )
     if form == "llama-quantize":
         for text, reads_base in architecture.misreadings(removal):
             if text.startswith(f"{LLAMA_CPP} ") and reads_base:
                 raise RefusedError(f"--as {form}: {text}")
     if form == "mergekit" and kept:
         left = architecture.depth - len(removal)
-        yield f"{habit}: {', '.join(kept)} will still be of {architecture.depth} layers; the first {left} entries hold"
+        yield (
+            f"{habit}: {', '.join(kept)} will still be of {architecture.depth} layers, of which the first {left} "
+            f"entries hold ({STOPS})"
+        )
     for head in architecture.heads():
         yield f"{head}; {form} keeps it"
 
@@ -150,7 +156,6 @@ class Passthrough:
         if not gone:
             raise _fault(self.path, f"all {depth} layers of the model are kept: nothing goes")
         return gone
-
 
     def revision_of(self, model: str, given: str | None) -> str | None:
         """Return the revision to read of ``model``: the one ``given``, or where the file is of that model, its own."""
@@ -246,10 +251,12 @@ def _slice(path: Path, number: int, given: Any) -> tuple[tuple[str, str | None],
     if other := sorted(map(str, source.keys() - {"model", "layer_range"})):
         raise _fault(path, f"{where} has {other[0]}")
     match source.get("layer_range"):
-        case [int(start), int(end)] if 0 <= start < end <= MOST_LAYERS and not isinstance(start, bool):
+        case [int(start), int(end)] if 0 <= start < end <= MOST_LAYERS and bool not in (type(start), type(end)):
             return _model(path, source.get("model")), range(start, end)
         case other_range:
-            raise _fault(path, f"layer_range of {where} is {short(other_range)}, not a first layer and an end behind it")
+            raise _fault(
+                path, f"layer_range of {where} is {short(other_range)}, not a first layer and an end behind it"
+            )
 
 
 def _model(path: Path, given: Any) -> tuple[str, str | None]:

@@ -74,6 +74,20 @@ def test_layers_named_by_hand_are_exported_and_audited_without_a_plan(home, tmp_
     assert done("verify", tmp_path / "named").exit_code == 0
 
 
+def test_layers_that_a_mergekit_file_leaves_out_are_exported_and_audited(home, tmp_path):
+    given, out = tmp_path / "passthrough.yaml", tmp_path / "given"
+    given.write_text(done("export", home / "run" / "plan.json", "--as", "mergekit").stdout)
+    done("export", home / "base", "--remove", given, "-o", out)
+    planned = home / "smaller" / "model.safetensors"
+    assert (out / "model.safetensors").read_bytes() == planned.read_bytes()
+    done("audit", out, "--tasks", "toy", "--include-path", home / "tasks", "--limit", 8)
+    plan, audit = (kind.load(out / "layerprune" / kind.filename) for kind in (Plan, Audit))
+    assert plan.seen == frozenset()
+    assert audit.removal == Plan.load(home / "run" / "plan.json").removal
+    assert f"--remove {','.join(map(str, plan.removal))}" in (out / "report.html").read_text()
+    assert done("verify", out).exit_code == 0
+
+
 def test_what_is_named_by_hand_has_to_be_a_model_and_a_plan_has_its_layers(home, tmp_path):
     out = tmp_path / "named"
     assert "is a model and not a plan; name the layers to remove" in refused("export", home / "base", "-o", out)

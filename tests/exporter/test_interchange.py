@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from layerprune.removal import Removal, parse_layers
 
 DEPTH = 6  # of the tiny models
 REMOVALS = [(0,), (5,), (2, 3), (0, 5), (1, 3, 5), (0, 1, 2, 3, 4), (1, 2, 4)]
-PLAIN = ("llama", "gpt_neox", "mixtral")  # nothing in their configs is said of single layers
+PLAIN = ("llama", "gpt_neox", "gpt2")  # nothing in their configs is said of single layers
 # as mergekit's README writes a passthrough merge, with the layers of one model only
 WRITTEN = """\
 slices:
@@ -67,7 +68,7 @@ def test_a_removal_goes_to_mergekit_and_back(
     ranges = [one["sources"][0]["layer_range"] for one in slices]
     kept = [layer for start, end in ranges for layer in range(start, end)]
     assert kept == [layer for layer in range(DEPTH) if layer not in layers]
-    assert all(end < start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))  # runs as long as can be
+    assert all(end < start for (_, end), (start, _) in pairwise(ranges))  # runs as long as can be
     assert interchange.read_mergekit(file).removal(DEPTH).layers == layers
 
 
@@ -115,15 +116,17 @@ def test_weights_of_two_dtypes_are_not_cast(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "layers", "form", "said"),
     [
-        ("smollm3", (1,), "mergekit", "mergekit was seen to write smollm3 models as another model"),
-        ("deepseek_v3", (1,), "mergekit", "mergekit was seen to write deepseek_v3 models with layers of random weights"),
-        ("gemma3_text", (1,), "mergekit", "it stops at layer_types"),
-        ("smollm3", (1,), "minitron", "no_rope_layers of this smollm3 model is another"),
-        ("smollm3", (1,), "llama-quantize", "no_rope_layers of this smollm3 model is another"),
-        ("gemma2", (1,), "llama-quantize", "layer_types of this gemma2 model is another"),
-        ("gemma2", (1,), "minitron", "layer_types of this gemma2 model is another"),
+        ("smollm3", (1,), "mergekit", "no_rope_layers of this smollm3 model would be another"),
+        ("mixtral", (1,), "mergekit", "leave out the experts' weights of such models as this mixtral one"),
+        ("deepseek_v3", (4,), "mergekit", "leave out the experts' weights of such models as this deepseek_v3 one"),
+        ("deepseek_v3", (0,), "minitron", "first_k_dense_replace of this deepseek_v3 model would be another"),
+        ("gemma3_text", (1,), "mergekit", "layer_types of this gemma3_text model would be another"),
+        ("smollm3", (1,), "minitron", "no_rope_layers of this smollm3 model would be another"),
+        ("smollm3", (1,), "llama-quantize", "no_rope_layers of this smollm3 model would be another"),
+        ("gemma2", (1,), "llama-quantize", "layer_types of this gemma2 model would be another"),
+        ("gemma2", (1,), "minitron", "layer_types of this gemma2 model would be another"),
         ("gemma3n_text", (0,), "llama-quantize", "hold a slice for each layer, which llama-quantize does not cut"),
-        ("minicpm3", (1,), "mergekit", "scale_depth of this minicpm3 model is another"),
+        ("minicpm3", (1,), "mergekit", "scale_depth of this minicpm3 model would be another"),
     ],
 )
 def test_what_a_tool_would_get_wrong_is_refused(
@@ -194,8 +197,15 @@ def test_a_handwritten_file_says_what_goes(tmp_path: Path) -> None:
         found.removal(5)
 
 
-@pytest.mark.parametrize("name", ["org/base@v1", {"path": "org/base", "revision": "v1"},
-                                  {"model": {"path": "org/base", "revision": "v1"}}, {"model": "org/base@v1"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "org/base@v1",
+        {"path": "org/base", "revision": "v1"},
+        {"model": {"path": "org/base", "revision": "v1"}},
+        {"model": "org/base@v1"},
+    ],
+)
 def test_models_are_named_as_mergekit_reads_them(name: object, tmp_path: Path) -> None:
     content = {"slices": [{"sources": [{"model": name, "layer_range": [0, 2]}]}], "merge_method": "passthrough"}
     (tmp_path / "it.yaml").write_text(yaml.safe_dump(content))
@@ -225,7 +235,8 @@ REFUSED = {
         "it joins 2 models: org/base, a/b",
     ),
     "two sources": (
-        yaml.safe_dump({"slices": [{"sources": [TWO, TWO]}], "merge_method": "passthrough"}), "slices[0] has 2 sources"
+        yaml.safe_dump({"slices": [{"sources": [TWO, TWO]}], "merge_method": "passthrough"}),
+        "slices[0] has 2 sources",
     ),
     "scale": (
         yaml.safe_dump({"slices": [{"sources": [TWO | {"parameters": {"scale": 0}}]}], "merge_method": "passthrough"}),
