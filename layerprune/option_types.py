@@ -66,7 +66,7 @@ def layers(value: Any) -> str:
 @option_type("LAYERS|FILE")
 def removal(value: Any) -> str:
     """Layers by number and range, or the path of a file that says which."""
-    return layers.read(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    return _text(os.fspath(value)) if isinstance(value, os.PathLike) else str(layers.read(value))
 
 
 def whole(least: int, most: int) -> OptionType:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         "layerprune export run/plan.json -o smaller/",
         "layerprune export HuggingFaceTB/SmolLM2-135M --remove 21-24 -o smaller/",
         "layerprune export run/plan.json --base /models/base -o smaller/ --max-shard-size 5GB",
-        "layerprune export run/plan.json --as mergekit > passthrough.yaml",
+        "layerprune export run/plan.json --as mergekit",
         "layerprune export HuggingFaceTB/SmolLM2-135M --remove passthrough.yaml -o smaller/",
     ],
 )
