@@ -189,6 +189,7 @@ def export(
             model,
             config.remove,
             revision=config.revision or revision,
+            weights=target is not None,
             trust_remote_code=config.trust_remote_code,
             progress=shown,
         )

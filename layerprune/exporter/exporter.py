@@ -244,20 +244,22 @@ def removal_plan(
     layers: str,
     *,
     revision: str | None = None,
+    weights: bool = True,
     progress: Progress = SILENT,
     trust_remote_code: bool = False,
 ) -> Plan:
     """Return the plan that removes exactly ``layers`` of ``model``: ``"21-24"`` or ``"3,-1"``; no metric, no items.
 
     ``layers`` may be the path of a mergekit config (.yaml) of a passthrough merge; the layers that it leaves out go.
-    ``model`` is a local folder or a Hub id. Only its config and the headers and samples of its weights are read. Raises
+    ``model`` is a local folder or a Hub id. Only its config and the headers and samples of its weights are read; of a
+    Hub model they are fetched all the same, for an export, unless ``weights`` is false. Raises
     ``UsageError`` for layers that the model does not have or of which none would stay, ``RefusedError`` for a removal
     that cannot be represented exactly and ``ModelError`` for a model that is not found.
     """
     theirs = interchange.read_mergekit(Path(layers)) if interchange.is_file(layers) else None
     if theirs is not None:
         revision = theirs.revision_of(model, revision)
-    folder = locate(model, revision)
+    folder = locate(model, revision, shards=weights, weights=weights)
     checkpoint = folder.open()
     with progress.task("reading the model", None):
         intact = contents.pruned_config(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import hub_standin
 from families import make_plan, save_tiny, tiny_model
+from layerprune import api
 from layerprune.artifacts import Plan
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.errors import CheckpointError, DocumentError, ModelError, RefusedError
@@ -199,6 +200,16 @@ def test_inspect_reads_the_headers_of_a_hub_models_weights_and_nothing_more(
     assert found.nbytes == Checkpoint.open(folder).nbytes
     for file in folder.glob("*.safetensors"):
         assert hub.sent[file.name] == header(file)
+
+
+def test_a_removal_is_printed_for_other_tools_without_fetching_weights(
+    hub: hub_standin.Hub, base: Path, tmp_path: Path
+) -> None:
+    hub.publish(REPO, base)
+    (tmp_path / "it.yaml").write_text(api.export(planned(base, 2, 3), form="mergekit"))
+    assert f"model: {REPO}@{hub_standin.COMMIT}" in (tmp_path / "it.yaml").read_text()
+    assert api.export(REPO, remove=tmp_path / "it.yaml", form="llama-quantize") == "--prune-layers 2,3"
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_inspect_says_of_a_hub_model_what_it_says_of_a_folder(hub: hub_standin.Hub, tmp_path: Path) -> None:
