@@ -65,12 +65,22 @@ def _takes(config: type[configs.Config]) -> Callable[[Function], Function]:
 
 
 @_takes(configs.InspectConfig)
-def inspect(model: PathLike | Pair, **options: Any) -> Inspection:
-    """Look at the decoder stack of ``model`` and at what can be removed from it; no weights are loaded."""
+def inspect(model: PathLike | Pair, *, progress: Progress | bool | None = None, **options: Any) -> Inspection:
+    """Look at the decoder stack of ``model`` and at what can be removed from it; no weights are loaded.
+
+    With a ``base`` its weights are compared with that model's, a chunk at a time: ``lineage`` has a match for each
+    layer, and ``lineage.sentences`` says what was done. ``progress``: as in ``score``.
+    """
     from layerprune.inspection import inspect_model
 
     config = configs.InspectConfig.of(**_placed(model, options))
-    return inspect_model(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    return inspect_model(
+        config.model,
+        revision=config.revision,
+        base=config.base,
+        trust_remote_code=config.trust_remote_code,
+        progress=_progress(progress),
+    )
 
 
 @_takes(configs.ScoreConfig)

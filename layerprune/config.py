@@ -191,6 +191,10 @@ class ModelOptions(Config):
 class InspectConfig(TrustOptions, ModelOptions):
     """Options of ``inspect``."""
 
+    base: str | None = option(
+        types.text("MODEL"), "Compare it with this model, too: which of its layers are there, and what else differs."
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(PromptOptions, ModelOptions, MachineOptions):

@@ -9,7 +9,9 @@ from layerprune.architecture import Architecture, build_on_meta, check_weights, 
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.errors import RefusedError
 from layerprune.exporter.contents import config_changes
+from layerprune.lineage import Lineage, trace
 from layerprune.removal import Removal
+from layerprune.util import SILENT, Progress
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model seen from its config and the headers of its weights; no weight was read."""
+    """A model seen from its config and the headers of its weights; no weight was read but to compare it with a base."""
 
     model: str
     architecture: Architecture
@@ -34,6 +36,7 @@ class Inspection:
     nbytes: int  # of the weights on disk
     changes: tuple[str, ...]  # config fields that a removal rewrites
     remarks: tuple[str, ...]
+    lineage: Lineage | None = None  # what it is beside its base, where one was given
 
     @property
     def removable(self) -> int:
@@ -41,20 +44,37 @@ class Inspection:
         return sum(not layer.refusal for layer in self.layers)
 
 
-def inspect_model(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Inspection:
+def inspect_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = SILENT,
+) -> Inspection:
     """Look at a local folder or a Hub model; of weights only headers are read, from the Hub by byte ranges.
+
+    With a ``base`` its weights are compared with that model's; those of a Hub model are downloaded for that. What the
+    weights lack is then a remark, and no error: the comparison says what became of it.
 
     Raises ``ModelError`` for a model that cannot be read and ``RefusedError`` for one that cannot be pruned: one that
     is no causal language model, whose weights are not those its config describes, or of which nothing can be removed.
     """
     from transformers import PretrainedConfig
 
-    folder = locate(model, revision, weights=False)
+    folder = locate(model, revision, weights=base is not None, shards=base is not None)
     where = str(folder.path)
     config = load_config(where, trust_remote_code=trust_remote_code)
     checkpoint = folder.open()
     architecture = read_architecture(config, trust_remote_code=trust_remote_code)
-    remarks = check_weights(folder.id, checkpoint.shapes, config, architecture, trust_remote_code=trust_remote_code)
+    lineage = None if base is None else trace(folder, locate(base), progress=progress)
+    remarks, unfit = (), ""
+    try:
+        remarks = check_weights(folder.id, checkpoint.shapes, config, architecture, trust_remote_code=trust_remote_code)
+    except RefusedError as error:
+        if lineage is None:
+            raise
+        unfit = f"it cannot be pruned as it is: {error}"
     content, _ = PretrainedConfig.get_config_dict(where)
     built = build_on_meta(config, trust_remote_code=trust_remote_code)
     stack = list(built.get_submodule(architecture.stack).children())
@@ -66,7 +86,9 @@ def inspect_model(model: str, *, revision: str | None = None, trust_remote_code:
             kind=kinds[index] if kinds and len(kinds) == len(stack) else type(module).__name__,
             parameters=sum(weight.numel() for weight in module.state_dict().values()),
             goes_with=tuple(sorted(groups.get(index, frozenset()) - {index})),
-            refusal=_refusal(architecture, groups.get(index, frozenset({index}))),
+            refusal="its weights do not fit its config"
+            if unfit
+            else _refusal(architecture, groups.get(index, frozenset({index}))),
         )
         for index, module in enumerate(stack)
     )
@@ -77,7 +99,8 @@ def inspect_model(model: str, *, revision: str | None = None, trust_remote_code:
         parameters=architecture.parameters(),
         nbytes=checkpoint.nbytes,
         changes=_changes(architecture, content, layers, groups),
-        remarks=(*architecture.remarks, *remarks, *_not_listed(checkpoint)),
+        remarks=(*architecture.remarks, *remarks, *_not_listed(checkpoint), *([unfit] if unfit else [])),
+        lineage=lineage,
     )
 
 

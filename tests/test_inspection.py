@@ -1,7 +1,12 @@
 """What ``inspect`` says of models whose layers differ, go together, or cannot go at all."""
 
-import pytest
+import json
+import shutil
 
+import pytest
+from safetensors.torch import load_file, save_file
+
+import layerprune as lp
 from cli_tiny import done, refused
 from layerprune.architecture.tiny import tiny_config, tiny_model
 from layerprune.inspection import inspect_model
@@ -57,3 +62,60 @@ def test_layers_that_cannot_go_first_say_why(folder):
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
     assert str(tmp_path) in refused("inspect", tmp_path)
+
+
+# Compared with a base; what can be said of weights: tests/lineage.
+
+
+def test_a_base_is_compared_on_the_command_line_and_in_python(folder, tmp_path):
+    base, copy = folder("llama"), tmp_path / "copy"
+    shutil.copytree(base, copy)
+    weights = load_file(base / "model.safetensors")
+    swap = {"1": "4", "4": "1"}
+    parts = {name: name.split(".") for name in weights}
+    moved = {
+        ".".join([*part[:2], swap.get(part[2], part[2]), *part[3:]]) if part[1] == "layers" else name: weights[name]
+        for name, part in parts.items()
+    }
+    save_file(moved, copy / "model.safetensors", metadata={"format": "pt"})
+    said = done("inspect", copy, "--base", base).stdout
+    assert "compared with the base: layers 1 and 4 have changed places\n" in said
+    assert "layers beside llama" in said
+    assert [line.split()[:2] for line in said.splitlines() if line.strip().startswith(("1 ", "4 "))] == [
+        ["1", "4"], ["4", "1"],
+    ]  # fmt: skip
+    found = lp.inspect(copy, base=str(base))
+    assert {match.layer: match.base for match in found.lineage.layers} == {0: 0, 1: 4, 2: 2, 3: 3, 4: 1, 5: 5}
+    assert found.lineage.sentences[0] == "layers 1 and 4 have changed places"
+    assert lp.inspect(copy).lineage is None
+
+
+def test_weights_that_lack_a_layer_are_compared_all_the_same(folder, tmp_path):
+    base, copy = folder("llama"), tmp_path / "copy"
+    shutil.copytree(base, copy)
+    weights = load_file(base / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("model.layers.3.")}
+    save_file(kept, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "the weights hold nothing of layers 3" in refused("inspect", copy)
+    said = done("inspect", copy, "--base", base).stdout
+    assert "compared with the base: layer 3 of the base is gone\n" in said
+    assert "remark: it cannot be pruned as it is: " in said
+    assert "the weights hold nothing of layers 3" in said
+
+
+def test_a_base_that_cannot_be_read_is_refused_in_one_line(folder, tmp_path):
+    model, broken = folder("llama"), tmp_path / "broken"
+    assert "no-such" in refused("inspect", model, "--base", tmp_path / "no-such")
+    shutil.copytree(model, broken)
+    data = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(data[:-100])
+    assert "is truncated" in refused("inspect", model, "--base", broken)
+    (broken / "config.json").write_text("[]")
+    (broken / "model.safetensors").write_bytes(data)
+    assert "is a list, not an object" in refused("inspect", model, "--base", broken)
+    (broken / "config.json").write_text(json.dumps({"model_type": ["llama"]}))
+    done("inspect", model, "--base", broken)
+
+
+def test_a_base_of_another_kind_is_an_answer(folder):
+    assert "nothing can be compared with gpt2" in done("inspect", folder("llama"), "--base", folder("gpt2")).stdout

@@ -1,6 +1,6 @@
 """Weights on disk: where they are, what the safetensors headers say, and how a folder is written whole or not at all.
 
-Nothing here decodes a tensor: a tensor is a name, a dtype, a shape and a byte range of a file.
+A tensor is a name, a dtype, a shape and a byte range of a file; only ``values`` decodes one, to compare it.
 """
 
 from layerprune.checkpoint.location import Folder, fetch, fetch_documents, locate

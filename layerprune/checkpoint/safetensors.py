@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -391,15 +391,22 @@ def _check_index(index: Path, listed: dict[str, str], tensors: dict[str, Tensor]
 def _samples(tensor: Tensor) -> list[bytes]:
     last = tensor.nbytes - SAMPLE_BYTES
     whole = tensor.nbytes <= SAMPLE_PIECES * SAMPLE_BYTES
-    pieces: list[bytes] = []
     spread = [(i * last // (SAMPLE_PIECES - 1), SAMPLE_BYTES) for i in range(SAMPLE_PIECES)]
+    return list(read_pieces(tensor, [(0, tensor.nbytes)] if whole else spread))
+
+
+def read_pieces(tensor: Tensor, pieces: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """Yield pieces (offset, length) of a tensor's bytes, counted from its first, one at a time.
+
+    Raises ``CheckpointError`` where the file cannot be read or has become shorter.
+    """
     try:
         with _opened(tensor.file, buffering=0) as (_, read):
-            for offset, length in [(0, tensor.nbytes)] if whole else spread:
-                pieces.append(read(tensor.start + offset, length))
-                if len(pieces[-1]) != length:
+            for offset, length in pieces:
+                piece = read(tensor.start + offset, length)
+                if len(piece) != length:
                     raise CheckpointError(f"{tensor.file} ended while tensor {tensor.name!r} was read")
-            return pieces
+                yield piece
     except OSError as error:
         what = error.strerror or error
         raise CheckpointError(f"cannot read tensor {tensor.name!r} of {tensor.file}: {what}") from error

@@ -11,16 +11,17 @@ import click
 
 from layerprune import api
 from layerprune.cli import command as opt
-from layerprune.cli.command import COMMANDS, Verb
-from layerprune.cli.console import names, table
+from layerprune.cli.command import COMMANDS, Verb, pass_console
+from layerprune.cli.console import Console, names, table
 from layerprune.config import InspectConfig
-from layerprune.formatting import in_words
+from layerprune.formatting import in_words, printable
 from layerprune.registry import Entry, Registry, declared_options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from layerprune.inspection import Inspection
+    from layerprune.lineage import LayerMatch, Lineage
 
 
 # ``layerprune inspect``.
@@ -28,13 +29,21 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Verb,
-    examples=["layerprune inspect HuggingFaceTB/SmolLM2-135M-Instruct", "layerprune inspect /models/my-llama --quiet"],
+    examples=[
+        "layerprune inspect HuggingFaceTB/SmolLM2-135M-Instruct",
+        "layerprune inspect /models/somebodys-llama --base /models/my-llama",
+    ],
 )
 @click.argument("model")
 @opt.options(InspectConfig)
-def inspect(model: str, **options: Any) -> Iterator[Table | str]:
-    """Show the decoder stack of MODEL (a folder or a Hub id) and what can be removed from it; loads no weights."""
-    found = api.inspect(model, **options)
+@pass_console
+def inspect(console: Console, model: str, **options: Any) -> Iterator[Table | str]:
+    """Show the decoder stack of MODEL (a folder or a Hub id) and what can be removed from it; loads no weights.
+
+    With --base its weights are read, a chunk at a time, to say what it is beside that model: layers that are gone,
+    moved, repeated, changed or not the base's at all, embeddings, head and tokenizer.
+    """
+    found = api.inspect(model, progress=console.progress, **options)
     architecture = found.architecture
     stays = [layer.index for layer in found.layers if layer.refusal]
     yield facts(
@@ -53,6 +62,10 @@ def inspect(model: str, **options: Any) -> Iterator[Table | str]:
         },
     )
     yield layers(found)
+    if found.lineage is not None:
+        yield origins(found.lineage)
+        for text in found.lineage.sentences:
+            yield f"compared with the base: {text}"
     for text in found.remarks:
         yield f"remark: {text}"
 
@@ -77,6 +90,31 @@ def layers(found: Inspection) -> Table:
         removable = f"no: {layer.refusal}" if layer.refusal else removable
         made.add_row(which, layer.kind, f"{layer.parameters:,}", share, removable)
         start = index + 1
+    return made
+
+
+def origins(lineage: Lineage) -> Table:
+    """Return one row for each run of layers that follow one another in the base, too, and fared alike."""
+    from layerprune.lineage.lineage import percentage, spans
+
+    made = table(f"layers beside {lineage.base}", "layers", "base's layers", "are", "changed by", wrapped=["are"])
+    runs: list[list[LayerMatch]] = []
+    for match in lineage.layers:
+        before = runs[-1][-1] if runs else None
+        told = (match.kind, match.note, percentage(match.change))
+        if (
+            before is not None
+            and told == (before.kind, before.note, percentage(before.change))
+            and (match.base == (None if before.base is None else before.base + 1))
+        ):
+            runs[-1].append(match)
+        else:
+            runs.append([match])
+    for run in runs:
+        first, bases = run[0], [match.base for match in run if match.base is not None]
+        what = f"{first.kind}: {first.note}" if first.note else first.kind
+        change = "-" if first.base is None else percentage(first.change)
+        made.add_row(*map(printable, (spans(match.layer for match in run), spans(bases) or "-", what, change)))
     return made
 
 
