@@ -408,7 +408,8 @@ def test_layers_on_disk_are_healed_as_in_memory_and_read_once_for_all_windows(ho
         assert torch.equal(value, healed["disk", 24][name])
     assert reads["none", 24] == []
     assert len(reads["disk", 24]) == 2
-    assert reads["disk", 24] == reads["disk", 96]
+    for few, many in zip(reads["disk", 24], reads["disk", 96], strict=True):
+        assert abs(many - few) <= 4  # what was read ahead, and whether it was given up before it began
 
 
 def test_a_method_that_needs_all_weights_refuses_layers_elsewhere(home, tmp_path):
