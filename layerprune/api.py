@@ -223,14 +223,18 @@ def heal(
 
 
 @_takes(configs.AuditConfig)
-def audit(folder: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Audit:
+def audit(
+    folder: PathLike, out: PathLike | None = None, *, progress: Progress | bool | None = None, **options: Any
+) -> Audit:
     """Compare the exported model in ``folder`` with its base on items that no earlier step has seen.
 
-    Writes audit.json, the model card and report.html into ``folder``.
+    Writes audit.json, the model card and report.html into ``folder``. Any other model, a folder or a Hub id, is
+    compared with ``base``; its folder stays as it is, and ``out`` gets audit.json, report.html and card.md.
     """
     from layerprune.auditor.auditor import audit as examine
 
-    return examine(Path(folder), progress=_progress(progress), **options)
+    where = None if out is None else Path(out)
+    return examine(folder, out=where, progress=_progress(progress), **options)
 
 
 @_takes(configs.VerifyConfig)
@@ -238,12 +242,18 @@ def verify(folder: PathLike, *, progress: Progress | bool | None = None, **optio
     """Check that ``folder`` is what export, heal and audit left: every hash and every figure. Problems are returned."""
     from layerprune.auditor.inputs import Loading
     from layerprune.auditor.rerun import repeat
+    from layerprune.auditor.verification import foreign_audit
     from layerprune.auditor.verification import verify as look
 
     shown, place, config = _progress(progress), _exported(folder), configs.VerifyConfig.of(**options)
     alone = [name for name in options if name not in ("base", "rerun") and options[name] is not None]
     if config.rerun is None and alone:
         raise UsageError(f"--{alone[0].replace('_', '-')} says how items are asked again: give --rerun N, too")
+    if config.rerun is not None and foreign_audit(place):
+        raise UsageError(
+            f"{place} holds the audit of a checkpoint that lies elsewhere: --rerun is for exported checkpoints; repeat "
+            "the audit with the command in its report"
+        )
     found = look(place, base=config.base, progress=shown)
     if config.rerun is None or not found.ok:
         return found

@@ -286,9 +286,12 @@ class Audit(Computed, Document):
     verdict: str = Field(description="one sentence to act on")
     base: ModelRef
     pruned: ModelRef
-    removal: Units
-    plan_sha256: str
-    receipt_sha256: str
+    removal: Units | None = Field(default=None, description="None for a checkpoint that layerprune did not export")
+    plan_sha256: str | None = Field(default=None, description="None, as all that an export would have left")
+    receipt_sha256: str | None = None
+    adapter: str | None = Field(
+        default=None, description="kind of the peft adapter that was merged into the base in memory, such as LORA"
+    )
     heal_sha256: str | None = Field(default=None, description="of the healing log; None for a checkpoint as exported")
     compared: dict[str, Compared] = Field(default_factory=dict)
     tasks: tuple[AuditedTask, ...] = Field(min_length=1)
@@ -311,9 +314,20 @@ class Audit(Computed, Document):
     seed: int = Field(ge=0)
     versions: dict[str, str]
 
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not said of most audits, so that they keep the hash they had before it could be."""
+        data: dict[str, Any] = serialize(self)
+        return {name: data[name] for name in data if data[name] is not None or name not in ("attention", "adapter")}
+
     @property
     def headline(self) -> str:
         return self.verdict
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is of a checkpoint that layerprune did not export: there is no plan, receipt or removal."""
+        return self.receipt_sha256 is None
 
     def records(self) -> list[dict[str, Any]]:
         """Return a row for each task and model: accuracies, their paired difference with its 95 % interval, flips."""
@@ -327,6 +341,16 @@ class Audit(Computed, Document):
             for task in self.tasks
             for label, own in task.models.items()
         ]  # fmt: skip
+
+    @model_validator(mode="after")
+    def _names_plan_and_receipt_or_neither(self) -> Self:
+        if len({one is None for one in (self.removal, self.plan_sha256, self.receipt_sha256)}) > 1:
+            raise ValueError("removal, plan_sha256 and receipt_sha256 are given together, or none of them is")
+        if self.foreign and (self.heal_sha256 or self.layerwise or self.rankings):
+            raise ValueError("heal_sha256, layerwise and rankings belong to a checkpoint with a plan and a receipt")
+        if self.adapter is not None and not self.foreign:
+            raise ValueError("adapter belongs to a checkpoint without a plan and a receipt")
+        return self
 
     @model_validator(mode="after")
     def _speaks_of_the_same_models_throughout(self) -> Self:

@@ -1,4 +1,4 @@
-"""Audit an exported folder: load what a user would load, ask both models the same unseen questions, write it down."""
+"""Audit a checkpoint: load what a user would load, ask both models the same unseen questions, write it down."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from layerprune.artifacts import (
     read_plan,
     read_scores,
 )
-from layerprune.auditor.comparison import adjusted, compare_task, flipped_items, overall, verdict
+from layerprune.auditor.comparison import adjusted, compare_task, flipped_items, foreign_verdict, overall, verdict
+from layerprune.auditor.foreign import ForeignCheckpoint, check_output, is_foreign, publish
 from layerprune.auditor.generation import PROMPTS, agreement, health, own_answers_of, write
 from layerprune.auditor.inputs import (
     ExportedFolder,
@@ -40,7 +41,7 @@ from layerprune.auditor.inputs import (
 from layerprune.auditor.layerwise import layer_by_layer, recorded_ranking
 from layerprune.auditor.performance import cache_bytes_per_token, read_text, text_loss, windows_of
 from layerprune.auditor.speed import LARGER, time_both, time_vllm
-from layerprune.checkpoint.location import locate, record, source_of
+from layerprune.checkpoint.location import locate, record
 from layerprune.config import AuditConfig
 from layerprune.data.items import Encoder, EvalSet, is_written
 from layerprune.data.tasks import check_turns, load_eval_set, prompting_of
@@ -54,8 +55,18 @@ from layerprune.scoring.evaluator import evaluate
 from layerprune.util import SILENT, Progress, tool_versions
 
 
-def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progress = SILENT, **options: Any) -> Audit:
-    """Compare an exported checkpoint with its base and write audit.json, the model card and report.html into it.
+def audit(
+    folder: str | Path,
+    tasks: Sequence[str] | None = None,
+    out: Path | None = None,
+    *,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Audit:
+    """Compare a checkpoint with its base and write audit.json, a card and report.html.
+
+    They go into ``folder`` where layerprune exported it. Any other checkpoint, a folder or a Hub id, is compared with
+    the option ``base``; its folder stays as it is, and ``out`` gets audit.json, report.html and card.md.
 
     ``options`` are those of ``AuditConfig``. ``compare``: other plans for the same base by label, run on the same items
     as removals; ``scores``: rankings of the base by other metrics, to be shown beside the plan's own; both as paths or
@@ -68,7 +79,18 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
     compared = (config.compare or {}).items()
     others = {label: plan if isinstance(plan, Plan) else read_plan(plan) for label, plan in compared}
     scores = [one if isinstance(one, Scores) else read_scores(one) for one in config.scores]
-    exported = ExportedFolder.read(folder)
+    if is_foreign(folder) and (config.base is not None or out is not None):
+        return _audit_foreign(folder, config, others, out, progress)
+    if is_foreign(folder) and Path(folder).is_dir():
+        raise DocumentError(
+            f"{folder} is not an exported checkpoint: it has no layerprune/receipt.json; make one with layerprune "
+            "export PLAN -o FOLDER, or audit any other model beside its base: --base MODEL -o DIR"
+        )
+    exported = ExportedFolder.read(Path(folder))
+    if out is not None:
+        raise UsageError(
+            f"{folder} was exported by layerprune, so its audit goes into it; leave out -o, which is for other models"
+        )
     read_card(exported.folder / "README.md")  # one that cannot be read is refused before anything is measured
     inside = exported.folder / "layerprune"
     with locked(exported.folder):
@@ -83,27 +105,70 @@ def audit(folder: Path, tasks: Sequence[str] | None = None, *, progress: Progres
             config=config,
             exported=exported,
             tasks=chosen,
-            compare=columns(others, exported),
+            compare=columns(others, exported.base, exported.plan if exported.heal else None),
             prompting=prompting_of(config, exported.plan.data[0].prompting if exported.plan.data else PLAIN),
-            loading=Loading(
-                config.dtype,
-                config.device,
-                config.batch_size if isinstance(config.batch_size, int) else None,
-                config.memory,
-                config.trust_remote_code,
-                config.attn_implementation,
-                config.offload,
-            ),
-            rankings=tuple(recorded_ranking(one, exported.receipt.base) for one in scores),
+            loading=_loading(config),
+            rankings=tuple(recorded_ranking(one, exported.base) for one in scores),
         )
-        measured = measure(job, progress).canonical_json()
-        result = Audit.parse(json.loads(measured), Audit.filename)  # in the order in which ``verify`` will read it
+        check_weights(exported, config.base)
+        result = _measured(job, progress)
         with published_together(exported.folder) as new:
             write_card(exported.folder, audit=result, into=new)
             write_report(exported.folder, result, into=new)
             result.save(new / inside.name / Audit.filename)  # last: an audit that is there is whole
         record(inside, result.base)
     return result
+
+
+def _audit_foreign(
+    model: str | Path, config: AuditConfig, others: Mapping[str, Plan], out: Path | None, progress: Progress
+) -> Audit:
+    """Audit a checkpoint without documents of layerprune; everything that was given is looked at first."""
+    if config.base is None:
+        raise UsageError(f"layerprune did not export {model}, so its base has to be named: --base MODEL")
+    if out is None:
+        raise UsageError(
+            f"layerprune did not export {model}, which stays as it is: give -o DIR for audit.json, report.html and "
+            "card.md"
+        )
+    if not config.tasks:
+        raise UsageError(f"layerprune did not export {model}, so tasks have to be named: --tasks arc_easy,piqa")
+    if config.scores:
+        raise UsageError("--scores shows rankings beside those of a plan, and there is none; leave it out")
+    check_output(out)
+    with locked(out, model, config.base):
+        found = ForeignCheckpoint.read(model, config.base, trust_remote_code=config.trust_remote_code)
+        if found.adapter is not None and config.speed and config.speed_engine == "vllm":
+            raise UsageError("--speed-engine vllm reads a folder: merge and save the adapter, or leave the option out")
+        job = AuditJob(
+            config=config,
+            exported=found,
+            tasks=config.tasks,
+            compare=columns(others, found.base),
+            prompting=prompting_of(config, PLAIN),
+            loading=_loading(config),
+            rankings=(),
+        )
+        result = _measured(job, progress)
+        publish(out, result)
+    return result
+
+
+def _loading(config: AuditConfig) -> Loading:
+    return Loading(
+        config.dtype,
+        config.device,
+        config.batch_size if isinstance(config.batch_size, int) else None,
+        config.memory,
+        config.trust_remote_code,
+        config.attn_implementation,
+        config.offload,
+    )
+
+
+def _measured(job: AuditJob, progress: Progress) -> Audit:
+    measured = measure(job, progress).canonical_json()
+    return Audit.parse(json.loads(measured), Audit.filename)  # in the order in which ``verify`` will read it
 
 
 def renew(folder: Path, progress: Progress = SILENT, *, base: Callable[[], Path]) -> None:
@@ -143,7 +208,7 @@ class AuditJob:
     """What an audit was asked for, validated before any model is loaded."""
 
     config: AuditConfig
-    exported: ExportedFolder
+    exported: ExportedFolder | ForeignCheckpoint
     tasks: tuple[str, ...]  # those that were asked for, or the plan's
     compare: Mapping[str, Plan]
     prompting: Prompting
@@ -154,22 +219,24 @@ class AuditJob:
 def measure(job: AuditJob, progress: Progress) -> Audit:
     """Ask the exported model, then the base, on the same questions, and return what came out."""
     config, exported, loading = job.config, job.exported, job.loading
-    check_weights(exported, config.base)
     text = read_text(config.text) if config.text else None
-    model, revision = source_of(exported.receipt.base, config.base)
+    model, revision = exported.base_source(config.base)
+    this = "candidate" if isinstance(exported, ForeignCheckpoint) else "pruned model"
     speed = None
     if config.speed and config.speed_engine == "vllm":  # first: its engines need the card for themselves
-        kept = exported.result.layers / exported.receipt.base.layers
+        kept = exported.result.layers / exported.base.layers
         trust, where = config.trust_remote_code, locate(model, revision).path
         speed = time_vllm(where, exported.folder, kept, dtype=config.dtype, trust_remote_code=trust, progress=progress)
 
-    progress.note(f"loading the pruned model {exported.folder}")
-    pruned: LoadedModel | None = loading.load_model(str(exported.folder))
+    progress.note(f"loading the {this} {exported.folder}")
+    pruned: LoadedModel | None = exported.load(loading)
     if text is not None:
         windows_of(text, pruned)  # too short a text is refused before anything is measured
     eval_set = _questions(job, pruned.encoder, progress)
-    asked = evaluate(loading.engine(pruned), eval_set, [INTACT], progress, "asking the pruned model")
-    written = write(pruned, PROMPTS, progress, "pruned model writes") if config.generation else []
+    if isinstance(exported, ForeignCheckpoint):
+        exported.check_items(eval_set, pruned)
+    asked = evaluate(loading.engine(pruned), eval_set, [INTACT], progress, f"asking the {this}")
+    written = write(pruned, PROMPTS, progress, f"{this} writes") if config.generation else []
     pruned_cache = cache_bytes_per_token(pruned)
     dtype, device = str(pruned.dtype).removeprefix("torch."), str(pruned.device)
     attention = pruned.attention
@@ -186,7 +253,7 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
     outcomes = {PRUNED: asked[INTACT], **{label: found[removal] for label, removal in removals.items()}}
     tasks = _compare(eval_set, found[INTACT], outcomes, config.seed)
     by_layer, rankings = None, job.rankings
-    if config.layerwise:
+    if config.layerwise and exported.plan is not None:
         whole = PRUNED if exported.heal is None else UNHEALED
         by_layer, rankings = layer_by_layer(engine, exported.plan, eval_set, tasks, whole, job.rankings, progress)
     caches = cache_bytes_per_token(base), pruned_cache
@@ -202,22 +269,27 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
         read = evaluate(engine, own, wanted, progress, "the base's own answers, read by it")
         del base, engine
         if pruned is None:  # one model in memory at a time
-            progress.note(f"loading the pruned model {exported.folder} again, to read what the base wrote")
-            pruned = loading.load_model(str(exported.folder))
-        label = "the base's own answers, read by the pruned model"
+            progress.note(f"loading the {this} {exported.folder} again, to read what the base wrote")
+            pruned = exported.load(loading)
+        label = f"the base's own answers, read by the {this}"
         asked = evaluate(loading.engine(pruned), own, [INTACT], progress, label)
         outcomes = {PRUNED: asked[INTACT], **{label: read[removal] for label, removal in removals.items()}}
         own_answers = agreement(own, read[INTACT], outcomes, config.seed)
 
     plan, receipt, heal = exported.plan, exported.receipt, exported.heal
-    unlooked = not_looked_for(receipt, heal, (task.data.task for task in tasks))
+    if receipt is None:
+        said = foreign_verdict(exported.base, exported.result, tasks, generation, own_answers)
+    else:
+        unlooked = not_looked_for(receipt, heal, (task.data.task for task in tasks))
+        said = verdict(receipt.removal, receipt.base.layers, tasks, generation, unlooked, own_answers)
     return Audit(
-        verdict=verdict(receipt.removal, receipt.base.layers, tasks, generation, unlooked, own_answers),
-        base=receipt.base,
+        verdict=said,
+        base=exported.base,
         pruned=exported.result,
-        removal=receipt.removal,
-        plan_sha256=plan.sha256(),
-        receipt_sha256=receipt.sha256(),
+        removal=receipt.removal if receipt else None,
+        plan_sha256=plan.sha256() if plan else None,
+        receipt_sha256=receipt.sha256() if receipt else None,
+        adapter=exported.adapter if isinstance(exported, ForeignCheckpoint) else None,
         heal_sha256=heal.sha256() if heal else None,
         compared={
             label: Compared(
@@ -229,8 +301,8 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
         },
         tasks=tasks,
         overall=overall(tasks),
-        bytes_before=receipt.bytes_before,
-        bytes_after=receipt.bytes_after,
+        bytes_before=exported.sizes[0],
+        bytes_after=exported.sizes[1],
         cache_bytes_per_token=None if None in caches else caches,
         text=loss,
         generation=generation,
@@ -250,7 +322,8 @@ def measure(job: AuditJob, progress: Progress) -> Audit:
 def _text_loss(job: AuditJob, text: str, base: LoadedModel, pruned: LoadedModel, progress: Progress) -> TextLoss:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     source = f"{Path(job.config.text).name} (sha256 {digest})"
-    before = as_removal(job.exported.plan.removal) if job.exported.heal else None
+    plan = job.exported.plan
+    before = as_removal(plan.removal) if plan and job.exported.heal else None
     seed, windows = job.config.seed, windows_of(text, base)
     return text_loss(base, pruned, windows, source, unhealed=before, seed=seed, progress=progress)
 

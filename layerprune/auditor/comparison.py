@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from layerprune.artifacts import (
     FlippedItem,
     Flips,
     Generation,
+    ModelRef,
     Outcomes,
     Overall,
     OwnAnswers,
@@ -151,38 +152,68 @@ def verdict(
     ``unlooked`` are the tasks whose items nobody looked for in the text that healed: they may have been seen.
     """
     share = f"{100 * len(removal) / depth:.0f} % of layers removed ({len(removal)} of {depth})"
+    return _sentence(share, tasks, generation, own_answers, lambda names: _met(names, unlooked))
+
+
+def foreign_verdict(
+    base: ModelRef,
+    candidate: ModelRef,
+    tasks: Sequence[AuditedTask],
+    generation: Generation | None = None,
+    own_answers: Sequence[OwnAnswers] = (),
+) -> str:
+    """Return the verdict on a checkpoint without plan and receipt: nobody knows which items its makers saw."""
+    parameters = " of ".join(formatting.number(one.parameters) for one in (candidate, base))
+    share = f"{parameters} parameters, {candidate.layers} of {base.layers} layers"
+    return _sentence(share, tasks, generation, own_answers, lambda _: "items, which its makers may have seen", "")
+
+
+def _met(names: Sequence[str], unlooked: Sequence[str]) -> str:
+    met = [name for name in names if name in unlooked]
+    return f"items, those of {formatting.listed(met)} perhaps met in healing" if met else "unseen items"
+
+
+def _sentence(
+    share: str,
+    tasks: Sequence[AuditedTask],
+    generation: Generation | None,
+    own_answers: Sequence[OwnAnswers],
+    items: Callable[[Sequence[str]], str],
+    unseen: str = "unseen ",
+) -> str:
+    """Join the parts; ``items`` says what is known of the items of these tasks, ``unseen`` of the prompts."""
     # choices and written answers are never averaged: one may be kept while the other is lost
     chosen, written = ([task for task in tasks if task.written is kind] for kind in (False, True))
     kinds = {"choice accuracy" if written else "accuracy": chosen, "accuracy of written answers": written}
-    accuracies = [_accuracy(what, some, unlooked) for what, some in kinds.items() if some]
-    return "; ".join([share, *accuracies, *_agreement(own_answers), *_writing(generation, bool(written))])
+    accuracies = [_accuracy(what, some, items) for what, some in kinds.items() if some]
+    agreed = _agreement(own_answers, unseen)
+    return "; ".join([share, *accuracies, *agreed, *_writing(generation, bool(written))])
 
 
-def _accuracy(what: str, tasks: Sequence[AuditedTask], unlooked: Sequence[str]) -> str:
+def _accuracy(what: str, tasks: Sequence[AuditedTask], items: Callable[[Sequence[str]], str]) -> str:
     found = overall(tasks).get(PRUNED)
     uninformative = [task.data.task for task in tasks if not task.informative]
     if found is None:
         cost = "what that cost" if what == "accuracy" else f"what that cost in {what}"
         return f"{cost} is not known: the base model is not above chance on {formatting.listed(uninformative)}"
-    met = [task.data.task for task in tasks if task.data.task in unlooked and task.informative]
     said = (
         f"{what} {formatting.points(found.difference)} points "
         f"(95 % CI {formatting.points_interval(found.interval)}) on {found.items:,} "
-        + (f"items, those of {formatting.listed(met)} perhaps met in healing" if met else "unseen items")
+        f"{items([task.data.task for task in tasks if task.informative])}"
     )
     if uninformative:
         said += f", {formatting.listed(uninformative)} left out (base at chance)"
     return said
 
 
-def _agreement(own_answers: Sequence[OwnAnswers]) -> list[str]:
+def _agreement(own_answers: Sequence[OwnAnswers], unseen: str) -> list[str]:
     parts = []
     for one in own_answers:
         found, count = one.models[PRUNED], len(one.fingerprints)
         interval = f" (95 % CI {formatting.percent_interval(found.agreed_interval)})" if found.agreed_interval else ""
         share = f"{formatting.percent(found.agreed)}{interval}{'' if parts else ' of the tokens the base wrote'}"
         prompts = "prompt" if count == 1 else "prompts"
-        asked = f"sample {prompts}" if one.task == SAMPLES else f"unseen {prompts} of {one.task}"
+        asked = f"sample {prompts}" if one.task == SAMPLES else f"{unseen}{prompts} of {one.task}"
         parts.append(f"{share} on {count:,} {asked}")
     return [f"agrees with {formatting.listed(parts)}"] if parts else []
 

@@ -40,9 +40,27 @@ class ExportedFolder:
         return self.receipt.result if self.heal is None else self.heal.result
 
     @property
+    def base(self) -> ModelRef:
+        """The model that the layers were removed from."""
+        return self.receipt.base
+
+    @property
     def seen(self) -> frozenset[str]:
         """Every item that had a say, in this round of pruning or an earlier one, or stood in a text that healed."""
         return self.plan.seen | self.receipt.seen_before | (self.heal.met if self.heal else frozenset())
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the weights of base and export."""
+        return self.receipt.bytes_before, self.receipt.bytes_after
+
+    def base_source(self, given: str | None = None) -> tuple[str, str | None]:
+        """Return (folder or Hub id, revision) of the base: ``given`` by the user, or where it was exported from."""
+        return source_of(self.receipt.base, given)
+
+    def load(self, loading: Loading) -> LoadedModel:
+        """Load the model in the folder."""
+        return loading.load_model(str(self.folder))
 
     @classmethod
     def read(cls, folder: Path) -> ExportedFolder:
@@ -93,13 +111,13 @@ def check_unseen(eval_set: EvalSet, seen: Collection[str]) -> None:
             raise TaskError(f"task {task.name!r}: {len(shared)} items have been seen by a plan, {shared[0]} for one")
 
 
-def columns(compare: Mapping[str, Plan], exported: ExportedFolder) -> Mapping[str, Plan]:
+def columns(compare: Mapping[str, Plan], base: ModelRef, unhealed: Plan | None = None) -> Mapping[str, Plan]:
     """Return the plans whose removals are examined beside the folder: those asked for, its own first if it was healed.
 
-    The base with a plan's layers bypassed is the exported checkpoint before healing: no other copy of it is needed.
-    Raises ``DocumentError`` for a plan of another base, ``UsageError`` for a label that is taken.
+    ``unhealed`` is the plan of a folder that was healed: the base with its layers bypassed is the exported checkpoint
+    before healing, and no other copy of it is needed. Raises ``DocumentError`` for a plan of another base,
+    ``UsageError`` for a label that is taken.
     """
-    base = exported.receipt.base
     for label, plan in compare.items():
         if label in RESERVED:
             raise UsageError(f"a compared plan cannot be called {label!r}; choose another label")
@@ -108,7 +126,7 @@ def columns(compare: Mapping[str, Plan], exported: ExportedFolder) -> Mapping[st
                 f"the compared plan {label!r} is for another model: {plan.model.id} with weights "
                 f"{short(plan.model.fingerprint)}, not {base.id} with {short(base.fingerprint)}"
             )
-    return compare if exported.heal is None else {UNHEALED: exported.plan, **compare}
+    return compare if unhealed is None else {UNHEALED: unhealed, **compare}
 
 
 def short(digest: str) -> str:
@@ -183,13 +201,16 @@ def check_folder(exported: ExportedFolder) -> None:
             raise DocumentError(f"{path} is not the file {wrote}: put that back; verify lists all that was changed")
 
 
-def check_same_tokens(eval_set: EvalSet, encoder: Encoder) -> None:
-    """Raise ``DocumentError`` when another tokenizer would put the questions into other tokens."""
+TOKENS_CHANGED = "the pruned folder differ on an item of {task!r}; were tokenizer files changed after the export?"
+
+
+def check_same_tokens(eval_set: EvalSet, encoder: Encoder, said: str = TOKENS_CHANGED) -> None:
+    """Raise ``DocumentError`` when another tokenizer would put the questions into other tokens.
+
+    ``said`` is how the message goes on after "the tokenizers of the base and".
+    """
     for task in eval_set.tasks.values():
         for item in task.items:
             own = tuple(encode(instance, encoder) for instance in item.key)
             if any(mine.parts != asked.parts for mine, asked in zip(own, item.queries, strict=True)):
-                raise DocumentError(
-                    f"the tokenizers of the base and the pruned folder differ on an item of {task.name!r}; "
-                    "were tokenizer files changed after the export?"
-                )
+                raise DocumentError(f"the tokenizers of the base and {said.format(task=task.name)}")

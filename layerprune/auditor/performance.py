@@ -84,12 +84,14 @@ def text_loss(
     """Measure both models on the windows; log-probabilities are taken in float32 whatever the models' dtype.
 
     ``unhealed``: what was removed from the base before ``pruned`` was healed; the base without it is measured, too.
+    Where one model's vocabulary is padded or extended, all are measured on the tokens that both have.
     """
+    width = min(base.vocabulary, pruned.vocabulary)
     before, after, between, kl, same = [], [], [], [], []
     with progress.task("reading text with both models", len(windows), "windows") as advance:
         for window in windows:
             ids = torch.tensor([list(window)])
-            p, q = _logs(base, ids), _logs(pruned, ids)  # (tokens - 1, vocabulary)
+            p, q = _logs(base, ids, width), _logs(pruned, ids, width)  # (tokens - 1, width)
             asked = ids[0, 1:, None].to(p.device)
             before.append(-float(p.gather(1, asked).mean()))
             after.append(-float(q.gather(1, asked).mean()))
@@ -97,7 +99,7 @@ def text_loss(
             same.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
             if unhealed is not None:
                 with base.without(unhealed):
-                    between.append(-float(_logs(base, ids).gather(1, asked).mean()))
+                    between.append(-float(_logs(base, ids, width).gather(1, asked).mean()))
             advance(1)
     differences = np.subtract(after, before)
     return TextLoss(
@@ -114,6 +116,6 @@ def text_loss(
     )
 
 
-def _logs(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = loaded.model(input_ids=ids.to(loaded.device), use_cache=False).logits[0, :-1]
+def _logs(loaded: LoadedModel, ids: torch.Tensor, width: int) -> torch.Tensor:
+    logits: torch.Tensor = loaded.model(input_ids=ids.to(loaded.device), use_cache=False).logits[0, :-1, :width]
     return logits.float().log_softmax(-1)

@@ -24,7 +24,7 @@ from layerprune.artifacts import (
 )
 from layerprune.artifacts.base import pretty
 from layerprune.artifacts.receipt import audit_faults, chain_faults, name_of
-from layerprune.auditor.comparison import SIGNIFICANT, adjusted, compare_models, overall, verdict
+from layerprune.auditor.comparison import SIGNIFICANT, adjusted, compare_models, foreign_verdict, overall, verdict
 from layerprune.auditor.generation import counts, followed
 from layerprune.auditor.layerwise import layerwise
 from layerprune.checkpoint import Checkpoint, locate
@@ -32,7 +32,7 @@ from layerprune.checkpoint.location import FILENAME as LOCATOR
 from layerprune.errors import LayerpruneError, one_line
 from layerprune.files import FILENAME as LOCK
 from layerprune.files import listed, shown
-from layerprune.report.card import CARD, OURS, card_faults
+from layerprune.report.card import CARD, FRAGMENT, OURS, card_faults, render_fragment
 from layerprune.report.page import REPORT, render_report
 from layerprune.util import SILENT, Progress
 
@@ -76,6 +76,8 @@ def verify(folder: Path, *, base: str | None = None, strays: bool = True, progre
     links = [f"{shown(name)}: {fault}" for name, fault in listed(folder) if fault]
     if links:  # nothing behind them is this folder's, and opening a named pipe would wait for ever
         return Verification(tuple(links), 0, 0, (folder / FOLDER / Audit.filename).is_file(), {})
+    if foreign_audit(folder):
+        return _verify_foreign(folder, base, strays)
     documents, problems = _read(folder)
     plan, receipt, heal, audit = (documents.get(name) for name in KINDS)
     writer = heal or receipt  # names this folder's files and weights: the last step's that wrote any
@@ -96,6 +98,39 @@ def verify(folder: Path, *, base: str | None = None, strays: bool = True, progre
         problems += _report(folder, audit)
     digests = {name: document.sha256() for name, document in documents.items()}
     return Verification(tuple(problems), files, size, audit is not None, digests)
+
+
+def foreign_audit(folder: Path) -> bool:
+    """Whether a folder is what the audit of a checkpoint left that layerprune did not export."""
+    return (folder / Audit.filename).is_file() and not (folder / FOLDER).exists()
+
+
+def _verify_foreign(folder: Path, base: str | None, strays: bool) -> Verification:
+    """Work out again what the audit of a foreign checkpoint says; the checkpoint itself lies elsewhere."""
+    path, pages = folder / Audit.filename, (REPORT, FRAGMENT)
+    try:
+        audit = Audit.load(path)
+    except LayerpruneError as error:
+        return Verification((one_line(error),), 0, 0, True, {})
+    problems: list[str] = []
+    if not _holds(path, (pretty(audit.model_dump(mode="json")) + "\n").encode()):
+        problems.append(f"{path.name}: the file's bytes are not those layerprune writes for its content")
+    if not audit.foreign:
+        problems.append(f"{path.name}: it is of an exported checkpoint, and stands in layerprune/ of its folder")
+        return Verification(tuple(problems), 1, path.stat().st_size, True, {"audit": audit.sha256()})
+    problems += _figures(audit, None, None)
+    for name, text in zip(pages, (render_report(folder, audit), render_fragment(audit)), strict=True):
+        if not (folder / name).is_file():
+            problems.append(f"{name}: missing")
+        elif not _holds(folder / name, text.encode()):
+            problems.append(f"{name}: not what audit.json gives")
+    known = {path.name, *pages, *NOT_LOOKED_AT}
+    there = [name for name, _ in listed(folder)]
+    problems += [f"{shown(name)}: not a file that the audit wrote" for name in there if strays and name not in known]
+    if base is not None and Checkpoint.open(locate(base).path).fingerprint() != audit.base.fingerprint:
+        problems.append(f"{base} is not the base model of this audit: its weights' fingerprint is not the audit's")
+    sizes = [(folder / name).stat().st_size for name in (path.name, *pages) if name in there]
+    return Verification(tuple(problems), len(sizes), sum(sizes), True, {"audit": audit.sha256()})
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -191,8 +226,11 @@ def _figures(audit: Audit, receipt: Receipt | None, log: HealLog | None) -> Iter
     for one in audit.own_answers:
         if not _answers_follow(one, audit.seed):
             yield f"audit: what is kept of the base's own answers to {one.task} does not follow from their outcomes"
-    unlooked = not_looked_for(receipt, log, (task.data.task for task in tasks))
-    said = verdict(audit.removal, audit.base.layers, tasks, audit.generation, unlooked, audit.own_answers)
+    if audit.removal is None:
+        said = foreign_verdict(audit.base, audit.pruned, tasks, audit.generation, audit.own_answers)
+    else:
+        unlooked = not_looked_for(receipt, log, (task.data.task for task in tasks))
+        said = verdict(audit.removal, audit.base.layers, tasks, audit.generation, unlooked, audit.own_answers)
     if audit.verdict != said:
         yield "audit: the verdict does not follow from the figures"
 

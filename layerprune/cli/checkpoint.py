@@ -121,16 +121,25 @@ def healed(log: HealLog) -> Iterator[str]:
     examples=[
         "layerprune audit smaller/ --tasks arc_easy,hellaswag",
         "layerprune audit smaller/ --tasks arc_easy --compare cosine=cosine/plan.json",
+        "layerprune audit tuned/ --base org/base -o audit/ --tasks arc_easy,hellaswag",
     ],
 )
-@click.argument("folder", type=opt.FOLDER)
+@click.argument("model", type=opt.FOLDER, metavar="FOLDER|MODEL")
+@opt.output("Folder for the audit of a model that layerprune did not export.", required=False)
 @opt.options(AuditConfig)
 @pass_console
-def audit(console: Console, folder: Path, **options: Any) -> Iterator[Table | str]:
-    """Compare the exported model in FOLDER with its base on items that no earlier step has seen."""
-    found = api.audit(folder, progress=console.progress, **options)
+def audit(console: Console, model: Path, output: Path | None = None, **options: Any) -> Iterator[Table | str]:
+    """Compare the exported model in FOLDER with its base on items that no earlier step has seen.
+
+    With --base and -o it is any other MODEL (a folder, a Hub id, or the folder of a peft adapter): its own folder
+    stays as it is.
+    """
+    found = api.audit(model, output, progress=console.progress, **options)
     yield from audited(found)
-    yield f"written: {folder / 'layerprune' / 'audit.json'}, {folder / 'README.md'}, {folder / 'report.html'}"
+    places = [model / "layerprune" / "audit.json", model / "README.md", model / "report.html"]
+    if output is not None:
+        places = [output / name for name in ("audit.json", "card.md", "report.html")]
+    yield f"written: {', '.join(map(str, places))}"
 
 
 def audited(audit: Audit) -> Iterator[Table | str]:
@@ -209,7 +218,9 @@ def own_answers(audit: Audit) -> Table:
 
 
 def _model(audit: Audit, label: str) -> str:
-    return "healed" if label == PRUNED and audit.heal_sha256 else label
+    if label != PRUNED:
+        return label
+    return "healed" if audit.heal_sha256 else "candidate" if audit.foreign else label
 
 
 # ``layerprune verify``.

@@ -20,6 +20,7 @@ from layerprune.parsing import parse_yaml, read_json, read_text
 BEGIN = "<!-- layerprune: generated from here to the end mark; text outside the marks is kept -->"
 END = "<!-- layerprune: end -->"
 CARD = "README.md"
+FRAGMENT = "card.md"  # of a checkpoint that layerprune did not export: for a person to put into its card
 OURS = (CARD, *(f"layerprune/{kind.filename}" for kind in (Plan, Receipt, HealLog, Audit)))  # what a card is made from
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 
@@ -230,6 +231,40 @@ def _as_list(value: Any) -> list[Any]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+# The account of a checkpoint that layerprune did not export: no metadata, and no word on how it was made.
+
+
+def write_fragment(folder: Path, audit: Audit) -> Path:
+    """Write ``folder/card.md``, what an audit says of a foreign checkpoint, and return its path."""
+    path = folder / FRAGMENT
+    write_atomically(path, render_fragment(audit).encode())
+    return path
+
+
+def render_fragment(audit: Audit) -> str:
+    """Return the Markdown; it follows from the audit alone."""
+    return render_template("fragment.md.jinja", **foreign_context(audit)).strip() + "\n"
+
+
+def foreign_context(audit: Audit) -> dict[str, Any]:
+    """Return what is known of a foreign checkpoint, under the names that ``template_context`` has."""
+    base, candidate = base_name(audit.base.id), base_name(audit.pruned.id)
+    return {
+        "title": f"{candidate} beside {base}",
+        "base": base,
+        "candidate": candidate,
+        "audit": audit,
+        "plan": None,
+        "receipt": None,
+        "log": None,
+        "unlooked": (),
+        "rounds": (),
+        "pruned": PRUNED,
+        "unhealed": UNHEALED,
+        "healed": False,
+    }
 
 
 # What the card and the report are made from, and one way to fill in the pages' templates.

@@ -23,7 +23,7 @@ from layerprune.artifacts.base import write_atomically
 from layerprune.artifacts.plan import plan_name
 from layerprune.files import check_plain
 from layerprune.report import plots
-from layerprune.report.card import OURS, render_template, template_context
+from layerprune.report.card import OURS, foreign_context, render_template, template_context
 from layerprune.stats import displayed
 
 REPORT = "report.html"
@@ -49,18 +49,18 @@ def render_report(folder: Path, audit: Audit | None = None) -> str:
     folder = Path(folder)
     check_plain(folder, OURS)
     audit = audit or Audit.load(folder / "layerprune" / Audit.filename)
-    given = template_context(folder, audit)
+    given = foreign_context(audit) if audit.foreign else template_context(folder, audit)
     plan, means = given["plan"], names_of_means(audit)
-    shown, path = rankings(plan, audit), path_to_removal(audit)
+    shown, path = [] if plan is None else rankings(plan, audit), path_to_removal(audit)
     return render_template(
         "report.html.jinja",
         **given,
         means=means,
         differences=Markup(_differences(audit, means)),  # plots are built here and escape what they are given
         rankings=[(ranks, Markup(ranking_bars(ranks, plan))) for ranks in shown],
-        layer_table=layer_table(plan, shown),
+        layer_table=[] if plan is None else layer_table(plan, shown),
         path=Markup(path) if path else None,
-        commands=commands(plan, audit, given["log"], given["rounds"]),
+        commands=foreign_commands(audit) if plan is None else commands(plan, audit, given["log"], given["rounds"]),
     )
 
 
@@ -125,7 +125,7 @@ def path_to_removal(audit: Audit) -> str | None:
     points = [plots.PlotPoint(0, 0.0, "base: 0 removed")]
     points += [_point(f"{len(one.units)} removed", len(one.units), one.difference, one.interval) for one in steps]
     off = {label: (label, len(one.removal)) for label, one in audit.compared.items() if label != UNHEALED}
-    if audit.heal_sha256:  # without healing it is the end of the path
+    if audit.heal_sha256 and audit.removal:  # without healing it is the end of the path
         off[PRUNED] = ("healed", len(audit.removal))
     beside = [_point(*off[label], one.difference, one.interval) for label, one in audit.overall.items() if label in off]
     title = "Difference of accuracy from the base in points against the number of layers removed"
@@ -154,6 +154,11 @@ def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Ear
         lines += _round(one.plan, one.heal, _place(base) if base.revision is None else "base/")
     out = "healed/" if log else "smaller/"
     return [*lines, *_round(plan, log, out), _audit(audit, out), _line("verify", ".", "--rerun", 20, "--digests")]
+
+
+def foreign_commands(audit: Audit) -> list[str]:
+    """Return the commands that repeat the audit of a foreign checkpoint, and check what is here."""
+    return [_audit(audit, _place(audit.pruned)), _line("verify", ".", "--digests")]
 
 
 def _round(plan: Plan, log: HealLog | None, out: str) -> list[str]:
@@ -233,6 +238,7 @@ def _audit(audit: Audit, folder: str) -> str:
     return _line(
         "audit",
         folder,
+        *(["--base", _place(audit.base), "-o", "audit/"] if audit.foreign else []),
         *_options(tasks=",".join(task.data.task for task in audit.tasks), limit=audit.limit),
         *_prompt_options([task.data for task in audit.tasks]),
         *_options(
@@ -241,7 +247,7 @@ def _audit(audit: Audit, folder: str) -> str:
             compare=[f"{label}={label}/plan.json" for label in audit.compared if label != UNHEALED],
             text=audit.text.source.split(" (")[0] if audit.text else None,
             no_generation=audit.generation is None,
-            no_layerwise=audit.layerwise is None and not audit.rankings,
+            no_layerwise=audit.layerwise is None and not audit.rankings and not audit.foreign,
             speed=audit.speed is not None,
             speed_engine="vllm" if audit.speed and (audit.speed.engine or "").startswith("vllm") else None,
         ),
