@@ -163,8 +163,10 @@ def foreign_verdict(
     own_answers: Sequence[OwnAnswers] = (),
 ) -> str:
     """Return the verdict on a checkpoint without plan and receipt: nobody knows which items its makers saw."""
-    parameters = " of ".join(formatting.number(one.parameters) for one in (candidate, base))
-    share = f"{parameters} parameters, {candidate.layers} of {base.layers} layers"
+    ours, theirs = (formatting.number(one.parameters) for one in (candidate, base))
+    share = f"{ours} of {theirs} parameters, {candidate.layers} of {base.layers} layers"
+    if candidate.parameters > base.parameters or candidate.layers > base.layers:
+        share = f"{ours} parameters (base: {theirs}), {candidate.layers} layers (base: {base.layers})"
     return _sentence(share, tasks, generation, own_answers, lambda _: "items, which its makers may have seen", "")
 
 
