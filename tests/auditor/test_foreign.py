@@ -166,9 +166,8 @@ def test_the_audit_is_repeatable_and_verify_works_it_out_again(base, by_hand, ta
     assert found.files == 3
     assert found.digests == {"audit": whole[0].sha256()}
     assert "is not the base model of this audit" in verify(out, base=str(by_hand)).problems[0]
-    first, again = (run(by_hand, base, tasks, tmp_path / name) for name in ("first", "again"))
+    first, again = (run(by_hand, base, tasks, tmp_path / "audit") for _ in range(2))  # written over
     assert first == again
-    assert run(by_hand, base, tasks, tmp_path / "first") == again  # written over
 
 
 def test_verify_finds_what_was_changed_in_a_foreign_audit(tmp_path, whole):
