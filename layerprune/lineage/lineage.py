@@ -161,8 +161,8 @@ class Lineage:
             if len(cycle) == 2:
                 yield f"{in_words(sorted(cycle))} have changed places"
             else:
-                there = [layer for layer in order if layer in cycle]
-                yield f"{in_words(sorted(cycle))} stand in another order: {', '.join(map(str, there))}"
+                now = [layer for layer in order if layer in cycle]
+                yield f"{in_words(sorted(cycle))} stand in another order: {', '.join(map(str, now))}"
 
     def _without_base(self) -> Iterator[str]:
         replaced, notes = self.replaced, defaultdict[tuple[str, str, int | None], list[int]](list)
