@@ -167,7 +167,8 @@ def foreign_verdict(
     share = f"{ours} of {theirs} parameters, {candidate.layers} of {base.layers} layers"
     if candidate.parameters > base.parameters or candidate.layers > base.layers:
         share = f"{ours} parameters (base: {theirs}), {candidate.layers} layers (base: {base.layers})"
-    return _sentence(share, tasks, generation, own_answers, lambda _: "items, which its makers may have seen", "")
+    items = "items, which its makers may have seen"
+    return _sentence(share, tasks, generation, own_answers, lambda _: items, unseen="", change="the change")
 
 
 def _met(names: Sequence[str], unlooked: Sequence[str]) -> str:
@@ -182,21 +183,25 @@ def _sentence(
     own_answers: Sequence[OwnAnswers],
     items: Callable[[Sequence[str]], str],
     unseen: str = "unseen ",
+    change: str = "what that cost",
 ) -> str:
-    """Join the parts; ``items`` says what is known of the items of these tasks, ``unseen`` of the prompts."""
+    """Join the parts; ``items`` says what is known of the items of these tasks, ``unseen`` of the prompts.
+
+    ``change`` is what is not known where the base is at chance.
+    """
     # choices and written answers are never averaged: one may be kept while the other is lost
     chosen, written = ([task for task in tasks if task.written is kind] for kind in (False, True))
     kinds = {"choice accuracy" if written else "accuracy": chosen, "accuracy of written answers": written}
-    accuracies = [_accuracy(what, some, items) for what, some in kinds.items() if some]
+    accuracies = [_accuracy(what, some, items, change) for what, some in kinds.items() if some]
     agreed = _agreement(own_answers, unseen)
     return "; ".join([share, *accuracies, *agreed, *_writing(generation, bool(written))])
 
 
-def _accuracy(what: str, tasks: Sequence[AuditedTask], items: Callable[[Sequence[str]], str]) -> str:
+def _accuracy(what: str, tasks: Sequence[AuditedTask], items: Callable[[Sequence[str]], str], change: str) -> str:
     found = overall(tasks).get(PRUNED)
     uninformative = [task.data.task for task in tasks if not task.informative]
     if found is None:
-        cost = "what that cost" if what == "accuracy" else f"what that cost in {what}"
+        cost = change if what == "accuracy" else f"{change} in {what}"
         return f"{cost} is not known: the base model is not above chance on {formatting.listed(uninformative)}"
     said = (
         f"{what} {formatting.points(found.difference)} points "

@@ -383,6 +383,12 @@ def test_the_command_prints_the_table_the_verdict_and_where_it_was_written(base,
     assert f"{out / 'audit.json'}, {out / 'card.md'}, {out / 'report.html'}" in " ".join(said.split())
 
 
+def test_a_base_at_chance_has_no_change_to_speak_of(base, by_hand, tmp_path):
+    noise = tiny.eval_set(base, tmp_path / "tasks", "noise", test=20, train=2, known=0.0)
+    found = audit(by_hand, ["noise"], out=tmp_path / "out", base=str(base), include_path=[noise], generation=False)
+    assert "5 of 6 layers; the change is not known: the base model is not above chance on noise" in found.verdict
+
+
 def test_a_document_names_plan_receipt_and_removal_or_none_of_them(whole):
     fields = json.loads(whole[0].canonical_json())
     for changes, said in (
