@@ -36,6 +36,7 @@ def said(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit_tiny, "DEPTH", 10)
         base = audit_tiny.base_model(home / MODEL)
+        audit_tiny.pruned_by_hand(base, home / "tuned", 3)  # somebody else's
         for name in TASKS:
             audit_tiny.eval_set(base, home / "tasks", name)
         patch.setattr(tasks, "task_manager", manager_of(home))
@@ -64,6 +65,8 @@ def test_they_leave_what_the_text_promises(said):
     assert audit.overall[PRUNED].items == 120
     assert audit.verdict in (home / "smaller" / "README.md").read_text()
     assert (home / "quickstart" / "plan.json").is_file()
+    assert Audit.load(home / "audit" / "audit.json").foreign
+    assert (home / "audit" / "card.md").is_file()
 
 
 def test_the_python_lines_run(said, monkeypatch):
