@@ -106,7 +106,8 @@ class ChainPath(EvaluationPath):
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
-        self.piece = max(1, LOGIT_BYTES // (4 * loaded.vocabulary))
+        most = CUDA_LOGIT_BYTES if loaded.device.type == "cuda" else LOGIT_BYTES
+        self.piece = max(1, most // (4 * loaded.vocabulary))
         few = torch.zeros(1, 2, dtype=torch.long, device=loaded.device)
         self.walk.learn_head(self.walk.learn_outputs({"input_ids": few})[0])
 
@@ -211,8 +212,10 @@ def _mask(rows: Sequence[Row], window: int | None, dtype: torch.dtype) -> Tensor
 # Log-likelihoods of answers from last-layer states: the head is computed at answer positions only, in pieces.
 
 
-# Logits are computed for at most this many bytes (float32) at a time; measured: larger pieces are no faster.
-LOGIT_BYTES = 64 * 1024**2
+# Logits are computed for at most this many bytes (float32) at a time, and for no more than ``--memory`` leaves. On a CPU
+# larger pieces are no faster (measured); on a card (not measured) 130 places at a vocabulary of 128k would be a whole
+# call of the model for little work.
+LOGIT_BYTES, CUDA_LOGIT_BYTES = 64 * 1024**2, 2 * 1024**3
 
 
 class Places:
