@@ -13,6 +13,7 @@ from layerprune.architecture import read_architecture
 from layerprune.data.items import Request
 from layerprune.models.model import LoadedModel
 from layerprune.removal import Removal
+from layerprune.scoring import paths
 from layerprune.scoring.paths import BeginningPath, ChainPath, TreePath
 
 # What makes the host wait: a number or a size that depends on values, or a comparison.
@@ -123,3 +124,20 @@ def test_a_head_behind_a_projection_is_given_what_leaves_the_layers(path):
     made = path(loaded)
     members, (sums, _) = made.run(made.layout(requests, groups), removals)
     np.testing.assert_allclose(sums, plainly(loaded, requests, removals)[:, members], atol=2e-4)
+
+
+def test_parts_that_a_cache_holds_change_nothing(monkeypatch):
+    loaded = tiny_loaded("llama")
+    requests, groups = multiple_choice(loaded.vocabulary, count=12)
+    removals = [Removal.of(1), Removal.of(0, 2)]
+    found = []
+    for rows in (1, 2, 5, 10**6):
+        monkeypatch.setattr(paths, "CACHE_BYTES", 4 * loaded.vocabulary * rows)
+        path = TreePath(loaded)
+        path.piece = 7
+        found.append(path.run(path.layout(requests, groups), removals))
+    for members, (sums, greedy) in found[1:]:
+        assert members == found[0][0]
+        np.testing.assert_allclose(sums, found[0][1][0], atol=1e-5)
+        np.testing.assert_array_equal(greedy, found[0][1][1])
+    np.testing.assert_allclose(found[0][1][0], plainly(loaded, requests, removals)[:, found[0][0]], atol=2e-4)
