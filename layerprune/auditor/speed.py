@@ -167,7 +167,7 @@ def _check_room(loaded: LoadedModel, tokens: int) -> None:
 
 def _peak(loaded: LoadedModel, clock: Clock) -> int:
     """Return the accelerator memory of one run above what both models' weights take, plus this model's weights."""
-    weights = list(loaded.model.parameters())
+    weights = [weight for weight in loaded.model.parameters() if not weight.is_meta]  # those that come and go are above
     cards = {weight.device for weight in weights if weight.device.type == "cuda"}
     for card in cards:
         torch.cuda.reset_peak_memory_stats(card)
