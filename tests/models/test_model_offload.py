@@ -152,6 +152,8 @@ def test_a_changed_weight_stays_changed(tmp_path):
     before = logits(there)
     name = f"{there.architecture.stack}.1.mlp.down_proj.weight"
     value = there.model.get_parameter(name).detach().double() + 0.25
+    with away.layer(0):
+        pass  # layer 1 is read ahead, as it was
     for model in (there, away):
         model.change(name, value)
     assert not torch.equal(before, logits(there))
