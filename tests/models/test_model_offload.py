@@ -156,6 +156,8 @@ def test_a_changed_weight_stays_changed(tmp_path):
         pass  # layer 1 is read ahead, as it was
     for model in (there, away):
         model.change(name, value)
+    with away.layer(1) as layer:
+        assert torch.equal(layer.get_parameter("mlp.down_proj.weight"), value.float())
     assert not torch.equal(before, logits(there))
     assert torch.equal(logits(there), logits(away))
     assert torch.equal(logits(there), logits(away))  # read ahead or not
