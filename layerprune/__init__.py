@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-VERBS = ("inspect", "score", "plan", "export", "heal", "audit", "verify", "push", "study", "prune")
+VERBS = ("inspect", "score", "plan", "export", "heal", "audit", "verify", "card", "push", "study", "prune")
 __all__ = ["VERBS", "__version__", *VERBS]
 
 

@@ -14,7 +14,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +24,7 @@ from layerprune.util import SILENT, Bars, Progress
 
 if TYPE_CHECKING:
     from layerprune.artifacts import Audit, Front, HealLog, Plan, Receipt, Scores, Study
+    from layerprune.auditor.recheck import RecheckResult
     from layerprune.auditor.verification import Verification
     from layerprune.hub import Pushed
     from layerprune.inspection import Inspection
@@ -225,11 +225,12 @@ def heal(
 @_takes(configs.AuditConfig)
 def audit(
     folder: PathLike, out: PathLike | None = None, *, progress: Progress | bool | None = None, **options: Any
-) -> Audit:
+) -> Audit | RecheckResult:
     """Compare the exported model in ``folder`` with its base on items that no earlier step has seen.
 
     Writes audit.json, the model card and report.html into ``folder``. Any other model, a folder or a Hub id, is
-    compared with ``base``; its folder stays as it is, and ``out`` gets audit.json, report.html and card.md.
+    compared with ``base``; its folder stays as it is, and ``out`` gets audit.json, report.html and card.md. With
+    ``recheck`` nothing is written: items of the audit that is there are asked again, and what does not repeat returned.
     """
     from layerprune.auditor.auditor import audit as examine
 
@@ -240,33 +241,21 @@ def audit(
 @_takes(configs.VerifyConfig)
 def verify(folder: PathLike, *, progress: Progress | bool | None = None, **options: Any) -> Verification:
     """Check that ``folder`` is what export, heal and audit left: every hash and every figure. Problems are returned."""
-    from layerprune.auditor.inputs import Loading
-    from layerprune.auditor.rerun import repeat
-    from layerprune.auditor.verification import foreign_audit
     from layerprune.auditor.verification import verify as look
 
-    shown, place, config = _progress(progress), _exported(folder), configs.VerifyConfig.of(**options)
-    alone = [name for name in options if name not in ("base", "rerun") and options[name] is not None]
-    if config.rerun is None and alone:
-        raise UsageError(f"--{alone[0].replace('_', '-')} says how items are asked again: give --rerun N, too")
-    if config.rerun is not None and foreign_audit(place):
-        raise UsageError(
-            f"{place} holds the audit of a checkpoint that lies elsewhere: --rerun is for exported checkpoints; repeat "
-            "the audit with the command in its report"
-        )
-    found = look(place, base=config.base, progress=shown)
-    if config.rerun is None or not found.ok:
-        return found
-    repeated = repeat(
-        place,
-        config.rerun,
-        base=config.base,
-        include_path=config.include_path,
-        data_dir=config.data_dir,
-        loading=Loading(device=config.device, trust_remote_code=config.trust_remote_code),
-        progress=shown,
-    )
-    return replace(found, repeated=repeated)
+    place, config = _exported(folder), configs.VerifyConfig.of(**options)
+    return look(place, base=config.base, progress=_progress(progress))
+
+
+@_takes(configs.CardConfig)
+def card(folder: PathLike, **options: Any) -> Path:
+    """Renew the model card of an exported ``folder``, or card.md of the one that holds another model's audit.
+
+    Everything outside the generated part stays as it is, byte for byte. Returns the card's path.
+    """
+    from layerprune.auditor.auditor import renew_card
+
+    return renew_card(_exported(folder), configs.CardConfig.of(**options).base)
 
 
 @_takes(configs.PushConfig)

@@ -74,12 +74,17 @@ class Config:
         """Return the Config of ``options``; raises ``UsageError`` for a name that it does not have."""
         known = [one.name for one in fields(cls)]
         for name in options:
+            if name not in known and name in MOVED:
+                raise UsageError(f"the option {name!r} is gone: {MOVED[name]}")
             if name not in known:
                 raise UsageError(f"there is no option {name!r}.{did_you_mean(name, known)}")
         missing = [one.name for one in fields(cls) if one.name not in options and one.default is MISSING]
         if missing:
             raise UsageError(f"the option {missing[0]!r} has to be given")
         return cls(**{name: value for name, value in options.items() if value is not None})
+
+
+MOVED = {"rerun": "layerprune audit FOLDER --recheck N asks audited items again"}  # options of earlier versions
 
 
 def _read(name: str, one: Option, value: Any) -> Any:
@@ -374,6 +379,11 @@ class AuditConfig(SpeedOptions, PromptOptions, MachineOptions):
         "Ask the base without each removed layer alone, too, on up to 200 items a task.",
         True,
     )
+    recheck: int | None = option(
+        ITEMS,
+        "Write nothing: ask N random items of the audit that is there again, the same ones with the same --seed.",
+        in_recipes=False,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -386,12 +396,19 @@ class AuditConfig(SpeedOptions, PromptOptions, MachineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig(TrustOptions, SourceOptions):
+class VerifyConfig(Config):
     """Options of ``verify``."""
 
     base: str | None = option(types.text("MODEL"), "Compare this base model's weights with the receipt, too.")
-    rerun: int | None = option(ITEMS, "Ask both models N random items of the audit again.")
-    device: str = option(types.text("NAME"), "Where --rerun computes: cpu, cuda, cuda:1 or auto.", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardConfig(Config):
+    """Options of ``card``."""
+
+    base: str | None = option(
+        types.text("MODEL"), BASE + " Its card has the licence and language for one that is missing.", default=FOUND
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,11 +259,10 @@ def _check_whole(out: Path, base: Callable[[], Path], progress: Progress) -> Non
 
     with locked(out):
         renew(out, progress, base=base)
-        problems = verify(out, strays=False, progress=progress).problems
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        found = verify(out, strays=False, progress=progress)
+    if not found.ok:
         raise DocumentError(
-            f"{out} is not as it was left: {problems[0]}{more}; put that back, or remove {out} to make it again"
+            f"{out} is not as it was left: {found.first_problem}; put that back, or remove {out} to make it again"
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 import audit_tiny as tiny
 import heal_tiny
 import hub_standin
-from layerprune.artifacts import FileEntry, HealLog, Receipt
+from layerprune.artifacts import HealLog, Receipt
 from layerprune.auditor import audit
 from layerprune.auditor.verification import verify
 from layerprune.errors import UsageError
@@ -22,19 +22,7 @@ from layerprune.report.card import read_card, write_card
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    base = tiny.base_model(folder / "base")
-    tiny.eval_set(base, folder / "tasks", test=20)
-    out = tiny.exported(base, folder / "out")
-    path = out / "layerprune" / "receipt.json"
-    files = {
-        file.name: FileEntry(sha256=hashlib.sha256(file.read_bytes()).hexdigest(), bytes=file.stat().st_size)
-        for file in out.iterdir()
-        if file.is_file()
-    }
-    Receipt.load(path).model_copy(update={"files": files}).save(path)
-    audit(out, ["toy"], include_path=[folder / "tasks"], generation=False)
-    return out
+    return tiny.audited(tmp_path_factory.mktemp("made"), 20)
 
 
 @pytest.fixture(scope="module")

@@ -47,14 +47,22 @@ class ForeignCheckpoint:
     seen: frozenset[str] = frozenset()  # of its makers' items nothing is known
 
     @classmethod
-    def read(cls, model: str | Path, base: str, *, trust_remote_code: bool = False) -> ForeignCheckpoint:
+    def read(
+        cls,
+        model: str | Path,
+        base: str,
+        *,
+        revision: str | None = None,
+        base_revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> ForeignCheckpoint:
         """Look at both models' configs, headers and tokenizers; no weight is loaded.
 
         Raises ``ModelError`` for a model that is not there, for one with another tokenizer than its base, and for an
         adapter that cannot be merged; ``CheckpointError`` and ``RefusedError`` as loading would; ``UsageError`` for a
         model on the Hub that layerprune exported.
         """
-        place, base_place = locate(str(model)), locate(base)
+        place, base_place = locate(str(model), revision), locate(base, base_revision)
         fetch_documents(place)
         if place.revision is not None and not is_foreign(place.path):
             raise UsageError(
@@ -231,6 +239,6 @@ def check_output(out: Path) -> None:
 def publish(out: Path, audit: Audit) -> None:
     """Write audit.json, report.html and card.md into ``out``, all of them or none."""
     with published_together(out) as new:
-        write_fragment(new, audit)
+        write_fragment(out, audit, into=new)
         write_report(out, audit, into=new)
         audit.save(new / Audit.filename)

@@ -11,6 +11,7 @@ from layerprune.artifacts import PRUNED, UNHEALED, Audit, HealLog, ModelRef, Pla
 from layerprune.artifacts.receipt import audit_faults, chain_faults
 from layerprune.checkpoint import Checkpoint, locate
 from layerprune.checkpoint.location import learn, source_of
+from layerprune.config import AuditConfig
 from layerprune.data.items import Encoder, EvalSet, encode
 from layerprune.errors import DocumentError, TaskError, UsageError
 from layerprune.files import check_plain
@@ -148,6 +149,19 @@ class Loading:
     trust_remote_code: bool = False
     attn_implementation: str = "auto"
     offload: str = "auto"
+
+    @classmethod
+    def of(cls, config: AuditConfig) -> Loading:
+        """Return what an audit's options say."""
+        return cls(
+            config.dtype,
+            config.device,
+            config.batch_size if isinstance(config.batch_size, int) else None,
+            config.memory,
+            config.trust_remote_code,
+            config.attn_implementation,
+            config.offload,
+        )
 
     def load_model(self, model: str, revision: str | None = None) -> LoadedModel:
         return LoadedModel.load(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from layerprune.artifacts import (
     PRUNED,
@@ -32,13 +32,9 @@ from layerprune.checkpoint.location import FILENAME as LOCATOR
 from layerprune.errors import LayerpruneError, one_line
 from layerprune.files import FILENAME as LOCK
 from layerprune.files import listed, shown
-from layerprune.report.card import CARD, FRAGMENT, OURS, card_faults, render_fragment
+from layerprune.report.card import CARD, FRAGMENT, OURS, card_faults, fragment_is_current
 from layerprune.report.page import REPORT, render_report
 from layerprune.util import SILENT, Progress
-
-if TYPE_CHECKING:
-    from layerprune.auditor.rerun import RerunResult
-
 
 FOLDER = "layerprune"
 # What the Hub puts into every repo, the lock of an audit that is at work, or was killed, and where the base lies.
@@ -54,11 +50,16 @@ class Verification:
     bytes: int
     audited: bool
     digests: dict[str, str]  # sha256 of each document: compare them with those the publisher gives
-    repeated: RerunResult | None = None  # what came of items of the audit that were asked again
 
     @property
     def ok(self) -> bool:
-        return not self.problems and not (self.repeated and self.repeated.problems)
+        return not self.problems
+
+    @property
+    def first_problem(self) -> str:
+        """The first problem, and how many there are beside it."""
+        more = len(self.problems) - 1
+        return self.problems[0] + (f" (and {more} more)" if more else "")
 
 
 KINDS: dict[str, type[Document]] = {"plan": Plan, "receipt": Receipt, "heal": HealLog, "audit": Audit}
@@ -70,7 +71,7 @@ def verify(folder: Path, *, base: str | None = None, strays: bool = True, progre
     ``base``: the base model, whose weights are then compared with the receipt too. ``strays``: files that no document
     names are problems. Problems are returned, not raised.
     A person who changes weights *and* rewrites every document consistently is found only by comparing ``digests`` with
-    what the publisher says, or by repeating audit items (``rerun.repeat``).
+    what the publisher says, or by asking audited items again (``recheck``).
     """
     folder = Path(folder)
     links = [f"{shown(name)}: {fault}" for name, fault in listed(folder) if fault]
@@ -119,10 +120,14 @@ def _verify_foreign(folder: Path, base: str | None, strays: bool) -> Verificatio
         problems.append(f"{path.name}: it is of an exported checkpoint, and stands in layerprune/ of its folder")
         return Verification(tuple(problems), 1, path.stat().st_size, True, {"audit": audit.sha256()})
     problems += _figures(audit, None, None)
-    for name, text in zip(pages, (render_report(folder, audit), render_fragment(audit)), strict=True):
+    current = (
+        lambda: _holds(folder / REPORT, render_report(folder, audit).encode()),
+        lambda: fragment_is_current(folder, audit),
+    )
+    for name, holds in zip(pages, current, strict=True):
         if not (folder / name).is_file():
             problems.append(f"{name}: missing")
-        elif not _holds(folder / name, text.encode()):
+        elif not holds():
             problems.append(f"{name}: not what audit.json gives")
     known = {path.name, *pages, *NOT_LOOKED_AT}
     there = [name for name, _ in listed(folder)]

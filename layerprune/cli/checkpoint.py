@@ -1,4 +1,4 @@
-"""``layerprune export``, ``heal``, ``audit``, ``verify`` and ``push``."""
+"""``layerprune export``, ``heal``, ``audit``, ``verify``, ``card`` and ``push``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from layerprune.artifacts import PRUNED, Audit, HealLog, Speed
 from layerprune.cli import command as opt
 from layerprune.cli.command import Verb, pass_console
 from layerprune.cli.console import Console, table
-from layerprune.config import AuditConfig, ExportConfig, HealConfig, PushConfig, VerifyConfig
+from layerprune.config import AuditConfig, CardConfig, ExportConfig, HealConfig, PushConfig, VerifyConfig
 from layerprune.formatting import in_words, percent, percent_change, percent_interval, points, points_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from layerprune.auditor.rerun import RerunResult
+    from layerprune.auditor.recheck import RecheckResult
     from layerprune.auditor.verification import Verification
 
 
@@ -115,6 +115,9 @@ def healed(log: HealLog) -> Iterator[str]:
 # ``layerprune audit``.
 
 
+WRONG = 1  # exit code when a folder is not what it says it is; 2 is kept for commands that could not be carried out
+
+
 @click.command(
     cls=Verb,
     after_interrupt="the folder is as it was; run the same command again",
@@ -122,6 +125,7 @@ def healed(log: HealLog) -> Iterator[str]:
         "layerprune audit smaller/ --tasks arc_easy,hellaswag",
         "layerprune audit smaller/ --tasks arc_easy --compare cosine=cosine/plan.json",
         "layerprune audit tuned/ --base org/base -o audit/ --tasks arc_easy,hellaswag",
+        "layerprune audit smaller/ --recheck 20 --include-path tasks/",
     ],
 )
 @click.argument("model", type=opt.FOLDER, metavar="FOLDER|MODEL")
@@ -133,8 +137,16 @@ def audit(console: Console, model: Path, output: Path | None = None, **options: 
 
     With --base and -o it is any other MODEL (a folder, a Hub id, or the folder of a peft adapter): its own folder
     stays as it is.
+
+    With --recheck the audit that is there is asked again in part, by a stranger as well: exit code 1 when an item does
+    not repeat. FOLDER is the exported model, or the DIR of another model's audit.
     """
     found = api.audit(model, output, progress=console.progress, **options)
+    if not isinstance(found, Audit):
+        yield from rechecked(output or model, found)
+        if found.problems:
+            click.get_current_context().exit(WRONG)
+        return
     yield from audited(found)
     places = [model / "layerprune" / "audit.json", model / "README.md", model / "report.html"]
     if output is not None:
@@ -186,6 +198,19 @@ def _batches(speed: Speed) -> Iterator[str]:
         yield f"batch size {batch.batch_size}: tokens per s {', '.join(changes)}"
 
 
+def rechecked(place: Path, found: RecheckResult) -> Iterator[str]:
+    """Yield every item that does not repeat on its own line, and one line on all of them."""
+    for problem in found.problems:
+        yield f"problem: {problem}"
+    said = f"{found.items} items asked again, {found.same_decisions} of {found.decisions} decisions the same"
+    if found.largest_change is not None:
+        said += f", largest change of a gold answer's probability {found.largest_change:.2g}"
+    if found.unexplained:
+        said += f", {found.unexplained} items left out that only the compared plans can explain (--compare)"
+    repeats = f"does NOT repeat: {len(found.problems)} problem{'s' * (len(found.problems) > 1)}"
+    yield f"the audit in {place} {repeats if found.problems else 'repeats'}; {said}"
+
+
 def tasks(audit: Audit) -> Table:
     """Return the accuracies of every task and model, and their paired differences in points."""
     columns = ["points", "95 % interval", "base", "accuracy", "chance", "right to wrong", "wrong to right", "items"]
@@ -226,16 +251,12 @@ def _model(audit: Audit, label: str) -> str:
 # ``layerprune verify``.
 
 
-WRONG = 1  # exit code when the folder is not what it says it is; 2 is kept for commands that could not be carried out
-
-
 @click.command(
     cls=Verb,
     after_interrupt="nothing is ever written",
     examples=[
         "layerprune verify smaller/",
         "layerprune verify smaller/ --base /models/base --digests",
-        "layerprune verify smaller/ --rerun 20 --include-path tasks/",
     ],
 )
 @click.argument("folder", type=opt.FOLDER)
@@ -245,37 +266,43 @@ WRONG = 1  # exit code when the folder is not what it says it is; 2 is kept for 
 def verify(console: Console, folder: Path, digests: bool, **options: Any) -> Iterator[Table | str]:
     """Check that FOLDER is what export and audit left: every hash and figure; exit code 1 when something is wrong."""
     found = api.verify(folder, progress=console.progress, **options)
-    yield from verified(folder, found, "rerun" in options, digests)
+    yield from verified(folder, found, digests)
     if not found.ok:
         click.get_current_context().exit(WRONG)
 
 
-def verified(folder: Path, found: Verification, rerun: bool, digests: bool) -> Iterator[str]:
+def verified(folder: Path, found: Verification, digests: bool) -> Iterator[str]:
     """Yield every problem on its own line, or one line that all is in order; digests last where asked for."""
-    repeated = found.repeated
-    problems = [*found.problems, *(repeated.problems if repeated else ())]
-    for problem in problems:
+    for problem in found.problems:
         yield f"problem: {problem}"
-    if rerun and repeated is None:
-        yield "no item was asked again: what the documents say does not hold together as it is"
-    if problems:
-        yield f"{folder} is NOT what its documents say: {len(problems)} problem{'s' * (len(problems) > 1)}"
-    else:
+    if found.ok:
         audited = "audited" if found.audited else "not audited yet"
-        again = f"; {_again(repeated)}" if repeated else ""
-        yield f"{folder} is as it was left: {found.files} files, {in_words(found.bytes)}, {audited}{again}"
+        yield f"{folder} is as it was left: {found.files} files, {in_words(found.bytes)}, {audited}"
+    else:
+        count = len(found.problems)
+        yield f"{folder} is NOT what its documents say: {count} problem{'s' * (count > 1)}"
     if digests:
         for name, digest in found.digests.items():
             yield f"{name} sha256 {digest}"
 
 
-def _again(repeated: RerunResult) -> str:
-    said = f"{repeated.items} items asked again, {repeated.same_decisions} of {2 * repeated.items} decisions the same"
-    if repeated.largest_change is not None:
-        said += f", largest change of a gold answer's probability {repeated.largest_change:.2g}"
-    if repeated.unexplained:
-        said += f", {repeated.unexplained} items left out that only the compared plans can explain"
-    return said
+# ``layerprune card``.
+
+
+@click.command(
+    cls=Verb,
+    after_interrupt="the card is as it was; run the same command again",
+    examples=["layerprune card smaller/", "layerprune card audit/"],
+)
+@click.argument("folder", type=opt.FOLDER)
+@opt.options(CardConfig)
+@pass_console
+def card(console: Console, folder: Path, **options: Any) -> Iterator[Table | str]:
+    """Renew the card in FOLDER, README.md of an exported model or card.md of another model's audit.
+
+    What people wrote outside the generated part stays as it is; a card without that part gets it on top.
+    """
+    yield f"written: {api.card(folder, **options)}"
 
 
 # ``layerprune push``.

@@ -19,7 +19,7 @@ import click
 
 from layerprune import __version__
 from layerprune.cli.console import Console
-from layerprune.config import MISSING, Config, Option, declared
+from layerprune.config import MISSING, MOVED, Config, Option, declared
 from layerprune.errors import LayerpruneError, SeveralFaults, did_you_mean, one_line
 from layerprune.formatting import printable
 from layerprune.option_types import OptionType, file, folder
@@ -36,6 +36,7 @@ COMMANDS = {  # name: (what it does, as `layerprune --help` says it; where it is
     "heal": ("Win back what removal took from an exported model.", "layerprune.cli.checkpoint:heal"),
     "audit": ("Compare an exported model with its base, item by item.", "layerprune.cli.checkpoint:audit"),
     "verify": ("Check that a folder is what export and audit left.", "layerprune.cli.checkpoint:verify"),
+    "card": ("Renew a folder's model card, and keep what people wrote.", "layerprune.cli.checkpoint:card"),
     "push": ("Send an audited model to the Hub.", "layerprune.cli.checkpoint:push"),
     "run": ("Score, plan, export, heal and audit as a recipe says; resumable.", "layerprune.cli.run:run"),
     "compare": ("Show how far two scores.json agree.", "layerprune.cli.plan:compare"),
@@ -241,6 +242,9 @@ def in_one_line() -> Iterator[None]:
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
+        gone = error.option_name.lstrip("-") if isinstance(error, click.NoSuchOption) else None
+        if gone in MOVED:
+            raise CommandFault(f"--{gone} is gone: {MOVED[gone]}") from error
         page = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         raise CommandFault(printable(" ".join(error.format_message().split())) + page) from error
 

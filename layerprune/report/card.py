@@ -24,6 +24,8 @@ FRAGMENT = "card.md"  # of a checkpoint that layerprune did not export: for a pe
 OURS = (CARD, *(f"layerprune/{kind.filename}" for kind in (Plan, Receipt, HealLog, Audit)))  # what a card is made from
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 
+# How an entry of model-index is named that ``title`` made, whatever was removed: other entries are other people's.
+OWN_ENTRY = re.compile(r", \d+ of \d+ layers removed(?: in \d+ rounds)?$")
 STATED = re.compile(r"^\| (\w+\.json) \| `sha256:([0-9a-f]{64})` \|$", re.MULTILINE)  # rows of the card's last table
 
 # Taken over from the base model's own card: a derived model stays under its licence.
@@ -45,40 +47,56 @@ def write_card(
     audit: Audit | None = None,
     into: Path | None = None,
     base_model: str | None = None,
+    theirs: Path | None = None,
 ) -> Path:
     """Write or renew ``folder/README.md`` and return its path; the file is replaced whole or not at all.
 
-    ``base`` is the base model's folder: its card's licence and language are taken over. Without it, what the folder's
-    present card says of them is kept, as are metadata keys this tool does not set and any text outside its marks.
+    ``base`` is the base model's folder: its card's licence and language are taken over where the present card says
+    nothing of them. Metadata keys this tool does not set are kept, and so is any text outside its marks, byte for byte.
     ``audit``: one that is about to be saved, in place of the folder's; ``into``: another folder for the new card;
-    ``base_model``: the Hub id of a base that the documents know as a local folder.
-    Raises ``DocumentError`` when the plan or receipt is missing, and for a card that ``read_card`` cannot read;
-    ``CheckpointError`` where the card or a document is a link.
+    ``base_model``: the Hub id of a base that the documents know as a local folder; ``theirs``: another card that gets
+    this folder's part, and those of its card's metadata that it lacks. Raises ``DocumentError`` when the plan or
+    receipt is missing, and for a card that ``read_card`` cannot read; ``CheckpointError`` where the card or a document
+    is a link.
     """
     folder = Path(folder)
     path = folder / CARD
     check_plain(folder, OURS)
-    present, body = read_card(path)
+    front, present, body = _read(theirs or path)
     inherited = read_card(base / CARD)[0] if base is not None else {}
-    kept = {**present, **{key: inherited[key] for key in INHERITED if key in inherited}}
+    kept = {key: inherited[key] for key in INHERITED if key in inherited}
+    kept |= {**(read_card(path)[0] if theirs else {}), **present}
     kept |= {} if base_model is None else {"base_model": base_model, "base_model_relation": RELATION}
     metadata, text = render_card(folder, kept, audit)
-    # a card without marks is kept below the generated part
-    before, _, after = _parted(body) or ("\n", "", f"\n{body.strip()}\n" if body.strip() else "")
+    if metadata != present:
+        front = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)}---\n"
     path = (into or folder) / path.name
-    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
-    write_atomically(path, f"---\n{front}---\n{before}{BEGIN}\n{text}\n{END}\n{after}".encode())
+    write_atomically(path, (front + _placed(text, body, "\n")).encode())
     return path
+
+
+def _placed(text: str, body: str, above: str = "") -> str:
+    """Return ``body`` with the generated ``text`` between its marks, ``above`` and it on top where there are none."""
+    below = "\n" if not body or body.startswith(("\n", "\r\n")) else "\n\n"
+    before, _, after = _parted(body) or (above, "", below + body)
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def own_words(path: Path) -> tuple[str, str]:
+    """Return what a card says above and below the generated part, without the white space around it."""
+    body = read_card(path)[1]
+    before, _, after = _parted(body) or ("", "", body)
+    return before.strip(), after.strip()
 
 
 def render_card(folder: Path, kept: dict[str, Any], audit: Audit | None = None) -> tuple[dict[str, Any], str]:
     """Return the card's metadata (``kept`` keys joined in) and its generated text; ``audit``: see ``write_card``."""
     given = template_context(folder, audit)
     receipt, audit, log = given["receipt"], given["audit"], given["log"]
-    metadata = {**kept, **card_metadata(receipt, audit)}
+    metadata = {**kept, "model-index": [], **card_metadata(receipt, audit)}
     metadata["tags"] = list(dict.fromkeys([*_as_list(kept.get("tags")), *metadata["tags"]]))
-    if audit is None:
-        metadata.pop("model-index", None)
+    if results := [*metadata.pop("model-index", []), *_entries(kept, own=False)]:
+        metadata["model-index"] = results
     text = render_template(
         "card.md.jinja",
         **given,
@@ -96,21 +114,23 @@ def card_faults(folder: Path) -> Iterator[str]:
     metadata, text = render_card(folder, kept)
     # a base that was a local folder has the Hub id that a person gave it
     bases = ("base_model", "base_model_relation") if "base_model" in metadata else ()
-    for key in (*bases, "pipeline_tag", "library_name", "model-index"):
-        if kept.get(key) != metadata.get(key):  # without an audit there is no model-index
-            yield f"the metadata's {key} is not what the documents say"
+    faults = [key for key in (*bases, "pipeline_tag", "library_name") if kept.get(key) != metadata.get(key)]
+    if _entries(kept) != _entries(metadata):  # without an audit there are none
+        faults.append("model-index")
+    yield from (f"the metadata's {key} is not what the documents say" for key in faults)
     parts = _parted(body)
     if parts is None or parts[1].strip("\n") != text:
         yield "the part between layerprune's marks is not what the documents say"
 
 
-def unlike_the_card(folder: Path, *documents: Document | None) -> Iterator[str]:
+def unlike_the_card(folder: Path, *documents: Document | None, card: str = CARD) -> Iterator[str]:
     """Yield the documents that are not those the card was written from; no document has the hash of the last one."""
-    parts = _parted(read_card(folder / CARD)[1])
+    parts = _parted(_text(folder / card))
+    within = "layerprune/" if card == CARD else ""
     stated = {} if parts is None else dict(STATED.findall(parts[1]))  # sha256 by file name
     for document in documents:
         if document is not None and stated.get(document.filename, document.sha256()) != document.sha256():
-            yield f"layerprune/{document.filename} is not the one that {CARD} names"
+            yield f"{within}{document.filename} is not the one that {card} names"
 
 
 def card_metadata(receipt: Receipt, audit: Audit | None) -> dict[str, Any]:
@@ -179,16 +199,25 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
     Raises ``DocumentError`` for a card that is not UTF-8 and for metadata that is not YAML, ``CheckpointError`` for one
     that is a link or no regular file.
     """
+    return _read(path)[1:]
+
+
+def _text(path: Path) -> str:
     check_plain(path.parent, [path.name])
     if not path.exists():
-        return {}, ""
+        return ""
     try:
-        text = read_text(path)
+        return read_text(path)
     except (OSError, ValueError) as error:
         raise DocumentError(f"{path} cannot be read, a card is text in UTF-8: {_one_line(error)}") from error
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any], str]:
+    """Return a card's metadata as they are written, as they are read, and its text."""
+    text = _text(path)
     match = FRONT_MATTER.match(text)
     if match is None:
-        return {}, text
+        return "", {}, text
     try:
         metadata = parse_yaml(match.group(1))[1] or {}
         if isinstance(metadata, dict) and metadata.get("language") is not None:
@@ -199,7 +228,7 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
         raise DocumentError(f"{path}: the metadata between the --- lines is not YAML: {_one_line(error)}") from error
     if not isinstance(metadata, dict):
         raise DocumentError(f"{path}: the metadata between the --- lines is a {type(metadata).__name__}, not a mapping")
-    return metadata, text[match.end() :]
+    return match.group(), metadata, text[match.end() :]
 
 
 def _result(task: Any) -> dict[str, Any]:
@@ -217,10 +246,17 @@ def _result(task: Any) -> dict[str, Any]:
 
 def _parted(body: str) -> tuple[str, str, str] | None:
     """Return the text before, between and after the marks; None for a card without them."""
-    start, stop = body.find(BEGIN), body.find(END)
+    start = body.find(BEGIN)
+    stop = body.find(END, start)
     if not 0 <= start < stop:
         return None
-    return body[:start], body[start + len(BEGIN) : stop], body[stop + len(END) :].removeprefix("\n")
+    return body[:start], body[start + len(BEGIN) : stop], body[stop + len(END) :]
+
+
+def _entries(metadata: dict[str, Any], *, own: bool = True) -> list[Any]:
+    """Return the entries of model-index that this tool made, or those that it did not."""
+    every = _as_list(metadata.get("model-index"))
+    return [one for one in every if own == (isinstance(one, dict) and bool(OWN_ENTRY.search(str(one.get("name")))))]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -236,16 +272,25 @@ def _one_line(error: Exception) -> str:
 # The account of a checkpoint that layerprune did not export: no metadata, and no word on how it was made.
 
 
-def write_fragment(folder: Path, audit: Audit) -> Path:
-    """Write ``folder/card.md``, what an audit says of a foreign checkpoint, and return its path."""
-    path = folder / FRAGMENT
-    write_atomically(path, render_fragment(audit).encode())
+def write_fragment(folder: Path, audit: Audit, *, into: Path | None = None) -> Path:
+    """Write or renew ``folder/card.md``, what an audit says of a foreign checkpoint, and return its path.
+
+    Text outside the marks is kept; ``into``: another folder for the new file.
+    """
+    path = (into or folder) / FRAGMENT
+    write_atomically(path, _placed(render_fragment(audit), _text(folder / FRAGMENT)).encode())
     return path
+
+
+def fragment_is_current(folder: Path, audit: Audit) -> bool:
+    """Whether the generated part of ``folder/card.md`` is what the audit gives."""
+    parts = _parted(_text(folder / FRAGMENT))
+    return parts is not None and parts[1].strip("\n") == render_fragment(audit)
 
 
 def render_fragment(audit: Audit) -> str:
     """Return the Markdown; it follows from the audit alone."""
-    return render_template("fragment.md.jinja", **foreign_context(audit)).strip() + "\n"
+    return render_template("fragment.md.jinja", **foreign_context(audit)).strip()
 
 
 def foreign_context(audit: Audit) -> dict[str, Any]:

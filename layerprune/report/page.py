@@ -143,6 +143,9 @@ def _point(name: str, count: int, difference: float, interval: Interval | None) 
 # How to make a checkpoint and its audit again, as command lines; every figure in them comes from the documents.
 
 
+CHECKS = ("layerprune verify . --digests", "layerprune audit . --recheck 20")
+
+
 def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Earlier] = ()) -> list[str]:
     """Return the commands in order: choose the layers, export, heal, audit, and check what is here.
 
@@ -153,12 +156,13 @@ def commands(plan: Plan, audit: Audit, log: HealLog | None, rounds: Sequence[Ear
     for one, base in zip(rounds, made, strict=False):
         lines += _round(one.plan, one.heal, _place(base) if base.revision is None else "base/")
     out = "healed/" if log else "smaller/"
-    return [*lines, *_round(plan, log, out), _audit(audit, out), _line("verify", ".", "--rerun", 20, "--digests")]
+    return [*lines, *_round(plan, log, out), _audit(audit, out), *CHECKS]
 
 
 def foreign_commands(audit: Audit) -> list[str]:
     """Return the commands that repeat the audit of a foreign checkpoint, and check what is here."""
-    return [_audit(audit, _place(audit.pruned)), _line("verify", ".", "--digests")]
+    place, base = _place(audit.pruned), _place(audit.base)
+    return [_audit(audit, place), CHECKS[0], _line("audit", place, "--base", base, "-o", ".", "--recheck", 20)]
 
 
 def _round(plan: Plan, log: HealLog | None, out: str) -> list[str]:

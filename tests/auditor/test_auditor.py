@@ -217,7 +217,7 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_asked(out, tasks
     def asked(*arguments, **options):
         raise AssertionError("asked all the same")
 
-    monkeypatch.setattr("layerprune.auditor.auditor.evaluate", asked)
+    monkeypatch.setattr("layerprune.auditor.measurement.evaluate", asked)
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(UsageError, match="at least 254 are needed"):
         run(out, tasks, text=tmp_path / "short.txt")
@@ -251,7 +251,7 @@ def test_a_compared_plan_for_another_model_is_refused(out, tasks):
 
 
 def test_text_speed_and_writing_reach_the_document_and_the_card(out, tasks, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerprune.auditor.auditor.PROMPTS", ("Say something.", "Say more."))
+    monkeypatch.setattr("layerprune.auditor.measurement.PROMPTS", ("Say something.", "Say more."))
     text = tmp_path / "held-out.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     result = run(out, tasks, limit=8, generation=True, text=text, speed=True)

@@ -64,7 +64,7 @@ def made(tmp_path_factory):
     (folder / "tasks" / "writing.yaml").write_text(WRITING.format(folder=folder, new=NEW))
     tiny.exported(base, folder / "smaller")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layerprune.auditor.auditor.PROMPTS", FEW)
+        patch.setattr("layerprune.auditor.measurement.PROMPTS", FEW)
         patch.setattr("layerprune.auditor.generation.NEW_TOKENS", NEW)
         written = counted(patch)
         plan = Plan.load(folder / "smaller" / "layerprune" / "plan.json")
@@ -193,7 +193,7 @@ def test_one_written_task_alone_is_still_looked_at(made, tmp_path):
 
 
 def test_a_single_answer_has_no_interval(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerprune.auditor.auditor.PROMPTS", FEW[:1])
+    monkeypatch.setattr("layerprune.auditor.measurement.PROMPTS", FEW[:1])
     out = tiny.exported(made / "base", tmp_path / "smaller")
     found = audit(out, ["writing"], limit=1, include_path=[made / "tasks"], layerwise=False)
     assert {one.models[PRUNED].agreed_interval for one in found.own_answers} == {None}

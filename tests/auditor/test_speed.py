@@ -181,7 +181,7 @@ def test_an_audit_tells_of_every_batch_size_in_document_card_report_and_on_scree
         Watched(monkeypatch, pruned, room=32)
         return made(base, pruned, **{**options, "repeats": 1, "prompt_tokens": 16, "new_tokens": 2})
 
-    monkeypatch.setattr("layerprune.auditor.auditor.time_both", without_room)
+    monkeypatch.setattr("layerprune.auditor.measurement.time_both", without_room)
     said = done(*audited(out, tasks, "--speed")).stdout
     found = Audit.load(out / "layerprune" / "audit.json").speed
     assert [(batch.batch_size, batch.left_out) for batch in found.by_batch] == [

@@ -7,6 +7,7 @@ import os
 import shutil
 
 import pytest
+from layerprune.auditor.rerun import repeat
 
 import cli_tiny
 import families
@@ -15,7 +16,6 @@ from cli_tiny import done, last_line, refused
 from layerprune.artifacts import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
 from layerprune.auditor import audit
 from layerprune.auditor.inputs import ExportedFolder
-from layerprune.auditor.rerun import repeat
 from layerprune.auditor.verification import verify
 from layerprune.errors import CheckpointError, DocumentError
 from layerprune.exporter import export

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import audit_samples as samples
-from layerprune.artifacts import FileEntry, ModelRef, TaskData
+from layerprune.artifacts import Audit, FileEntry, ModelRef, Receipt, TaskData
 from layerprune.checkpoint import Checkpoint, locate, location
 
 DEPTH = 6
@@ -161,3 +161,32 @@ def exported(base: Path, out: Path, layer: int = 3, seen: tuple[TaskData, ...] =
     receipt = samples.receipt(plan, result=result, bytes_before=before, bytes_after=after, files=files)
     receipt.save(out / "layerprune" / "receipt.json")
     return out
+
+
+def audited(folder: Path, test: int) -> Path:
+    """A base, its task of ``test`` items in ``tasks`` and an audited folder ``out`` whose receipt names its files."""
+    from layerprune.auditor import audit
+
+    base = base_model(folder / "base")
+    eval_set(base, folder / "tasks", test=test)
+    out = exported(base, folder / "out")
+    path = out / "layerprune" / Receipt.filename
+    files = {
+        file.name: FileEntry(sha256=hashlib.sha256(file.read_bytes()).hexdigest(), bytes=file.stat().st_size)
+        for file in out.iterdir()
+        if file.is_file()
+    }
+    Receipt.load(path).model_copy(update={"files": files}).save(path)
+    audit(out, ["toy"], include_path=[folder / "tasks"], generation=False)
+    return out
+
+
+def rewrite(out: Path, **changes: object) -> None:
+    """Change fields of an audit, and renew what is made from it."""
+    from layerprune.report.card import write_card
+    from layerprune.report.page import write_report
+
+    path = out / "layerprune" / Audit.filename
+    Audit.load(path).model_copy(update=changes).save(path)
+    write_card(out)  # the forger is careful
+    write_report(out)
