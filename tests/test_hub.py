@@ -1,6 +1,7 @@
 """Pushing over HTTP against a stand-in for the Hub on loopback."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from layerprune.auditor import audit
 from layerprune.auditor.verification import verify
 from layerprune.errors import UsageError
 from layerprune.hub import PushError, check_no_path, push
-from layerprune.report.card import read_card, write_card
+from layerprune.report.card import END, read_card, write_card
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +86,161 @@ def test_what_arrives_is_the_folder_and_verifies_when_downloaded_again(hub, made
 
 
 def test_what_an_earlier_push_left_is_replaced_and_other_files_stay(hub, made, tmp_path):
-    stale = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "layerprune/heal.json")
-    others = ("examples.py", "pictures/plot.png", ".gitattributes")
-    old = dict.fromkeys((*stale, "report.html", *others), b"old")
-    hub.repos["me/smaller"] = {"files": old, "private": False}
+    earlier(hub, made, tmp_path)
+    stored, old = hub.repos["me/smaller"]["files"], dict(hub.repos["me/smaller"]["files"])
+    others = ("examples.py", "pictures/plot.png", ".gitattributes", "lora/adapter_model.safetensors", "layerprune/x")
+    stored |= dict.fromkeys(others, b"theirs")
     found, _ = pushed(made)
-    stored = hub.repos["me/smaller"]["files"]
     assert set(stored) == {*found.files, *others}
-    assert stored["report.html"] != b"old"
+    assert {"model-00001-of-00002.safetensors", "pooling/model.safetensors", "layerprune/heal.json"} <= {*old}
+    for name in ("model.safetensors", "config.json", "layerprune/receipt.json"):
+        assert stored[name] == (made / name).read_bytes() != old[name]
+    assert [stored[name] for name in others] == [b"theirs"] * len(others)
     for name in others:
         del stored[name]
-    assert verify(published(hub, tmp_path)).problems == ()
+    assert verify(published(hub, tmp_path / "again")).problems == ()
+
+
+def earlier(hub, made, folder):
+    """Have the repo hold the push of another export, one that was sharded and healed."""
+    other = tiny.exported(made.parent / "base", folder / "earlier", layer=2)
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    push(tiny.with_files(other), "me/smaller", allow_unaudited=True)
+    files = hub.repos["me/smaller"]["files"]
+    shards = {"model-00001-of-00002.safetensors": b"1", "pooling/model.safetensors": b"2"}
+    shards["model.safetensors.index.json"] = b"{}"
+    named = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": 1} for name, data in shards.items()}
+    files |= {**shards, "layerprune/heal.json": json.dumps({"kind": "heal", "files": named}).encode()}
+    hub.seen.clear()
+
+
+def stopped(hub, made, files):
+    """What a push says to files that somebody put into the repo; nothing is sent, and the repo stays as it is."""
+    hub.change("me/smaller", files)
+    before = dict(hub.repos["me/smaller"]["files"])
+    with pytest.raises(UsageError) as raised:
+        pushed(made)
+    assert hub.repos["me/smaller"]["files"] == before
+    assert not any(part in path for _, path in hub.seen for part in ("preupload", "lfs", "commit/"))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_files_of_others_in_the_way_stop_a_push_before_anything_is_sent(hub, made):
+    hub.repos["me/smaller"] = {"files": {"notes.txt": b"theirs"}, "private": False}
+    assert stopped(hub, made, {"config.json": b"{}"}) == (
+        "me/smaller holds files that no push of layerprune left there as they are, in the way of this one: "
+        "config.json; nothing was sent: move them away in the repo, or push to another one"
+    )
+    ways = ["config.json", "layerprune/plan.json", "model.safetensors", "pytorch.safetensors", "report.html"]
+    said = stopped(hub, made, dict.fromkeys(ways, b"theirs"))
+    assert f"in the way of this one: {', '.join(ways)}; nothing was sent" in said
+    more = stopped(hub, made, {"tokenizer.json": b"theirs"})
+    assert f"in the way of this one: {', '.join(ways)} and 1 more; nothing was sent" in more
+    hub.change("me/smaller", dict.fromkeys([*ways, "tokenizer.json"]))
+    pushed(made)
+    assert hub.repos["me/smaller"]["files"]["notes.txt"] == b"theirs"
+
+
+def test_files_that_are_there_and_equal_are_in_nobodys_way(hub, made):
+    files = {name: (made / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    hub.repos["me/smaller"] = {"files": files, "private": False}
+    pushed(made)
+    assert "layerprune/receipt.json" in files
+
+
+def test_what_was_changed_since_the_earlier_push_is_somebodys(hub, made, tmp_path):
+    earlier(hub, made, tmp_path)
+    config = hub.repos["me/smaller"]["files"]["config.json"]
+    assert "in the way of this one: config.json;" in stopped(hub, made, {"config.json": config + b"\n"})
+    weights = {"config.json": config, "model-00001-of-00002.safetensors": b"3"}
+    assert "in the way of this one: model-00001-of-00002.safetensors;" in stopped(hub, made, weights)
+
+
+THEIRS = b"""---
+license: cc0-1.0  # as they like it
+tags:
+- theirs
+pipeline_tag: fill-mask
+model-index:
+- name: Theirs
+  results: []
+widget: []
+---
+# Their title\r
+\r
+Their words.  """
+
+
+def test_a_card_of_others_gets_our_part_and_keeps_its_words_and_metadata(hub, made, tmp_path):
+    hub.repos["me/smaller"] = {"files": {"README.md": THEIRS}, "private": False}
+    stored, local = hub.repos["me/smaller"]["files"], (made / "README.md").read_bytes()
+    pushed(made)
+    assert (made / "README.md").read_bytes() == local
+    assert stored["README.md"].endswith(f"{END}\n\n# Their title\r\n\r\nTheir words.  ".encode())
+    out = published(hub, tmp_path)
+    (metadata, body), own = read_card(out / "README.md"), read_card(made / "README.md")
+    assert "| audit.json | `sha256:" in body
+    assert "cc0-1.0" in body
+    assert (metadata["license"], metadata["widget"]) == ("cc0-1.0", [])
+    assert metadata["tags"] == ["theirs", *own[0]["tags"]]
+    assert metadata["pipeline_tag"] == own[0]["pipeline_tag"]
+    assert metadata["model-index"] == [*own[0]["model-index"], {"name": "Theirs", "results": []}]
+    assert verify(out).problems == ()
+    first = stored["README.md"]
+    changed = first.replace(b"Their words.", b"Their new words.").replace(b"## ", b"### ")
+    hub.change("me/smaller", {"README.md": changed})
+    pushed(made)
+    assert stored["README.md"] == first.replace(b"Their words.", b"Their new words.")
+
+
+def test_words_of_both_sides_are_told_of_and_a_card_that_holds_theirs_goes(hub, made, tmp_path):
+    copy, said, again = shutil.copytree(made, tmp_path / "copy"), Told(), Told()
+    card = copy / "README.md"
+    card.write_text(card.read_text() + "\nMy own words.\n")
+    hub.repos["me/smaller"] = {"files": {"README.md": b"Theirs.\n"}, "private": False}
+    push(copy, "me/smaller", progress=said)
+    stored = hub.repos["me/smaller"]["files"]
+    assert stored["README.md"].endswith(b"\nTheirs.\n")
+    assert b"My own words" not in stored["README.md"]
+    assert any("the words of the card in me/smaller are kept" in note for note in said.notes)
+    card.write_text(card.read_text() + "Theirs.\n")
+    push(copy, "me/smaller", progress=again)
+    assert stored["README.md"].endswith(b"\nMy own words.\nTheirs.\n")
+    assert not any("are kept" in note for note in again.notes)
+
+
+def test_a_card_of_others_that_cannot_be_read_stops_the_push(hub, made):
+    hub.repos["me/smaller"] = {"files": {}, "private": False}
+    for card, why in (
+        (b"---\nlicense: [\n---\n", "README.md: the metadata between the --- lines is not YAML"),
+        (b"\xff", "README.md cannot be read, a card is text in UTF-8"),
+    ):
+        said = stopped(hub, made, {"README.md": card})
+        assert said.startswith(f"the card in me/smaller cannot be joined: {why}")
+
+
+def test_a_commit_of_others_meanwhile_is_looked_at_and_never_overwritten(hub, made):
+    hub.repos["me/smaller"] = {"files": {"README.md": b"Old.\n"}, "private": False}
+    hub.meanwhile = [lambda: hub.change("me/smaller", {"README.md": b"New.\n"})]
+    _, waits = pushed(made)
+    assert waits == [2.0]
+    assert hub.repos["me/smaller"]["files"]["README.md"].endswith(b"\nNew.\n")
+    hub.repos, hub.meanwhile = {}, [lambda: hub.change("me/smaller", {"config.json": b"{}"})]
+    with pytest.raises(UsageError, match=r"in the way of this one: config\.json"):
+        pushed(made)
+    assert hub.repos["me/smaller"]["files"] == {"config.json": b"{}"}
+    hub.repos, hub.meanwhile = {}, [lambda: hub.change("me/smaller", {"a": b""})] * 4
+    said, _ = refused(made)
+    assert "HTTP 412: others commit to it at the same time" in said
+
+
+def test_a_download_that_breaks_is_taken_up_again(hub, made):
+    hub.repos["me/smaller"] = {"files": {"README.md": b"Theirs.\n"}, "private": False}
+    hub.faults = [("/resolve/", "cut"), ("/resolve/", 503)]
+    pushed(made)
+    assert hub.faults == []
+    assert hub.repos["me/smaller"]["files"]["README.md"].endswith(b"\nTheirs.\n")
 
 
 def test_a_hub_id_that_cannot_be_one_is_refused_before_anything_is_asked(hub, made, tmp_path):
@@ -357,7 +502,7 @@ def test_a_pull_request_whose_answer_is_lost_is_not_opened_again(hub, made, faul
 
 
 def test_a_pull_request_is_asked_for_again_when_it_cannot_have_been_opened(hub, made):
-    hub.repos["me/smaller"] = {"files": {"old.safetensors": b"old", "notes.txt": b"mine"}, "private": False}
+    hub.repos["me/smaller"] = {"files": {"notes.txt": b"mine"}, "private": False}
     hub.faults = [("/api/repos/create", 503), ("/preupload/", "cut"), ("/commit/", 429)]
     found, waits = pushed(made, create_pr=True)
     assert hub.faults == []

@@ -164,9 +164,8 @@ def renew_card(folder: Path, base: str | None = None) -> Path:
     the card names, and for another base.
     """
     with locked(folder):
-        if foreign_audit(folder):
+        if foreign_audit(folder) and (audit := Audit.load(folder / Audit.filename)).foreign:
             check_output(folder)
-            audit = Audit.load(folder / Audit.filename)
             _check_audit(folder, audit, FRAGMENT)
             return write_fragment(folder, audit)
         exported = ExportedFolder.read(folder)

@@ -324,6 +324,9 @@ def card(console: Console, folder: Path, **options: Any) -> Iterator[Table | str
 def push(console: Console, folder: Path, repo: str, **options: Any) -> Iterator[Table | str]:
     """Verify FOLDER and send weights, card, audit and report to REPO (owner/name) on the Hub.
 
+    A README.md that is there keeps its words and metadata and gets FOLDER's part. Files that others put there stay;
+    one in the way stops the push before anything is sent.
+
     The token is the one that huggingface_hub finds (hf auth login, or HF_TOKEN).
     """
     from layerprune.hub import REPLACED
@@ -332,6 +335,6 @@ def push(console: Console, folder: Path, repo: str, **options: Any) -> Iterator[
     if sent.url is None:
         for name, size in sent.files.items():
             yield f"{in_words(size):>9}  {name}"
-        yield f"deleted from the repo, where it has others: {', '.join(REPLACED)}"
+        yield f"deleted from the repo, where an earlier push left others: {', '.join(REPLACED)}"
     where = f"pushed to {sent.repo}: {sent.url}" if sent.url else f"would go to {sent.repo}"
     yield f"{len(sent.files)} files, {in_words(sent.bytes)} {where}"

@@ -55,14 +55,16 @@ def write_card(
     nothing of them. Metadata keys this tool does not set are kept, and so is any text outside its marks, byte for byte.
     ``audit``: one that is about to be saved, in place of the folder's; ``into``: another folder for the new card;
     ``base_model``: the Hub id of a base that the documents know as a local folder; ``theirs``: another card that gets
-    this folder's part, and those of its card's metadata that it lacks. Raises ``DocumentError`` when the plan or
-    receipt is missing, and for a card that ``read_card`` cannot read; ``CheckpointError`` where the card or a document
-    is a link.
+    this folder's part and what its own metadata lack; its words give way only to a card of this folder that holds all
+    of them. Raises ``DocumentError`` when the plan or receipt is missing, and for a card that ``read_card`` cannot
+    read; ``CheckpointError`` where the card or a document is a link.
     """
     folder = Path(folder)
     path = folder / CARD
     check_plain(folder, OURS)
     front, present, body = _read(theirs or path)
+    if theirs is not None and all(words in read_card(path)[1] for words in own_words(theirs)):
+        body = read_card(path)[1]  # nothing of theirs is lost
     inherited = read_card(base / CARD)[0] if base is not None else {}
     kept = {key: inherited[key] for key in INHERITED if key in inherited}
     kept |= {**(read_card(path)[0] if theirs else {}), **present}

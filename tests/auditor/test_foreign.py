@@ -14,9 +14,11 @@ import audit_tiny as tiny
 from cli_tiny import done, refused
 from layerprune.artifacts import PRUNED, Audit, Plan, TaskData
 from layerprune.auditor import audit
-from layerprune.auditor.foreign import is_foreign
+from layerprune.auditor.comparison import adjusted, compare_models, foreign_verdict, overall
+from layerprune.auditor.foreign import is_foreign, publish
 from layerprune.auditor.verification import verify
 from layerprune.errors import CheckpointError, DocumentError, ModelError, UsageError
+from layerprune.report.card import BEGIN, END
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,8 @@ def test_card_and_report_read_without_a_removal(whole):
         assert found.sha256() in page
         for word in ("emoved", "Layer by layer", "plan.json", "unseen", "None", "was gained", "chosen by"):
             assert word not in page, word
-    assert card.startswith("## Audit: byhand beside base\n")
+    assert card.startswith(f"{BEGIN}\n## Audit: byhand beside base\n")
+    assert card.endswith(f".\n{END}\n")
     assert "| layers | 6 | 5 | −16.7 % |" in card
     assert "in the same tokens.\n\n| task | items |" in card
     assert f"byhand has {found.pruned.parameters:,} parameters and 5 layers, its base base " in report
@@ -189,8 +192,64 @@ def test_verify_finds_what_was_changed_in_a_foreign_audit(tmp_path, whole):
     assert "card.md: missing" in verify(stray).problems
 
 
-def test_rerun_and_push_of_a_foreign_audit_say_so_in_one_line(whole):
-    assert "--rerun is for exported checkpoints" in refused("verify", whole[1], "--rerun", 5)
+def test_items_of_a_foreign_audit_are_asked_again_in_its_folder_or_beside_its_model(base, by_hand, tasks, whole):
+    out = whole[1]
+    before = hashes(out)
+    again = audit(by_hand, out=out, base=str(base), include_path=[tasks], recheck=6)
+    assert (again.items, again.decisions, again.same_decisions, again.problems) == (6, 12, 12, ())
+    assert audit(out, base=str(base), include_path=[tasks], recheck=40).decisions == 80
+    assert hashes(out) == before
+    with pytest.raises(DocumentError, match="base is not the byhand of this audit: its weights' fingerprint is"):
+        audit(base, out=out, base=str(base), include_path=[tasks], recheck=1)
+    with pytest.raises(DocumentError, match="byhand is not the base of this audit"):
+        audit(by_hand, out=out, base=str(by_hand), include_path=[tasks], recheck=1)
+    with pytest.raises(DocumentError, match="holds no audit to ask again"):
+        audit(by_hand, out=out / "nowhere", base=str(base), include_path=[tasks], recheck=1)
+
+
+def test_a_local_candidate_that_nothing_here_knows_has_to_be_given(whole, monkeypatch):
+    monkeypatch.setattr("layerprune.checkpoint.location._known", {})
+    line = refused("audit", whole[1], "--recheck", 5)
+    assert "is of byhand, a local folder, and nothing here says where it lies: give layerprune audit MODEL" in line
+    assert f"-o {whole[1]} --recheck N" in line
+
+
+def test_a_forged_foreign_audit_does_not_repeat(base, by_hand, tasks, tmp_path, whole):
+    document = whole[0].model_copy(update={"generation": None, "own_answers": ()})
+    task = document.tasks[0]
+    model = task.models[PRUNED]
+    forged = model.outcomes.model_copy(update={"correct": task.base_outcomes.correct})
+    models = compare_models(task.base_outcomes, {PRUNED: forged}, document.seed)
+    tasks_ = adjusted([task.model_copy(update={"models": models})])
+    said = foreign_verdict(document.base, document.pruned, tasks_, None, ())
+    publish(tmp_path, document.model_copy(update={"tasks": tasks_, "overall": overall(tasks_), "verdict": said}))
+    assert verify(tmp_path).problems == ()
+    found = audit(by_hand, out=tmp_path, base=str(base), include_path=[tasks], recheck=40)
+    turned = sum(a != b for a, b in zip(model.outcomes.correct, forged.correct, strict=True))
+    assert len(found.problems) == turned == 80 - found.same_decisions > 0
+    assert all("does not repeat for the candidate model" in problem for problem in found.problems)
+
+
+def test_the_card_is_renewed_and_what_a_person_wrote_around_it_stays(base, by_hand, tasks, tmp_path, whole):
+    out = shutil.copytree(whole[1], tmp_path / "audit")
+    card, ours = out / "card.md", (out / "card.md").read_bytes()
+    above, below = b"---\nlicense:  mit # mine\n---\r\n# My model\n\n", b"\r\n\tThe end.  "
+    card.write_bytes(above + ours.replace(b"Both models answered", b"All models answered") + below)
+    assert verify(out).problems == ("card.md: not what audit.json gives",)
+    assert done("card", out).stdout == f"written: {card}\n"
+    assert card.read_bytes() == above + ours + below
+    assert verify(out).problems == ()
+    card.write_bytes(below)  # one without our part
+    done("card", out)
+    assert card.read_bytes() == ours.rstrip(b"\n") + b"\n" + below
+    run(by_hand, base, tasks, out)
+    assert card.read_bytes().endswith(b"-->\n" + below)
+    assert verify(out).problems == ()
+    card.write_text(re.sub(r"(audit.json . .sha256:)\w{4}", r"\g<1>0000", card.read_text(encoding="utf-8")))
+    assert "audit.json is not the one that card.md names; put it back" in refused("card", out)
+
+
+def test_push_of_a_foreign_audit_says_so_in_one_line(whole):
     assert "is not an exported checkpoint" in refused("push", whole[1], "me/model")
     assert "audited" in done("verify", whole[1]).stdout
 

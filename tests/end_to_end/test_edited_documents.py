@@ -7,7 +7,6 @@ import os
 import shutil
 
 import pytest
-from layerprune.auditor.rerun import repeat
 
 import cli_tiny
 import families
@@ -15,6 +14,7 @@ import heal_tiny
 from cli_tiny import done, last_line, refused
 from layerprune.artifacts import Audit, HealLog, Plan, Receipt, Scores, read_plan, read_scores
 from layerprune.auditor import audit
+from layerprune.auditor.auditor import renew_card
 from layerprune.auditor.inputs import ExportedFolder
 from layerprune.auditor.verification import verify
 from layerprune.errors import CheckpointError, DocumentError
@@ -57,7 +57,8 @@ def readers(folder, home, tmp_path):
     return {
         "audit": lambda: audit(folder, ["toy"], include_path=[home / "tasks"], generation=False),
         "heal": lambda: heal(folder, tmp_path / "again", method="scaling"),
-        "rerun": lambda: repeat(folder, 1, include_path=[home / "tasks"]),
+        "recheck": lambda: audit(folder, recheck=1, include_path=[home / "tasks"]),
+        "card": lambda: renew_card(folder),
         "push": lambda: ExportedFolder.read(folder),
     }
 

@@ -169,7 +169,15 @@ def audited(folder: Path, test: int) -> Path:
 
     base = base_model(folder / "base")
     eval_set(base, folder / "tasks", test=test)
-    out = exported(base, folder / "out")
+    out = with_files(exported(base, folder / "out"))
+    audit(out, ["toy"], include_path=[folder / "tasks"], generation=False)
+    return out
+
+
+def with_files(out: Path) -> Path:
+    """Have the receipt name the files of an exported folder, and renew its card."""
+    from layerprune.report.card import write_card
+
     path = out / "layerprune" / Receipt.filename
     files = {
         file.name: FileEntry(sha256=hashlib.sha256(file.read_bytes()).hexdigest(), bytes=file.stat().st_size)
@@ -177,7 +185,7 @@ def audited(folder: Path, test: int) -> Path:
         if file.is_file()
     }
     Receipt.load(path).model_copy(update={"files": files}).save(path)
-    audit(out, ["toy"], include_path=[folder / "tasks"], generation=False)
+    write_card(out)
     return out
 
 

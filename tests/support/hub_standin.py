@@ -18,6 +18,7 @@ COMMIT = "c" * 40
 class Hub(ThreadingHTTPServer):
     """What is stored, and what goes wrong next: ``faults`` is a list of (path pattern, status or "cut").
 
+    ``heads`` are the commits of repos; ``meanwhile`` holds what others do just before the next commit arrives.
     ``sent`` counts the bytes of each stored file that went out; ``ranges`` says whether byte ranges are understood.
     """
 
@@ -26,6 +27,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos, self.blobs, self.faults, self.puts, self.seen = {}, {}, [], [], []
+        self.heads, self.meanwhile = {}, []
         self.sent, self.ranges = Counter(), True
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -34,6 +36,16 @@ class Hub(ThreadingHTTPServer):
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         self.repos[repo] = {"files": files, "private": False}
         self.blobs.update({hashlib.sha256(data).hexdigest(): data for data in files.values()})
+
+    def head(self, repo):
+        return self.heads.get(repo, COMMIT)
+
+    def change(self, repo, files):
+        """Have somebody commit files (None: without them) to a repo."""
+        there = self.repos[repo]["files"]
+        for name, content in files.items():
+            there.pop(name, None) if content is None else there.update({name: content})
+        self.heads[repo] = hashlib.sha1(f"{self.head(repo)}".encode()).hexdigest()
 
     @property
     def url(self):
@@ -140,25 +152,38 @@ class Handler(BaseHTTPRequestHandler):
         self.send({})
 
     def commit(self, body, repo, revision):
+        if self.server.meanwhile:
+            self.server.meanwhile.pop(0)()
         files = self.server.repos[repo]["files"]
-        for line in body.decode().splitlines():
-            entry = json.loads(line)
+        lines = [json.loads(line) for line in body.decode().splitlines()]
+        if lines[0]["value"].get("parentCommit", self.server.head(repo)) != self.server.head(repo):
+            return self.send({"error": "A commit has happened since. Please refresh and try again."}, 412)
+        for entry in lines:
             if entry["key"] == "file":
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "lfsFile":
                 files[entry["value"]["path"]] = self.server.blobs[entry["value"]["oid"]]
             elif entry["key"] == "deletedFile":
                 del files[entry["value"]["path"]]
-        made = {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}"}
+        self.server.change(repo, {})
+        head = self.server.head(repo)
+        made = {"success": True, "commitOid": head, "commitUrl": f"{self.server.url}/{repo}/commit/{head}"}
         if "create_pr=1" in self.path:
             made["pullRequestUrl"] = f"{self.server.url}/{repo}/discussions/1"
-        self.send(made)
+        return self.send(made)
 
     def info(self, body, repo, revision="main"):
-        if repo not in self.server.repos or revision not in ("main", COMMIT):
+        if repo not in self.server.repos or revision not in ("main", self.server.head(repo)):
             return self.send({"error": "Repository not found"}, 404)
-        siblings = [{"rfilename": path, **self.large(path, data)} for path, data in self.files(repo).items()]
-        return self.send({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "tags": []})
+        siblings = [
+            {
+                "rfilename": path,
+                "blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
+                **self.large(path, data),
+            }
+            for path, data in self.files(repo).items()
+        ]
+        return self.send({"id": repo, "modelId": repo, "sha": self.server.head(repo), "siblings": siblings, "tags": []})
 
     def tree(self, body, repo, revision):
         entries = []
@@ -182,7 +207,12 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             return self.send({"error": "Entry not found"}, 404)
         oid = hashlib.sha256(data).hexdigest()
-        told = {"X-Repo-Commit": COMMIT, "ETag": f'"{oid}"', "X-Linked-Etag": f'"{oid}"', "X-Linked-Size": len(data)}
+        told = {
+            "X-Repo-Commit": self.server.head(repo),
+            "ETag": f'"{oid}"',
+            "X-Linked-Etag": f'"{oid}"',
+            "X-Linked-Size": len(data),
+        }
         if not path.endswith(".safetensors"):
             return self.send_data(data, path, told)
         return self.send_data(b"", path, {**told, "Location": f"{self.server.cdn}/cdn/{oid}/{path}"}, 302)
