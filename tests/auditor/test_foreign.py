@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -207,9 +209,12 @@ def test_items_of_a_foreign_audit_are_asked_again_in_its_folder_or_beside_its_mo
         audit(by_hand, out=out / "nowhere", base=str(base), include_path=[tasks], recheck=1)
 
 
-def test_a_local_candidate_that_nothing_here_knows_has_to_be_given(whole, monkeypatch):
-    monkeypatch.setattr("layerprune.checkpoint.location._known", {})
-    line = refused("audit", whole[1], "--recheck", 5)
+def test_a_local_candidate_that_nothing_here_knows_has_to_be_given(whole):
+    """Another process has not seen the folders that this one audited."""
+    command = [sys.executable, "-m", "layerprune", "audit", str(whole[1]), "--recheck", "5"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    line = ended.stderr
+    assert ended.returncode == 2
     assert "is of byhand, a local folder, and nothing here says where it lies: give layerprune audit MODEL" in line
     assert f"-o {whole[1]} --recheck N" in line
 

@@ -107,6 +107,7 @@ def test_an_audit_leaves_out_what_any_round_has_seen(home: Path, tmp_path: Path)
         "layerprune export run/plan.json -o smaller/",
         "layerprune audit smaller/",
         "layerprune verify .",
+        "layerprune audit .",
     ]
 
 
