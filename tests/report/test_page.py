@@ -148,10 +148,10 @@ def test_the_commands_to_reproduce_are_commands_that_exist(tmp_path, healed):
         _, name, *words_given = shlex.split(line)
         made = app.get_command(context, name).make_context(name, words_given)  # every option is known and well formed
         assert made.params
-    asked = dict(zip(lines[-2].split()[2:], lines[-2].split()[3:], strict=False))
+    asked = dict(zip(lines[-3].split()[2:], lines[-3].split()[3:], strict=False))
     assert asked["--limit"] == "240"
     assert asked["--compare"] == "cosine=cosine/plan.json"
-    assert "unhealed" not in lines[-2]
+    assert "unhealed" not in lines[-3]
 
 
 def test_the_text_that_healed_is_named_with_its_window_and_what_was_looked_for(sample):
